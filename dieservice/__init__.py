@@ -1,0 +1,1 @@
+"""die-service: knows which dice there are."""

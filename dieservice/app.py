@@ -1,0 +1,59 @@
+"""The die-service, put together from its settings."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
+
+from aiohttp import web
+
+from dieservice import routes
+from dieservice.catalogue import FileCatalogue, read_file
+from dieservice.postgres import PostgresCatalogue
+from dieservice.settings import Settings
+from dieservice.telemetry import DatabaseTelemetry, DiceTelemetry
+from otel.metrics import new_registry
+from web import health
+from web.service import furnish, new_application
+
+
+def create_app(settings: Settings) -> web.Application:
+    app = new_application()
+    registry = new_registry()
+    dice = read_file(settings.dice_file)
+    telemetry = app[routes.DICE] = DiceTelemetry(registry)
+    app.router.add_get("/dice", routes.dice, allow_head=False)
+
+    readiness = health.always_ready
+    if settings.database is None:
+        app[routes.CATALOGUE] = FileCatalogue(dice)
+        telemetry.loaded([die.identifier for die in dice])
+    else:
+        catalogue = PostgresCatalogue(settings.database, dice, telemetry, DatabaseTelemetry(registry))
+        app[routes.CATALOGUE] = catalogue
+        app.cleanup_ctx.append(_kept_connected(catalogue))
+
+        async def database_ready() -> str | None:
+            return None if catalogue.connected else "the database is away"
+
+        readiness = database_ready
+
+    async def announced(app: web.Application) -> AsyncIterator[None]:
+        telemetry.started(settings.server.port, len(dice))
+        yield
+
+    app.cleanup_ctx.append(announced)
+    furnish(app, registry, title="die-service", description="Knows which dice there are.", readiness=readiness)
+    return app
+
+
+def _kept_connected(catalogue: PostgresCatalogue) -> Callable[[web.Application], AsyncIterator[None]]:
+    async def run(app: web.Application) -> AsyncIterator[None]:
+        task = asyncio.create_task(catalogue.keep_connected())
+        yield
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+
+    return run

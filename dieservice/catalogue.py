@@ -1,0 +1,101 @@
+"""The dice there are: what a die is, and a catalogue of them read from a JSON file."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import orjson
+
+from web.settings import SettingsError
+
+
+@dataclass(frozen=True)
+class Specification:
+    """A die: its name, the faces it may show, and how often, from 0 to 1, rolling it fails."""
+
+    identifier: str
+    faces: tuple[int, ...]
+    error_rate: float
+
+    def document(self) -> dict[str, Any]:
+        return {
+            "identifier": self.identifier,
+            "specification": {"faces": list(self.faces), "error_rate": self.error_rate},
+        }
+
+
+class UnknownDie(LookupError):
+    """No die has this identifier; ``known`` are those that are there."""
+
+    def __init__(self, identifier: str, known: Sequence[str]) -> None:
+        super().__init__(f"There is no die {identifier!r}.")
+        self.known = list(known)
+
+
+class CatalogueUnavailable(Exception):
+    """The dice cannot be had now: the database is away or too busy."""
+
+
+class CatalogueTimeout(Exception):
+    """The database took the query and did not answer in time."""
+
+
+class Catalogue(Protocol):
+    """Raises :class:`CatalogueUnavailable` or :class:`CatalogueTimeout` where it depends on a database."""
+
+    async def identifiers(self) -> list[str]:
+        """All identifiers, sorted."""
+
+    async def get(self, identifier: str) -> Specification:
+        """The die of this identifier.
+
+        Raises:
+            UnknownDie: when there is none.
+        """
+
+
+class FileCatalogue:
+    def __init__(self, dice: Sequence[Specification]) -> None:
+        self._dice = {die.identifier: die for die in sorted(dice, key=lambda die: die.identifier)}
+
+    async def identifiers(self) -> list[str]:
+        return list(self._dice)
+
+    async def get(self, identifier: str) -> Specification:
+        try:
+            return self._dice[identifier]
+        except KeyError:
+            raise UnknownDie(identifier, list(self._dice)) from None
+
+
+def read_file(path: Path) -> list[Specification]:
+    """Read dice from a JSON file: a list of objects with ``identifier``, ``faces`` and ``error_rate``.
+
+    Raises:
+        SettingsError: when the file is missing or holds something else.
+    """
+    try:
+        dice = [_specification(entry) for entry in orjson.loads(path.read_bytes())]
+    except OSError as error:
+        raise SettingsError(f"DICE_FILE={str(path)!r}: {error.strerror}") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise SettingsError(f"DICE_FILE={str(path)!r}: not a list of dice: {error}") from None
+    if len({die.identifier for die in dice}) != len(dice):
+        raise SettingsError(f"DICE_FILE={str(path)!r}: two dice have the same identifier")
+    return dice
+
+
+def _specification(entry: dict[str, Any]) -> Specification:
+    die = Specification(
+        str(entry["identifier"]), tuple(int(face) for face in entry["faces"]), float(entry["error_rate"])
+    )
+    if not (1 <= len(die.identifier) <= 64 and die.identifier.isprintable()):
+        raise ValueError(f"identifier {die.identifier!r}: must be 1 to 64 printable characters")
+    if not die.faces:
+        raise ValueError(f"die {die.identifier!r} has no faces")
+    if not 0.0 <= die.error_rate <= 1.0:
+        raise ValueError(f"die {die.identifier!r}: error_rate must be from 0 to 1")
+    return die

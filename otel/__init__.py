@@ -1,0 +1,1 @@
+"""Telemetry shared by every service: JSON logs, traces and HTTP metrics."""

@@ -1,0 +1,176 @@
+"""JSON logs: every line a process writes becomes one JSON object on stdout.
+
+Usage::
+
+    stop = logs.start("dice-roller", level="INFO")
+    logging.getLogger("roller").info("Roll completed", extra={"fields": {"roll_value": 5}})
+    stop()
+
+Library lines, warnings and uncaught exceptions go the same way. A line written inside a span carries
+its ``trace_id`` and ``span_id``; a line of ours carries its event's fields beside the fixed ones.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any
+
+import orjson
+from opentelemetry import trace
+
+# A reader of stdout that stalls must neither block the event loop nor let memory grow for ever:
+# beyond this many waiting lines new ones are dropped and the loss is itself logged.
+MAX_WAITING_LINES = 100_000
+# Lines wait this long, in seconds, for company, so that a busy service writes once for many lines.
+WRITE_INTERVAL = 0.02
+
+
+class LineWriter:
+    """Writes lines to a file descriptor from a thread of its own, in batches.
+
+    Shapes: a line is ``bytes`` with its newline. ``write`` never blocks and never raises.
+    """
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        self._lines: list[bytes] = []
+        self._dropped = 0
+        self._filled = threading.Event()
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="log-writer", daemon=True)
+        self._thread.start()
+
+    def write(self, line: bytes) -> None:
+        if len(self._lines) >= MAX_WAITING_LINES:
+            self._dropped += 1
+            return
+        self._lines.append(line)
+        if not self._filled.is_set():
+            self._filled.set()
+
+    def stop(self, timeout: float = 5.0) -> None:
+        """Write what is waiting, then end the thread; gives up after ``timeout`` seconds."""
+        self._stopping.set()
+        self._filled.set()
+        self._thread.join(timeout)
+
+    def _run(self) -> None:
+        while True:
+            self._filled.wait()
+            self._stopping.wait(WRITE_INTERVAL)
+            stopping = self._stopping.is_set()
+            # Cleared before the lines are taken: a line added in between sets it again.
+            self._filled.clear()
+            lines, self._lines = self._lines, []
+            dropped, self._dropped = self._dropped, 0
+            if dropped:
+                lines.append(_document_line("ERROR", f"{dropped} log lines dropped: stdout is not being read"))
+            if not self._write_all(b"".join(lines)) or (stopping and not self._lines):
+                return
+
+    def _write_all(self, data: bytes) -> bool:
+        view = memoryview(data)
+        try:
+            while view:
+                view = view[os.write(self._descriptor, view) :]
+        except OSError:  # nobody reads stdout any more; there is nowhere left to say so
+            return False
+        return True
+
+
+_service = "python"
+
+
+def _timestamp(seconds: float) -> str:
+    """RFC 3339 in UTC with milliseconds, such as ``2026-01-02T03:04:05.678Z``."""
+    whole = int(seconds)
+    return f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(whole))}.{int((seconds - whole) * 1000):03d}Z"
+
+
+def _dump(document: dict[str, Any]) -> bytes:
+    try:
+        return orjson.dumps(document, default=str, option=orjson.OPT_APPEND_NEWLINE | orjson.OPT_NON_STR_KEYS)
+    except TypeError:
+        # Lone surrogates (bytes of a request that were no UTF-8) and integers beyond 64 bits:
+        # orjson refuses them, the standard encoder escapes them.
+        return json.dumps(document, default=str).encode() + b"\n"
+
+
+def _document_line(level: str, message: str) -> bytes:
+    return _dump({"timestamp": _timestamp(time.time()), "level": level, "message": message, "logger": _service})
+
+
+class JsonHandler(logging.Handler):
+    """Turns each record into one JSON line and hands it to the writer."""
+
+    def __init__(self, service: str, writer: LineWriter) -> None:
+        super().__init__()
+        self._service = service
+        self._writer = writer
+
+    def createLock(self) -> None:
+        self.lock = None  # the writer is thread-safe; no line has to wait for another
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            self._writer.write(_dump(self._document(record)))
+        except Exception as error:  # a line that cannot be formatted must not vanish unseen
+            self._writer.write(_document_line("ERROR", f"unprintable log line from {record.pathname}: {error!r}"))
+
+    def _document(self, record: logging.LogRecord) -> dict[str, Any]:
+        document: dict[str, Any] = {
+            "timestamp": _timestamp(record.created),
+            "level": record.levelname,
+            "message": record.getMessage(),
+            "logger": self._service,
+        }
+        context = trace.get_current_span().get_span_context()
+        if context.is_valid:
+            document["trace_id"] = format(context.trace_id, "032x")
+            document["span_id"] = format(context.span_id, "016x")
+        fields = getattr(record, "fields", None)
+        if fields is None:
+            document["source"] = record.name  # a library's line: say which library's
+        else:
+            document.update(fields)
+        if record.exc_info and record.exc_info[0] is not None:
+            document["exception"] = logging.Formatter().formatException(record.exc_info)
+        return document
+
+
+def start(service: str, level: str = "INFO", descriptor: int = 1) -> Callable[[], None]:
+    """Send everything this process logs to ``descriptor`` as JSON lines.
+
+    Args:
+        service: what the ``logger`` field of every line says.
+        level: a level name of the ``logging`` module.
+        descriptor: an open file descriptor, stdout unless told otherwise.
+
+    Returns:
+        A function that flushes and ends the logging.
+    """
+    global _service
+    _service = service
+    writer = LineWriter(descriptor)
+    root = logging.getLogger()
+    root.handlers[:] = [JsonHandler(service, writer)]
+    root.setLevel(level)
+    logging.captureWarnings(True)
+
+    def uncaught(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
+        root.critical("Uncaught exception", exc_info=(kind, error, traceback))
+
+    def uncaught_in_thread(args: threading.ExceptHookArgs) -> None:
+        if args.exc_value is not None:
+            uncaught(args.exc_type, args.exc_value, args.exc_traceback)
+
+    sys.excepthook = uncaught
+    threading.excepthook = uncaught_in_thread
+    return writer.stop

@@ -1,0 +1,1 @@
+"""dice-roller: rolls dice, one by one or many at once."""

@@ -1,0 +1,99 @@
+"""The dice-roller's routes: check the query, find the die, roll it, answer."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+
+import orjson
+from aiohttp import web
+
+from roller.catalogue import Catalogue, CatalogueTimeout, CatalogueUnavailable, UnknownDie
+from roller.dice import Die, RollFailed, Table
+from roller.settings import Settings
+from roller.telemetry import BatchTelemetry, DieServiceTelemetry, RollTelemetry
+from web import params
+from web.apidocs import describe, die_parameter, parameter
+from web.problems import Problem, timed_out, unavailable
+
+SETTINGS = web.AppKey("settings", Settings)
+TABLE = web.AppKey("table", Table)
+CATALOGUE = web.AppKey("catalogue", Catalogue)
+ROLLS = web.AppKey("rolls", RollTelemetry)
+BATCHES = web.AppKey("batches", BatchTelemetry)
+DIE_SERVICE = web.AppKey("die_service", DieServiceTelemetry)
+
+PROBLEMS = "bad-request unknown-die method-not-allowed roll-failed unavailable timed-out"
+ROLL_ANSWER = {
+    "type": "object",
+    "required": ["roll"],
+    "properties": {"roll": {"type": "integer", "description": "the face that came up"}},
+}
+BATCH_ANSWER = {
+    "type": "object",
+    "required": ["total", "rolls", "count"],
+    "properties": {
+        "total": {"type": "integer", "description": "the sum of the rolls"},
+        "rolls": {"type": "array", "items": {"type": "integer"}},
+        "count": {"type": "integer"},
+    },
+}
+# The highest number of rolls is a setting; the description names its default.
+TIMES = parameter(
+    "times", {"type": "integer", "minimum": 1, "maximum": 100, "example": 10}, "how many rolls, at once"
+)
+
+
+def _json(document: object) -> web.Response:
+    return web.Response(body=orjson.dumps(document), content_type="application/json")
+
+
+async def _find(app: web.Application, name: str) -> Die:
+    try:
+        die = await app[CATALOGUE].find(name)
+    except UnknownDie as error:
+        app[ROLLS].unknown_die(name)
+        raise Problem(404, str(error), kind="unknown-die", members={"known": error.known}) from None
+    except CatalogueUnavailable as error:
+        raise unavailable(str(error), cause=error.__cause__ or error) from None
+    except CatalogueTimeout as error:
+        raise timed_out(str(error), cause=error.__cause__ or error) from None
+    app[ROLLS].expect(die.name)
+    return die
+
+
+@describe("Roll a die once.", ROLL_ANSWER, [die_parameter()], PROBLEMS)
+async def roll(request: web.Request) -> web.Response:
+    app = request.app
+    name = params.die_name(request)
+    telemetry = app[ROLLS]
+    telemetry.requested(name)
+    die = await _find(app, name)
+    try:
+        face = await app[TABLE].roll(die)
+    except RollFailed as error:
+        telemetry.failed(name, error)
+        raise Problem(500, str(error), kind="roll-failed", members={"die": name}, cause=error) from None
+    telemetry.completed(name, face)
+    return _json({"roll": face})
+
+
+@describe("Roll a die many times at once.", BATCH_ANSWER, [die_parameter(), TIMES], PROBLEMS)
+async def roll_async(request: web.Request) -> web.Response:
+    app = request.app
+    name = params.die_name(request)
+    times = params.times(request, app[SETTINGS].max_rolls)
+    app[ROLLS].requested(name)
+    with app[DIE_SERVICE].query() if DIE_SERVICE in app else nullcontext():
+        die = await _find(app, name)
+    try:
+        with app[BATCHES].batch(name, times) as batch:
+            rolls = await app[TABLE].roll_batch(die, times, batch.roll)
+            failed = [index for index, face in enumerate(rolls, start=1) if face is None]  # as in async_roll_index
+            if failed:
+                raise RollFailed(f"{len(failed)} of {times} rolls of the {name} die failed.")
+            total = sum(face for face in rolls if face is not None)
+            batch.completed(total)
+    except RollFailed as error:
+        members = {"die": name, "count": times, "rolls": rolls, "failed": failed}
+        raise Problem(500, str(error), kind="roll-failed", members=members, cause=error) from None
+    return _json({"total": total, "rolls": rolls, "count": times})

@@ -1,0 +1,252 @@
+"""Everything observable of the dice-roller: its metrics, its spans and its log lines, each in one place.
+
+Spans: ``GET /roll`` and ``GET /roll-async`` (server, by the instrumentation) carry ``die.type``, ``die.result``
+and ``die.error``; ``query die service``; ``async roll batch`` with one ``roll N`` for each of its rolls.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from time import perf_counter
+from typing import Any
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+from otel import tracing
+from otel.metrics import DURATION_BUCKETS, exemplar
+from roller.dice import RollFailed
+
+SERVICE = "dice-roller"
+UNKNOWN = "unknown"
+# One bucket a face, so that the difference of two neighbours is how often that face came up.
+FACE_BUCKETS = (*range(0, 13), 20, 100)
+BATCH_BUCKETS = (1, 2, 5, 10, 20, 50, 100, 1000)
+
+_log = logging.getLogger(SERVICE)
+
+
+def _line(level: int, message: str, **fields: Any) -> None:
+    _log.log(level, message, extra={"fields": fields})
+
+
+def started(port: int) -> None:
+    _line(logging.INFO, "Dice roller started", port=port)
+
+
+class RollTelemetry:
+    """Rolls, one by one."""
+
+    def __init__(self, registry: CollectorRegistry, dice: list[str]) -> None:
+        self._rolls = Counter(
+            "dice_rolls_total",
+            "Dice rolled, one by one or in a batch, by die and result (success or error); asking for a die there is"
+            " none of counts as an error of the die 'unknown'.",
+            ["die_type", "result"],
+            registry=registry,
+        )
+        self._values = Histogram(
+            "dice_roll_value",
+            "Faces that came up, one bucket a face.",
+            ["die_type"],
+            buckets=FACE_BUCKETS,
+            registry=registry,
+        )
+        self._rolls.labels(UNKNOWN, "error")
+        for die in dice:
+            self.expect(die)
+
+    def expect(self, die: str) -> None:
+        """Make a die's series exist, at zero, before its first roll."""
+        self._rolls.labels(die, "success")
+        self._rolls.labels(die, "error")
+        self._values.labels(die)
+
+    def requested(self, die: str) -> None:
+        tracing.set_attributes(die_type=die)
+        _line(logging.INFO, "Roll requested", die_type=die)
+
+    def unknown_die(self, die: str) -> None:
+        self._rolls.labels(UNKNOWN, "error").inc()
+        tracing.set_attributes(die_error="unknown die")
+        _line(logging.WARNING, "Unknown die", die_type=die)
+
+    def count(self, die: str, face: int | None) -> None:
+        """Count one roll; ``face`` is ``None`` when it failed."""
+        self._rolls.labels(die, "error" if face is None else "success").inc()
+        if face is not None:
+            self._values.labels(die).observe(face, exemplar())
+
+    def completed(self, die: str, face: int) -> None:
+        self.count(die, face)
+        tracing.set_attributes(die_result=face)
+        _line(logging.INFO, "Roll completed", die_type=die, roll_value=face)
+
+    def failed(self, die: str, error: RollFailed) -> None:
+        self.count(die, None)
+        tracing.set_attributes(die_error=str(error))
+        _line(logging.ERROR, "Roll failed", die_type=die)
+
+
+class BatchTelemetry:
+    """Rolls, many at once."""
+
+    def __init__(self, registry: CollectorRegistry, rolls: RollTelemetry, dice: list[str]) -> None:
+        self._single = rolls
+        self._rolls = Counter(
+            "async_rolls_total",
+            "Dice rolled in batches, by die and result; dice_rolls_total counts them too.",
+            ["die_type", "result"],
+            registry=registry,
+        )
+        self._size = Histogram(
+            "async_roll_batch_size", "Rolls asked for in one batch.", buckets=BATCH_BUCKETS, registry=registry
+        )
+        self._duration = Histogram(
+            "async_roll_duration_seconds",
+            "Seconds a whole batch of rolls took.",
+            buckets=DURATION_BUCKETS,
+            registry=registry,
+        )
+        self._in_progress = Gauge(
+            "async_rolls_in_progress", "Rolls of batches that are under way now.", registry=registry
+        )
+        for die in dice:
+            self.expect(die)
+
+    def expect(self, die: str) -> None:
+        self._rolls.labels(die, "success")
+        self._rolls.labels(die, "error")
+
+    @contextmanager
+    def batch(self, die: str, size: int) -> Iterator[Batch]:
+        """Around a batch; leave it with :class:`RollFailed` when any of its rolls failed."""
+        self.expect(die)
+        self._size.observe(size, exemplar())
+        started = perf_counter()
+        with tracing.span("async roll batch", async_batch_size=size):
+            _line(logging.INFO, "Batch started", die_type=die, async_batch_size=size)
+            try:
+                yield Batch(self, die, size)
+            except RollFailed as error:
+                tracing.set_attributes(die_error=str(error))
+                _line(logging.ERROR, "Batch failed", die_type=die, async_batch_size=size)
+                raise
+            finally:
+                self._duration.observe(perf_counter() - started, exemplar())
+
+    @contextmanager
+    def _roll(self, die: str, size: int, index: int) -> Iterator[Callable[[int], None]]:
+        self._in_progress.inc()
+        try:
+            with tracing.span(f"roll {index}", async_roll_index=index, die_type=die):
+
+                def completed(face: int) -> None:
+                    self._single.count(die, face)
+                    self._rolls.labels(die, "success").inc()
+                    tracing.set_attributes(die_result=face)
+                    _line(
+                        logging.INFO,
+                        "Roll of a batch completed",
+                        die_type=die,
+                        roll_value=face,
+                        async_batch_size=size,
+                        async_roll_index=index,
+                    )
+
+                try:
+                    yield completed
+                except RollFailed as error:
+                    self._single.count(die, None)
+                    self._rolls.labels(die, "error").inc()
+                    tracing.set_attributes(die_error=str(error))
+                    _line(
+                        logging.ERROR,
+                        "Roll of a batch failed",
+                        die_type=die,
+                        async_batch_size=size,
+                        async_roll_index=index,
+                    )
+                    raise
+        finally:
+            self._in_progress.dec()
+
+
+class Batch:
+    """One batch under way."""
+
+    def __init__(self, telemetry: BatchTelemetry, die: str, size: int) -> None:
+        self._telemetry = telemetry
+        self._die = die
+        self._size = size
+
+    def roll(self, index: int) -> Any:
+        """Around the roll of this index, from 1; see :data:`roller.dice.WatchRoll`."""
+        return self._telemetry._roll(self._die, self._size, index)
+
+    def completed(self, total: int) -> None:
+        tracing.set_attributes(async_total_result=total)
+        _line(
+            logging.INFO,
+            "Batch completed",
+            die_type=self._die,
+            async_batch_size=self._size,
+            async_total_result=total,
+        )
+
+
+class DieServiceTelemetry:
+    """Questions to the die-service."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._requests = Counter(
+            "die_service_requests_total",
+            "Questions to the die-service, by die (one it has confirmed, else 'unknown') and by"
+            " HTTP status, 'timeout' or 'connection_error'.",
+            ["identifier", "status"],
+            registry=registry,
+        )
+        self._duration = Histogram(
+            "die_service_request_duration_seconds",
+            "Seconds from a question to the die-service to its answer or failure.",
+            buckets=DURATION_BUCKETS,
+            registry=registry,
+        )
+        # Only names that the die-service has confirmed become label values.
+        self._confirmed: set[str] = set()
+        for status in ("404", "timeout", "connection_error"):
+            self._requests.labels(UNKNOWN, status)
+
+    @contextmanager
+    def query(self) -> Iterator[None]:
+        """Around the one question that a batch asks."""
+        with tracing.span("query die service"):
+            yield
+
+    def asked(self, name: str) -> None:
+        _line(logging.INFO, "Querying die service", die_identifier=name)
+
+    def found(self, name: str, seconds: float) -> None:
+        self._confirmed.add(name)
+        self._count(name, 200, seconds)
+
+    def not_found(self, name: str, seconds: float) -> None:
+        self._confirmed.discard(name)
+        self._count(name, 404, seconds)
+        _line(logging.WARNING, "Die service error", die_identifier=name, die_found=False)
+
+    def failed(self, name: str, status: int | str, seconds: float) -> None:
+        self._count(name, status, seconds)
+        _line(
+            logging.WARNING,
+            "Die service error",
+            die_identifier=name,
+            die_found=False,
+            die_service_status=str(status),
+        )
+
+    def _count(self, name: str, status: int | str, seconds: float) -> None:
+        identifier = name if name in self._confirmed else UNKNOWN
+        self._requests.labels(identifier, str(status)).inc()
+        self._duration.observe(seconds, exemplar())

@@ -1,0 +1,1 @@
+"""What every aiohttp service of the lab does the same way."""

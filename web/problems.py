@@ -1,0 +1,134 @@
+"""Errors: every answer of 400 and above is ``application/problem+json`` (RFC 9457) with the trace id."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+from http import HTTPStatus
+from typing import Any
+
+import orjson
+from aiohttp import web
+from aiohttp.typedefs import Handler, Middleware
+
+from otel.http import TRACE_ID_HEADER
+from otel.tracing import current_trace_id, record_failure
+
+log = logging.getLogger(__name__)
+
+CONTENT_TYPE = "application/problem+json"
+RETRY_AFTER_SECONDS = 1
+# Where a person asks, the frontend shows a page instead.
+ErrorPage = Callable[[web.Request, "Problem"], Awaitable[web.Response]]
+ERROR_PAGE = web.AppKey("error_page", ErrorPage)  # type: ignore[arg-type, var-annotated]
+
+
+class Problem(Exception):
+    """An answer of 400 or above.
+
+    Args:
+        status: the HTTP status code.
+        detail: one sentence about this very occurrence.
+        kind: the last part of the problem's ``type``; what is known of it stands on ``/docs``.
+        members: further members of the JSON object.
+        headers: further headers of the answer.
+        cause: the error behind it, where that says more than this one.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        detail: str,
+        *,
+        kind: str = "",
+        members: Mapping[str, Any] | None = None,
+        headers: Mapping[str, str] | None = None,
+        cause: BaseException | None = None,
+    ) -> None:
+        super().__init__(detail)
+        self.status = status
+        self.detail = detail
+        self.kind = kind
+        self.members = dict(members or {})
+        self.headers = dict(headers or {})
+        self.cause = cause
+
+    @property
+    def title(self) -> str:
+        return HTTPStatus(self.status).phrase
+
+    def document(self) -> dict[str, Any]:
+        document = {
+            "type": f"/docs#{self.kind}" if self.kind else "about:blank",
+            "title": self.title,
+            "status": self.status,
+            "detail": self.detail,
+            **self.members,
+        }
+        trace_id = current_trace_id()
+        if trace_id:
+            document["trace_id"] = trace_id
+        return document
+
+    def response(self) -> web.Response:
+        headers = dict(self.headers)
+        trace_id = current_trace_id()
+        if trace_id:
+            headers[TRACE_ID_HEADER] = trace_id
+        return web.Response(
+            status=self.status, body=orjson.dumps(self.document()), headers=headers, content_type=CONTENT_TYPE
+        )
+
+
+def bad_request(detail: str) -> Problem:
+    return Problem(400, detail, kind="bad-request")
+
+
+def unavailable(detail: str, cause: BaseException | None = None) -> Problem:
+    """503 with ``Retry-After``: a dependency is down or too slow."""
+    return Problem(
+        503, detail, kind="unavailable", headers={"Retry-After": str(RETRY_AFTER_SECONDS)}, cause=cause
+    )
+
+
+def timed_out(detail: str, cause: BaseException | None = None) -> Problem:
+    """504: a dependency took the request and did not answer in time."""
+    return Problem(504, detail, kind="timed-out", cause=cause)
+
+
+def middleware() -> Middleware:
+    """Turn whatever leaves a handler as an exception into a problem answer; no traceback ever leaves."""
+
+    @web.middleware
+    async def answer_problems(request: web.Request, handler: Handler) -> web.StreamResponse:
+        try:
+            return await handler(request)
+        except Problem as error:
+            problem = error
+        except web.HTTPException as error:
+            if error.status < 400:
+                raise
+            problem = _of_http_exception(request, error)
+        except Exception as error:
+            log.exception("Unhandled error", extra={"fields": {}})
+            problem = Problem(500, "The service failed; its log has the details.", kind="internal", cause=error)
+        if problem.status >= 500:
+            record_failure(problem.cause or problem)
+        page = request.app.get(ERROR_PAGE)
+        if page is not None and "text/html" in request.headers.get("Accept", ""):
+            return await page(request, problem)
+        return problem.response()
+
+    return answer_problems
+
+
+def _of_http_exception(request: web.Request, error: web.HTTPException) -> Problem:
+    details = {
+        404: f"There is nothing at {request.path[:200]!r}.",
+        405: f"{request.path[:200]} does not take this method.",
+    }
+    kinds = {404: "not-found", 405: "method-not-allowed"}
+    headers = {"Allow": error.headers["Allow"]} if "Allow" in error.headers else {}
+    return Problem(
+        error.status, details.get(error.status, error.reason), kind=kinds.get(error.status, ""), headers=headers
+    )

@@ -1,0 +1,209 @@
+"""Put a service on its feet and take it down again; the only place that knows the order of middlewares."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Protocol, TypeVar
+
+import aiohttp_jinja2
+import jinja2
+from aiohttp import ClientSession, ClientTimeout, DummyCookieJar, TCPConnector, web
+from opentelemetry import trace
+from prometheus_client import CollectorRegistry
+from prometheus_client.aiohttp import make_aiohttp_handler
+
+from otel import http, logs, tracing
+from web import apidocs, health, problems
+from web.settings import Environment, ServerSettings, SettingsError
+
+log = logging.getLogger(__name__)
+
+TEMPLATES = Path(__file__).parent / "templates"
+CLIENT_SESSION = web.AppKey("client_session", ClientSession)
+# Long enough that a parameter of 10 kB reaches the handler, which can say what is wrong with it.
+MAX_REQUEST_LINE = 32 * 1024
+
+
+class ServiceSettings(Protocol):
+    @property
+    def server(self) -> ServerSettings: ...
+
+
+S = TypeVar("S", bound=ServiceSettings)
+
+
+def new_application() -> web.Application:
+    """An application with the middlewares in their one right order, outermost first.
+
+    The server span (added in front of these by the instrumentation) → the request's count, duration and
+    access line → errors to problem answers → the handler.
+    """
+    return web.Application(middlewares=[http.middleware(), problems.middleware()])
+
+
+def furnish(
+    app: web.Application,
+    registry: CollectorRegistry,
+    *,
+    title: str,
+    description: str,
+    readiness: health.Readiness = health.always_ready,
+    templates: Sequence[Path] = (),
+) -> None:
+    """Add what every service has: metrics, health, API documents. Call it after the service's own routes."""
+    app[health.READINESS] = readiness
+    app[health.STOPPING] = asyncio.Event()
+    app.router.add_get("/metrics", make_aiohttp_handler(registry), allow_head=False)
+    app.router.add_get("/healthz", health.healthz, allow_head=False)
+    app.router.add_get("/readyz", health.readyz, allow_head=False)
+    app.router.add_get("/openapi.json", apidocs.openapi, allow_head=False)
+    app.router.add_get("/docs", apidocs.docs, allow_head=False)
+    app[apidocs.DOCUMENT] = apidocs.document(app, title, description)
+    aiohttp_jinja2.setup(app, loader=jinja2.FileSystemLoader([*templates, TEMPLATES]), autoescape=True)
+    http.observe_requests(app, registry)
+
+
+def client_session(connect_timeout: float, timeout: float, limit: int) -> Callable[[web.Application], AsyncIterator[None]]:
+    """A cleanup context that opens this process's one client session, traced, and closes it.
+
+    Args:
+        connect_timeout: seconds to get a connection, waiting for a free one of the pool included.
+        timeout: seconds for a whole request.
+        limit: connections at the most.
+    """
+
+    async def open_and_close(app: web.Application) -> AsyncIterator[None]:
+        async with ClientSession(
+            connector=TCPConnector(limit=limit),
+            timeout=ClientTimeout(total=timeout, connect=connect_timeout),
+            trace_configs=[tracing.client_trace_config()],
+            cookie_jar=DummyCookieJar(),  # it speaks for many users and must never mix them up
+            auto_decompress=False,  # bodies are small or passed on as they are
+        ) as session:
+            app[CLIENT_SESSION] = session
+            yield
+
+    return open_and_close
+
+
+class _Protocol(web.RequestHandler):
+    """aiohttp's connection handler, answering unreadable requests like every other bad request."""
+
+    __slots__ = ()
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        """Runs where no middleware does: the request could not even be parsed."""
+        if request.writer.output_size > 0:
+            raise ConnectionError("the answer was already under way")
+        tracer = trace.get_tracer("dicelab")
+        with tracer.start_as_current_span("HTTP", kind=trace.SpanKind.SERVER) as span:
+            span.set_attribute("http.status_code", status)
+            if status >= 500:
+                log.error("Unhandled error", exc_info=exc, extra={"fields": {}})
+                problem = problems.Problem(500, "The service failed; its log has the details.", kind="internal")
+                problems.record_failure(exc or problem)
+            else:
+                reason = (message or "malformed").strip().splitlines()[0][:200]
+                problem = problems.Problem(status, f"This is no HTTP request: {reason}", kind="bad-request")
+            assert isinstance(self._manager, _Server)
+            http.answered_unread(self._manager.app, status)
+            response = problem.response()
+        response.force_close()
+        return response
+
+
+class _Server(web.Server):
+    app: web.Application
+
+    def __call__(self) -> web.RequestHandler:
+        return _Protocol(self, loop=self._loop, **self._kwargs)
+
+
+class _Runner(web.AppRunner):
+    async def _make_server(self) -> web.Server:
+        server = await super()._make_server()
+        server.__class__ = _Server  # aiohttp offers no other way to choose the connection handler
+        assert isinstance(server, _Server)
+        server.app = self.app
+        return server
+
+
+async def serve(app: web.Application, settings: ServerSettings) -> None:
+    """Serve until SIGTERM or SIGINT; then requests in flight finish, and everything that was opened closes.
+
+    A second signal ends the waiting.
+    """
+    runner = _Runner(
+        app,
+        access_log=None,  # the access line is written inside the request's span instead
+        handler_cancellation=True,  # a client that goes away takes its work with it
+        shutdown_timeout=settings.shutdown_timeout,
+        max_line_size=MAX_REQUEST_LINE,
+    )
+    stopping = app[health.STOPPING]
+    loop = asyncio.get_running_loop()
+    forced = loop.create_future()
+
+    def on_signal() -> None:
+        if not stopping.is_set():
+            stopping.set()
+        elif not forced.done():
+            forced.set_result(None)
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, on_signal)
+    try:
+        await runner.setup()
+        await web.TCPSite(runner, settings.host, settings.port).start()
+        await stopping.wait()
+        log.info("Stopping", extra={"fields": {}})
+    finally:
+        closing = asyncio.ensure_future(runner.cleanup())
+        await asyncio.wait([closing, forced], return_when=asyncio.FIRST_COMPLETED)
+        if closing.done():
+            closing.result()
+
+
+def main(
+    name: str,
+    read_settings: Callable[[Environment], S],
+    create_app: Callable[[S], web.Application],
+    *,
+    untraced_paths: Sequence[str] = (),
+    environ: Mapping[str, str] = os.environ,
+) -> int:
+    """Run a service to its end and return the exit status: 0 stopped, 1 could not start, 2 bad settings."""
+    try:
+        settings = read_settings(Environment(environ))
+        stop_tracing = tracing.start(
+            name,
+            file=settings.server.trace_file,
+            untraced_paths=[f"^({'|'.join(sorted(http.UNOBSERVED))})$", *untraced_paths],
+            environ=environ,
+        )
+    except (SettingsError, tracing.TracingError, OSError) as error:
+        print(f"{name}: {error}", file=sys.stderr)
+        return 2
+    stop_logs = logs.start(name, settings.server.log_level)
+    try:
+        asyncio.run(serve(create_app(settings), settings.server))
+    except OSError as error:
+        log.critical("Cannot serve: %s", error, extra={"fields": {}})
+        print(f"{name}: {error}", file=sys.stderr)
+        return 1
+    finally:
+        stop_tracing()
+        stop_logs()
+    return 0

@@ -1,0 +1,115 @@
+"""Configuration: environment variables, read once and checked, into frozen settings objects."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from yarl import URL
+
+from otel.tracing import TraceFile
+
+T = TypeVar("T")
+LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
+_FLAGS = {"true": True, "1": True, "on": True, "yes": True, "false": False, "0": False, "off": False, "no": False}
+
+
+class SettingsError(ValueError):
+    """A variable with a value that cannot be meant; its text is one line that names both."""
+
+
+class Environment:
+    """Reads typed values out of environment variables; an unset or empty variable gives the default.
+
+    Every method raises :class:`SettingsError` for a value outside what it documents.
+    """
+
+    def __init__(self, variables: Mapping[str, str]) -> None:
+        self._variables = variables
+
+    def text(self, name: str, default: str = "") -> str:
+        return self._variables.get(name, "").strip() or default
+
+    def choice(self, name: str, default: str, choices: tuple[str, ...]) -> str:
+        """One of ``choices``."""
+        value = self.text(name, default)
+        if value not in choices:
+            raise SettingsError(f"{name}={value!r}: must be one of {', '.join(choices)}")
+        return value
+
+    def flag(self, name: str, default: bool) -> bool:
+        """A switch: true/false, on/off, yes/no or 1/0."""
+        value = self.text(name, str(default)).lower()
+        if value not in _FLAGS:
+            raise SettingsError(f"{name}={value!r}: must be true or false")
+        return _FLAGS[value]
+
+    def integer(self, name: str, default: int, low: int, high: int) -> int:
+        """A whole number from ``low`` to ``high``."""
+        return self._number(name, default, low, high, int, "a whole number")
+
+    def number(self, name: str, default: float, low: float, high: float) -> float:
+        """A number from ``low`` to ``high``; seconds where the name speaks of time."""
+        return self._number(name, default, low, high, float, "a number")
+
+    def _number(self, name: str, default: T, low: T, high: T, convert: Callable[[str], T], kind: str) -> T:
+        value = self.text(name, str(default))
+        try:
+            number = convert(value)
+        except ValueError:
+            raise SettingsError(f"{name}={value!r}: must be {kind}") from None
+        if not low <= number <= high:  # type: ignore[operator]  # also refuses NaN
+            raise SettingsError(f"{name}={value!r}: must be from {low} to {high}")
+        return number
+
+    def optional_integer(self, name: str) -> int | None:
+        """A whole number, or ``None`` where the variable is not set."""
+        value = self.text(name)
+        if not value:
+            return None
+        try:
+            return int(value)
+        except ValueError:
+            raise SettingsError(f"{name}={value!r}: must be a whole number") from None
+
+    def url(self, name: str, default: str = "") -> URL:
+        """The address of an HTTP service, without a path."""
+        value = self.text(name, default)
+        try:
+            url = URL(value)
+            good = url.scheme in ("http", "https") and bool(url.host) and bool(url.port)
+        except ValueError:
+            good = False
+        if not good:
+            raise SettingsError(f"{name}={value!r}: must be a URL such as http://127.0.0.1:8000")
+        return url.origin()
+
+
+@dataclass(frozen=True)
+class ServerSettings:
+    """What every service needs to stand up."""
+
+    host: str
+    port: int
+    log_level: str
+    shutdown_timeout: float  # seconds that requests in flight get to finish after SIGTERM
+    trace_file: TraceFile | None
+
+    @classmethod
+    def read(cls, env: Environment, default_port: int) -> ServerSettings:
+        traces = env.text("TRACES_FILE")
+        return cls(
+            host=env.text("HOST", "127.0.0.1"),
+            port=env.integer("PORT", default_port, 0, 65535),
+            log_level=env.choice("LOG_LEVEL", "INFO", LEVELS),
+            shutdown_timeout=env.number("SHUTDOWN_TIMEOUT", 8.0, 0.0, 600.0),
+            trace_file=TraceFile(
+                Path(traces),
+                max_bytes=env.integer("TRACES_FILE_MAX_BYTES", 64 * 1024 * 1024, 4096, 2**40),
+                backups=env.integer("TRACES_FILE_BACKUPS", 3, 1, 100),
+            )
+            if traces
+            else None,
+        )
