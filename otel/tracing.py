@@ -21,13 +21,14 @@ from typing import IO, cast
 
 from aiohttp import ClientResponseError, TraceConfig, TraceRequestEndParams, TraceRequestExceptionParams
 from opentelemetry import trace
+from opentelemetry.context import Context
 from opentelemetry.instrumentation.aiohttp_client import create_trace_config
 from opentelemetry.instrumentation.aiohttp_server import AioHttpServerInstrumentor
 from opentelemetry.instrumentation.aiopg import AiopgInstrumentor
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, ConsoleSpanExporter, SpanExporter
-from opentelemetry.trace import Span, Status, StatusCode
+from opentelemetry.trace import Span, SpanKind, Status, StatusCode
 
 log = logging.getLogger(__name__)
 
@@ -212,3 +213,18 @@ def span(name: str, **attributes: str | int | float | bool) -> Iterator[Span]:
     named = {key.replace("_", ".", 1): value for key, value in attributes.items()}
     with trace.get_tracer("dicelab").start_as_current_span(name, attributes=named) as current:
         yield current
+
+
+@contextmanager
+def root_span(name: str, **attributes: str | int | float | bool) -> Iterator[Span]:
+    """The root of a new trace, for something that a user starts other than by an HTTP request."""
+    named = {key.replace("_", ".", 1): value for key, value in attributes.items()}
+    with trace.get_tracer("dicelab").start_as_current_span(
+        name, context=Context(), kind=SpanKind.SERVER, attributes=named
+    ) as current:
+        yield current
+
+
+def rename_span(name: str) -> None:
+    """Give the current span another name than its instrumentation did."""
+    trace.get_current_span().update_name(name)

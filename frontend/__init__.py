@@ -1,0 +1,1 @@
+"""frontend: the web page, and its JSON face for curl and load."""

@@ -1,0 +1,10 @@
+import sys
+
+from frontend.app import create_app
+from frontend.settings import Settings
+from frontend.telemetry import SERVICE
+from web.service import main
+
+if __name__ == "__main__":
+    # A page load fetches a dozen static files; as traces they would only bury the rolls.
+    sys.exit(main(SERVICE, Settings.read, create_app, untraced_paths=["^/static/"]))

@@ -1,0 +1,76 @@
+"""The frontend, put together from its settings."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+from aiohttp import web
+
+from frontend import routes, telemetry
+from frontend.backend import BUILTIN_DICE, Backend
+from frontend.page import page_function
+from frontend.panel_server import PanelServer
+from frontend.settings import Settings
+from frontend.usage import Sessions
+from otel.metrics import new_registry
+from web import health
+from web.problems import ERROR_PAGE
+from web.service import CLIENT_SESSION, client_session, furnish, new_application
+
+TEMPLATES = Path(__file__).parent / "templates"
+
+
+def create_app(settings: Settings) -> web.Application:
+    app = new_application()
+    registry = new_registry()
+    dice = [] if settings.die_service_url else BUILTIN_DICE
+    sessions = Sessions(settings.session_secret) if settings.sign_in else None
+
+    app[routes.SETTINGS] = settings
+    backend = app[routes.BACKEND] = Backend(
+        lambda: app[CLIENT_SESSION],
+        settings,
+        telemetry.FrontendTelemetry(registry, dice, settings.async_rolls),
+        sessions,
+    )
+    app[routes.PANEL] = PanelServer(
+        page_function(backend, settings.async_rolls, settings.max_rolls, sessions), lambda: app[CLIENT_SESSION]
+    )
+    app[ERROR_PAGE] = routes.error_page
+    app.on_shutdown.append(_browsers_disconnected)
+
+    app.router.add_get("/", routes.page, allow_head=False)
+    app.router.add_get("/ws", routes.websocket, allow_head=False)
+    app.router.add_get("/static/{path:.+}", routes.static, allow_head=False)
+    app.router.add_get("/roll", routes.roll, allow_head=False)
+    if settings.async_rolls:
+        app.router.add_get("/roll-async", routes.roll_async, allow_head=False)
+    if sessions is not None:
+        app[routes.SESSIONS] = sessions
+        app.router.add_get("/sign-in", routes.sign_in_page, allow_head=False)
+        app.router.add_post("/sign-in", routes.sign_in)
+        app.router.add_post("/sign-out", routes.sign_out)
+
+    app.cleanup_ctx.append(client_session(settings.connect_timeout, settings.timeout, settings.connections))
+    app.cleanup_ctx.append(_panel_served)
+    furnish(
+        app,
+        registry,
+        title="frontend",
+        description="The page's JSON face.",
+        readiness=health.dependency(lambda: app[CLIENT_SESSION], "dice-roller", settings.roller_url),
+        templates=[TEMPLATES],
+    )
+    return app
+
+
+async def _browsers_disconnected(app: web.Application) -> None:
+    await app[routes.PANEL].disconnect()
+
+
+async def _panel_served(app: web.Application) -> AsyncIterator[None]:
+    app[routes.PANEL].start()
+    telemetry.started(app[routes.SETTINGS].server.port)
+    yield
+    app[routes.PANEL].stop()

@@ -1,0 +1,126 @@
+"""The one way to roll, for the page and for its JSON face alike."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from time import perf_counter
+from typing import Any
+
+import orjson
+from aiohttp import ClientError, ClientSession, ConnectionTimeoutError
+from yarl import URL
+
+from frontend.settings import Settings
+from frontend.telemetry import FrontendTelemetry
+from frontend.usage import Sessions, User
+from web.problems import Problem, timed_out, unavailable
+
+BUILTIN_DICE = ("fair", "risky")
+
+
+class Backend:
+    """Asks the dice-roller for rolls and the die-service for the list of dice."""
+
+    def __init__(
+        self,
+        session: Callable[[], ClientSession],
+        settings: Settings,
+        telemetry: FrontendTelemetry,
+        sessions: Sessions | None,
+    ) -> None:
+        self._session = session
+        self._roller = settings.roller_url
+        self._dice_url = settings.die_service_url / "dice" if settings.die_service_url else None
+        self._telemetry = telemetry
+        self._sessions = sessions
+        self._dice: list[str] = [] if self._dice_url else list(BUILTIN_DICE)
+
+    @property
+    def dice(self) -> list[str]:
+        """The dice as last heard of; empty before :meth:`fetch_dice` has succeeded once."""
+        return list(self._dice)
+
+    async def roll(self, die: str, times: int | None, user: User | None) -> dict[str, Any]:
+        """Roll once, or ``times`` times at once, and return the dice-roller's answer.
+
+        Raises:
+            Problem: with the dice-roller's own status and words, or 503 or 504 where it does not answer.
+        """
+        telemetry = self._telemetry
+        telemetry.clicked(die, times)
+        if self._sessions is not None and user is not None:
+            self._sessions.rolled(user, die, times)
+        url = self._roller / ("roll" if times is None else "roll-async")
+        query = {"die": die} if times is None else {"die": die, "times": str(times)}
+        started = perf_counter()
+        try:
+            status, document, retry_after = await self._get(url, query)
+        except Problem as problem:
+            telemetry.not_answered(
+                die, problem.status, str(url), perf_counter() - started, problem.cause or problem
+            )
+            raise
+        seconds = perf_counter() - started
+        if status == 200 or document.get("die") == die:
+            telemetry.known_dice([die])
+        telemetry.answered(die, status, str(url), seconds)
+        if status != 200:
+            raise _relayed(status, document, retry_after)
+        return document
+
+    async def fetch_dice(self) -> list[str]:
+        """Ask the die-service which dice there are; where there is none, the built-in ones.
+
+        Raises:
+            Problem: when it does not answer with a list.
+        """
+        if self._dice_url is None:
+            return self.dice
+        try:
+            status, document, _ = await self._get(self._dice_url, {})
+            if status != 200:
+                raise _relayed(status, document, None)
+            self._dice = [str(identifier) for identifier in document["identifiers"]]
+        except Problem as problem:
+            self._telemetry.dice_failed(str(self._dice_url), problem.detail)
+            raise
+        except (KeyError, TypeError) as error:
+            self._telemetry.dice_failed(str(self._dice_url), "no list")
+            raise unavailable("The die-service answered with something that is no list of dice.", error) from None
+        self._telemetry.dice_fetched(self._dice, str(self._dice_url))
+        return self.dice
+
+    async def _get(self, url: URL, query: dict[str, str]) -> tuple[int, dict[str, Any], str | None]:
+        who = f"The service at {url.host}:{url.port}"
+        try:
+            async with self._session().get(url, params=query) as response:
+                body = await response.read()
+                document = orjson.loads(body)
+                if not isinstance(document, dict):
+                    raise ValueError("not a JSON object")
+                return response.status, document, response.headers.get("Retry-After")
+        except ConnectionTimeoutError as error:
+            raise unavailable(f"{who} is too busy to take a connection.", error) from error
+        except asyncio.TimeoutError as error:
+            raise timed_out(f"{who} did not answer in time.", error) from error
+        except ClientError as error:
+            raise unavailable(f"{who} cannot be reached.", error) from error
+        except ValueError as error:
+            raise unavailable(f"{who} gave no sensible answer.", error) from error
+
+
+def _relayed(status: int, document: dict[str, Any], retry_after: str | None) -> Problem:
+    """A problem that another service reported, to be passed on as it is, with our own trace id."""
+    members = {
+        name: value
+        for name, value in document.items()
+        if name not in {"type", "title", "status", "detail", "trace_id"}
+    }
+    return Problem(
+        status if status >= 400 else 503,
+        str(document.get("detail", "The service failed.")),
+        kind=str(document.get("type", "")).rpartition("#")[2],
+        members=members,
+        headers={"Retry-After": retry_after} if retry_after else {},
+    )

@@ -1,0 +1,251 @@
+"""The page: choose a die, roll it, see what came up, how long it took and which trace it left."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import deque
+from html import escape
+from time import perf_counter
+from typing import Any
+
+import panel as pn
+import panel_material_ui as pmui
+
+from frontend import drawing
+from frontend.backend import Backend
+from frontend.drawing import Roll
+from frontend.telemetry import ROOT_SPAN
+from frontend.usage import COOKIE, Sessions, User
+from otel import tracing
+from web.problems import Problem
+
+log = logging.getLogger(__name__)
+
+HISTORY = 100  # rolls a session remembers
+ADVICE = {
+    "roll-failed": "Risky dice fail now and then, by design. Roll again.",
+    "unavailable": "A service is down or too busy. Wait a moment and roll again.",
+    "timed-out": "A service took too long. Roll again.",
+    "unknown-die": "Reload the page for the list of dice.",
+}
+THEME = {
+    "light": {"palette": {"background": {"default": "#f0f3f6"}}},
+    "dark": {"palette": {"background": {"default": "#10171d", "paper": "#1b242c"}}},
+}
+HEADER_STYLE = """
+nav { display: flex; gap: 12px; align-items: center; justify-content: flex-end; color: #fff; }
+form { margin: 0; }
+button { color: inherit; font: inherit; background: none; border: 1px solid currentColor; border-radius: 6px;
+         padding: 2px 10px; cursor: pointer; white-space: nowrap; }
+button:focus-visible { outline: 3px solid currentColor; outline-offset: 2px; }
+.who { max-width: 9em; overflow: hidden; text-overflow: ellipsis; white-space: nowrap; }
+"""
+FOOTER = """<footer>The same by <a href="/docs">API</a> · <a href="/metrics">metrics</a> of this service</footer>"""
+FOOTER_STYLE = "footer { text-align: center; font-size: .9rem; } a { color: inherit; }"
+
+pn.extension(notifications=False)
+
+
+class ColourScheme(pn.custom.JSComponent):
+    """Makes the page follow the system's choice of light or dark; shows nothing itself.
+
+    In the browser, because only it knows the choice, and on the page's model, because that is what the
+    page's own switch sets.
+    """
+
+    _esm = """
+    export function render({model, view}) {
+      const query = window.matchMedia("(prefers-color-scheme: dark)")
+      const follow = () => {
+        for (const root of view.model.document.roots())
+          if (root.class_name === "Page") root.data.dark_theme = query.matches
+      }
+      query.addEventListener("change", follow)
+      setTimeout(follow, 0)
+      return document.createElement("span")
+    }
+    """
+
+
+class RollPage:
+    """One browser session's page.
+
+    Args:
+        backend: the way to roll.
+        async_rolls: whether many rolls at once are offered.
+        max_rolls: how many of them at the most.
+        user: who is signed in, where that is asked for.
+    """
+
+    def __init__(self, backend: Backend, async_rolls: bool, max_rolls: int, user: User | None) -> None:
+        self._backend = backend
+        self._user = user
+        self._rolls: deque[Roll] = deque(maxlen=HISTORY)
+        self._die = pmui.RadioButtonGroup(label="Die", options=[], sizing_mode="stretch_width")
+        self._use_async = pmui.Checkbox(label="Use async rolling", value=False, visible=async_rolls)
+        self._times = pmui.IntInput(
+            label="Number of rolls", value=10, start=1, end=max_rolls, disabled=True, visible=async_rolls
+        )
+        self._button = pmui.Button(
+            label="Roll", icon="casino", variant="contained", size="large", sizing_mode="stretch_width"
+        )
+        self._progress = pmui.LinearProgress(sizing_mode="stretch_width", visible=False)
+        self._alert = pmui.Alert(object="", severity="error", sizing_mode="stretch_width", visible=False)
+        self._reload = pmui.Button(label="Load the dice again", variant="outlined", visible=False)
+        self._result = pn.pane.HTML(drawing.result(None), stylesheets=[drawing.STYLE], sizing_mode="stretch_width")
+        self._history = pn.pane.HTML(drawing.history([]), stylesheets=[drawing.STYLE], sizing_mode="stretch_width")
+        self._use_async.param.watch(self._async_toggled, "value")
+        self._button.on_click(self._roll)
+        self._reload.on_click(self._load_dice)
+        self._show_dice(backend.dice)
+
+    def view(self) -> pmui.Page:
+        controls = pmui.Paper(
+            pmui.Column(
+                pmui.Typography("Roll a die", variant="h6"),
+                self._die,
+                self._use_async,
+                self._times,
+                self._button,
+                self._reload,
+                self._progress,
+                sizing_mode="stretch_width",
+            ),
+            sizing_mode="stretch_width",
+            sx={"p": 2},
+        )
+        outcome = pmui.Paper(
+            pmui.Column(self._alert, self._result, sizing_mode="stretch_width"),
+            sizing_mode="stretch_width",
+            sx={"p": 2},
+        )
+        history = pmui.Paper(
+            pmui.Column(
+                pmui.Typography("This session's rolls", variant="h6"), self._history, sizing_mode="stretch_width"
+            ),
+            sizing_mode="stretch_width",
+            sx={"p": 2},
+        )
+        footer = pn.pane.HTML(FOOTER, stylesheets=[FOOTER_STYLE], sizing_mode="stretch_width")
+        return pmui.Page(
+            title="Dice Lab",
+            header=self._header(),
+            main=[
+                pmui.Grid(
+                    pmui.Grid(controls, size={"xs": 12, "md": 4}),
+                    pmui.Grid(outcome, size={"xs": 12, "md": 8}),
+                    pmui.Grid(history, size=12),
+                    pmui.Grid(footer, ColourScheme(width=0, height=0, margin=0), size=12),
+                    container=True,
+                    spacing=2,
+                    sizing_mode="stretch_width",
+                    sx={"mt": 2, "px": {"xs": 1, "md": 0}},
+                )
+            ],
+            main_width=1100,
+            theme_toggle=True,
+            theme_config=THEME,
+        )
+
+    def _header(self) -> list[Any]:
+        if self._user is None:
+            return []
+        return [
+            pn.pane.HTML(
+                f'<nav><span class="who" title="{escape(self._user.username)}">{escape(self._user.username)}</span>'
+                '<form method="post" action="/sign-out"><button>Sign out</button></form></nav>',
+                stylesheets=[HEADER_STYLE],
+                sizing_mode="stretch_width",
+            )
+        ]
+
+    def _show_dice(self, dice: list[str]) -> None:
+        self._die.options = dice
+        if dice:
+            self._die.value = "fair" if "fair" in dice else dice[0]
+        else:
+            self._complain("The list of dice could not be loaded: the die-service does not answer.")
+        self._button.disabled = not dice
+        self._reload.visible = not dice
+
+    async def _load_dice(self, _event: Any) -> None:
+        self._reload.loading = True
+        try:
+            with tracing.root_span(ROOT_SPAN):
+                try:
+                    dice = await self._backend.fetch_dice()
+                except Problem as problem:
+                    tracing.record_failure(problem.cause or problem)
+                    dice = []
+        finally:
+            self._reload.loading = False
+        if dice:
+            self._alert.visible = False
+        self._show_dice(dice)
+
+    def _async_toggled(self, event: Any) -> None:
+        self._times.disabled = not event.new
+
+    async def _roll(self, _event: Any) -> None:
+        if self._button.disabled:
+            return  # a second click that was under way before the first one switched the button off
+        self._busy(True)
+        try:
+            await self._roll_once()
+        finally:
+            self._busy(False)
+
+    async def _roll_once(self) -> None:
+        die = str(self._die.value)
+        times = int(self._times.value or 1) if self._use_async.value else None
+        self._alert.visible = False
+        started = perf_counter()
+        status, message, advice = 200, "", ""
+        faces: list[int | None] = []
+        with tracing.root_span(ROOT_SPAN):
+            trace_id = tracing.current_trace_id()
+            try:
+                answer = await self._backend.roll(die, times, self._user)
+                faces = [answer["roll"]] if times is None else list(answer["rolls"])
+            except Problem as problem:
+                status, message, advice = problem.status, problem.detail, ADVICE.get(problem.kind, "")
+                faces = list(problem.members.get("rolls", [None] if problem.kind == "roll-failed" else []))
+                if problem.status >= 500:
+                    tracing.record_failure(problem.cause or problem)
+        roll = Roll(
+            time=time.strftime("%H:%M:%S"),
+            die=die,
+            status=status,
+            milliseconds=(perf_counter() - started) * 1000,
+            trace_id=trace_id,
+            faces=tuple(faces),
+            message=message,
+        )
+        self._rolls.appendleft(roll)
+        self._result.object = drawing.result(roll)
+        self._history.object = drawing.history(self._rolls)
+        if roll.failed:
+            self._complain(f"{message} {advice}".strip())
+
+    def _complain(self, message: str) -> None:
+        self._alert.object = message
+        self._alert.visible = True
+
+    def _busy(self, busy: bool) -> None:
+        self._button.disabled = busy
+        self._progress.visible = busy
+
+
+def page_function(backend: Backend, async_rolls: bool, max_rolls: int, sessions: Sessions | None) -> Any:
+    """What Panel calls for each browser session."""
+
+    def page() -> pmui.Page:
+        try:
+            user = sessions.read(pn.state.cookies.get(COOKIE)) if sessions else None
+            return RollPage(backend, async_rolls, max_rolls, user).view()
+        except Exception:  # Panel would show the traceback to the user
+            log.exception("The page could not be made", extra={"fields": {}})
+            return pmui.Page(title="Dice Lab", main=[pmui.Alert(object="The page could not be made.", severity="error")])
+
+    return page

@@ -1,0 +1,129 @@
+"""The frontend's routes: the page, its JSON face, and signing in and out."""
+
+from __future__ import annotations
+
+import aiohttp_jinja2
+import orjson
+from aiohttp import web
+from yarl import URL
+
+from frontend.backend import Backend
+from frontend.panel_server import PanelServer
+from frontend.settings import Settings
+from frontend.telemetry import ROOT_SPAN
+from frontend.usage import COOKIE, MAX_AGE, NameRefused, Sessions, User
+from otel import tracing
+from web import params
+from web.apidocs import describe, die_parameter, parameter
+from web.problems import Problem
+
+SETTINGS = web.AppKey("settings", Settings)
+BACKEND = web.AppKey("backend", Backend)
+PANEL = web.AppKey("panel", PanelServer)
+SESSIONS = web.AppKey("sessions", Sessions)
+
+PROBLEMS = "bad-request unknown-die method-not-allowed roll-failed unavailable timed-out"
+
+
+def _user(request: web.Request) -> User | None:
+    sessions = request.app.get(SESSIONS)
+    return sessions.read(request.cookies.get(COOKIE)) if sessions else None
+
+
+async def page(request: web.Request) -> web.StreamResponse:
+    if SESSIONS in request.app and _user(request) is None:
+        raise web.HTTPSeeOther("/sign-in")
+    try:
+        await request.app[BACKEND].fetch_dice()
+    except Problem:
+        pass  # it is logged; the page shows the dice last heard of, or says that there are none
+    return await request.app[PANEL].relay(request)
+
+
+async def static(request: web.Request) -> web.StreamResponse:
+    return await request.app[PANEL].relay(request)
+
+
+async def websocket(request: web.Request) -> web.StreamResponse:
+    return await request.app[PANEL].websocket(request)
+
+
+@describe(
+    "Roll a die once, as the page's button does.",
+    {"type": "object", "required": ["roll"], "properties": {"roll": {"type": "integer"}}},
+    [die_parameter()],
+    PROBLEMS,
+)
+async def roll(request: web.Request) -> web.Response:
+    die = params.die_name(request)
+    return await _roll(request, die, None)
+
+
+@describe(
+    "Roll a die many times at once, as the page's button does.",
+    {
+        "type": "object",
+        "required": ["total", "rolls", "count"],
+        "properties": {
+            "total": {"type": "integer"},
+            "rolls": {"type": "array", "items": {"type": "integer"}},
+            "count": {"type": "integer"},
+        },
+    },
+    [
+        die_parameter(),
+        parameter("times", {"type": "integer", "minimum": 1, "maximum": 100, "example": 10}, "how many rolls"),
+    ],
+    PROBLEMS,
+)
+async def roll_async(request: web.Request) -> web.Response:
+    die = params.die_name(request)
+    return await _roll(request, die, params.times(request, request.app[SETTINGS].max_rolls))
+
+
+async def _roll(request: web.Request, die: str, times: int | None) -> web.Response:
+    tracing.rename_span(ROOT_SPAN)
+    document = await request.app[BACKEND].roll(die, times, _user(request))
+    return web.Response(body=orjson.dumps(document), content_type="application/json")
+
+
+async def sign_in_page(request: web.Request) -> web.Response:
+    return aiohttp_jinja2.render_template("sign_in.html", request, {"name": "", "refused": ""})
+
+
+async def sign_in(request: web.Request) -> web.Response:
+    _refuse_foreign_form(request)
+    name = str((await request.post()).get("name", ""))
+    try:
+        _, cookie = request.app[SESSIONS].sign_in(name)
+    except NameRefused as refused:
+        return aiohttp_jinja2.render_template(
+            "sign_in.html", request, {"name": name[:64], "refused": str(refused)}, status=400
+        )
+    response = web.HTTPSeeOther("/")
+    response.set_cookie(COOKIE, cookie, max_age=MAX_AGE, httponly=True, samesite="Lax", path="/")
+    return response
+
+
+async def sign_out(request: web.Request) -> web.Response:
+    _refuse_foreign_form(request)
+    user = _user(request)
+    if user is not None:
+        request.app[SESSIONS].sign_out(user)
+    response = web.HTTPSeeOther("/sign-in")
+    response.del_cookie(COOKIE, path="/")
+    return response
+
+
+def _refuse_foreign_form(request: web.Request) -> None:
+    origin = request.headers.get("Origin")
+    if origin not in (None, "null") and URL(origin).authority != request.host:
+        raise Problem(403, "This form belongs to another site.", kind="foreign-origin")
+
+
+async def error_page(request: web.Request, problem: Problem) -> web.Response:
+    response = aiohttp_jinja2.render_template(
+        "error.html", request, {"problem": problem, "trace_id": tracing.current_trace_id()}, status=problem.status
+    )
+    response.headers.update(problem.headers)
+    return response

@@ -1,0 +1,39 @@
+"""The frontend's settings, from environment variables."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from yarl import URL
+
+from web.settings import Environment, ServerSettings
+
+
+@dataclass(frozen=True)
+class Settings:
+    server: ServerSettings
+    roller_url: URL
+    die_service_url: URL | None  # None: the built-in dice are the list
+    async_rolls: bool
+    sign_in: bool
+    session_secret: str = field(repr=False)  # signs the session cookie; empty: a new one at each start
+    max_rolls: int
+    connect_timeout: float  # seconds, as is the next
+    timeout: float
+    connections: int
+
+    @classmethod
+    def read(cls, env: Environment) -> Settings:
+        remote = env.choice("DICE_SOURCE", "builtin", ("builtin", "die-service")) == "die-service"
+        return cls(
+            server=ServerSettings.read(env, default_port=8002),
+            roller_url=env.url("DICE_ROLLER_URL", "http://127.0.0.1:8000"),
+            die_service_url=env.url("DIE_SERVICE_URL", "http://127.0.0.1:8001") if remote else None,
+            async_rolls=env.flag("ASYNC_ROLLS", False),
+            sign_in=env.flag("SIGN_IN", False),
+            session_secret=env.text("SESSION_SECRET"),
+            max_rolls=env.integer("MAX_ROLLS", 100, 1, 10_000),
+            connect_timeout=env.number("ROLLER_CONNECT_TIMEOUT", 2.0, 0.01, 60.0),
+            timeout=env.number("ROLLER_TIMEOUT", 15.0, 0.01, 600.0),
+            connections=env.integer("ROLLER_CONNECTIONS", 2000, 1, 100_000),
+        )
