@@ -162,6 +162,11 @@ def start(service: str, level: str = "INFO", descriptor: int = 1) -> Callable[[]
     root = logging.getLogger()
     root.handlers[:] = [JsonHandler(service, writer)]
     root.setLevel(level)
+    # Libraries imported by now may have brought handlers of their own, which write past this one.
+    for name in list(logging.root.manager.loggerDict):
+        library = logging.getLogger(name)
+        library.handlers.clear()
+        library.propagate = True
     logging.captureWarnings(True)
 
     def uncaught(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:

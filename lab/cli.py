@@ -1,0 +1,73 @@
+"""The ``dicelab`` command line."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from rich.console import Console
+
+from lab import LabError, control, stages
+from lab.up import Options, up, up_detached
+
+RUN_DIR = Path(".dicelab")
+
+
+def _port(text: str) -> int:
+    port = int(text)
+    if not 1 <= port <= 65535 - len(stages.SERVICES):
+        raise argparse.ArgumentTypeError(f"{text} is no port to count from")
+    return port
+
+
+def _seconds(text: str) -> float:
+    seconds = float(text)
+    if not 0 <= seconds <= 60:
+        raise argparse.ArgumentTypeError(f"{text} is not from 0 to 60 seconds")
+    return seconds
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="dicelab", description="An observability lab small enough to understand.")
+    commands = parser.add_subparsers(dest="command", required=True)
+
+    up_parser = commands.add_parser("up", help="start a stage and follow its logs")
+    up_parser.add_argument("--stage", type=int, default=6, metavar="1..6", help="which stage (default 6)")
+    up_parser.add_argument("--base-port", type=_port, default=8000, help="the roller's port; others follow (default 8000)")
+    up_parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default 127.0.0.1)")
+    up_parser.add_argument("--roll-delay", type=_seconds, metavar="SECONDS", help="longest wait of a roll (default 1)")
+    up_parser.add_argument("--detach", action="store_true", help="return once the lab is ready; it runs on")
+    up_parser.add_argument("--no-tail", action="store_true", help="do not follow the logs")
+
+    commands.add_parser("status", help="show what runs and whether it is ready")
+    commands.add_parser("down", help="stop the lab")
+    for command in commands.choices.values():
+        command.add_argument("--run-dir", type=Path, default=RUN_DIR, help=f"where the lab keeps its files (default {RUN_DIR})")
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line; returns the exit status: 0 done, 1 failed, 2 wrong usage."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    args = _parser().parse_args(arguments)
+    console = Console()
+    try:
+        if args.command == "status":
+            return control.status(args.run_dir, console)
+        if args.command == "down":
+            return control.down(args.run_dir, console)
+        options = Options(
+            args.stage, args.base_port, args.run_dir, args.host, args.roll_delay, tail=not (args.no_tail or args.detach)
+        )
+        if args.detach:
+            inner = [argument for argument in arguments if argument != "--detach"]
+            return up_detached(options, [*inner, "--no-tail"], console)
+        return up(options, console)
+    except LabError as error:
+        print(f"dicelab: {error}", file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

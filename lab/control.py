@@ -1,0 +1,55 @@
+"""``dicelab status`` and ``dicelab down``."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+from pathlib import Path
+
+import aiohttp
+from rich.console import Console
+
+from lab import LabError
+from lab.rundir import RunDir
+from lab.up import _readiness, table
+
+STOP_TIMEOUT = 90.0  # seconds
+
+
+def status(run_dir: Path, console: Console) -> int:
+    """Show what runs; returns 0 when every service is ready, 3 when nothing runs, else 1."""
+    directory = RunDir(run_dir)
+    state = directory.state()
+    if state is None or directory.owner() is None:
+        console.print(f"Nothing runs in {directory.path}.", soft_wrap=True, highlight=False)
+        return 3
+    services = {service["name"]: service["url"] for service in state["services"]}
+    answers = asyncio.run(_ask(services))
+    ready = {name: "ready" if answer is None else answer for name, answer in answers.items()}
+    console.print(table(f"Dice Lab, stage {state['stage']}", state, ready))
+    return 0 if all(answer is None for answer in answers.values()) else 1
+
+
+async def _ask(services: dict[str, str]) -> dict[str, str | None]:
+    async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=3)) as session:
+        answers = await asyncio.gather(*(_readiness(session, url) for url in services.values()))
+    return dict(zip(services, answers, strict=True))
+
+
+def down(run_dir: Path, console: Console) -> int:
+    """Stop the lab that runs in a run dir and wait until it has; nothing to stop is fine too."""
+    directory = RunDir(run_dir)
+    owner = directory.owner()
+    if owner is None:
+        console.print(f"Nothing runs in {directory.path}.", soft_wrap=True, highlight=False)
+        return 0
+    os.kill(owner, signal.SIGTERM)
+    deadline = time.monotonic() + STOP_TIMEOUT
+    while directory.owner() is not None:
+        if time.monotonic() > deadline:
+            raise LabError(f"process {owner} has not ended after {STOP_TIMEOUT:.0f} s")
+        time.sleep(0.05)
+    console.print("Stopped.")
+    return 0

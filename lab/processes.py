@@ -1,0 +1,117 @@
+"""One service as a process of its own: started, listened to, stopped."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ctypes
+import os
+import signal
+import sys
+from collections import deque
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from lab.rundir import RotatingFile
+
+LAST_LINES = 15
+STOP_TIMEOUT = 20.0  # seconds; a service gives its requests 8 and its last spans 5
+CHUNK = 256 * 1024
+
+# Called with the service's name and lines it wrote, each without its newline.
+OnLines = Callable[[str, list[bytes]], None]
+
+
+class Process:
+    """A running service; its stdout goes to ``<name>.jsonl`` byte for byte, its stderr to ``<name>.stderr``."""
+
+    def __init__(self, name: str, process: asyncio.subprocess.Process, logs: Path, on_lines: OnLines) -> None:
+        self.name = name
+        self._process = process
+        self._on_lines = on_lines
+        self._last: deque[bytes] = deque(maxlen=LAST_LINES)
+        assert process.stdout is not None and process.stderr is not None
+        self._pumps = [
+            asyncio.create_task(self._pump(process.stdout, logs / f"{name}.jsonl")),
+            asyncio.create_task(self._pump(process.stderr, logs / f"{name}.stderr")),
+        ]
+
+    @classmethod
+    async def start(
+        cls, name: str, module: str, environ: Mapping[str, str], logs: Path, on_lines: OnLines
+    ) -> Process:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            module,
+            env=dict(environ),
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            limit=CHUNK,
+            # Ctrl-C is for us; the services are stopped in their order.
+            start_new_session=True,
+            preexec_fn=_die_with_parent if sys.platform == "linux" else None,
+        )
+        return cls(name, process, logs, on_lines)
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
+    def running(self) -> bool:
+        return self._process.returncode is None
+
+    async def ended(self) -> int:
+        """Wait for the process's end and for the last of its output; returns its exit status."""
+        status = await self._process.wait()
+        await asyncio.gather(*self._pumps)
+        return status
+
+    def last_lines(self) -> list[str]:
+        return [line.decode(errors="replace") for line in self._last]
+
+    async def stop(self) -> None:
+        """SIGTERM, and SIGKILL for one that does not end in :data:`STOP_TIMEOUT` seconds."""
+        with contextlib.suppress(ProcessLookupError):
+            self._process.terminate()
+        try:
+            await asyncio.wait_for(self._process.wait(), STOP_TIMEOUT)
+        except asyncio.TimeoutError:
+            self.kill()
+        await self.ended()
+
+    def kill(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            self._process.kill()
+
+    async def _pump(self, stream: asyncio.StreamReader, path: Path) -> None:
+        file: RotatingFile | None = None
+        rest = b""
+        while chunk := await stream.read(CHUNK):
+            whole, newline, rest = (rest + chunk).rpartition(b"\n")
+            if not newline:
+                continue
+            file = file or RotatingFile(path)
+            file.write(whole + newline)
+            self._tell(whole.split(b"\n"))
+        if rest:  # cut off in the middle of a line
+            file = file or RotatingFile(path)
+            file.write(rest)
+            self._tell([rest])
+        if file is not None:
+            file.close()
+
+    def _tell(self, lines: list[bytes]) -> None:
+        self._last.extend(lines)
+        self._on_lines(self.name, lines)
+
+
+def _die_with_parent() -> None:
+    """Make the kernel send SIGTERM when the supervisor dies, however it dies."""
+    PR_SET_PDEATHSIG = 1
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() == 1:  # it died before we asked
+        os._exit(1)

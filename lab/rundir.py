@@ -1,0 +1,129 @@
+"""The run dir: where a running lab keeps its state, logs, traces and database."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+from lab import LabError
+
+# Each log file is cut at this size, in bytes, and so many old ones are kept.
+LOG_BYTES = 64 * 1024 * 1024
+LOG_BACKUPS = 3
+CLAIM_ATTEMPTS = 5
+
+
+class RunDir:
+    """One run dir; at most one lab runs in it at a time, told by a lock that dies with its process."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path.absolute()
+        self.state_file = self.path / "state.json"
+        self.logs = self.path / "logs"
+        self.traces = self.path / "traces"
+        self.postgres = self.path / "postgres"
+        self.own_log = self.path / "dicelab.log"
+        self._lock_file = self.path / "lock"
+        self._lock: int | None = None
+
+    def claim(self) -> None:
+        """Make the directory ours.
+
+        Raises:
+            LabError: when it cannot be made, or another lab runs in it.
+        """
+        try:
+            for directory in (self.path, self.logs, self.traces):
+                directory.mkdir(parents=True, exist_ok=True)
+            lock = os.open(self._lock_file, os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError as error:
+            raise LabError(f"run dir {self.path}: {error.strerror}") from None
+        for attempt in range(CLAIM_ATTEMPTS):
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:  # by a lab, or for a moment by a command that looks whether there is one
+                time.sleep(0.02 * attempt)
+        else:
+            os.close(lock)
+            raise LabError(f"run dir {self.path} is in use by process {self.owner()}; dicelab down stops it") from None
+        os.truncate(lock, 0)
+        os.write(lock, str(os.getpid()).encode())
+        self._lock = lock
+        self.state_file.unlink(missing_ok=True)
+
+    def release(self) -> None:
+        self.state_file.unlink(missing_ok=True)
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def owner(self) -> int | None:
+        """The process id of the lab that runs here, or ``None``."""
+        try:
+            lock = os.open(self._lock_file, os.O_RDWR)
+        except OSError:
+            return None
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return None
+        except BlockingIOError:
+            content = os.read(lock, 32)
+            return int(content) if content.isdigit() else None
+        finally:
+            os.close(lock)
+
+    def write_state(self, state: dict[str, Any]) -> None:
+        """Replace the state file at once; whoever reads it sees a whole one."""
+        temporary = self.state_file.with_suffix(".tmp")
+        # It may hold a database password.
+        with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+            json.dump(state, file, indent=2)
+        temporary.replace(self.state_file)
+
+    def state(self) -> dict[str, Any] | None:
+        """What the running lab wrote of itself when it was ready, or ``None``."""
+        try:
+            state = json.loads(self.state_file.read_text())
+        except (OSError, ValueError):
+            return None
+        return state if isinstance(state, dict) else None
+
+
+class RotatingFile:
+    """A file of lines, rotated by size.
+
+    ``logging``'s own handler takes a line a call and looks at the file system each time, which is a fifth
+    of a core at ten thousand lines a second; this one takes any number of lines a call.
+    """
+
+    def __init__(self, path: Path, max_bytes: int = LOG_BYTES, backups: int = LOG_BACKUPS) -> None:
+        self._path = path
+        self._max_bytes = max_bytes
+        self._backups = backups
+        self._file = open(path, "ab", buffering=0)
+        self._size = self._file.tell()
+
+    def write(self, lines: bytes) -> None:
+        """Append whole lines."""
+        if self._size and self._size + len(lines) > self._max_bytes:
+            self._rotate()
+        self._file.write(lines)
+        self._size += len(lines)
+
+    def close(self) -> None:
+        self._file.close()
+
+    def _rotate(self) -> None:
+        self._file.close()
+        for number in range(self._backups - 1, 0, -1):
+            old = self._path.with_name(f"{self._path.name}.{number}")
+            if old.exists():
+                old.replace(self._path.with_name(f"{self._path.name}.{number + 1}"))
+        self._path.replace(self._path.with_name(f"{self._path.name}.1"))
+        self._file = open(self._path, "ab", buffering=0)
+        self._size = 0
