@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from contextlib import suppress
 
 from aiohttp import web
 
@@ -52,8 +51,10 @@ def _kept_connected(catalogue: PostgresCatalogue) -> Callable[[web.Application],
     async def run(app: web.Application) -> AsyncIterator[None]:
         task = asyncio.create_task(catalogue.keep_connected())
         yield
-        task.cancel()
-        with suppress(asyncio.CancelledError):
-            await task
+        # More than once where need be: aiopg waits by asyncio.wait_for, which in Python 3.11 swallows a
+        # cancellation that arrives together with what it waits for.
+        while not task.done():
+            task.cancel()
+            await asyncio.wait([task], timeout=0.2)
 
     return run

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -182,16 +182,16 @@ class PostgresCatalogue:
             self._pool = None
             pool.terminate()
             # Everything that still holds a connection has just lost it and will give it back.
-            await asyncio.wait_for(pool.wait_closed(), settings.query_timeout)
+            async with asyncio.timeout(settings.query_timeout):
+                await pool.wait_closed()
 
     async def _watch(self, control: Connection) -> None:
         """Ask whether the database is there, every second and whenever a query doubts it; raises once it is not."""
         while True:
             await _execute(control, "SELECT 1", (), PROBE_TIMEOUT)
-            try:
-                await asyncio.wait_for(self._suspected_lost.wait(), PROBE_INTERVAL)
-            except asyncio.TimeoutError:
-                continue
+            with suppress(asyncio.TimeoutError):
+                async with asyncio.timeout(PROBE_INTERVAL):
+                    await self._suspected_lost.wait()
             self._suspected_lost.clear()
 
     async def _connection_made(self, connection: Connection) -> None:
@@ -216,7 +216,8 @@ class PostgresCatalogue:
         if not host or host.startswith("/") or "," in host or "hostaddr" in parts:
             return {}
         loop = asyncio.get_running_loop()
-        found = await asyncio.wait_for(loop.getaddrinfo(host, None), self._settings.connect_timeout)
+        async with asyncio.timeout(self._settings.connect_timeout):
+            found = await loop.getaddrinfo(host, None)
         return {"hostaddr": str(found[0][4][0])}
 
     def _remember(self, identifiers: list[str]) -> None:

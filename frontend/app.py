@@ -31,7 +31,7 @@ def create_app(settings: Settings) -> web.Application:
     backend = app[routes.BACKEND] = Backend(
         lambda: app[CLIENT_SESSION],
         settings,
-        telemetry.FrontendTelemetry(registry, dice, settings.async_rolls),
+        telemetry.FrontendTelemetry(registry, dice, settings.max_rolls if settings.async_rolls else None),
         sessions,
     )
     app[routes.PANEL] = PanelServer(

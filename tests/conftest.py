@@ -1,0 +1,48 @@
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests import labs
+from tests.labs import Lab
+
+
+@pytest.fixture(scope="session")
+def stage_lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[int], Lab]]:
+    """One running lab a stage, shared by all tests that leave it as they found it."""
+    running: dict[int, Lab] = {}
+
+    def of_stage(stage: int) -> Lab:
+        if stage not in running:
+            running[stage] = labs.start(tmp_path_factory.mktemp(f"stage{stage}") / "run", stage)
+        return running[stage]
+
+    yield of_stage
+    for lab in running.values():
+        lab.stop()
+
+
+@pytest.fixture
+def own_lab(tmp_path: Path) -> Iterator[Callable[..., Lab]]:
+    """A lab of the test's own, to be broken; stopped whatever the test did to it."""
+    started: list[Lab] = []
+
+    def of_stage(stage: int, *arguments: str, **settings: object) -> Lab:
+        lab = labs.start(tmp_path / f"run{len(started)}", stage, *arguments, **settings)  # type: ignore[arg-type]
+        started.append(lab)
+        return lab
+
+    yield of_stage
+    for lab in started:
+        lab.stop()
+
+
+@pytest.fixture(scope="session")
+def chromium() -> str:
+    """The browser's path; the test command installs it where it may."""
+    path = os.environ.get("CHROMIUM", "/usr/bin/chromium")
+    assert Path(path).exists(), f"no browser at {path}; install chromium or set CHROMIUM"
+    return path

@@ -1,0 +1,100 @@
+"""The domain: how dice come up, how they fail, and what a batch makes of both."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from roller.catalogue import BUILTIN
+from roller.dice import Die, RollFailed, Table
+
+FAIR, RISKY = BUILTIN
+EXTREME = Die("extreme", (0, 0, 6, 6, 6, 6), 0.5)
+
+
+class Watcher:
+    """Notes what a batch tells of each of its rolls."""
+
+    def __init__(self) -> None:
+        self.under_way = 0
+        self.most_under_way = 0
+        self.faces: dict[int, int] = {}
+        self.failed: set[int] = set()
+
+    @contextmanager
+    def __call__(self, index: int) -> Iterator[Callable[[int], None]]:
+        self.under_way += 1
+        self.most_under_way = max(self.most_under_way, self.under_way)
+        try:
+            yield lambda face: self.faces.update({index: face})
+        except RollFailed:
+            self.failed.add(index)
+            raise
+        finally:
+            self.under_way -= 1
+
+
+async def faces_of(die: Die, rolls: int, seed: int) -> Counter[int | None]:
+    table = Table(max_delay=0, seed=seed)
+    return Counter(await table.roll_batch(die, rolls, Watcher()))
+
+
+@pytest.mark.parametrize("die", [FAIR, RISKY, EXTREME], ids=lambda die: die.name)
+async def test_faces_and_failures_come_as_the_die_promises(die: Die) -> None:
+    rolls = 6000
+    seen = await faces_of(die, rolls, seed=20)
+    expected = {face: rolls * (1 - die.error_rate) * die.faces.count(face) / len(die.faces) for face in die.faces}
+    expected_all: dict[int | None, float] = {**expected, None: rolls * die.error_rate}
+    assert {face for face in seen if seen[face]} == {face for face, count in expected_all.items() if count}
+    chi_square = sum((seen[face] - count) ** 2 / count for face, count in expected_all.items() if count)
+    assert chi_square < 18.5  # 0.1 % quantile for at most 4 to 6 degrees of freedom is 18.5 to 22.5
+
+
+async def test_a_seed_repeats_the_rolls() -> None:
+    assert await faces_of(RISKY, 50, seed=3) == await faces_of(RISKY, 50, seed=3)
+    first, second = Table(0, seed=3), Table(0, seed=4)
+    watcher = Watcher()
+    assert await first.roll_batch(FAIR, 30, watcher) != await second.roll_batch(FAIR, 30, watcher)
+
+
+async def test_a_batch_runs_all_its_rolls_at_once_and_to_the_end() -> None:
+    watcher = Watcher()
+    rolls = await Table(max_delay=0.02, seed=5).roll_batch(EXTREME, 40, watcher)
+    assert watcher.most_under_way == 40
+    assert watcher.under_way == 0
+    assert {index for index, face in enumerate(rolls, start=1) if face is None} == watcher.failed
+    assert {index: face for index, face in enumerate(rolls, start=1) if face is not None} == watcher.faces
+    assert watcher.failed
+    assert watcher.faces
+
+
+async def test_a_cancelled_batch_cancels_every_roll() -> None:
+    watcher = Watcher()
+    batch = asyncio.create_task(Table(max_delay=60.0, seed=1).roll_batch(FAIR, 25, watcher))
+    while watcher.under_way < 25:
+        await asyncio.sleep(0)
+    batch.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await batch
+    assert watcher.under_way == 0
+    assert not watcher.faces
+
+
+async def test_a_defect_is_not_taken_for_a_failed_roll() -> None:
+    @contextmanager
+    def broken(index: int) -> Iterator[Callable[[int], None]]:
+        raise ZeroDivisionError
+        yield lambda face: None
+
+    with pytest.raises(ZeroDivisionError):
+        await Table(max_delay=0).roll_batch(FAIR, 3, broken)
+
+
+@pytest.mark.parametrize(("faces", "error_rate"), [((), 0.0), ((1,), -0.1), ((1,), 1.1), ((1,), float("nan"))])
+def test_a_die_that_makes_no_sense_cannot_be_made(faces: tuple[int, ...], error_rate: float) -> None:
+    with pytest.raises(ValueError, match="odd"):
+        Die("odd", faces, error_rate)

@@ -1,0 +1,134 @@
+"""JSON lines: whatever is logged becomes one JSON object on one line, on time and whole."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import subprocess
+import sys
+import textwrap
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from otel import logs
+
+
+class Captured:
+    def __init__(self) -> None:
+        self._read, self.write = os.pipe()
+
+    def lines(self) -> list[dict[str, Any]]:
+        os.close(self.write)
+        with open(self._read, "rb") as file:
+            return [json.loads(line) for line in file.read().splitlines()]
+
+
+@pytest.fixture
+def root_logger() -> Iterator[None]:
+    root = logging.getLogger()
+    handlers, level, hook = root.handlers[:], root.level, sys.excepthook
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
+    sys.excepthook = hook
+    logging.captureWarnings(False)
+
+
+@pytest.mark.usefixtures("root_logger")
+def test_fields_of_an_event_stand_beside_the_fixed_ones() -> None:
+    out = Captured()
+    stop = logs.start("dice-roller", descriptor=out.write)
+    logging.getLogger("any").info("Roll completed", extra={"fields": {"roll_value": 5, "die_found": True}})
+    stop()
+    (line,) = out.lines()
+    assert line.pop("timestamp").endswith("Z")
+    assert line == {
+        "level": "INFO",
+        "message": "Roll completed",
+        "logger": "dice-roller",
+        "roll_value": 5,
+        "die_found": True,
+    }
+
+
+@pytest.mark.usefixtures("root_logger")
+@settings(max_examples=60, deadline=None)
+@given(
+    message=st.text(st.characters(blacklist_categories=())),
+    value=st.one_of(st.text(st.characters(blacklist_categories=())), st.integers(), st.floats(), st.binary()),
+)
+def test_anything_can_be_logged(message: str, value: object) -> None:
+    out = Captured()
+    stop = logs.start("frontend", descriptor=out.write)
+    logging.getLogger("any").warning("%s", message, extra={"fields": {"value": value}})
+    stop()
+    (line,) = out.lines()
+    assert line["message"] == message
+    assert "value" in line
+
+
+@pytest.mark.usefixtures("root_logger")
+def test_a_library_line_says_which_library_and_keeps_its_traceback() -> None:
+    out = Captured()
+    stop = logs.start("frontend", descriptor=out.write)
+    try:
+        raise KeyError("missing")
+    except KeyError:
+        logging.getLogger("some.library").exception("It failed")
+    logging.getLogger("some.library").info("broken %d", "no number")
+    stop()
+    failed, broken = out.lines()
+    assert failed["source"] == "some.library"
+    assert failed["exception"].splitlines()[-1] == "KeyError: 'missing'"
+    assert "unprintable log line" in broken["message"]
+
+
+@pytest.mark.usefixtures("root_logger")
+def test_a_reader_that_stalls_costs_lines_but_neither_time_nor_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logs, "MAX_WAITING_LINES", 2000)
+    out = Captured()
+    stop = logs.start("frontend", descriptor=out.write)
+    written = 30_000  # far more than a pipe and the waiting lines hold
+    for number in range(written):
+        logging.getLogger("any").info("x" * 100, extra={"fields": {"number": number}})
+    reader = subprocess.Popen(
+        [sys.executable, "-c", "import sys; sys.stdout.buffer.write(sys.stdin.buffer.read())"],
+        stdin=out._read,
+        stdout=subprocess.PIPE,
+    )
+    stop()
+    os.close(out.write)
+    content, _ = reader.communicate()
+    lines = [json.loads(line) for line in content.splitlines()]
+    kept = [line for line in lines if "number" in line]
+    lost = sum(int(line["message"].split()[0]) for line in lines if "lines dropped" in line["message"])
+    assert 0 < len(kept) < written
+    assert len(kept) + lost == written
+
+
+def test_uncaught_exceptions_and_warnings_are_lines_too() -> None:
+    program = textwrap.dedent(
+        """
+        import threading, warnings
+        from otel import logs
+        stop = logs.start("dice-roller")
+        warnings.warn("beware")
+        thread = threading.Thread(target=lambda: 1 / 0)
+        thread.start(); thread.join()
+        import atexit; atexit.register(stop)
+        raise RuntimeError("the end")
+        """
+    )
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    lines = [json.loads(line) for line in result.stdout.splitlines()]
+    assert result.returncode == 1
+    assert not result.stderr
+    assert "beware" in lines[0]["message"]
+    assert "ZeroDivisionError" in lines[1]["exception"]
+    assert lines[2]["level"] == "CRITICAL"
+    assert "RuntimeError: the end" in lines[2]["exception"]
