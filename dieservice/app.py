@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable
 from aiohttp import web
 
 from dieservice import routes
-from dieservice.catalogue import FileCatalogue, read_file
+from dieservice.catalogue import FileCatalogue
 from dieservice.postgres import PostgresCatalogue
 from dieservice.settings import Settings
 from dieservice.telemetry import DatabaseTelemetry, DiceTelemetry
@@ -20,11 +20,11 @@ from web.service import furnish, new_application
 def create_app(settings: Settings) -> web.Application:
     app = new_application()
     registry = new_registry()
-    dice = read_file(settings.dice_file)
+    dice = settings.dice
     telemetry = app[routes.DICE] = DiceTelemetry(registry)
     app.router.add_get("/dice", routes.dice, allow_head=False)
 
-    readiness = health.always_ready
+    readiness: health.Readiness = health.always_ready
     if settings.database is None:
         app[routes.CATALOGUE] = FileCatalogue(dice)
         telemetry.loaded([die.identifier for die in dice])

@@ -61,7 +61,7 @@ class PostgresCatalogue:
         self._seed = seed
         self._dice = dice
         self._telemetry = telemetry
-        self._pool: aiopg.Pool | None = None
+        self._pool: Any = None  # an aiopg.Pool, behind the instrumentation's proxy
         self._connections: WeakSet[Connection] = WeakSet()
         self._in_use = 0
         self._suspected_lost = asyncio.Event()
@@ -109,9 +109,7 @@ class PostgresCatalogue:
         except _BrokenConnection:
             return await self._query_once(query_type, sql, parameters, retried=True)
 
-    async def _query_once(
-        self, query_type: str, sql: str, parameters: Sequence[Any], retried: bool
-    ) -> list[Any]:
+    async def _query_once(self, query_type: str, sql: str, parameters: Sequence[Any], retried: bool) -> list[Any]:
         pool = self._pool
         if pool is None:
             self._telemetry.query_not_sent(query_type, "not connected")

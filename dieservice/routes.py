@@ -8,7 +8,7 @@ from aiohttp import web
 from dieservice.catalogue import Catalogue, CatalogueTimeout, CatalogueUnavailable, UnknownDie
 from dieservice.telemetry import DiceTelemetry
 from web import params
-from web.apidocs import describe, die_parameter
+from web.apidocs import describe
 from web.problems import Problem, timed_out, unavailable
 
 CATALOGUE = web.AppKey("catalogue", Catalogue)
@@ -39,7 +39,7 @@ DIE_ANSWER = {
 @describe(
     "List the dice there are, or show one.",
     {"oneOf": [LIST_ANSWER, DIE_ANSWER]},
-    [die_parameter("identifier", required=False)],
+    [params.die_parameter("identifier", required=False)],
     "bad-request unknown-die method-not-allowed unavailable timed-out",
 )
 async def dice(request: web.Request) -> web.Response:

@@ -8,6 +8,7 @@ from pathlib import Path
 import psycopg2
 from psycopg2.extensions import parse_dsn
 
+from dieservice.catalogue import Specification, read_file
 from web.settings import Environment, ServerSettings, SettingsError
 
 DICE_FILE = Path(__file__).parent / "dice.json"
@@ -27,7 +28,7 @@ class DatabaseSettings:
 @dataclass(frozen=True)
 class Settings:
     server: ServerSettings
-    dice_file: Path
+    dice: tuple[Specification, ...]  # as the file has them
     database: DatabaseSettings | None  # None: dice come from the file alone
 
     @classmethod
@@ -41,7 +42,7 @@ class Settings:
             raise SettingsError("DATABASE_URL: must be a URL such as postgresql://user:password@host:5432/dice")
         return cls(
             server=ServerSettings.read(env, default_port=8001),
-            dice_file=Path(env.text("DICE_FILE", str(DICE_FILE))),
+            dice=tuple(read_file(Path(env.text("DICE_FILE", str(DICE_FILE))))),
             database=DatabaseSettings(
                 url=url,
                 pool_size=env.integer("DB_POOL_SIZE", 10, 1, 1000),

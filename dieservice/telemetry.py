@@ -141,6 +141,4 @@ class DatabaseTelemetry:
 
     def pool_exhausted(self, query_type: str, waited: float) -> None:
         self._queries.labels(query_type, "error").inc()
-        _line(
-            logging.WARNING, "Connection pool exhausted", db_query_type=query_type, waited_ms=round(waited * 1000, 3)
-        )
+        _line(logging.WARNING, "Connection pool exhausted", db_query_type=query_type, waited_ms=round(waited * 1000, 3))

@@ -27,7 +27,6 @@ def create_app(settings: Settings) -> web.Application:
     dice = [] if settings.die_service_url else BUILTIN_DICE
     sessions = Sessions(settings.session_secret) if settings.sign_in else None
 
-    app[routes.SETTINGS] = settings
     backend = app[routes.BACKEND] = Backend(
         lambda: app[CLIENT_SESSION],
         settings,
@@ -45,15 +44,21 @@ def create_app(settings: Settings) -> web.Application:
     app.router.add_get("/static/{path:.+}", routes.static, allow_head=False)
     app.router.add_get("/roll", routes.roll, allow_head=False)
     if settings.async_rolls:
-        app.router.add_get("/roll-async", routes.roll_async, allow_head=False)
+        app.router.add_get("/roll-async", routes.roll_async(settings.max_rolls), allow_head=False)
     if sessions is not None:
         app[routes.SESSIONS] = sessions
         app.router.add_get("/sign-in", routes.sign_in_page, allow_head=False)
         app.router.add_post("/sign-in", routes.sign_in)
         app.router.add_post("/sign-out", routes.sign_out)
 
+    async def panel_served(app: web.Application) -> AsyncIterator[None]:
+        app[routes.PANEL].start()
+        telemetry.started(settings.server.port)
+        yield
+        app[routes.PANEL].stop()
+
     app.cleanup_ctx.append(client_session(settings.connect_timeout, settings.timeout, settings.connections))
-    app.cleanup_ctx.append(_panel_served)
+    app.cleanup_ctx.append(panel_served)
     furnish(
         app,
         registry,
@@ -67,10 +72,3 @@ def create_app(settings: Settings) -> web.Application:
 
 async def _browsers_disconnected(app: web.Application) -> None:
     await app[routes.PANEL].disconnect()
-
-
-async def _panel_served(app: web.Application) -> AsyncIterator[None]:
-    app[routes.PANEL].start()
-    telemetry.started(app[routes.SETTINGS].server.port)
-    yield
-    app[routes.PANEL].stop()

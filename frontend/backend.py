@@ -14,6 +14,7 @@ from yarl import URL
 from frontend.settings import Settings
 from frontend.telemetry import FrontendTelemetry
 from frontend.usage import Sessions, User
+from otel.http import CLIENT_CLOSED_REQUEST
 from web.problems import Problem, timed_out, unavailable
 
 BUILTIN_DICE = ("fair", "risky")
@@ -57,9 +58,10 @@ class Backend:
         try:
             status, document, retry_after = await self._get(url, query)
         except Problem as problem:
-            telemetry.not_answered(
-                die, problem.status, str(url), perf_counter() - started, problem.cause or problem
-            )
+            telemetry.not_answered(die, problem.status, str(url), perf_counter() - started, problem.cause or problem)
+            raise
+        except asyncio.CancelledError as error:
+            telemetry.not_answered(die, CLIENT_CLOSED_REQUEST, str(url), perf_counter() - started, error)
             raise
         seconds = perf_counter() - started
         if status == 200 or document.get("die") == die:
@@ -113,9 +115,7 @@ class Backend:
 def _relayed(status: int, document: dict[str, Any], retry_after: str | None) -> Problem:
     """A problem that another service reported, to be passed on as it is, with our own trace id."""
     members = {
-        name: value
-        for name, value in document.items()
-        if name not in {"type", "title", "status", "detail", "trace_id"}
+        name: value for name, value in document.items() if name not in {"type", "title", "status", "detail", "trace_id"}
     }
     return Problem(
         status if status >= 400 else 503,

@@ -22,24 +22,34 @@ PIPS: dict[int, tuple[tuple[int, int], ...]] = {
 }
 
 STYLE = """
-:host { --die-paper: #fffdf8; --die-ink: #1d3b4f; --die-edge: #aebcc6; --bad: var(--danger-bg-color, #d32f2f); --soft: color-mix(in srgb, currentColor 68%, transparent); --line: color-mix(in srgb, currentColor 22%, transparent); }
+:host {
+  --die-paper: #fffdf8; --die-ink: #1d3b4f; --die-edge: #aebcc6; --bad: var(--danger-bg-color, #d32f2f);
+  --soft: color-mix(in srgb, currentColor 68%, transparent);
+  --line: color-mix(in srgb, currentColor 22%, transparent);
+}
 .dice { display: flex; flex-wrap: wrap; gap: 12px; justify-content: center; padding: 8px 0; }
 .die { width: 96px; height: 96px; animation: land .35s ease-out; filter: drop-shadow(0 3px 4px rgb(0 0 0 / .25)); }
-.dice.many .die { width: 44px; height: 44px; } .dice.many { gap: 6px; }
+.dice.many { gap: 6px; }
+.dice.many .die { width: 44px; height: 44px; }
 @keyframes land { from { transform: rotate(-50deg) scale(.6); opacity: 0; } }
 @media (prefers-reduced-motion: reduce) { .die { animation: none; } }
 .sum { text-align: center; font-size: 1.1rem; margin: 6px 0; }
 .facts { display: flex; flex-wrap: wrap; gap: 4px 16px; justify-content: center; color: var(--soft); font-size: .9rem; }
 code { font-family: ui-monospace, monospace; font-size: .85em; overflow-wrap: anywhere; }
-.copy { font: inherit; font-size: .85em; color: inherit; background: none; border: 1px solid var(--line); border-radius: 6px; padding: 1px 8px; cursor: pointer; }
-.copy:hover { border-color: currentColor; } .copy:focus-visible { outline: 3px solid #0b8ecb; outline-offset: 1px; }
+.copy {
+  font: inherit; font-size: .85em; color: inherit; background: none;
+  border: 1px solid var(--line); border-radius: 6px; padding: 1px 8px; cursor: pointer;
+}
+.copy:hover { border-color: currentColor; }
+.copy:focus-visible { outline: 3px solid #0b8ecb; outline-offset: 1px; }
 .empty { color: var(--soft); text-align: center; padding: 24px 8px; }
+.scroll { overflow-x: auto; }
 table { width: 100%; border-collapse: collapse; font-size: .9rem; }
-th { text-align: left; color: var(--soft); font-weight: 500; } th, td { padding: 6px 10px 6px 0; border-bottom: 1px solid var(--line); vertical-align: top; }
+th { text-align: left; color: var(--soft); font-weight: 500; }
+th, td { padding: 6px 10px 6px 0; border-bottom: 1px solid var(--line); vertical-align: top; }
 td.result { min-width: 9em; }
 td.number { font-variant-numeric: tabular-nums; white-space: nowrap; }
 .failed { color: var(--bad); }
-.scroll { overflow-x: auto; }
 """
 
 
@@ -105,7 +115,9 @@ def result(roll: Roll | None) -> str:
     dice = f'<div class="dice{many}">{"".join(die(face) for face in roll.faces)}</div>' if roll.faces else ""
     total = ""
     if len(roll.faces) > 1:
-        total = f'<div class="sum">Total <b>{sum(face or 0 for face in roll.faces)}</b> of {len(roll.faces)} rolls</div>'
+        total = (
+            f'<div class="sum">Total <b>{sum(face or 0 for face in roll.faces)}</b> of {len(roll.faces)} rolls</div>'
+        )
     status = f'<span class="failed">{roll.status} failed</span>' if roll.failed else f"<span>{roll.status} OK</span>"
     trace = trace_button(roll.trace_id)
     return (
@@ -117,8 +129,9 @@ def result(roll: Roll | None) -> str:
 def history(rolls: Iterable[Roll]) -> str:
     """The session's rolls as a table, in the order given."""
     rows = "".join(
-        f'<tr><td class="number">{escape(roll.time)}</td><td>{escape(roll.die)}</td><td class="result">{_outcome(roll)}</td>'
-        f'<td class="number">{roll.milliseconds:.0f} ms</td><td class="number">{trace_button(roll.trace_id, short=True)}</td></tr>'
+        f'<tr><td class="number">{escape(roll.time)}</td><td>{escape(roll.die)}</td>'
+        f'<td class="result">{_outcome(roll)}</td><td class="number">{roll.milliseconds:.0f} ms</td>'
+        f'<td class="number">{trace_button(roll.trace_id, short=True)}</td></tr>'
         for roll in rolls
     )
     if not rows:

@@ -47,7 +47,7 @@ FOOTER_STYLE = "footer { text-align: center; font-size: .9rem; } a { color: inhe
 pn.extension(notifications=False)
 
 
-class ColourScheme(pn.custom.JSComponent):
+class ColourScheme(pn.custom.JSComponent):  # type: ignore[misc]
     """Makes the page follow the system's choice of light or dark; shows nothing itself.
 
     In the browser, because only it knows the choice, and on the page's model, because that is what the
@@ -83,10 +83,11 @@ class RollPage:
         self._user = user
         self._rolls: deque[Roll] = deque(maxlen=HISTORY)
         self._die = pmui.RadioButtonGroup(label="Die", options=[], sizing_mode="stretch_width")
-        self._use_async = pmui.Checkbox(label="Use async rolling", value=False, visible=async_rolls)
+        self._use_async = pmui.Checkbox(label="Use async rolling", value=False)
         self._times = pmui.IntInput(
-            label="Number of rolls", value=10, start=1, end=max_rolls, disabled=True, visible=async_rolls
+            label="Number of rolls", value=10, start=1, end=max_rolls, disabled=True, sizing_mode="stretch_width"
         )
+        self._async_controls = [self._use_async, self._times] if async_rolls else []
         self._button = pmui.Button(
             label="Roll", icon="casino", variant="contained", size="large", sizing_mode="stretch_width"
         )
@@ -105,8 +106,7 @@ class RollPage:
             pmui.Column(
                 pmui.Typography("Roll a die", variant="h6"),
                 self._die,
-                self._use_async,
-                self._times,
+                *self._async_controls,
                 self._button,
                 self._reload,
                 self._progress,
@@ -246,6 +246,8 @@ def page_function(backend: Backend, async_rolls: bool, max_rolls: int, sessions:
             return RollPage(backend, async_rolls, max_rolls, user).view()
         except Exception:  # Panel would show the traceback to the user
             log.exception("The page could not be made", extra={"fields": {}})
-            return pmui.Page(title="Dice Lab", main=[pmui.Alert(object="The page could not be made.", severity="error")])
+            return pmui.Page(
+                title="Dice Lab", main=[pmui.Alert(object="The page could not be made.", severity="error")]
+            )
 
     return page

@@ -70,7 +70,9 @@ class PanelServer:
                         headers={name: answer.headers[name] for name in PASSED_TO_BROWSER if name in answer.headers},
                     )
                     if answer.status >= 400:
-                        raise Problem(404 if answer.status == 404 else 500, "The page has no such part.", kind="not-found")
+                        raise Problem(
+                            404 if answer.status == 404 else 500, "The page has no such part.", kind="not-found"
+                        )
                     trace_id = current_trace_id()
                     if trace_id:
                         response.headers[TRACE_ID_HEADER] = trace_id

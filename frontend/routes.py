@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 import aiohttp_jinja2
 import orjson
 from aiohttp import web
+from aiohttp.typedefs import Handler
 from yarl import URL
 
 from frontend.backend import Backend
 from frontend.panel_server import PanelServer
-from frontend.settings import Settings
 from frontend.telemetry import ROOT_SPAN
 from frontend.usage import COOKIE, MAX_AGE, NameRefused, Sessions, User
 from otel import tracing
 from web import params
-from web.apidocs import describe, die_parameter, parameter
+from web.apidocs import describe
 from web.problems import Problem
 
-SETTINGS = web.AppKey("settings", Settings)
 BACKEND = web.AppKey("backend", Backend)
 PANEL = web.AppKey("panel", PanelServer)
 SESSIONS = web.AppKey("sessions", Sessions)
@@ -33,10 +34,8 @@ def _user(request: web.Request) -> User | None:
 async def page(request: web.Request) -> web.StreamResponse:
     if SESSIONS in request.app and _user(request) is None:
         raise web.HTTPSeeOther("/sign-in")
-    try:
+    with suppress(Problem):  # it is logged; the page shows the dice last heard of, or says that there are none
         await request.app[BACKEND].fetch_dice()
-    except Problem:
-        pass  # it is logged; the page shows the dice last heard of, or says that there are none
     return await request.app[PANEL].relay(request)
 
 
@@ -51,7 +50,7 @@ async def websocket(request: web.Request) -> web.StreamResponse:
 @describe(
     "Roll a die once, as the page's button does.",
     {"type": "object", "required": ["roll"], "properties": {"roll": {"type": "integer"}}},
-    [die_parameter()],
+    [params.die_parameter()],
     PROBLEMS,
 )
 async def roll(request: web.Request) -> web.Response:
@@ -59,26 +58,28 @@ async def roll(request: web.Request) -> web.Response:
     return await _roll(request, die, None)
 
 
-@describe(
-    "Roll a die many times at once, as the page's button does.",
-    {
-        "type": "object",
-        "required": ["total", "rolls", "count"],
-        "properties": {
-            "total": {"type": "integer"},
-            "rolls": {"type": "array", "items": {"type": "integer"}},
-            "count": {"type": "integer"},
+def roll_async(highest: int) -> Handler:
+    """The handler of batches of up to ``highest`` rolls."""
+
+    @describe(
+        "Roll a die many times at once, as the page's button does.",
+        {
+            "type": "object",
+            "required": ["total", "rolls", "count"],
+            "properties": {
+                "total": {"type": "integer"},
+                "rolls": {"type": "array", "items": {"type": "integer"}},
+                "count": {"type": "integer"},
+            },
         },
-    },
-    [
-        die_parameter(),
-        parameter("times", {"type": "integer", "minimum": 1, "maximum": 100, "example": 10}, "how many rolls"),
-    ],
-    PROBLEMS,
-)
-async def roll_async(request: web.Request) -> web.Response:
-    die = params.die_name(request)
-    return await _roll(request, die, params.times(request, request.app[SETTINGS].max_rolls))
+        [params.die_parameter(), params.times_parameter(highest)],
+        PROBLEMS,
+    )
+    async def roll_async(request: web.Request) -> web.Response:
+        die = params.die_name(request)
+        return await _roll(request, die, params.times(request, highest))
+
+    return roll_async
 
 
 async def _roll(request: web.Request, die: str, times: int | None) -> web.Response:

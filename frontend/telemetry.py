@@ -113,7 +113,7 @@ class FrontendTelemetry:
         )
 
     def not_answered(self, die: str, status: int, url: str, seconds: float, error: BaseException) -> None:
-        """The dice-roller did not answer; the user got ``status``."""
+        """The dice-roller did not answer; the user got ``status``, or had gone away."""
         self._count(die, status, seconds)
         _line(
             logging.ERROR,

@@ -34,7 +34,9 @@ def _parser() -> argparse.ArgumentParser:
 
     up_parser = commands.add_parser("up", help="start a stage and follow its logs")
     up_parser.add_argument("--stage", type=int, default=6, metavar="1..6", help="which stage (default 6)")
-    up_parser.add_argument("--base-port", type=_port, default=8000, help="the roller's port; others follow (default 8000)")
+    up_parser.add_argument(
+        "--base-port", type=_port, default=8000, help="the roller's port; others follow (default 8000)"
+    )
     up_parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default 127.0.0.1)")
     up_parser.add_argument("--roll-delay", type=_seconds, metavar="SECONDS", help="longest wait of a roll (default 1)")
     up_parser.add_argument("--detach", action="store_true", help="return once the lab is ready; it runs on")
@@ -43,7 +45,9 @@ def _parser() -> argparse.ArgumentParser:
     commands.add_parser("status", help="show what runs and whether it is ready")
     commands.add_parser("down", help="stop the lab")
     for command in commands.choices.values():
-        command.add_argument("--run-dir", type=Path, default=RUN_DIR, help=f"where the lab keeps its files (default {RUN_DIR})")
+        command.add_argument(
+            "--run-dir", type=Path, default=RUN_DIR, help=f"where the lab keeps its files (default {RUN_DIR})"
+        )
     return parser
 
 

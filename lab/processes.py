@@ -30,16 +30,15 @@ class Process:
         self._process = process
         self._on_lines = on_lines
         self._last: deque[bytes] = deque(maxlen=LAST_LINES)
-        assert process.stdout is not None and process.stderr is not None
+        assert process.stdout is not None
+        assert process.stderr is not None
         self._pumps = [
             asyncio.create_task(self._pump(process.stdout, logs / f"{name}.jsonl")),
             asyncio.create_task(self._pump(process.stderr, logs / f"{name}.stderr")),
         ]
 
     @classmethod
-    async def start(
-        cls, name: str, module: str, environ: Mapping[str, str], logs: Path, on_lines: OnLines
-    ) -> Process:
+    async def start(cls, name: str, module: str, environ: Mapping[str, str], logs: Path, on_lines: OnLines) -> Process:
         process = await asyncio.create_subprocess_exec(
             sys.executable,
             "-m",

@@ -31,7 +31,11 @@ def render(service: str, line: bytes) -> Text:
         document: dict[str, Any] = json.loads(line)
         time, level, message = str(document["timestamp"])[11:23], str(document["level"]), str(document["message"])
     except (ValueError, KeyError, TypeError):
-        return Text.assemble(f"{'':12} ", (f"{service:11} ", COLOURS.get(service, "")), (_printable(line.decode(errors="replace")), "red"))
+        return Text.assemble(
+            f"{'':12} ",
+            (f"{service:11} ", COLOURS.get(service, "")),
+            (_printable(line.decode(errors="replace")), "red"),
+        )
     text = Text.assemble(
         (time, "dim"), " ", (f"{service:11}", COLOURS.get(service, "")), " ", (f"{level:8}", LEVELS.get(level, "")), " "
     )

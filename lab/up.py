@@ -187,7 +187,9 @@ class Lab:
 
     async def _follow(self, stopped: asyncio.Future[Any]) -> None:
         """Until told to stop; a service that ends meanwhile is reported at once, the others go on."""
-        ends = {asyncio.ensure_future(process.ended()): process for process in self._processes}
+        ends: dict[asyncio.Future[Any], Process] = {
+            asyncio.ensure_future(process.ended()): process for process in self._processes
+        }
         watch = asyncio.ensure_future(self._watch_postgres())
         waiting: set[asyncio.Future[Any]] = {stopped, watch, *ends}
         while not stopped.done() and waiting:

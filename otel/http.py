@@ -60,9 +60,7 @@ def middleware() -> Middleware:
 def answered(request: web.Request, status: int, seconds: float) -> None:
     """Count and log one answer."""
     upgraded = status == 101
-    request.app[HTTP_METRICS].answered(
-        _template(request), request.method, status, None if upgraded else seconds
-    )
+    request.app[HTTP_METRICS].answered(_template(request), request.method, status, None if upgraded else seconds)
     log_access(request.method, request.path_qs, status, seconds)
 
 

@@ -21,32 +21,28 @@ def create_app(settings: Settings) -> web.Application:
     remote = settings.die_service
     dice = [] if remote else [die.name for die in BUILTIN]
 
-    app[routes.SETTINGS] = settings
     app[routes.TABLE] = Table(settings.max_delay, settings.seed)
     app[routes.ROLLS] = telemetry.RollTelemetry(registry, dice)
     app.router.add_get("/roll", routes.roll, allow_head=False)
     if settings.async_rolls:
         app[routes.BATCHES] = telemetry.BatchTelemetry(registry, app[routes.ROLLS], dice)
-        app.router.add_get("/roll-async", routes.roll_async, allow_head=False)
+        app.router.add_get("/roll-async", routes.roll_async(settings.max_rolls), allow_head=False)
 
-    readiness = health.always_ready
+    readiness: health.Readiness = health.always_ready
     if remote is None:
         app[routes.CATALOGUE] = BuiltinCatalogue()
     else:
         app[routes.DIE_SERVICE] = telemetry.DieServiceTelemetry(registry)
-        app[routes.CATALOGUE] = RemoteCatalogue(
-            lambda: app[CLIENT_SESSION], remote.url, app[routes.DIE_SERVICE]
-        )
+        app[routes.CATALOGUE] = RemoteCatalogue(lambda: app[CLIENT_SESSION], remote.url, app[routes.DIE_SERVICE])
         app.cleanup_ctx.append(client_session(remote.connect_timeout, remote.timeout, remote.connections))
         readiness = health.dependency(lambda: app[CLIENT_SESSION], "die-service", remote.url)
 
-    app.cleanup_ctx.append(_announced)
+    async def announced(app: web.Application) -> AsyncIterator[None]:
+        telemetry.started(settings.server.port)
+        yield
+
+    app.cleanup_ctx.append(announced)
     furnish(
         app, registry, title="dice-roller", description="Rolls dice, one by one or many at once.", readiness=readiness
     )
     return app
-
-
-async def _announced(app: web.Application) -> AsyncIterator[None]:
-    telemetry.started(app[routes.SETTINGS].server.port)
-    yield

@@ -6,16 +6,15 @@ from contextlib import nullcontext
 
 import orjson
 from aiohttp import web
+from aiohttp.typedefs import Handler
 
 from roller.catalogue import Catalogue, CatalogueTimeout, CatalogueUnavailable, UnknownDie
 from roller.dice import Die, RollFailed, Table
-from roller.settings import Settings
 from roller.telemetry import BatchTelemetry, DieServiceTelemetry, RollTelemetry
 from web import params
-from web.apidocs import describe, die_parameter, parameter
+from web.apidocs import describe
 from web.problems import Problem, timed_out, unavailable
 
-SETTINGS = web.AppKey("settings", Settings)
 TABLE = web.AppKey("table", Table)
 CATALOGUE = web.AppKey("catalogue", Catalogue)
 ROLLS = web.AppKey("rolls", RollTelemetry)
@@ -37,10 +36,6 @@ BATCH_ANSWER = {
         "count": {"type": "integer"},
     },
 }
-# The highest number of rolls is a setting; the description names its default.
-TIMES = parameter(
-    "times", {"type": "integer", "minimum": 1, "maximum": 100, "example": 10}, "how many rolls, at once"
-)
 
 
 def _json(document: object) -> web.Response:
@@ -61,7 +56,7 @@ async def _find(app: web.Application, name: str) -> Die:
     return die
 
 
-@describe("Roll a die once.", ROLL_ANSWER, [die_parameter()], PROBLEMS)
+@describe("Roll a die once.", ROLL_ANSWER, [params.die_parameter()], PROBLEMS)
 async def roll(request: web.Request) -> web.Response:
     app = request.app
     name = params.die_name(request)
@@ -77,23 +72,33 @@ async def roll(request: web.Request) -> web.Response:
     return _json({"roll": face})
 
 
-@describe("Roll a die many times at once.", BATCH_ANSWER, [die_parameter(), TIMES], PROBLEMS)
-async def roll_async(request: web.Request) -> web.Response:
-    app = request.app
-    name = params.die_name(request)
-    times = params.times(request, app[SETTINGS].max_rolls)
-    app[ROLLS].requested(name)
-    with app[DIE_SERVICE].query() if DIE_SERVICE in app else nullcontext():
-        die = await _find(app, name)
-    try:
-        with app[BATCHES].batch(name, times) as batch:
-            rolls = await app[TABLE].roll_batch(die, times, batch.roll)
-            failed = [index for index, face in enumerate(rolls, start=1) if face is None]  # as in async_roll_index
-            if failed:
-                raise RollFailed(f"{len(failed)} of {times} rolls of the {name} die failed.")
-            total = sum(face for face in rolls if face is not None)
-            batch.completed(total)
-    except RollFailed as error:
-        members = {"die": name, "count": times, "rolls": rolls, "failed": failed}
-        raise Problem(500, str(error), kind="roll-failed", members=members, cause=error) from None
-    return _json({"total": total, "rolls": rolls, "count": times})
+def roll_async(highest: int) -> Handler:
+    """The handler of batches of up to ``highest`` rolls."""
+
+    @describe(
+        "Roll a die many times at once.",
+        BATCH_ANSWER,
+        [params.die_parameter(), params.times_parameter(highest)],
+        PROBLEMS,
+    )
+    async def roll_async(request: web.Request) -> web.Response:
+        app = request.app
+        name = params.die_name(request)
+        times = params.times(request, highest)
+        app[ROLLS].requested(name)
+        with app[DIE_SERVICE].query() if DIE_SERVICE in app else nullcontext():
+            die = await _find(app, name)
+        try:
+            with app[BATCHES].batch(name, times) as batch:
+                rolls = await app[TABLE].roll_batch(die, times, batch.roll)
+                failed = [index for index, face in enumerate(rolls, start=1) if face is None]  # as async_roll_index
+                if failed:
+                    raise RollFailed(f"{len(failed)} of {times} rolls of the {name} die failed.")
+                total = sum(face for face in rolls if face is not None)
+                batch.completed(total)
+        except RollFailed as error:
+            members = {"die": name, "count": times, "rolls": rolls, "failed": failed}
+            raise Problem(500, str(error), kind="roll-failed", members=members, cause=error) from None
+        return _json({"total": total, "rolls": rolls, "count": times})
+
+    return roll_async

@@ -74,9 +74,7 @@ def test_loss_and_return_under_traffic(lab: Lab) -> None:
         while not stop.is_set():
             started = time.monotonic()
             answer = get(f"{lab.front}/roll?die=fair")
-            answers.append(
-                (started, answer.status, time.monotonic() - started, answer.headers.get("Retry-After"))
-            )
+            answers.append((started, answer.status, time.monotonic() - started, answer.headers.get("Retry-After")))
             time.sleep(0.02)
 
     with ThreadPoolExecutor(4) as users, closing_event(stop):

@@ -121,7 +121,9 @@ def test_wrong_usage(tmp_path: Path, arguments: list[str]) -> None:
 
 def test_a_bad_setting_is_reported_at_once_with_the_services_words(tmp_path: Path) -> None:
     started = time.monotonic()
-    process = dicelab("up", "--stage", "1", "--run-dir", tmp_path / "run", "--base-port", str(free_base_port()), MAX_ROLLS="no")
+    process = dicelab(
+        "up", "--stage", "1", "--run-dir", tmp_path / "run", "--base-port", str(free_base_port()), MAX_ROLLS="no"
+    )
     code, output = finished(process)
     assert code == 1
     assert "MAX_ROLLS='no': must be a whole number" in output

@@ -57,7 +57,9 @@ def check_problem(lab: Lab, url: str, status: int, method: str = "GET", **header
     if status == 404 and "die" in url:
         assert problem["known"] == ["extreme", "fair", "risky"]
     wait_for(
-        lambda: any(line.get("http_status") == status for line in lab.logs() if line.get("trace_id") == answer.trace_id),
+        lambda: any(
+            line.get("http_status") == status for line in lab.logs() if line.get("trace_id") == answer.trace_id
+        ),
         say=f"an access line of {url[:80]}",
     )
 
@@ -171,7 +173,7 @@ def test_malformed_trace_context_starts_a_new_trace(lab: Lab, traceparent: str) 
     assert answer.status == 200
     assert re.fullmatch("[0-9a-f]{32}", answer.trace_id)
     assert answer.trace_id not in ("a" * 32, "0" * 32)
-    lab.trace(answer.trace_id, count=6)
+    lab.trace(answer.trace_id, count=7)
 
 
 def test_a_person_gets_a_page_instead(lab: Lab) -> None:

@@ -65,7 +65,10 @@ async def test_counters_lines_and_spans_agree_with_the_requests(own_lab: Callabl
             if sample.name == "http_requests_total" and sample.labels["handler"] in handlers:
                 counted[int(sample.labels["status"])] += int(sample.value)
         assert +counted == statuses
-        assert sum(lab.value(service, "http_request_duration_seconds_count", handler=path) for path in handlers) == REQUESTS
+        assert (
+            sum(lab.value(service, "http_request_duration_seconds_count", handler=path) for path in handlers)
+            == REQUESTS
+        )
     assert lab.value("frontend", "streamlit_button_clicks_total") == REQUESTS
     assert lab.value("frontend", "streamlit_button_clicks_total", die_type="unknown") == REQUESTS - known
     assert lab.value("frontend", "streamlit_request_duration_seconds_count") == REQUESTS
@@ -107,9 +110,11 @@ async def test_counters_lines_and_spans_agree_with_the_requests(own_lab: Callabl
     assert access == {"frontend": REQUESTS, "dice-roller": REQUESTS, "die-service": REQUESTS}
 
     # Traces.
-    expected = 6 * REQUESTS + sum(
+    expected = 7 * REQUESTS + sum(
         # the question around the die-service, and for a known die the batch and its rolls
-        1 + (0 if die == "nosuch" else 1 + times) for path, die, times in requests if "async" in path
+        1 + (0 if die == "nosuch" else 1 + times)
+        for path, die, times in requests
+        if "async" in path
     )
     ids = {trace_id for _, trace_id, _ in answers}
     assert len(ids) == REQUESTS

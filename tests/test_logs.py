@@ -124,7 +124,7 @@ def test_uncaught_exceptions_and_warnings_are_lines_too() -> None:
         raise RuntimeError("the end")
         """
     )
-    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    result = subprocess.run([sys.executable, "-c", program], check=False, capture_output=True, text=True)
     lines = [json.loads(line) for line in result.stdout.splitlines()]
     assert result.returncode == 1
     assert not result.stderr

@@ -32,9 +32,7 @@ class Evidence:
         self.roll = get(f"{front}/roll?die=fair")
         self.unknown = get(f"{front}/roll?die=nosuch")
         self.failed = self._until(500, f"{front}/roll?die=risky")
-        self.called = get(
-            f"{front}/roll?die=fair", headers={"traceparent": f"00-{CALLER_TRACE}-aaaabbbbccccdddd-01"}
-        )
+        self.called = get(f"{front}/roll?die=fair", headers={"traceparent": f"00-{CALLER_TRACE}-aaaabbbbccccdddd-01"})
         self.batch: Answer | None = None
         self.failed_batch: Answer | None = None
         if has("GET /roll-async", self.stage):

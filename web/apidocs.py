@@ -45,11 +45,6 @@ def parameter(name: str, schema: dict[str, Any], description: str, *, required: 
     return {"name": name, "in": "query", "required": required, "description": description, "schema": schema}
 
 
-def die_parameter(name: str = "die", *, required: bool = True) -> dict[str, Any]:
-    schema = {"type": "string", "minLength": 1, "maxLength": 64, "example": "fair"}
-    return parameter(name, schema, "the die's name", required=required)
-
-
 def describe(
     summary: str, answer: dict[str, Any], parameters: list[dict[str, Any]] | None = None, problems: str = ""
 ) -> Callable[[H], H]:

@@ -30,9 +30,7 @@ def dependency(session: Callable[[], ClientSession], name: str, base: URL) -> Re
     async def ask() -> str | None:
         try:
             with suppress_http_instrumentation():
-                async with session().get(
-                    base / "readyz", timeout=ClientTimeout(total=PROBE_TIMEOUT)
-                ) as response:
+                async with session().get(base / "readyz", timeout=ClientTimeout(total=PROBE_TIMEOUT)) as response:
                     return None if response.status == 200 else f"{name} is not ready"
         except (ClientError, asyncio.TimeoutError):
             return f"{name} does not answer"

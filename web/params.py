@@ -3,13 +3,30 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 from aiohttp import web
 
+from web.apidocs import parameter
 from web.problems import bad_request
 
 MAX_NAME = 64
+# Control characters, and the two that some readers take for the end of a line.
+NAME_PATTERN = "^[^\\u0000-\\u001f\\u007f-\\u009f\\u2028\\u2029]+$"
+_NAME = re.compile(NAME_PATTERN)
 _WHOLE_NUMBER = re.compile(r"-?[0-9]{1,9}")
+
+
+def die_parameter(name: str = "die", *, required: bool = True) -> dict[str, Any]:
+    """The description of the parameter that :func:`die_name` reads."""
+    schema = {"type": "string", "minLength": 1, "maxLength": MAX_NAME, "pattern": NAME_PATTERN, "example": "fair"}
+    return parameter(name, schema, "the die's name", required=required)
+
+
+def times_parameter(highest: int) -> dict[str, Any]:
+    """The description of the parameter that :func:`times` reads."""
+    schema = {"type": "integer", "minimum": 1, "maximum": highest, "example": 10}
+    return parameter("times", schema, "how many rolls, at once")
 
 
 def single(request: web.Request, name: str) -> str | None:
@@ -25,7 +42,7 @@ def single(request: web.Request, name: str) -> str | None:
 
 
 def die_name(request: web.Request, parameter: str = "die") -> str:
-    """The name of a die: 1 to 64 printable characters. Whether there is such a die is not asked here.
+    """The name of a die: 1 to 64 characters, none of them control characters; there may be no such die.
 
     Raises:
         Problem: 400 when it is missing, repeated or no such text.
@@ -35,8 +52,8 @@ def die_name(request: web.Request, parameter: str = "die") -> str:
         raise bad_request(f"Parameter {parameter!r} is missing; try ?{parameter}=fair.")
     if not 1 <= len(name) <= MAX_NAME:
         raise bad_request(f"Parameter {parameter!r} must have 1 to {MAX_NAME} characters, not {len(name)}.")
-    if not name.isprintable():
-        raise bad_request(f"Parameter {parameter!r} must hold printable characters only.")
+    if not _NAME.fullmatch(name):
+        raise bad_request(f"Parameter {parameter!r} must hold no control characters.")
     return name
 
 

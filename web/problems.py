@@ -86,9 +86,7 @@ def bad_request(detail: str) -> Problem:
 
 def unavailable(detail: str, cause: BaseException | None = None) -> Problem:
     """503 with ``Retry-After``: a dependency is down or too slow."""
-    return Problem(
-        503, detail, kind="unavailable", headers={"Retry-After": str(RETRY_AFTER_SECONDS)}, cause=cause
-    )
+    return Problem(503, detail, kind="unavailable", headers={"Retry-After": str(RETRY_AFTER_SECONDS)}, cause=cause)
 
 
 def timed_out(detail: str, cause: BaseException | None = None) -> Problem:
@@ -116,7 +114,8 @@ def middleware() -> Middleware:
             record_failure(problem.cause or problem)
         page = request.app.get(ERROR_PAGE)
         if page is not None and "text/html" in request.headers.get("Accept", ""):
-            return await page(request, problem)
+            answer: web.Response = await page(request, problem)
+            return answer
         return problem.response()
 
     return answer_problems

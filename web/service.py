@@ -69,7 +69,9 @@ def furnish(
     http.observe_requests(app, registry)
 
 
-def client_session(connect_timeout: float, timeout: float, limit: int) -> Callable[[web.Application], AsyncIterator[None]]:
+def client_session(
+    connect_timeout: float, timeout: float, limit: int
+) -> Callable[[web.Application], AsyncIterator[None]]:
     """A cleanup context that opens this process's one client session, traced, and closes it.
 
     Args:
@@ -113,7 +115,7 @@ class _Protocol(web.RequestHandler):
             if status >= 500:
                 log.error("Unhandled error", exc_info=exc, extra={"fields": {}})
                 problem = problems.Problem(500, "The service failed; its log has the details.", kind="internal")
-                problems.record_failure(exc or problem)
+                tracing.record_failure(exc or problem)
             else:
                 reason = (message or "malformed").strip().splitlines()[0][:200]
                 problem = problems.Problem(status, f"This is no HTTP request: {reason}", kind="bad-request")
@@ -202,6 +204,9 @@ def main(
     except OSError as error:
         log.critical("Cannot serve: %s", error, extra={"fields": {}})
         print(f"{name}: {error}", file=sys.stderr)
+        return 1
+    except Exception as error:  # here, because behind this function nobody writes log lines any more
+        log.critical("Uncaught exception", exc_info=error, extra={"fields": {}})
         return 1
     finally:
         stop_tracing()

@@ -1,0 +1,52 @@
+# `make up` and `make test` are all one needs; `make help` lists the rest.
+STAGE ?= 6
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# What the tests need beside Python: installed where we may and where it is missing.
+CHROMIUM ?= $(or $(shell command -v chromium || command -v chromium-browser || command -v google-chrome),/usr/bin/chromium)
+
+.DEFAULT_GOAL := help
+.PHONY: help up down test fmt lint clean
+
+help:  ## list these targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+
+up: $(VENV)/installed  ## run the lab: make up, or make up STAGE=3
+	$(BIN)/dicelab up --stage $(STAGE) $(ARGS)
+
+down: $(VENV)/installed  ## stop a lab that was started with --detach
+	$(BIN)/dicelab down
+
+test: $(VENV)/installed-test $(CHROMIUM)  ## run all tests
+	CHROMIUM=$(CHROMIUM) $(BIN)/python -m pytest $(ARGS)
+
+fmt: $(VENV)/installed-test  ## format the code
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+lint: $(VENV)/installed-test  ## check style and types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+clean:  ## remove what the targets above made; a lab's files in .dicelab too
+	rm -rf $(VENV) .dicelab build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(BIN)/python:
+	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Dice Lab needs Python 3.11 or newer")'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/installed: setup.cfg pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
+	touch $@
+
+$(VENV)/installed-test: setup.cfg pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
+	touch $@ $(VENV)/installed
+
+/usr/bin/chromium:
+	@test "$$(id -u)" = 0 || { echo "The page's tests need Chromium: install it, or set CHROMIUM to its path." >&2; exit 1; }
+	apt-get update -q
+	DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends chromium
