@@ -81,6 +81,7 @@ class RollPage:
     def __init__(self, backend: Backend, async_rolls: bool, max_rolls: int, user: User | None) -> None:
         self._backend = backend
         self._user = user
+        self._rolling = False
         self._rolls: deque[Roll] = deque(maxlen=HISTORY)
         self._die = pmui.RadioButtonGroup(label="Die", options=[], sizing_mode="stretch_width")
         self._use_async = pmui.Checkbox(label="Use async rolling", value=False)
@@ -188,13 +189,15 @@ class RollPage:
         self._times.disabled = not event.new
 
     async def _roll(self, _event: Any) -> None:
-        if self._button.disabled:
-            return  # a second click that was under way before the first one switched the button off
-        self._busy(True)
+        # Not the button's own `disabled`: switched on and off within some 50 ms, the browser's side of it now
+        # and then reports the older state back, and the button stays off for good.
+        if self._rolling:
+            return  # one roll at a time
+        self._rolling = self._progress.visible = True
         try:
             await self._roll_once()
         finally:
-            self._busy(False)
+            self._rolling = self._progress.visible = False
 
     async def _roll_once(self) -> None:
         die = str(self._die.value)
@@ -231,10 +234,6 @@ class RollPage:
     def _complain(self, message: str) -> None:
         self._alert.object = message
         self._alert.visible = True
-
-    def _busy(self, busy: bool) -> None:
-        self._button.disabled = busy
-        self._progress.visible = busy
 
 
 def page_function(backend: Backend, async_rolls: bool, max_rolls: int, sessions: Sessions | None) -> Any:
