@@ -95,7 +95,7 @@ class PostgresCatalogue:
                     async with self._open_pool(address):
                         retry = FIRST_RETRY
                         await self._watch(control)
-            except (psycopg2.Error, OSError, asyncio.TimeoutError, QueryCancelled) as error:
+            except Exception as error:  # whatever it is, giving up for good would be worse
                 self._telemetry.connection_failed(error)
             await asyncio.sleep(retry * random.uniform(0.8, 1.0))
             retry = min(retry * 2, LAST_RETRY)

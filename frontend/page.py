@@ -232,7 +232,7 @@ class RollPage:
             self._complain(f"{message} {advice}".strip())
 
     def _complain(self, message: str) -> None:
-        self._alert.object = message
+        self._alert.object = escape(message, quote=False)
         self._alert.visible = True
 
 

@@ -16,6 +16,7 @@ from opentelemetry.instrumentation.utils import suppress_http_instrumentation
 from panel.io.server import get_server
 from yarl import URL
 
+from frontend.origin import refuse_foreign_origin
 from otel.http import TRACE_ID_HEADER
 from otel.tracing import current_trace_id
 from web.problems import Problem, unavailable
@@ -86,9 +87,7 @@ class PanelServer:
 
     async def websocket(self, request: web.Request) -> web.StreamResponse:
         """Connect the browser's WebSocket with Panel's."""
-        origin = request.headers.get("Origin")
-        if origin is not None and not _same_origin(origin, request.host):
-            raise Problem(403, "A WebSocket is for this site's own pages only.", kind="foreign-origin")
+        refuse_foreign_origin(request)
         offered = [part.strip() for part in request.headers.get("Sec-WebSocket-Protocol", "").split(",")]
         browser = web.WebSocketResponse(protocols=(SUBPROTOCOL,), max_msg_size=MAX_MESSAGE, heartbeat=HEARTBEAT)
         if not browser.can_prepare(request):
@@ -133,13 +132,3 @@ async def _pump(
             await target.send_str(message.data)
         elif message.type is WSMsgType.BINARY:
             await target.send_bytes(message.data)
-
-
-def _same_origin(origin: str, host: str) -> bool:
-    try:
-        url = URL(origin)
-        default = {"http": 80, "https": 443}.get(url.scheme)
-        here = URL(f"{url.scheme}://{host}")
-        return default is not None and (url.host, url.port) == (here.host, here.port)
-    except ValueError:
-        return False

@@ -8,9 +8,9 @@ import aiohttp_jinja2
 import orjson
 from aiohttp import web
 from aiohttp.typedefs import Handler
-from yarl import URL
 
 from frontend.backend import Backend
+from frontend.origin import refuse_foreign_origin
 from frontend.panel_server import PanelServer
 from frontend.telemetry import ROOT_SPAN
 from frontend.usage import COOKIE, MAX_AGE, NameRefused, Sessions, User
@@ -93,7 +93,7 @@ async def sign_in_page(request: web.Request) -> web.Response:
 
 
 async def sign_in(request: web.Request) -> web.Response:
-    _refuse_foreign_form(request)
+    refuse_foreign_origin(request)
     name = str((await request.post()).get("name", ""))
     try:
         _, cookie = request.app[SESSIONS].sign_in(name)
@@ -107,19 +107,13 @@ async def sign_in(request: web.Request) -> web.Response:
 
 
 async def sign_out(request: web.Request) -> web.Response:
-    _refuse_foreign_form(request)
+    refuse_foreign_origin(request)
     user = _user(request)
     if user is not None:
         request.app[SESSIONS].sign_out(user)
     response = web.HTTPSeeOther("/sign-in")
     response.del_cookie(COOKIE, path="/")
     return response
-
-
-def _refuse_foreign_form(request: web.Request) -> None:
-    origin = request.headers.get("Origin")
-    if origin not in (None, "null") and URL(origin).authority != request.host:
-        raise Problem(403, "This form belongs to another site.", kind="foreign-origin")
 
 
 async def error_page(request: web.Request, problem: Problem) -> web.Response:

@@ -168,6 +168,8 @@ def start(service: str, level: str = "INFO", descriptor: int = 1) -> Callable[[]
         library.handlers.clear()
         library.propagate = True
     logging.captureWarnings(True)
+    # No line of ours says any of these, and finding them out costs a fifth of the making of a record.
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
 
     def uncaught(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
         root.critical("Uncaught exception", exc_info=(kind, error, traceback))

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import re
 import socket
+import urllib.error
+import urllib.request
 from collections.abc import Callable
-from urllib.parse import quote
+from urllib.parse import quote, urlencode
 
 import pytest
 
@@ -209,13 +211,18 @@ def test_websocket_is_for_the_sites_own_pages(lab: Lab, origin: str, status: int
         assert PROBLEM.encode() in answer
 
 
+def test_a_browser_that_asks_the_api_gets_json(lab: Lab) -> None:
+    check_problem(lab, f"{lab.front}/roll?die=nosuch", 404, Accept="text/html,*/*")
+
+
+@pytest.mark.parametrize("path", ["/sign-in", "/sign-out"])
+def test_forms_of_other_sites_are_refused(lab: Lab, path: str) -> None:
+    check_problem(lab, lab.front + path, 403, method="POST", Origin="http://evil.example")
+
+
 @pytest.mark.parametrize("name", ["", "   ", "x" * 65, "a\nb", "\x00"])
 def test_names_that_are_refused(lab: Lab, name: str) -> None:
-    import urllib.error
-    import urllib.parse
-    import urllib.request
-
-    form = urllib.parse.urlencode({"name": name}).encode()
+    form = urlencode({"name": name}).encode()
     with pytest.raises(urllib.error.HTTPError) as refused:
         urllib.request.urlopen(f"{lab.front}/sign-in", data=form)
     assert refused.value.code == 400

@@ -17,6 +17,7 @@ H = TypeVar("H", bound=Callable[..., Any])
 
 PROBLEM_KINDS = {
     "bad-request": (400, "A parameter is missing, repeated or malformed; the detail says which and what is right."),
+    "foreign-origin": (403, "Another site's page sent this; it is for this site's own."),
     "not-found": (404, "No such path."),
     "unknown-die": (404, "No die has this name; member `known` lists those there are."),
     "method-not-allowed": (405, "The path takes other methods; header `Allow` lists them."),
@@ -77,6 +78,11 @@ def describe(
         return handler
 
     return mark
+
+
+def is_api(request: web.Request) -> bool:
+    """Whether the request is for a described route, which answers JSON whoever asks."""
+    return hasattr(request.match_info.handler, _ATTRIBUTE)
 
 
 def document(app: web.Application, title: str, description: str) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from aiohttp.typedefs import Handler, Middleware
 
 from otel.http import TRACE_ID_HEADER
 from otel.tracing import current_trace_id, record_failure
+from web import apidocs
 
 log = logging.getLogger(__name__)
 
@@ -113,7 +114,8 @@ def middleware() -> Middleware:
         if problem.status >= 500:
             record_failure(problem.cause or problem)
         page = request.app.get(ERROR_PAGE)
-        if page is not None and "text/html" in request.headers.get("Accept", ""):
+        asked_for_page = "text/html" in request.headers.get("Accept", "") and not apidocs.is_api(request)
+        if page is not None and asked_for_page:
             answer: web.Response = await page(request, problem)
             return answer
         return problem.response()
