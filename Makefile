@@ -5,6 +5,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 # What the tests need beside Python: installed where we may and where it is missing.
 CHROMIUM ?= $(or $(shell command -v chromium || command -v chromium-browser || command -v google-chrome),/usr/bin/chromium)
+PROMETHEUS := $(or $(shell command -v prometheus),/usr/bin/prometheus)
+EXPORTER := $(or $(shell command -v postgres_exporter || command -v prometheus-postgres-exporter),/usr/bin/prometheus-postgres-exporter)
 
 .DEFAULT_GOAL := help
 .PHONY: help up down test fmt lint clean
@@ -18,7 +20,7 @@ up: $(VENV)/installed  ## run the lab: make up, or make up STAGE=3
 down: $(VENV)/installed  ## stop a lab that was started with --detach
 	$(BIN)/dicelab down
 
-test: $(VENV)/installed-test $(CHROMIUM)  ## run all tests
+test: $(VENV)/installed-test $(CHROMIUM) $(PROMETHEUS) $(EXPORTER)  ## run all tests
 	CHROMIUM=$(CHROMIUM) $(BIN)/python -m pytest $(ARGS)
 
 fmt: $(VENV)/installed-test  ## format the code
@@ -46,7 +48,7 @@ $(VENV)/installed-test: setup.cfg pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
 	touch $@ $(VENV)/installed
 
-/usr/bin/chromium:
-	@test "$$(id -u)" = 0 || { echo "The page's tests need Chromium: install it, or set CHROMIUM to its path." >&2; exit 1; }
+/usr/bin/chromium /usr/bin/prometheus /usr/bin/prometheus-postgres-exporter:
+	@test "$$(id -u)" = 0 || { echo "The tests need $(@F) on PATH: install it, or run make test as root." >&2; exit 1; }
 	apt-get update -q
-	DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends chromium
+	DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends $(@F)

@@ -39,6 +39,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     up_parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default 127.0.0.1)")
     up_parser.add_argument("--roll-delay", type=_seconds, metavar="SECONDS", help="longest wait of a roll (default 1)")
+    up_parser.add_argument(
+        "--engines", action="store_true", help="start Prometheus, Tempo and the like too, those that are on PATH"
+    )
     up_parser.add_argument("--detach", action="store_true", help="return once the lab is ready; it runs on")
     up_parser.add_argument("--no-tail", action="store_true", help="do not follow the logs")
 
@@ -62,11 +65,17 @@ def main(arguments: list[str] | None = None) -> int:
         if args.command == "down":
             return control.down(args.run_dir, console)
         options = Options(
-            args.stage, args.base_port, args.run_dir, args.host, args.roll_delay, tail=not (args.no_tail or args.detach)
+            args.stage,
+            args.base_port,
+            args.run_dir,
+            args.host,
+            args.roll_delay,
+            args.engines,
+            tail=not (args.no_tail or args.detach),
         )
         if args.detach:
             inner = [argument for argument in arguments if argument != "--detach"]
-            return up_detached(options, [*inner, "--no-tail"], console)
+            return up_detached(options, [*inner, "--no-tail"])
         return up(options, console)
     except LabError as error:
         print(f"dicelab: {error}", file=sys.stderr)

@@ -11,9 +11,9 @@ from pathlib import Path
 import aiohttp
 from rich.console import Console
 
-from lab import LabError
+from lab import LabError, engines
 from lab.rundir import RunDir
-from lab.up import _readiness, table
+from lab.up import readiness, table
 
 STOP_TIMEOUT = 90.0  # seconds
 
@@ -25,17 +25,19 @@ def status(run_dir: Path, console: Console) -> int:
     if state is None or directory.owner() is None:
         console.print(f"Nothing runs in {directory.path}.", soft_wrap=True, highlight=False)
         return 3
-    services = {service["name"]: service["url"] for service in state["services"]}
-    answers = asyncio.run(_ask(services))
+    urls = {service["name"]: service["url"] + "/readyz" for service in state["services"]}
+    ready_paths = {engine.name: engine.ready_path for engine in engines.ENGINES}
+    urls |= {engine["name"]: engine["url"] + ready_paths[engine["name"]] for engine in state.get("engines", [])}
+    answers = asyncio.run(_ask(urls))
     ready = {name: "ready" if answer is None else answer for name, answer in answers.items()}
     console.print(table(f"Dice Lab, stage {state['stage']}", state, ready))
     return 0 if all(answer is None for answer in answers.values()) else 1
 
 
-async def _ask(services: dict[str, str]) -> dict[str, str | None]:
+async def _ask(urls: dict[str, str]) -> dict[str, str | None]:
     async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=3)) as session:
-        answers = await asyncio.gather(*(_readiness(session, url) for url in services.values()))
-    return dict(zip(services, answers, strict=True))
+        answers = await asyncio.gather(*(readiness(session, url) for url in urls.values()))
+    return dict(zip(urls, answers, strict=True))
 
 
 def down(run_dir: Path, console: Console) -> int:

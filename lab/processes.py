@@ -1,4 +1,4 @@
-"""One service as a process of its own: started, listened to, stopped."""
+"""One service or engine as a process of its own: started, listened to, stopped."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import os
 import signal
 import sys
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from lab.rundir import RotatingFile
@@ -23,9 +23,11 @@ OnLines = Callable[[str, list[bytes]], None]
 
 
 class Process:
-    """A running service; its stdout goes to ``<name>.jsonl`` byte for byte, its stderr to ``<name>.stderr``."""
+    """A running process; what it writes goes byte for byte to the two files, which appear with the first line."""
 
-    def __init__(self, name: str, process: asyncio.subprocess.Process, logs: Path, on_lines: OnLines) -> None:
+    def __init__(
+        self, name: str, process: asyncio.subprocess.Process, stdout: Path, stderr: Path, on_lines: OnLines
+    ) -> None:
         self.name = name
         self._process = process
         self._on_lines = on_lines
@@ -33,26 +35,32 @@ class Process:
         assert process.stdout is not None
         assert process.stderr is not None
         self._pumps = [
-            asyncio.create_task(self._pump(process.stdout, logs / f"{name}.jsonl")),
-            asyncio.create_task(self._pump(process.stderr, logs / f"{name}.stderr")),
+            asyncio.create_task(self._pump(process.stdout, stdout)),
+            asyncio.create_task(self._pump(process.stderr, stderr)),
         ]
 
     @classmethod
-    async def start(cls, name: str, module: str, environ: Mapping[str, str], logs: Path, on_lines: OnLines) -> Process:
+    async def start(
+        cls,
+        name: str,
+        command: Sequence[str],
+        environ: Mapping[str, str],
+        stdout: Path,
+        stderr: Path,
+        on_lines: OnLines,
+    ) -> Process:
         process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-m",
-            module,
+            *command,
             env=dict(environ),
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
             limit=CHUNK,
-            # Ctrl-C is for us; the services are stopped in their order.
+            # Ctrl-C is for us; the processes are stopped in their order.
             start_new_session=True,
             preexec_fn=_die_with_parent if sys.platform == "linux" else None,
         )
-        return cls(name, process, logs, on_lines)
+        return cls(name, process, stdout, stderr, on_lines)
 
     @property
     def pid(self) -> int:

@@ -26,6 +26,7 @@ class RunDir:
         self.logs = self.path / "logs"
         self.traces = self.path / "traces"
         self.postgres = self.path / "postgres"
+        self.engines = self.path / "engines"
         self.own_log = self.path / "dicelab.log"
         self._lock_file = self.path / "lock"
         self._lock: int | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 import socket
@@ -18,7 +19,7 @@ import aiohttp
 from rich.console import Console
 from rich.table import Table
 
-from lab import LabError, stages
+from lab import LabError, engines, stages
 from lab.postgres import EmbeddedPostgres
 from lab.processes import OnLines, Process
 from lab.rundir import RunDir
@@ -38,6 +39,7 @@ class Options:
     run_dir: Path
     host: str
     roll_delay: float | None
+    engines: bool  # start those that are found on PATH
     tail: bool  # follow the services' logs
 
 
@@ -51,6 +53,8 @@ class Lab:
         self._run_dir = RunDir(options.run_dir)
         self._stage: Stage = stages.load(options.stage)
         self._processes: list[Process] = []
+        self._engines: list[Process] = []
+        self._plan = engines.plan(self._stage, options.base_port, self._run_dir.engines) if options.engines else None
         self._postgres: EmbeddedPostgres | None = None
         self._database_url = environ.get("DATABASE_URL", "")
 
@@ -77,7 +81,6 @@ class Lab:
             await asyncio.wait([starting, stopped], return_when=asyncio.FIRST_COMPLETED)
             if starting.done():
                 starting.result()
-                self._announce()
                 await self._follow(stopped)
             else:
                 starting.cancel()
@@ -91,7 +94,7 @@ class Lab:
 
     def _on_signal(self, stop: asyncio.Event) -> None:
         if stop.is_set():  # the second time: at once
-            for process in self._processes:
+            for process in self._processes + self._engines:
                 process.kill()
         stop.set()
 
@@ -105,20 +108,19 @@ class Lab:
         return f"http://{host}:{self._port(service)}"
 
     def _check_ports(self) -> None:
-        for service in self._stage.services:
-            port = self._port(service)
+        needed = [(self._options.host, self._port(service), service.name) for service in self._stage.services]
+        if self._plan:
+            needed += [(engines.HOST, port, name) for port, name in self._plan.ports()]
+        for host, port, name in needed:
             try:
-                family, kind, protocol, _, address = socket.getaddrinfo(
-                    self._options.host, port, type=socket.SOCK_STREAM
-                )[0]
+                family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
                 with socket.socket(family, kind, protocol) as probe:
                     probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                     probe.bind(address)
             except (OSError, OverflowError) as error:
                 reason = getattr(error, "strerror", None) or error
                 raise LabError(
-                    f"port {port} on {self._options.host}, for the {service.name}, cannot be had: {reason};"
-                    " --base-port chooses others"
+                    f"port {port} on {host}, for the {name}, cannot be had: {reason}; --base-port chooses others"
                 ) from None
 
     async def _start(self, on_lines: OnLines) -> None:
@@ -126,14 +128,46 @@ class Lab:
             self._postgres = EmbeddedPostgres(self._run_dir.postgres)
             await asyncio.to_thread(self._postgres.start)
             self._database_url = self._postgres.url
+        if self._plan:
+            await self._start_engines(self._plan)
         for service in self._stage.services:
             self._processes.append(
                 await Process.start(
-                    service.name, service.module, self._service_environ(service), self._run_dir.logs, on_lines
+                    service.name,
+                    [sys.executable, "-m", service.module],
+                    self._service_environ(service),
+                    self._run_dir.logs / f"{service.name}.jsonl",
+                    self._run_dir.logs / f"{service.name}.stderr",
+                    on_lines,
                 )
             )
-        await self._ready()
-        self._run_dir.write_state(self._state())
+        await self._ready({service.name: f"{self._url(service)}/readyz" for service in self._stage.services})
+        self._announce()
+        self._run_dir.write_state(self._state())  # the sign for others that all is there
+
+    async def _start_engines(self, plan: engines.Plan) -> None:
+        for engine in plan.missing:
+            self._console.print(
+                f"{engine.name} is not on PATH: {engine.without}. To be had: {engine.get_it}",
+                style="yellow",
+                soft_wrap=True,
+                highlight=False,
+            )
+        plan.prepare({service.name: self._url(service).removeprefix("http://") for service in self._stage.services})
+        variables = plan.variables(self._database_url)
+        for engine, binary in plan.found:
+            log = self._run_dir.engines / f"{engine.name}.log"
+            self._engines.append(
+                await Process.start(
+                    engine.name,
+                    plan.command(engine, binary, variables),
+                    {**self._environ, **variables},
+                    log,
+                    log,
+                    _ignore,
+                )
+            )
+        await self._ready({engine.name: plan.url(engine) + engine.ready_path for engine, _ in plan.found})
 
     def _service_environ(self, service: Service) -> dict[str, str]:
         environ = {**self._environ, **self._stage.variables}
@@ -145,22 +179,31 @@ class Lab:
         if self._options.roll_delay is not None:
             environ["ROLL_DELAY"] = str(self._options.roll_delay)
         if not (environ.get("OTEL_EXPORTER_OTLP_ENDPOINT") or environ.get("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")):
+            endpoint = self._plan.otlp_endpoint() if self._plan else None
+            if endpoint:
+                environ["OTEL_EXPORTER_OTLP_ENDPOINT"] = endpoint
+                return environ
             environ["TRACES_FILE"] = str(self._run_dir.traces / f"{service.name}.jsonl")
             environ.setdefault("OTEL_BSP_SCHEDULE_DELAY", FILE_EXPORT_DELAY_MS)
         return environ
 
-    async def _ready(self) -> None:
+    async def _ready(self, urls: Mapping[str, str]) -> None:
+        """Wait until each of these answers 200.
+
+        Raises:
+            LabError: when one does not in time, or when any process has ended meanwhile.
+        """
         async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=3)) as session:
             deadline = time.monotonic() + READY_TIMEOUT
-            for service, process in zip(self._stage.services, self._processes, strict=True):
-                while (missing := await _readiness(session, self._url(service))) is not None:
-                    ended = next((process for process in self._processes if not process.running), None)
+            for name, url in urls.items():
+                while (missing := await readiness(session, url)) is not None:
+                    ended = next((p for p in self._processes + self._engines if not p.running), None)
                     if ended is not None:
                         status = await ended.ended()
                         self._report_end(ended, status)
                         raise LabError(f"the {ended.name} ended with status {status} before it was ready")
                     if time.monotonic() > deadline:
-                        raise LabError(f"the {process.name} is not ready after {READY_TIMEOUT:.0f} s: {missing}")
+                        raise LabError(f"the {name} is not ready after {READY_TIMEOUT:.0f} s: {missing}")
                     await asyncio.sleep(READY_POLL)
 
     def _state(self) -> dict[str, Any]:
@@ -172,6 +215,11 @@ class Lab:
                 for service, process in zip(self._stage.services, self._processes, strict=True)
             ],
         }
+        if self._plan:
+            state["engines"] = [
+                {"name": engine.name, "url": self._plan.url(engine), "pid": process.pid}
+                for (engine, _), process in zip(self._plan.found, self._engines, strict=True)
+            ]
         if self._stage.postgres:
             state["postgres"] = {"url": self._database_url, "pid": self._postgres.pid if self._postgres else None}
         return state
@@ -213,7 +261,7 @@ class Lab:
     # --- stop ---
 
     async def _stop(self) -> None:
-        for process in reversed(self._processes):
+        for process in [*reversed(self._processes), *reversed(self._engines)]:
             await process.stop()
         if self._postgres is not None:
             await asyncio.to_thread(self._postgres.stop)
@@ -223,15 +271,19 @@ def _ignore(service: str, lines: list[bytes]) -> None:
     pass
 
 
-async def _readiness(session: aiohttp.ClientSession, url: str) -> str | None:
-    """``None`` when the service is ready, else what it says."""
+async def readiness(session: aiohttp.ClientSession, url: str) -> str | None:
+    """``None`` when what is behind the URL is ready, else what it says."""
     try:
-        async with session.get(f"{url}/readyz") as response:
+        async with session.get(url) as response:
             if response.status == 200:
                 return None
-            return str((await response.json(content_type=None)).get("detail"))
-    except (aiohttp.ClientError, asyncio.TimeoutError, ValueError):
+            text = await response.text()
+    except (aiohttp.ClientError, asyncio.TimeoutError, UnicodeDecodeError):
         return "it does not answer"
+    try:
+        return str(json.loads(text)["detail"])
+    except (ValueError, KeyError, TypeError):
+        return text.strip()[:200] or f"status {response.status}"
 
 
 def table(title: str, state: dict[str, Any], ready: Mapping[str, str] | None = None) -> Table:
@@ -242,6 +294,9 @@ def table(title: str, state: dict[str, Any], ready: Mapping[str, str] | None = N
     for service in state["services"]:
         extra = [ready[service["name"]]] if ready is not None else []
         rows.add_row(service["name"], service["url"], str(service["pid"]), *extra)
+    for engine in state.get("engines", []):
+        extra = [ready.get(engine["name"], "")] if ready is not None else []
+        rows.add_row(engine["name"], engine["url"], str(engine["pid"]), *extra)
     if "postgres" in state and state["postgres"]["pid"]:
         rows.add_row("postgres", "", str(state["postgres"]["pid"]), *([""] if ready is not None else []))
     return rows
@@ -251,7 +306,7 @@ def up(options: Options, console: Console) -> int:
     return asyncio.run(Lab(options, os.environ, console).run())
 
 
-def up_detached(options: Options, arguments: list[str], console: Console) -> int:
+def up_detached(options: Options, arguments: list[str]) -> int:
     """Start the lab as a process of its own and return once it is ready, or once it has failed."""
     run_dir = RunDir(options.run_dir)
     run_dir.path.mkdir(parents=True, exist_ok=True)
@@ -264,12 +319,14 @@ def up_detached(options: Options, arguments: list[str], console: Console) -> int
             stderr=log,
             start_new_session=True,
         )
-    while process.poll() is None:
-        state = run_dir.state()
-        if state is not None and state.get("pid") == process.pid:
-            console.print(table(f"Dice Lab, stage {options.stage}", state))
-            return 0
+    ready = False
+    while not ready and process.poll() is None:
         time.sleep(READY_POLL)
+        state = run_dir.state()
+        ready = state is not None and state.get("pid") == process.pid
     said = run_dir.own_log.read_bytes()[before:].decode(errors="replace").rstrip()
-    print(said, file=sys.stderr)
-    return process.returncode
+    if not ready:
+        print(said, file=sys.stderr)
+        return process.returncode
+    print(said)
+    return 0

@@ -1,0 +1,225 @@
+"""The engines beside the services: found on PATH, run with the configuration that the containers use too.
+
+Where they listen and keep their data comes from the environment of their configuration files; here it is
+loopback, ports counted from the base port, and the run dir.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from lab.stages import Stage
+
+ROOT = Path(__file__).resolve().parent.parent
+COMPOSE = ROOT / "compose"
+# Engines count their ports from the base port plus this.
+FIRST_PORT = 10
+HOST = "127.0.0.1"
+
+# Every port there is, in the order in which they are counted.
+PORTS = (
+    "PROMETHEUS_PORT",
+    "POSTGRES_EXPORTER_PORT",
+    "TEMPO_PORT",
+    "TEMPO_GRPC_PORT",
+    "TEMPO_OTLP_GRPC_PORT",
+    "TEMPO_OTLP_HTTP_PORT",
+    "COLLECTOR_GRPC_PORT",
+    "COLLECTOR_HTTP_PORT",
+    "COLLECTOR_HEALTH_PORT",
+    "COLLECTOR_METRICS_PORT",
+)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What an engine's command line is made of: its binary, its data directory, the variables."""
+
+    binary: str
+    data: Path
+    variables: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Engine:
+    """One engine.
+
+    Attributes:
+        name: what it is called everywhere: its compose host, its Prometheus job.
+        binaries: the names it may have on PATH; the first that is there is run.
+        ports: those of :data:`PORTS` it listens on; the first answers ``ready_path``.
+        command: its command line.
+        ready_path: answers 200 once the engine is ready.
+        without: what is missing where the engine is.
+        get_it: how it can be had.
+    """
+
+    name: str
+    binaries: tuple[str, ...]
+    ports: tuple[str, ...]
+    command: Callable[[Setting], list[str]]
+    ready_path: str
+    without: str
+    get_it: str
+
+    def find(self, path: str | None = None) -> str | None:
+        """The engine's binary on PATH, or ``None``."""
+        return next((found for name in self.binaries if (found := shutil.which(name, path=path))), None)
+
+
+def _prometheus(setting: Setting) -> list[str]:
+    return [
+        setting.binary,
+        # A copy of compose/prometheus beside which the targets stand.
+        f"--config.file={setting.data / 'config' / 'prometheus.yml'}",
+        f"--storage.tsdb.path={setting.data / 'data'}",
+        f"--web.listen-address={HOST}:{setting.variables['PROMETHEUS_PORT']}",
+        "--web.enable-remote-write-receiver",
+        "--enable-feature=exemplar-storage",
+        "--log.level=warn",
+    ]
+
+
+def _postgres_exporter(setting: Setting) -> list[str]:
+    return [
+        setting.binary,
+        f"--web.listen-address={HOST}:{setting.variables['POSTGRES_EXPORTER_PORT']}",
+        # Asks for columns that PostgreSQL 17 and later no longer have, and complains at each scrape.
+        "--no-collector.bgwriter",
+    ]
+
+
+def _tempo(setting: Setting) -> list[str]:
+    return [
+        setting.binary,
+        "-target=all",
+        f"-config.file={COMPOSE / 'tempo' / 'tempo.yaml'}",
+        "-config.expand-env=true",
+    ]
+
+
+def _collector(setting: Setting) -> list[str]:
+    return [setting.binary, "--config", str(ROOT / "otel" / "collector.yaml")]
+
+
+# In the order they start; they stop in the opposite one, after the services.
+ENGINES = (
+    Engine(
+        "prometheus",
+        ("prometheus",),
+        ("PROMETHEUS_PORT",),
+        _prometheus,
+        "/-/ready",
+        "metrics stay on the services' own /metrics pages",
+        "Debian's package prometheus, or https://prometheus.io/download",
+    ),
+    Engine(
+        "tempo",
+        ("tempo",),
+        ("TEMPO_PORT", "TEMPO_GRPC_PORT", "TEMPO_OTLP_GRPC_PORT", "TEMPO_OTLP_HTTP_PORT"),
+        _tempo,
+        "/ready",
+        "traces stay in the run dir's files, and there is no service graph",
+        "https://github.com/grafana/tempo/releases",
+    ),
+    Engine(
+        "otel-collector",
+        ("otelcol-contrib", "otelcol"),
+        ("COLLECTOR_HEALTH_PORT", "COLLECTOR_GRPC_PORT", "COLLECTOR_HTTP_PORT", "COLLECTOR_METRICS_PORT"),
+        _collector,
+        "/",
+        "the services send their spans to Tempo themselves",
+        "https://github.com/open-telemetry/opentelemetry-collector-releases/releases",
+    ),
+    Engine(
+        "postgres-exporter",
+        ("postgres_exporter", "prometheus-postgres-exporter"),
+        ("POSTGRES_EXPORTER_PORT",),
+        _postgres_exporter,
+        "/metrics",
+        "there are no pg_* metrics",
+        "Debian's package prometheus-postgres-exporter",
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which engines a stage runs here, and which it would but cannot."""
+
+    found: tuple[tuple[Engine, str], ...]  # with its binary
+    missing: tuple[Engine, ...]
+    base_port: int
+    directory: Path
+
+    def has(self, name: str) -> bool:
+        return any(engine.name == name for engine, _ in self.found)
+
+    def port(self, name: str) -> int:
+        return self.base_port + FIRST_PORT + PORTS.index(name)
+
+    def url(self, engine: Engine) -> str:
+        return f"http://{HOST}:{self.port(engine.ports[0])}"
+
+    def ports(self) -> list[tuple[int, str]]:
+        """Every port that is needed, and for whom."""
+        return [(self.port(name), engine.name) for engine, _ in self.found for name in engine.ports]
+
+    def variables(self, database_url: str) -> dict[str, str]:
+        """The environment of every engine's configuration."""
+        variables = {name: str(self.port(name)) for name in PORTS}
+        variables |= {
+            "TEMPO_HOST": HOST,
+            "TEMPO_DATA": str(self.directory / "tempo"),
+            "COLLECTOR_HOST": HOST,
+            "PROMETHEUS_URL": f"http://{HOST}:{self.port('PROMETHEUS_PORT')}",
+            "DATA_SOURCE_NAME": database_url,
+        }
+        return variables
+
+    def command(self, engine: Engine, binary: str, variables: Mapping[str, str]) -> list[str]:
+        return engine.command(Setting(binary, self.directory / engine.name, variables))
+
+    def otlp_endpoint(self) -> str | None:
+        """Where the services send spans: the collector, else Tempo, else nowhere."""
+        if self.has("otel-collector") and self.has("tempo"):
+            return f"http://{HOST}:{self.port('COLLECTOR_HTTP_PORT')}"
+        if self.has("tempo"):
+            return f"http://{HOST}:{self.port('TEMPO_OTLP_HTTP_PORT')}"
+        return None
+
+    def prepare(self, service_addresses: Mapping[str, str]) -> None:
+        """Make the engines' directories, and write Prometheus's targets.
+
+        Args:
+            service_addresses: host and port of each service, by its name.
+        """
+        for engine, _ in self.found:
+            (self.directory / engine.name).mkdir(parents=True, exist_ok=True)
+        if not self.has("prometheus"):
+            return
+        config = self.directory / "prometheus" / "config"
+        shutil.copytree(COMPOSE / "prometheus", config, dirs_exist_ok=True)
+        addresses = dict(service_addresses)
+        for engine, _ in self.found:
+            metrics = "COLLECTOR_METRICS_PORT" if engine.name == "otel-collector" else engine.ports[0]
+            addresses[engine.name] = f"{HOST}:{self.port(metrics)}"
+        targets = [{"targets": [address], "labels": {"job": name}} for name, address in addresses.items()]
+        (config / "targets").mkdir(exist_ok=True)
+        # YAML reads JSON.
+        (config / "targets" / "lab.yml").write_text(json.dumps(targets, indent=2))
+
+
+def plan(stage: Stage, base_port: int, directory: Path, path: str | None = None) -> Plan:
+    """Look for the engines that a stage can use."""
+    wanted = [engine for engine in ENGINES if engine.name != "postgres-exporter" or stage.postgres]
+    # Without Tempo behind it the collector would only pile spans up.
+    if next(engine for engine in wanted if engine.name == "tempo").find(path) is None:
+        wanted = [engine for engine in wanted if engine.name != "otel-collector"]
+    found = tuple((engine, binary) for engine in wanted if (binary := engine.find(path)))
+    missing = tuple(engine for engine in wanted if engine.find(path) is None)
+    return Plan(found, missing, base_port, directory)
