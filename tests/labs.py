@@ -38,7 +38,7 @@ def wait_for(what: Callable[[], T | None], timeout: float = TIMEOUT, say: str = 
 
 
 def free_base_port() -> int:
-    """A port that is free, as are the two above it."""
+    """A port that is free, as are those above it that a lab with all its engines takes."""
     while True:
         with socket.socket() as first:
             first.bind(("127.0.0.1", 0))
@@ -46,7 +46,7 @@ def free_base_port() -> int:
         if base > 65000:
             continue
         try:
-            for offset in range(3):
+            for offset in (*range(3), *range(10, 30)):
                 with socket.socket() as probe:
                     probe.bind(("127.0.0.1", base + offset))
             return base
