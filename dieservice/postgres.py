@@ -180,8 +180,9 @@ class PostgresCatalogue:
             self._pool = None
             pool.terminate()
             # Everything that still holds a connection has just lost it and will give it back.
-            async with asyncio.timeout(settings.query_timeout):
-                await pool.wait_closed()
+            with suppress(asyncio.TimeoutError):
+                async with asyncio.timeout(settings.query_timeout):
+                    await pool.wait_closed()
 
     async def _watch(self, control: Connection) -> None:
         """Ask whether the database is there, every second and whenever a query doubts it; raises once it is not."""
@@ -216,7 +217,9 @@ class PostgresCatalogue:
         loop = asyncio.get_running_loop()
         async with asyncio.timeout(self._settings.connect_timeout):
             found = await loop.getaddrinfo(host, None)
-        return {"hostaddr": str(found[0][4][0])}
+        addresses = list(dict.fromkeys(str(address[0]) for *_, address in found))
+        # libpq tries one after the other, and wants as many hosts as addresses.
+        return {"host": ",".join([host] * len(addresses)), "hostaddr": ",".join(addresses)}
 
     def _remember(self, identifiers: list[str]) -> None:
         self._known = identifiers

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -18,6 +19,8 @@ from web import health
 from web.problems import ERROR_PAGE
 from web.service import CLIENT_SESSION, client_session, furnish, new_application
 
+# Seconds that the page gets to show the last rolls before its connection closes.
+LAST_WORDS = 0.1
 TEMPLATES = Path(__file__).parent / "templates"
 
 
@@ -37,7 +40,13 @@ def create_app(settings: Settings) -> web.Application:
         page_function(backend, settings.async_rolls, settings.max_rolls, sessions), lambda: app[CLIENT_SESSION]
     )
     app[ERROR_PAGE] = routes.error_page
-    app.on_shutdown.append(_browsers_disconnected)
+
+    async def browsers_dismissed(app: web.Application) -> None:
+        await backend.settled(settings.server.shutdown_timeout)
+        await asyncio.sleep(LAST_WORDS)
+        await app[routes.PANEL].disconnect()
+
+    app.on_shutdown.append(browsers_dismissed)
 
     app.router.add_get("/", routes.page, allow_head=False)
     app.router.add_get("/ws", routes.websocket, allow_head=False)
@@ -68,7 +77,3 @@ def create_app(settings: Settings) -> web.Application:
         templates=[TEMPLATES],
     )
     return app
-
-
-async def _browsers_disconnected(app: web.Application) -> None:
-    await app[routes.PANEL].disconnect()

@@ -8,7 +8,7 @@ from time import perf_counter
 from typing import Any
 
 import orjson
-from aiohttp import ClientError, ClientSession, ConnectionTimeoutError
+from aiohttp import ClientError, ClientSession, ClientTimeout, ConnectionTimeoutError
 from yarl import URL
 
 from frontend.settings import Settings
@@ -33,7 +33,9 @@ class Backend:
         self._session = session
         self._roller = settings.roller_url
         self._dice_url = settings.die_service_url / "dice" if settings.die_service_url else None
+        self._list_timeout = settings.list_timeout
         self._telemetry = telemetry
+        self._under_way: set[asyncio.Task[Any]] = set()
         self._sessions = sessions
         self._dice: list[str] = [] if self._dice_url else list(BUILTIN_DICE)
 
@@ -41,6 +43,18 @@ class Backend:
     def dice(self) -> list[str]:
         """The dice as last heard of; empty before :meth:`fetch_dice` has succeeded once."""
         return list(self._dice)
+
+    async def settled(self, timeout: float) -> None:
+        """Wait until no roll is under way, ``timeout`` seconds at the most."""
+        if self._under_way:
+            await asyncio.wait(self._under_way, timeout=timeout)
+
+    async def roll_from_page(self, die: str, times: int | None, user: User | None) -> dict[str, Any]:
+        """:meth:`roll` for one that no HTTP request waits for: the end of the service waits for it instead."""
+        task = asyncio.ensure_future(self.roll(die, times, user))
+        self._under_way.add(task)
+        task.add_done_callback(self._under_way.discard)
+        return await task
 
     async def roll(self, die: str, times: int | None, user: User | None) -> dict[str, Any]:
         """Roll once, or ``times`` times at once, and return the dice-roller's answer.
@@ -80,7 +94,7 @@ class Backend:
         if self._dice_url is None:
             return self.dice
         try:
-            status, document, _ = await self._get(self._dice_url, {})
+            status, document, _ = await self._get(self._dice_url, {}, ClientTimeout(total=self._list_timeout))
             if status != 200:
                 raise _relayed(status, document, None)
             self._dice = [str(identifier) for identifier in document["identifiers"]]
@@ -93,10 +107,14 @@ class Backend:
         self._telemetry.dice_fetched(self._dice, str(self._dice_url))
         return self.dice
 
-    async def _get(self, url: URL, query: dict[str, str]) -> tuple[int, dict[str, Any], str | None]:
+    async def _get(
+        self, url: URL, query: dict[str, str], timeout: ClientTimeout | None = None
+    ) -> tuple[int, dict[str, Any], str | None]:
+        """Status, JSON object and ``Retry-After`` of an answer; the session's own time limits unless told others."""
         who = f"The service at {url.host}:{url.port}"
         try:
-            async with self._session().get(url, params=query) as response:
+            session = self._session()
+            async with session.get(url, params=query, timeout=timeout or session.timeout) as response:
                 body = await response.read()
                 document = orjson.loads(body)
                 if not isinstance(document, dict):

@@ -75,12 +75,17 @@ class RollPage:
         backend: the way to roll.
         async_rolls: whether many rolls at once are offered.
         max_rolls: how many of them at the most.
-        user: who is signed in, where that is asked for.
+        sessions: who may be signed in, where that is asked for.
+        user: who is.
     """
 
-    def __init__(self, backend: Backend, async_rolls: bool, max_rolls: int, user: User | None) -> None:
+    def __init__(
+        self, backend: Backend, async_rolls: bool, max_rolls: int, sessions: Sessions | None, user: User | None
+    ) -> None:
         self._backend = backend
         self._user = user
+        self._sessions = sessions
+        self._max_rolls = max_rolls
         self._rolling = False
         self._rolls: deque[Roll] = deque(maxlen=HISTORY)
         self._die = pmui.RadioButtonGroup(label="Die", options=[], sizing_mode="stretch_width")
@@ -200,16 +205,25 @@ class RollPage:
             self._rolling = self._progress.visible = False
 
     async def _roll_once(self) -> None:
-        die = str(self._die.value)
-        times = int(self._times.value or 1) if self._use_async.value else None
         self._alert.visible = False
+        # What a widget holds comes from the browser, whatever its limits say.
+        die = self._die.value
+        if die not in self._backend.dice:
+            return self._complain("Choose a die first.")
+        times: int | None = None
+        if self._async_controls and self._use_async.value:
+            times = self._times.value
+            if not (isinstance(times, int) and 1 <= times <= self._max_rolls):
+                return self._complain(f"The number of rolls must be a whole number from 1 to {self._max_rolls}.")
+        if self._user is not None and self._sessions is not None and self._sessions.ended(self._user):
+            return self._complain("You have signed out. Reload the page to sign in again.")
         started = perf_counter()
         status, message, advice = 200, "", ""
         faces: list[int | None] = []
         with tracing.root_span(ROOT_SPAN):
             trace_id = tracing.current_trace_id()
             try:
-                answer = await self._backend.roll(die, times, self._user)
+                answer = await self._backend.roll_from_page(die, times, self._user)
                 faces = [answer["roll"]] if times is None else list(answer["rolls"])
             except Problem as problem:
                 status, message, advice = problem.status, problem.detail, ADVICE.get(problem.kind, "")
@@ -242,7 +256,7 @@ def page_function(backend: Backend, async_rolls: bool, max_rolls: int, sessions:
     def page() -> pmui.Page:
         try:
             user = sessions.read(pn.state.cookies.get(COOKIE)) if sessions else None
-            return RollPage(backend, async_rolls, max_rolls, user).view()
+            return RollPage(backend, async_rolls, max_rolls, sessions, user).view()
         except Exception:  # Panel would show the traceback to the user
             log.exception("The page could not be made", extra={"fields": {}})
             return pmui.Page(

@@ -71,9 +71,8 @@ class PanelServer:
                         headers={name: answer.headers[name] for name in PASSED_TO_BROWSER if name in answer.headers},
                     )
                     if answer.status >= 400:
-                        raise Problem(
-                            404 if answer.status == 404 else 500, "The page has no such part.", kind="not-found"
-                        )
+                        kind = "not-found" if answer.status < 500 else "internal"
+                        raise Problem(answer.status, "The page has no such part.", kind=kind)
                     trace_id = current_trace_id()
                     if trace_id:
                         response.headers[TRACE_ID_HEADER] = trace_id
@@ -121,7 +120,9 @@ class PanelServer:
         return browser
 
     def _url(self, scheme: str, request: web.Request) -> URL:
-        return URL(f"{scheme}://127.0.0.1:{self._server.port}{request.raw_path}", encoded=True)
+        # The path alone: in the query Bokeh takes orders, a session to join among them, and two browsers in
+        # one session would act as one user.
+        return URL(f"{scheme}://127.0.0.1:{self._server.port}{request.rel_url.raw_path}", encoded=True)
 
 
 async def _pump(

@@ -17,7 +17,7 @@ from frontend.usage import COOKIE, MAX_AGE, NameRefused, Sessions, User
 from otel import tracing
 from web import params
 from web.apidocs import describe
-from web.problems import Problem
+from web.problems import Problem, bad_request
 
 BACKEND = web.AppKey("backend", Backend)
 PANEL = web.AppKey("panel", PanelServer)
@@ -31,9 +31,13 @@ def _user(request: web.Request) -> User | None:
     return sessions.read(request.cookies.get(COOKIE)) if sessions else None
 
 
+def _redirect(location: str) -> web.Response:
+    return web.Response(status=303, headers={"Location": location})
+
+
 async def page(request: web.Request) -> web.StreamResponse:
     if SESSIONS in request.app and _user(request) is None:
-        raise web.HTTPSeeOther("/sign-in")
+        return _redirect("/sign-in")
     with suppress(Problem):  # it is logged; the page shows the dice last heard of, or says that there are none
         await request.app[BACKEND].fetch_dice()
     return await request.app[PANEL].relay(request)
@@ -94,14 +98,17 @@ async def sign_in_page(request: web.Request) -> web.Response:
 
 async def sign_in(request: web.Request) -> web.Response:
     refuse_foreign_origin(request)
-    name = str((await request.post()).get("name", ""))
+    try:
+        name = str((await request.post()).get("name", ""))
+    except (ValueError, LookupError, AssertionError) as error:  # undecodable, an unknown charset, a broken boundary
+        raise bad_request("This is no form that can be read.") from error
     try:
         _, cookie = request.app[SESSIONS].sign_in(name)
     except NameRefused as refused:
         return aiohttp_jinja2.render_template(
             "sign_in.html", request, {"name": name[:64], "refused": str(refused)}, status=400
         )
-    response = web.HTTPSeeOther("/")
+    response = _redirect("/")
     response.set_cookie(COOKIE, cookie, max_age=MAX_AGE, httponly=True, samesite="Lax", path="/")
     return response
 
@@ -111,7 +118,7 @@ async def sign_out(request: web.Request) -> web.Response:
     user = _user(request)
     if user is not None:
         request.app[SESSIONS].sign_out(user)
-    response = web.HTTPSeeOther("/sign-in")
+    response = _redirect("/sign-in")
     response.del_cookie(COOKIE, path="/")
     return response
 

@@ -21,6 +21,7 @@ class Settings:
     connect_timeout: float  # seconds, as is the next
     timeout: float
     connections: int
+    list_timeout: float  # for the list of dice, which a page load waits for
 
     @classmethod
     def read(cls, env: Environment) -> Settings:
@@ -36,4 +37,5 @@ class Settings:
             connect_timeout=env.number("ROLLER_CONNECT_TIMEOUT", 2.0, 0.01, 60.0),
             timeout=env.number("ROLLER_TIMEOUT", 15.0, 0.01, 600.0),
             connections=env.integer("ROLLER_CONNECTIONS", 2000, 1, 100_000),
+            list_timeout=env.number("DICE_LIST_TIMEOUT", 2.0, 0.01, 60.0),
         )

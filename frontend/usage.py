@@ -1,11 +1,13 @@
 """Who is signed in, and what they do.
 
-There is no password and no store: the session, a random id and a name, travels in a signed cookie.
+There is no password and no store: the session, a random id and a name, travels in a signed cookie. Only which
+sessions have ended is remembered.
 """
 
 from __future__ import annotations
 
 import secrets
+from collections import OrderedDict
 from dataclasses import dataclass
 from uuid import UUID, uuid4
 
@@ -16,6 +18,7 @@ from frontend.telemetry import usage_event
 COOKIE = "dicelab_session"
 MAX_AGE = 12 * 3600  # seconds
 MAX_NAME = 64
+MAX_ENDED = 10_000  # sessions that are remembered as ended; older ones' cookies have mostly expired
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,7 @@ class Sessions:
     """
 
     def __init__(self, secret: str = "") -> None:
+        self._ended: OrderedDict[str, None] = OrderedDict()
         self._serializer = URLSafeTimedSerializer(secret or secrets.token_urlsafe(32), salt="dicelab session")
 
     def sign_in(self, name: str) -> tuple[User, str]:
@@ -61,11 +65,19 @@ class Sessions:
             return None
         try:
             session_id, username = self._serializer.loads(cookie, max_age=MAX_AGE)
-            return User(str(UUID(session_id)), str(username))
+            user = User(str(UUID(session_id)), str(username))
         except (BadData, ValueError, TypeError):
             return None
+        return None if self.ended(user) else user
+
+    def ended(self, user: User) -> bool:
+        """Whether the user has signed out, in this tab or another."""
+        return user.session_id in self._ended
 
     def sign_out(self, user: User) -> None:
+        self._ended[user.session_id] = None
+        if len(self._ended) > MAX_ENDED:
+            self._ended.popitem(last=False)
         usage_event("sign_out", user.session_id, user.username)
 
     def rolled(self, user: User, die: str, times: int | None) -> None:

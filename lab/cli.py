@@ -29,10 +29,12 @@ def _seconds(text: str) -> float:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="dicelab", description="An observability lab small enough to understand.")
+    parser = argparse.ArgumentParser(
+        prog="dicelab", description="An observability lab small enough to understand.", allow_abbrev=False
+    )
     commands = parser.add_subparsers(dest="command", required=True)
 
-    up_parser = commands.add_parser("up", help="start a stage and follow its logs")
+    up_parser = commands.add_parser("up", help="start a stage and follow its logs", allow_abbrev=False)
     up_parser.add_argument("--stage", type=int, default=6, metavar="1..6", help="which stage (default 6)")
     up_parser.add_argument(
         "--base-port", type=_port, default=8000, help="the roller's port; others follow (default 8000)"
@@ -45,8 +47,8 @@ def _parser() -> argparse.ArgumentParser:
     up_parser.add_argument("--detach", action="store_true", help="return once the lab is ready; it runs on")
     up_parser.add_argument("--no-tail", action="store_true", help="do not follow the logs")
 
-    commands.add_parser("status", help="show what runs and whether it is ready")
-    commands.add_parser("down", help="stop the lab")
+    commands.add_parser("status", help="show what runs and whether it is ready", allow_abbrev=False)
+    commands.add_parser("down", help="stop the lab", allow_abbrev=False)
     for command in commands.choices.values():
         command.add_argument(
             "--run-dir", type=Path, default=RUN_DIR, help=f"where the lab keeps its files (default {RUN_DIR})"

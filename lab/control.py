@@ -12,6 +12,7 @@ import aiohttp
 from rich.console import Console
 
 from lab import LabError, engines
+from lab.postgres import EmbeddedPostgres
 from lab.rundir import RunDir
 from lab.up import readiness, table
 
@@ -45,6 +46,11 @@ def down(run_dir: Path, console: Console) -> int:
     directory = RunDir(run_dir)
     owner = directory.owner()
     if owner is None:
+        left = EmbeddedPostgres(directory.postgres)
+        if left.find():
+            left.stop()
+            console.print("The lab had died; the database that it left behind is stopped.")
+            return 0
         console.print(f"Nothing runs in {directory.path}.", soft_wrap=True, highlight=False)
         return 0
     os.kill(owner, signal.SIGTERM)

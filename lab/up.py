@@ -56,6 +56,7 @@ class Lab:
         self._engines: list[Process] = []
         self._plan = engines.plan(self._stage, options.base_port, self._run_dir.engines) if options.engines else None
         self._postgres: EmbeddedPostgres | None = None
+        self._postgres_start: asyncio.Future[None] | None = None
         self._database_url = environ.get("DATABASE_URL", "")
 
     async def run(self) -> int:
@@ -104,7 +105,9 @@ class Lab:
         return self._options.base_port + service.port_offset
 
     def _url(self, service: Service) -> str:
-        host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(self._options.host, self._options.host)
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self._options.host, self._options.host)
+        if ":" in host:
+            host = f"[{host}]"
         return f"http://{host}:{self._port(service)}"
 
     def _check_ports(self) -> None:
@@ -126,7 +129,9 @@ class Lab:
     async def _start(self, on_lines: OnLines) -> None:
         if self._stage.postgres and not self._database_url:
             self._postgres = EmbeddedPostgres(self._run_dir.postgres)
-            await asyncio.to_thread(self._postgres.start)
+            # Its own task: whoever stops us now must wait until there is something to stop.
+            self._postgres_start = asyncio.ensure_future(asyncio.to_thread(self._postgres.start))
+            await asyncio.shield(self._postgres_start)
             self._database_url = self._postgres.url
         if self._plan:
             await self._start_engines(self._plan)
@@ -264,6 +269,8 @@ class Lab:
         for process in [*reversed(self._processes), *reversed(self._engines)]:
             await process.stop()
         if self._postgres is not None:
+            if self._postgres_start is not None:
+                await asyncio.gather(self._postgres_start, return_exceptions=True)
             await asyncio.to_thread(self._postgres.stop)
 
 
@@ -309,8 +316,12 @@ def up(options: Options, console: Console) -> int:
 def up_detached(options: Options, arguments: list[str]) -> int:
     """Start the lab as a process of its own and return once it is ready, or once it has failed."""
     run_dir = RunDir(options.run_dir)
-    run_dir.path.mkdir(parents=True, exist_ok=True)
-    with open(run_dir.own_log, "ab") as log:
+    try:
+        run_dir.path.mkdir(parents=True, exist_ok=True)
+        log = open(run_dir.own_log, "ab")
+    except OSError as error:
+        raise LabError(f"run dir {run_dir.path}: {error.strerror}") from None
+    with log:
         before = log.tell()
         process = subprocess.Popen(
             [sys.executable, "-m", "lab.cli", *arguments],
@@ -320,10 +331,15 @@ def up_detached(options: Options, arguments: list[str]) -> int:
             start_new_session=True,
         )
     ready = False
-    while not ready and process.poll() is None:
-        time.sleep(READY_POLL)
-        state = run_dir.state()
-        ready = state is not None and state.get("pid") == process.pid
+    try:
+        while not ready and process.poll() is None:
+            time.sleep(READY_POLL)
+            state = run_dir.state()
+            ready = state is not None and state.get("pid") == process.pid
+    except KeyboardInterrupt:
+        process.terminate()
+        process.wait()
+        raise LabError("interrupted; what had started is stopped again") from None
     said = run_dir.own_log.read_bytes()[before:].decode(errors="replace").rstrip()
     if not ready:
         print(said, file=sys.stderr)

@@ -44,6 +44,9 @@ def middleware() -> Middleware:
         started = perf_counter()
         try:
             response = await handler(request)
+        except web.HTTPException as raised:
+            answered(request, raised.status, perf_counter() - started)
+            raise
         except asyncio.CancelledError:
             answered(request, CLIENT_CLOSED_REQUEST, perf_counter() - started)
             trace.get_current_span().set_attribute("http.status_code", CLIENT_CLOSED_REQUEST)

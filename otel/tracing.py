@@ -36,6 +36,7 @@ log = logging.getLogger(__name__)
 # load this lab is made for. 16384 waiting spans are some 40 MB, the bound when the collector is away.
 EXPORT_DELAY_MS = 1000
 MAX_WAITING_SPANS = 16_384
+EXPORT_BATCH = 512
 # How long, in seconds, the end of a process waits for its last spans to leave.
 FLUSH_TIMEOUT = 5.0
 
@@ -116,6 +117,22 @@ def _otlp_exporter(environ: Mapping[str, str], file: TraceFile | None) -> SpanEx
     raise TracingError(f"OTEL_EXPORTER_OTLP_PROTOCOL={protocol!r}: must be http/protobuf or grpc")
 
 
+def _batches(environ: Mapping[str, str], exporter: SpanExporter) -> BatchSpanProcessor:
+    def whole(name: str, default: int) -> int:
+        value = environ.get(name, "").strip() or str(default)
+        if not value.isdecimal() or int(value) == 0:
+            raise TracingError(f"{name}={value!r}: must be a whole number above 0")
+        return int(value)
+
+    waiting = whole("OTEL_BSP_MAX_QUEUE_SIZE", MAX_WAITING_SPANS)
+    return BatchSpanProcessor(
+        exporter,
+        max_queue_size=waiting,
+        schedule_delay_millis=whole("OTEL_BSP_SCHEDULE_DELAY", EXPORT_DELAY_MS),
+        max_export_batch_size=min(waiting, whole("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", EXPORT_BATCH)),
+    )
+
+
 def start(
     service: str,
     *,
@@ -135,20 +152,14 @@ def start(
         A function that flushes the last spans, waiting :data:`FLUSH_TIMEOUT` seconds at most.
 
     Raises:
-        TracingError: when a variable names an exporter or protocol that does not exist.
+        TracingError: when a variable names what does not exist, or is no number where one is due.
     """
     if environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true":
         return lambda: None
     attributes = {} if environ.get("OTEL_SERVICE_NAME") else {"service.name": service}
     provider = TracerProvider(resource=Resource.create(attributes), shutdown_on_exit=False)
     for exporter in _exporters(environ, file):
-        provider.add_span_processor(
-            BatchSpanProcessor(
-                exporter,
-                max_queue_size=None if "OTEL_BSP_MAX_QUEUE_SIZE" in environ else MAX_WAITING_SPANS,
-                schedule_delay_millis=None if "OTEL_BSP_SCHEDULE_DELAY" in environ else EXPORT_DELAY_MS,
-            )
-        )
+        provider.add_span_processor(_batches(environ, exporter))
     trace.set_tracer_provider(provider)
     # The instrumentation takes its exclusions from the environment only.
     os.environ.setdefault("OTEL_PYTHON_AIOHTTP_SERVER_EXCLUDED_URLS", ",".join(untraced_paths))

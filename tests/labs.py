@@ -208,15 +208,12 @@ class Lab:
         ]
         return parse_spans(lines)
 
-    def trace(self, trace_id: str, count: int | None = None) -> list[Span]:
-        """The spans of a trace once it has ``count`` of them, or once its root and every parent are there."""
+    def trace(self, trace_id: str, count: int) -> list[Span]:
+        """The spans of a trace once it has ``count`` of them."""
 
         def whole() -> list[Span] | None:
             spans = [span for span in self.spans() if span.trace_id == trace_id]
-            if count is not None:
-                return spans if len(spans) >= count else None
-            ids = {span.span_id for span in spans} | {""}
-            return spans if spans and all(span.parent_id in ids for span in spans) else None
+            return spans if len(spans) >= count else None
 
         return wait_for(whole, say=f"whole trace {trace_id}")
 

@@ -41,6 +41,14 @@ def has(feature: str, stage: int) -> bool:
     return FEATURES[feature][stage - 1] == "x"
 
 
+def spans_of(stage: int, batch: int | None = None, die_is_known: bool = True) -> int:
+    """How many spans a roll leaves, or a batch of so many."""
+    frontend = 3 if has("frontend", stage) else 0
+    dice = (2 if has("GET /dice", stage) else 0) + (1 if has("database query spans", stage) else 0)
+    rolling = 0 if batch is None else 1 + (1 + batch if die_is_known else 0)
+    return frontend + 1 + dice + rolling
+
+
 # (first stage, service, family, type, labels)
 METRICS = [
     (1, "dice-roller", "dice_rolls", "counter", {"die_type", "result"}),

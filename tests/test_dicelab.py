@@ -100,8 +100,7 @@ def test_what_is_in_the_way_is_said_before_anything_starts(tmp_path: Path, detac
     assert not (tmp_path / "run" / "postgres").exists()
     assert "stage 7" in one_line(*finished(dicelab("up", "--stage", "7", "--run-dir", tmp_path / "run", *detach)))
     (tmp_path / "file").write_text("")
-    if not detach:
-        assert "file" in one_line(*finished(dicelab("up", "--run-dir", tmp_path / "file" / "run")))
+    assert "file" in one_line(*finished(dicelab("up", "--run-dir", tmp_path / "file" / "run", *detach)))
 
 
 def test_a_run_dir_in_use(own_lab: Callable[..., Lab]) -> None:
@@ -112,7 +111,9 @@ def test_a_run_dir_in_use(own_lab: Callable[..., Lab]) -> None:
     assert (lab.run_dir / "state.json").exists()
 
 
-@pytest.mark.parametrize("arguments", [["--roll-delay", "-1"], ["--base-port", "99999"], ["--stage", "x"]])
+@pytest.mark.parametrize(
+    "arguments", [["--roll-delay", "-1"], ["--base-port", "99999"], ["--stage", "x"], ["--det"], ["--engine"]]
+)
 def test_wrong_usage(tmp_path: Path, arguments: list[str]) -> None:
     code, output = finished(dicelab("up", *arguments, "--run-dir", tmp_path / "run"))
     assert code == 2
@@ -140,6 +141,36 @@ def test_services_do_not_outlive_a_killed_supervisor(own_lab: Callable[..., Lab]
     again = dicelab("up", "--stage", "1", "--detach", "--run-dir", lab.run_dir, "--base-port", str(free_base_port()))
     assert finished(again)[0] == 0
     assert finished(dicelab("down", "--run-dir", lab.run_dir))[0] == 0
+
+
+def test_a_database_left_behind_is_stopped_by_down(own_lab: Callable[..., Lab]) -> None:
+    lab = own_lab(5)
+    lab.process.kill()
+    lab.process.wait()
+    postgres = lab.state["postgres"]["pid"]
+    assert Path(f"/proc/{postgres}").exists()
+    code, output = finished(dicelab("down", "--run-dir", lab.run_dir))
+    assert code == 0
+    assert "database" in output
+    wait_for(lambda: not running(postgres))
+
+
+def running(pid: int) -> bool:
+    """Whether a process runs; one that has ended and waits to be reaped does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+@pytest.mark.parametrize("moment", ["initdb", "postmaster.pid"])
+def test_interrupted_while_the_database_starts(tmp_path: Path, moment: str) -> None:
+    run_dir = tmp_path / "run"
+    process = dicelab("up", "--no-tail", "--run-dir", run_dir, "--base-port", str(free_base_port()))
+    wait_for((run_dir / "postgres" / ("PG_VERSION" if moment == "initdb" else moment)).exists)
+    process.send_signal(signal.SIGINT)
+    assert finished(process)[0] == 0
+    assert processes_of(run_dir) == []
 
 
 def test_an_external_database(own_lab: Callable[..., Lab], stage_lab: Callable[[int], Lab]) -> None:
@@ -183,5 +214,5 @@ def test_the_tail_is_readable_and_cannot_be_made_to_steer_the_terminal() -> None
 
 
 def test_each_stage_file_is_complete() -> None:
-    names = [set(stages.load(number).variables) - {"DICE_STORE"} for number in stages.STAGES]
+    names = [set(stages.load(number).variables) - {"DICE_STORE", "OTEL_PROPAGATORS"} for number in stages.STAGES]
     assert all(variables == names[0] for variables in names)

@@ -139,8 +139,15 @@ def raw(url: str, request: bytes) -> bytes:
         b"GET /roll HTTP/1.1\r\nHost: x\r\n" + b"".join(b"X-%d: 1\r\n" % n for n in range(2000)) + b"\r\n",
         b"\x16\x03\x01\x02\x00\x01\x00 this is no HTTP\r\n\r\n",
         b"GET /roll HTTP/9.9\r\nbroken header\r\n\r\n",
+        b"GET /docs HTTP/1.1\r\nHost: x:99999999\r\n\r\n",
+        b"GET /docs HTTP/1.1\r\nHost: a b:xx\r\n\r\n",
+        b"GET /docs HTTP/1.1\r\nHost: \xff\xfe\r\n\r\n",
+        b"GET /docs HTTP/1.1\r\nHost: x\r\nbaggage: a=\xff\r\n\r\n",
     ],
-    ids=["oversized header", "oversized request line", "too many headers", "TLS", "broken header"],
+    ids=[
+        *("oversized header", "oversized request line", "too many headers", "TLS", "broken header"),
+        *("port out of range", "odd host", "host of no encoding", "baggage of no encoding"),
+    ],
 )
 def test_unreadable_requests(lab: Lab, service: str, request_bytes: bytes) -> None:
     before = lab.value(service, "http_requests_total", status="400", method="_OTHER")
@@ -153,7 +160,7 @@ def test_unreadable_requests(lab: Lab, service: str, request_bytes: bytes) -> No
     assert problem["trace_id"].encode() in head
     assert b"Traceback" not in body
     assert lab.value(service, "http_requests_total", status="400", method="_OTHER") == before + 1
-    lab.trace(problem["trace_id"])
+    lab.trace(problem["trace_id"], 1)
     wait_for(lambda: any(line.get("trace_id") == problem["trace_id"] for line in lab.logs(service)))
 
 
@@ -205,7 +212,7 @@ def test_websocket_is_for_the_sites_own_pages(lab: Lab, origin: str, status: int
         answer = connection.recv(65536)
     if status == 101:
         # Ours lets it through; Panel then refuses a connection without a page's token.
-        assert b"403" not in answer.splitlines()[0]
+        assert b" 101 " in answer.splitlines()[0]
     else:
         assert b" 403 " in answer.splitlines()[0]
         assert PROBLEM.encode() in answer
@@ -213,6 +220,47 @@ def test_websocket_is_for_the_sites_own_pages(lab: Lab, origin: str, status: int
 
 def test_a_browser_that_asks_the_api_gets_json(lab: Lab) -> None:
     check_problem(lab, f"{lab.front}/roll?die=nosuch", 404, Accept="text/html,*/*")
+
+
+@pytest.mark.parametrize("accept", ["application/openmetrics-text; version=x", "a/b; q=z", ",;="])
+def test_metrics_in_a_format_that_is_none(lab: Lab, accept: str) -> None:
+    answer = get(lab.url("dice-roller") + "/metrics", headers={"Accept": accept})
+    assert answer.status in (200, 400)
+    assert b"Traceback" not in answer.body
+
+
+@pytest.mark.parametrize("target", ["{front}/docs", "{front}/static/js/bokeh.min.js", "{front}/", "/static/../metrics"])
+def test_unusual_request_targets(lab: Lab, target: str) -> None:
+    target = target.format(front=lab.front)
+    request = f"GET {target} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode()
+    status = int(raw(lab.front, request).split(b" ", 2)[1])
+    assert status in (200, 303, 400, 403, 404)
+
+
+@pytest.mark.parametrize(
+    ("content_type", "body"),
+    [
+        ("application/x-www-form-urlencoded", b"name=\xff\xfe"),
+        ("application/x-www-form-urlencoded; charset=klingon", b"name=a"),
+        ("multipart/form-data", b"name=a"),
+        ("multipart/form-data; boundary=x", b"no boundary"),
+        ("application/json", b'{"name": 1}'),
+    ],
+)
+def test_forms_that_cannot_be_read(lab: Lab, content_type: str, body: bytes) -> None:
+    head = f"POST /sign-in HTTP/1.1\r\nHost: x\r\nContent-Type: {content_type}\r\nContent-Length: {len(body)}\r\n"
+    answer = raw(lab.front, head.encode() + b"Connection: close\r\n\r\n" + body)
+    assert b" 400 " in answer.splitlines()[0]
+
+
+def test_a_redirect_is_a_request_like_any_other(lab: Lab) -> None:
+    before = lab.value("frontend", "http_requests_total", handler="/", status="303")
+    answer = raw(lab.front, b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+    head = answer.split(b"\r\n\r\n")[0].decode()
+    assert " 303 " in head.splitlines()[0]
+    assert "\r\nLocation: /sign-in" in head
+    assert re.search(r"\r\nX-Trace-Id: [0-9a-f]{32}", head)
+    assert lab.value("frontend", "http_requests_total", handler="/", status="303") == before + 1
 
 
 @pytest.mark.parametrize("path", ["/sign-in", "/sign-out"])

@@ -97,7 +97,7 @@ def test_a_collector_that_is_away_costs_no_request(own_lab: Callable[..., Lab]) 
         roll_delay=0,
         OTEL_EXPORTER_OTLP_ENDPOINT=f"http://127.0.0.1:{port}",
         OTEL_BSP_SCHEDULE_DELAY="100",
-        OTEL_BSP_MAX_QUEUE_SIZE="600",
+        OTEL_BSP_MAX_QUEUE_SIZE="100",
     )
     for _ in range(300):
         started = time.monotonic()
@@ -140,6 +140,8 @@ def run_service(module: str, **variables: str) -> subprocess.CompletedProcess[st
         ("roller", "LOG_LEVEL", "LOUD"),
         ("roller", "RANDOM_SEED", "x"),
         ("roller", "OTEL_TRACES_EXPORTER", "pigeon"),
+        ("roller", "OTEL_PROPAGATORS", "smoke-signals"),
+        ("roller", "OTEL_BSP_MAX_QUEUE_SIZE", "none"),
         ("roller", "OTEL_EXPORTER_OTLP_PROTOCOL", "smoke"),
         ("dieservice", "DICE_FILE", "/no/such/file"),
         ("dieservice", "DB_POOL_SIZE", "many"),

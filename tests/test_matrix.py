@@ -16,7 +16,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
 from tests import matrix
 from tests.labs import OPENMETRICS, Answer, Lab, Span, get, tree
-from tests.matrix import STAGES, has
+from tests.matrix import STAGES, has, spans_of
 
 CALLER_TRACE = "11112222333344445555666677778888"
 BATCH = 6
@@ -43,8 +43,8 @@ class Evidence:
             self._open_page()
         if has("usage tracking logs", self.stage):
             self._sign_in_roll_and_out()
-        self.spans = lab.trace(self.roll.trace_id)
-        self.batch_spans = lab.trace(self.batch.trace_id) if self.batch else []
+        self.spans = lab.trace(self.roll.trace_id, spans_of(self.stage))
+        self.batch_spans = lab.trace(self.batch.trace_id, spans_of(self.stage, BATCH)) if self.batch else []
         lab.settle()
         self.logs = lab.logs()
         self.families: dict[str, dict[str, Any]] = {}
@@ -290,7 +290,7 @@ def test_span_tree_of_a_batch(evidence: Evidence) -> None:
 
 @pytest.mark.parametrize("evidence", STAGES, indirect=True, ids=lambda stage: f"stage{stage}")
 def test_a_failed_roll_marks_every_span_above_it(evidence: Evidence) -> None:
-    spans = evidence.lab.trace(evidence.failed.trace_id)
+    spans = evidence.lab.trace(evidence.failed.trace_id, spans_of(evidence.stage))
     failed = {(span.service, span.name) for span in spans if span.failed}
     expected = {("dice-roller", "GET /roll")}
     if has("frontend", evidence.stage):
@@ -299,7 +299,7 @@ def test_a_failed_roll_marks_every_span_above_it(evidence: Evidence) -> None:
     assert all("exception" in span.events for span in spans if span.failed)
     if evidence.failed_batch is None:
         return
-    spans = evidence.lab.trace(evidence.failed_batch.trace_id)
+    spans = evidence.lab.trace(evidence.failed_batch.trace_id, spans_of(evidence.stage, 20))
     wrong = [index for index, face in enumerate(evidence.failed_batch.json["rolls"], start=1) if face is None]
     assert evidence.failed_batch.json["failed"] == wrong
     assert {span.name for span in spans if span.failed} == {
@@ -312,5 +312,5 @@ def test_a_failed_roll_marks_every_span_above_it(evidence: Evidence) -> None:
 @pytest.mark.parametrize("evidence", STAGES, indirect=True, ids=lambda stage: f"stage{stage}")
 def test_a_users_mistake_is_no_server_error(evidence: Evidence) -> None:
     assert evidence.unknown.status == 404
-    spans = evidence.lab.trace(evidence.unknown.trace_id)
+    spans = evidence.lab.trace(evidence.unknown.trace_id, spans_of(evidence.stage))
     assert not any(span.failed for span in spans if span.kind == 2)

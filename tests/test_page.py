@@ -13,6 +13,7 @@ import pytest
 from playwright.async_api import Browser, Page, async_playwright, expect
 
 from tests.labs import Lab, tree, wait_for
+from tests.matrix import spans_of
 
 expect.set_options(timeout=15_000)
 
@@ -95,7 +96,7 @@ async def test_a_click_is_followed_down_to_the_last_service(
     await page.locator("[role=status] .copy").click()
     assert await page.evaluate("navigator.clipboard.readText()") == trace_id
 
-    spans = await asyncio.to_thread(lab.trace, trace_id, {2: 4, 4: 6, 6: 7}[stage])
+    spans = await asyncio.to_thread(lab.trace, trace_id, spans_of(stage))
     select = (("die-service", "SELECT", ()),) if stage == 6 else ()
     dice_call = () if stage == 2 else (("dice-roller", "GET", (("die-service", "GET /dice", select),)),)
     assert tree(spans) == (
@@ -130,7 +131,7 @@ async def test_many_rolls_at_once(stage_lab: Callable[[int], Lab], open_page: Op
     faces = [int(await svg.get_attribute("aria-label") or "") for svg in await page.locator("[role=status] svg").all()]
     assert len(faces) == 12
     assert f"Total {sum(faces)} of 12 rolls" in await page.locator("[role=status]").inner_text()
-    spans = await asyncio.to_thread(stage_lab(stage).trace, trace_id)
+    spans = await asyncio.to_thread(stage_lab(stage).trace, trace_id, spans_of(stage, 12))
     assert len([span for span in spans if re.fullmatch(r"roll \d+", span.name)]) == 12
 
 
@@ -174,7 +175,7 @@ async def test_services_down_and_back(own_lab: Callable[..., Lab], open_page: Op
     status, trace_id = await roll(page, "fair")
     assert status == "503 failed"
     await expect(page.get_by_role("alert")).to_contain_text("cannot be reached")
-    spans = await asyncio.to_thread(lab.trace, trace_id)
+    spans = await asyncio.to_thread(lab.trace, trace_id, 3)
     assert {span.name for span in spans if span.failed} == {"HTTP GET", "GET"}
     # A page that is opened now says so too, and offers to try again.
     second = await page.context.new_page()
@@ -182,13 +183,81 @@ async def test_services_down_and_back(own_lab: Callable[..., Lab], open_page: Op
     await expect(button(second)).to_be_visible()
 
 
+@pytest.mark.parametrize("times", ["-3", "0", "", "101", "1e9"])
+async def test_a_number_of_rolls_that_is_none_reaches_nobody(
+    stage_lab: Callable[[int], Lab], open_page: Open, times: str
+) -> None:
+    lab = stage_lab(4)
+    page = await open_page(lab)
+    await page.get_by_label("Use async rolling").check()
+    number = page.get_by_label("Number of rolls")
+    await expect(number).to_be_enabled()
+    await number.fill(times)
+    before = {tuple(sample.labels.items()) for sample in await asyncio.to_thread(lab.samples, "frontend")}
+    await button(page).click()
+    # The widget may mend the number or hand it on; a number outside the range is rolled by nobody.
+    await expect(page.get_by_role("alert").or_(page.locator("tbody tr")).first).to_be_visible()
+    after = {tuple(sample.labels.items()) for sample in await asyncio.to_thread(lab.samples, "frontend")}
+    assert after == before
+    if await page.locator("tbody tr").count():
+        assert 1 <= await page.locator("[role=status] svg").count() <= 100
+    else:
+        await expect(page.get_by_role("alert")).to_contain_text("whole number from 1 to 100")
+
+
+async def test_nobody_can_be_lured_into_anothers_session(stage_lab: Callable[[int], Lab], open_page: Open) -> None:
+    lab = stage_lab(6)
+    victim, attacker = await open_page(lab, name="victim"), await open_page(lab, name="attacker")
+    for page in (victim, attacker):
+        await page.goto(f"{lab.front}/?bokeh-session-id=fixed")
+        await expect(button(page)).to_be_enabled()
+    await expect(attacker.get_by_text("attacker", exact=True)).to_be_visible()
+    await roll(victim, "fair")
+    await attacker.wait_for_timeout(300)
+    assert await attacker.locator("tbody tr").count() == 0
+
+
+async def test_signing_out_ends_the_other_tab_too(stage_lab: Callable[[int], Lab], open_page: Open) -> None:
+    lab = stage_lab(6)
+    page = await open_page(lab, name="two tabs")
+    other = await page.context.new_page()
+    await other.goto(lab.front)
+    await roll(other, "fair")
+    await page.get_by_role("button", name="Sign out").click()
+    await expect(page.get_by_label("Your name")).to_be_visible()
+    await button(other).click()
+    await expect(other.get_by_role("alert")).to_contain_text("You have signed out")
+    assert await other.locator("tbody tr").count() == 1
+    await asyncio.to_thread(lab.settle, "frontend")
+    mine = [line["event_type"] for line in lab.logs("frontend") if line.get("username") == "two tabs"]
+    assert mine == ["sign_in", "roll", "sign_out"]
+
+
+async def test_a_clicked_roll_is_finished_before_the_service_ends(
+    own_lab: Callable[..., Lab], browser: Browser
+) -> None:
+    lab = own_lab(4, roll_delay=3)
+    page = await browser.new_page()
+    await page.goto(lab.front)
+    await page.get_by_label("Use async rolling").check()
+    await button(page).click()
+    await asyncio.to_thread(wait_for, lambda: lab.value("dice-roller", "async_rolls_in_progress") > 5)
+    assert await asyncio.to_thread(lab.stop) == 0
+    await expect(page.locator("tbody tr")).to_have_count(1)
+    assert await page.locator("[role=status] .facts span").first.inner_text() == "200 OK"
+    answers = [line for line in lab.logs("frontend") if line.get("backend_url", "").endswith("/roll-async")]
+    assert [line["backend_status"] for line in answers] == [200]
+
+
 async def test_no_dice_at_all(own_lab: Callable[..., Lab], browser: Browser) -> None:
-    lab = own_lab(3, ROLLER_TIMEOUT="1.0")
+    lab = own_lab(3)
     os.kill(lab.pid("die-service"), signal.SIGSTOP)
     page = await browser.new_page()
     try:
-        await page.goto(lab.front, timeout=30_000)
+        await page.goto(lab.front, timeout=10_000)
         await expect(page.get_by_role("alert")).to_contain_text("list of dice could not be loaded")
+        await asyncio.to_thread(lab.settle, "frontend")
+        assert "Die list failed" in {line["message"] for line in lab.logs("frontend") if line["level"] == "ERROR"}
         await expect(button(page)).to_be_disabled()
     finally:
         os.kill(lab.pid("die-service"), signal.SIGCONT)

@@ -7,13 +7,14 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol, TypeVar
 
 import aiohttp_jinja2
 import jinja2
 from aiohttp import ClientSession, ClientTimeout, DummyCookieJar, TCPConnector, web
+from aiohttp.typedefs import Handler
 from opentelemetry import trace
 from prometheus_client import CollectorRegistry
 from prometheus_client.aiohttp import make_aiohttp_handler
@@ -59,7 +60,7 @@ def furnish(
     """Add what every service has: metrics, health, API documents. Call it after the service's own routes."""
     app[health.READINESS] = readiness
     app[health.STOPPING] = asyncio.Event()
-    app.router.add_get("/metrics", make_aiohttp_handler(registry), allow_head=False)
+    app.router.add_get("/metrics", _metrics(registry), allow_head=False)
     app.router.add_get("/healthz", health.healthz, allow_head=False)
     app.router.add_get("/readyz", health.readyz, allow_head=False)
     app.router.add_get("/openapi.json", apidocs.openapi, allow_head=False)
@@ -67,6 +68,18 @@ def furnish(
     app[apidocs.DOCUMENT] = apidocs.document(app, title, description)
     aiohttp_jinja2.setup(app, loader=jinja2.FileSystemLoader([*templates, TEMPLATES]), autoescape=True)
     http.observe_requests(app, registry)
+
+
+def _metrics(registry: CollectorRegistry) -> Handler:
+    expose = make_aiohttp_handler(registry)
+
+    async def metrics(request: web.Request) -> web.StreamResponse:
+        try:
+            return await expose(request)
+        except (TypeError, ValueError) as error:  # an Accept header that names no version of the format
+            raise problems.bad_request("The Accept header names no format that metrics come in.") from error
+
+    return metrics
 
 
 def client_session(
@@ -109,6 +122,8 @@ class _Protocol(web.RequestHandler):
         """Runs where no middleware does: the request could not even be parsed."""
         if request.writer.output_size > 0:
             raise ConnectionError("the answer was already under way")
+        if isinstance(exc, _UnreadableError):
+            status, message = 400, "a header makes no sense"
         tracer = trace.get_tracer("dicelab")
         with tracer.start_as_current_span("HTTP", kind=trace.SpanKind.SERVER) as span:
             span.set_attribute("http.status_code", status)
@@ -126,6 +141,26 @@ class _Protocol(web.RequestHandler):
         return response
 
 
+class _UnreadableError(Exception):
+    """A request whose head is well-formed HTTP and still makes no sense."""
+
+
+def _read_first(
+    handler: Callable[[web.BaseRequest], Awaitable[web.StreamResponse]],
+) -> Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]:
+    """Refuse what would make the instrumentation, which runs in front of every middleware of ours, fail."""
+
+    async def read(request: web.BaseRequest) -> web.StreamResponse:
+        try:
+            request.url.host  # noqa: B018  # built of the Host header
+            request.headers.get("baggage", "").encode()
+        except ValueError as error:
+            raise _UnreadableError from error
+        return await handler(request)
+
+    return read
+
+
 class _Server(web.Server):
     app: web.Application
 
@@ -139,6 +174,7 @@ class _Runner(web.AppRunner):
         server.__class__ = _Server  # aiohttp offers no other way to choose the connection handler
         assert isinstance(server, _Server)
         server.app = self.app
+        server.request_handler = _read_first(server.request_handler)
         return server
 
 
