@@ -9,6 +9,7 @@ from pathlib import Path
 from rich.console import Console
 
 from lab import LabError, control, stages
+from lab.check import check
 from lab.up import Options, up, up_detached
 
 RUN_DIR = Path(".dicelab")
@@ -47,6 +48,14 @@ def _parser() -> argparse.ArgumentParser:
     up_parser.add_argument("--detach", action="store_true", help="return once the lab is ready; it runs on")
     up_parser.add_argument("--no-tail", action="store_true", help="do not follow the logs")
 
+    check_parser = commands.add_parser(
+        "check", help="ask whether every feature of the stage is really there", allow_abbrev=False
+    )
+    check_parser.add_argument("--stage", type=int, metavar="1..6", help="which stage it is to be (default: what runs)")
+    check_parser.add_argument(
+        "--timeout", type=_seconds, default=20.0, metavar="SECONDS", help="patience with each feature (default 20)"
+    )
+
     commands.add_parser("status", help="show what runs and whether it is ready", allow_abbrev=False)
     commands.add_parser("down", help="stop the lab", allow_abbrev=False)
     for command in commands.choices.values():
@@ -64,6 +73,8 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         if args.command == "status":
             return control.status(args.run_dir, console)
+        if args.command == "check":
+            return check(args.run_dir, args.stage, args.timeout, console)
         if args.command == "down":
             return control.down(args.run_dir, console)
         options = Options(

@@ -1,0 +1,408 @@
+"""``dicelab check``: is every feature of the running stage really there, end to end?
+
+It rolls, with a trace id of its own where the stage takes one, and then looks for that very roll: on the
+services' ``/metrics`` and in Prometheus, in the log files, in the trace files or Tempo. What travels takes a
+moment to arrive, so each question is asked again until it is answered well or time is up.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import secrets
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+from prometheus_client.parser import text_string_to_metric_families
+from rich.console import Console
+
+from lab import LabError
+from lab.rundir import RunDir
+from lab.stages import STAGES
+
+POLL = 0.2  # seconds
+BATCH = 8
+USER = "dicelab check"
+
+
+class NotRunning(Exception):
+    """What a feature needs is not running here; its text names it."""
+
+
+class Missing(Exception):
+    """A feature is not there; the text says what was looked for and where."""
+
+
+@dataclass
+class Rolls:
+    """What was rolled for the others to look for."""
+
+    roll: str = ""  # trace ids
+    batch: str = ""
+
+
+@dataclass(frozen=True)
+class Span:
+    service: str
+    name: str
+    span_id: str
+    parent_id: str
+    start: int
+    end: int
+
+
+@dataclass
+class Lab:
+    """The running lab, as its state file describes it."""
+
+    stage: int
+    run_dir: RunDir
+    services: dict[str, str]  # name → URL
+    engines: dict[str, str]
+    session: aiohttp.ClientSession
+    rolls: Rolls = field(default_factory=Rolls)
+
+    @property
+    def front(self) -> str:
+        return self.services.get("frontend", self.services["dice-roller"])
+
+    def url(self, service: str) -> str:
+        if service not in self.services:
+            raise Missing(f"no {service} in {self.run_dir.state_file}")
+        return self.services[service]
+
+    async def get(self, url: str, **headers: str) -> tuple[int, str, str]:
+        """Status, text and trace id of an answer."""
+        async with self.session.get(url, headers=headers) as response:
+            return response.status, await response.text(), response.headers.get("X-Trace-Id", "")
+
+    async def metric(self, service: str, name: str) -> float:
+        """The sum of a metric's samples on a service's page and, where Prometheus runs, there too."""
+        url = f"{self.url(service)}/metrics"
+        _, text, _ = await self.get(url)
+        samples = [s.value for family in text_string_to_metric_families(text) for s in family.samples if s.name == name]
+        if not samples:
+            raise Missing(f"no {name} on {url}")
+        if "prometheus" in self.engines:
+            await self.prometheus(f'{name}{{job="{service}"}}')
+        return sum(samples)
+
+    async def prometheus(self, expression: str) -> None:
+        if "prometheus" not in self.engines:
+            raise NotRunning("prometheus")
+        url = f"{self.engines['prometheus']}/api/v1/query"
+        async with self.session.get(url, params={"query": expression}) as response:
+            if not (await response.json())["data"]["result"]:
+                raise Missing(f"no {expression} at {url}")
+
+    def log_lines(self, service: str) -> list[str]:
+        path = self.run_dir.logs / f"{service}.jsonl"
+        if not path.exists():
+            raise Missing(f"no {path}")
+        return path.read_text().split("\n")[:-1]
+
+    def logged(self, service: str, **fields: Any) -> dict[str, Any]:
+        """The newest line that has these fields."""
+        for line in reversed(self.log_lines(service)):
+            document = json.loads(line)
+            if isinstance(document, dict) and fields.items() <= document.items():
+                return document
+        looked = " ".join(f"{name}={value}" for name, value in fields.items())
+        raise Missing(f"no line with {looked} in {self.run_dir.logs / service}.jsonl")
+
+    async def trace(self, trace_id: str) -> list[Span]:
+        """The spans of a trace that have arrived: in Tempo where it runs, else in the trace files."""
+        if "tempo" in self.engines:
+            url = f"{self.engines['tempo']}/api/v2/traces/{trace_id}"
+            status, text, _ = await self.get(url, Accept="application/json")
+            spans = _spans(json.loads(text).get("trace", {}), None) if status == 200 else []
+            where = url
+        else:
+            spans = [span for path in sorted(self.run_dir.traces.glob("*.jsonl*")) for span in _file(path, trace_id)]
+            where = str(self.run_dir.traces)
+        if not spans:
+            raise Missing(f"no trace {trace_id} in {where}")
+        return spans
+
+
+def _file(path: Path, trace_id: str) -> list[Span]:
+    lines = path.read_text().split("\n")[:-1]
+    return [span for line in lines if trace_id in line for span in _spans(json.loads(line), trace_id)]
+
+
+def _spans(document: dict[str, Any], trace_id: str | None) -> list[Span]:
+    found = []
+    for resource in document.get("resourceSpans", []):
+        attributes = {entry["key"]: entry["value"] for entry in resource["resource"]["attributes"]}
+        service = str(attributes["service.name"]["stringValue"])
+        for scope in resource["scopeSpans"]:
+            for span in scope["spans"]:
+                if trace_id in (None, span["traceId"]):
+                    found.append(
+                        Span(
+                            service,
+                            span["name"],
+                            span["spanId"],
+                            span.get("parentSpanId", ""),
+                            int(span["startTimeUnixNano"]),
+                            int(span["endTimeUnixNano"]),
+                        )
+                    )
+    return found
+
+
+# --- the rows: each returns a word on what it saw, or raises ---
+
+
+def _ready(service: str) -> Callable[[Lab], Awaitable[str]]:
+    async def check(lab: Lab) -> str:
+        url = f"{lab.url(service)}/readyz"
+        status, text, _ = await lab.get(url)
+        if status != 200:
+            raise Missing(f"{url} answers {status}: {text[:200]}")
+        return url
+
+    return check
+
+
+async def _postgres(lab: Lab) -> str:
+    if await lab.metric("die-service", "database_connection_pool_size") < 1:
+        raise Missing("database_connection_pool_size is 0 on the die-service's /metrics")
+    return "the die-service holds connections"
+
+
+async def _roll(lab: Lab) -> str:
+    for attempt in range(3):
+        wanted = secrets.token_hex(16)
+        headers = {"traceparent": f"00-{wanted}-{secrets.token_hex(8)}-01"}
+        status, text, lab.rolls.roll = await lab.get(f"{lab.front}/roll?die=fair", **headers)
+        if status == 200 and 1 <= json.loads(text)["roll"] <= 6:
+            return f"rolled {json.loads(text)['roll']}, trace {lab.rolls.roll}"
+        await asyncio.sleep(attempt)
+    raise Missing(f"{lab.front}/roll?die=fair answers {status}: {text[:200]}")
+
+
+async def _roll_async(lab: Lab) -> str:
+    status, text, lab.rolls.batch = await lab.get(f"{lab.front}/roll-async?die=fair&times={BATCH}")
+    if status != 200 or len(json.loads(text)["rolls"]) != BATCH:
+        raise Missing(f"{lab.front}/roll-async answers {status}: {text[:200]}")
+    return f"total {json.loads(text)['total']}, trace {lab.rolls.batch}"
+
+
+async def _dice(lab: Lab) -> str:
+    status, text, _ = await lab.get(f"{lab.url('die-service')}/dice")
+    if status != 200 or "fair" not in json.loads(text)["identifiers"]:
+        raise Missing(f"/dice answers {status}: {text[:200]}")
+    return ", ".join(json.loads(text)["identifiers"])
+
+
+def _metrics(*names: tuple[str, str]) -> Callable[[Lab], Awaitable[str]]:
+    async def check(lab: Lab) -> str:
+        for service, name in names:
+            if service in lab.services and await lab.metric(service, name) <= 0:
+                raise Missing(f"{name} is 0 on the {service}'s /metrics after a roll")
+        where = " and in Prometheus" if "prometheus" in lab.engines else ""
+        return f"{', '.join(dict.fromkeys(name for _, name in names))} on /metrics{where}"
+
+    return check
+
+
+async def _database_metrics(lab: Lab) -> str:
+    said = await _metrics(("die-service", "database_queries_total"))(lab)
+    if "postgres-exporter" not in lab.engines:
+        return said
+    for name in ("pg_stat_database_numbackends", "pg_stat_activity_count", "pg_database_size_bytes"):
+        await lab.prometheus(name)
+    return f"{said}, pg_* from the exporter"
+
+
+async def _json_logs(lab: Lab) -> str:
+    count = 0
+    for service in lab.services:
+        for line in lab.log_lines(service):
+            try:
+                good = json.loads(line)["logger"] == service
+            except (ValueError, KeyError, TypeError):
+                good = False
+            if not good:
+                raise Missing(f"a line of {service}.jsonl is no JSON object of its own: {line[:100]}")
+            count += 1
+    return f"{count} lines"
+
+
+async def _log_context(lab: Lab) -> str:
+    for service in lab.services:
+        lab.logged(service, trace_id=lab.rolls.roll)
+    return f"lines of {lab.rolls.roll[:8]}… from {', '.join(lab.services)}"
+
+
+async def _usage(lab: Lab) -> str:
+    jar = aiohttp.CookieJar(unsafe=True)
+    async with aiohttp.ClientSession(cookie_jar=jar) as user:
+        async with user.post(f"{lab.front}/sign-in", data={"name": USER}, allow_redirects=False) as response:
+            if response.status != 303:
+                raise Missing(f"/sign-in answers {response.status}")
+        async with user.get(f"{lab.front}/roll?die=fair"):
+            pass
+        async with user.post(f"{lab.front}/sign-out", allow_redirects=False):
+            pass
+    deadline = time.monotonic() + 2
+    while True:
+        try:
+            session_id = lab.logged("frontend", usage=True, event_type="sign_out", username=USER)["session_id"]
+            for event in ("sign_in", "roll"):
+                lab.logged("frontend", usage=True, event_type=event, session_id=session_id)
+            return f"sign_in, roll, sign_out of {USER!r}"
+        except Missing:
+            if time.monotonic() > deadline:
+                raise
+            await asyncio.sleep(POLL)
+
+
+def _trace_has(*names: tuple[str, str]) -> Callable[[Lab], Awaitable[str]]:
+    async def check(lab: Lab) -> str:
+        spans = await lab.trace(lab.rolls.roll)
+        for service, name in names:
+            if not any((span.service, span.name) == (service, name) for span in spans):
+                raise Missing(f"no span {name!r} of the {service} in trace {lab.rolls.roll}")
+        return f"{len(spans)} spans of {', '.join(sorted({span.service for span in spans}))}"
+
+    return check
+
+
+async def _propagation(lab: Lab) -> str:
+    spans = await lab.trace(lab.rolls.roll)
+    ids = {span.span_id: span for span in spans}
+    for span in spans:
+        if span.service == "dice-roller" and span.name == "GET /roll":
+            parent = ids.get(span.parent_id)
+            if parent is not None and parent.service == "frontend":
+                return "the roller's span hangs below the frontend's"
+    raise Missing(f"no span of the dice-roller below one of the frontend in trace {lab.rolls.roll}")
+
+
+async def _distributed(lab: Lab) -> str:
+    seen = {span.service for span in await lab.trace(lab.rolls.roll)}
+    if seen != set(lab.services):
+        raise Missing(f"trace {lab.rolls.roll} lacks {', '.join(sorted(set(lab.services) - seen))}")
+    return " → ".join(name for name in ("frontend", "dice-roller", "die-service") if name in seen)
+
+
+async def _batch_rolls(lab: Lab) -> list[Span]:
+    spans = await lab.trace(lab.rolls.batch)
+    batch = next((span for span in spans if span.name == "async roll batch"), None)
+    rolls = [span for span in spans if batch and span.parent_id == batch.span_id]
+    if sorted(span.name for span in rolls) != sorted(f"roll {index}" for index in range(1, BATCH + 1)):
+        raise Missing(f"no batch with {BATCH} rolls below it in trace {lab.rolls.batch}")
+    return rolls
+
+
+async def _children(lab: Lab) -> str:
+    return f"async roll batch with {len(await _batch_rolls(lab))} rolls below it"
+
+
+async def _concurrent(lab: Lab) -> str:
+    rolls = sorted(await _batch_rolls(lab), key=lambda span: span.start)
+    overlapping = sum(after.start < before.end for before, after in pairwise(rolls))
+    if not overlapping:
+        raise Missing(f"no two rolls overlap in trace {lab.rolls.batch}")
+    return f"{overlapping + 1} rolls overlap"
+
+
+async def _service_graph(lab: Lab) -> str:
+    if "tempo" not in lab.engines:
+        raise NotRunning("tempo")
+    await lab.prometheus('traces_service_graph_request_total{client="frontend",server="dice-roller"}')
+    return "frontend → dice-roller in Prometheus"
+
+
+ROLLER, DICE, FRONT = "dice-roller", "die-service", "frontend"
+# (feature, first stage, check), in the order of the feature matrix; the rolls come before what looks for them.
+ROWS: tuple[tuple[str, int, Callable[[Lab], Awaitable[str]]], ...] = (
+    ("Dice Roller API", 1, _ready(ROLLER)),
+    ("Frontend", 2, _ready(FRONT)),
+    ("Die Service", 3, _ready(DICE)),
+    ("PostgreSQL", 5, _postgres),
+    ("GET /roll", 1, _roll),
+    ("GET /roll-async", 4, _roll_async),
+    ("GET /dice", 3, _dice),
+    ("Automatic HTTP metrics", 1, _metrics(*((name, "http_requests_total") for name in (ROLLER, DICE, FRONT)))),
+    ("Custom business metrics", 1, _metrics((ROLLER, "dice_rolls_total"), (FRONT, "streamlit_button_clicks_total"))),
+    ("Service-to-service metrics", 3, _metrics((ROLLER, "die_service_requests_total"))),
+    ("Database metrics", 5, _database_metrics),
+    ("Async operation metrics", 4, _metrics((ROLLER, "async_rolls_total"), (FRONT, "async_roll_requests_total"))),
+    ("Structured JSON logs", 1, _json_logs),
+    ("Trace context in logs", 1, _log_context),
+    ("Usage tracking logs", 6, _usage),
+    ("Automatic instrumentation", 1, _trace_has((ROLLER, "GET /roll"))),
+    ("Trace context propagation", 2, _propagation),
+    ("Distributed traces", 2, _distributed),
+    ("Parent/child spans", 4, _children),
+    ("Concurrent operation traces", 4, _concurrent),
+    ("Database query spans", 5, _trace_has((DICE, "SELECT"))),
+    ("Service dependency viz", 2, _service_graph),
+)
+
+
+async def _answer(check: Callable[[Lab], Awaitable[str]], lab: Lab, deadline: float) -> str:
+    while True:
+        try:
+            return await check(lab)
+        except Missing:
+            if time.monotonic() > deadline:
+                raise
+        except (aiohttp.ClientError, asyncio.TimeoutError, OSError, ValueError, KeyError) as error:
+            if time.monotonic() > deadline:
+                raise Missing(f"{type(error).__name__}: {error}") from None
+        await asyncio.sleep(POLL)
+
+
+async def _check(run_dir: RunDir, state: dict[str, Any], stage: int, timeout: float, console: Console) -> int:
+    failed = 0
+    async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=10)) as session:
+        lab = Lab(
+            stage,
+            run_dir,
+            {entry["name"]: entry["url"] for entry in state["services"]},
+            {entry["name"]: entry["url"] for entry in state.get("engines", [])},
+            session,
+        )
+        for feature, first, check in ROWS:
+            if stage < first:
+                continue
+            try:
+                said = await _answer(check, lab, time.monotonic() + timeout)
+                mark, style = "✔", "green"
+            except NotRunning as absent:
+                said, mark, style = f"{absent} is not running", "–", "yellow"  # noqa: RUF001
+            except Missing as missing:
+                said, mark, style = str(missing), "✘", "red"
+                failed += 1
+            said = re.sub(r"[\x00-\x1f\x7f-\x9f]", " ", said)
+            console.print(f"{mark} {feature:28} {said}", style=style, markup=False, highlight=False, soft_wrap=True)
+    console.print(f"{failed} missing" if failed else "All there.", style="red" if failed else "green")
+    return 1 if failed else 0
+
+
+def check(run_dir: Path, stage: int | None, timeout: float, console: Console) -> int:
+    """Check the lab that runs in a run dir against its stage, or another; returns 0 when nothing is missing.
+
+    Args:
+        timeout: seconds that each feature gets to show itself.
+
+    Raises:
+        LabError: when nothing runs there, or there is no such stage.
+    """
+    directory = RunDir(run_dir)
+    state = directory.state()
+    if state is None or directory.owner() is None:
+        raise LabError(f"nothing runs in {directory.path}; start it with dicelab up")
+    if stage is not None and stage not in STAGES:
+        raise LabError(f"there is no stage {stage}; stages are {STAGES[0]} to {STAGES[-1]}")
+    return asyncio.run(_check(directory, state, stage or int(state["stage"]), timeout, console))
