@@ -14,6 +14,8 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from email.message import Message
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -57,7 +59,7 @@ def free_base_port() -> int:
 @dataclass(frozen=True)
 class Answer:
     status: int
-    headers: Mapping[str, str]
+    headers: Message
     body: bytes
 
     @property
@@ -66,7 +68,7 @@ class Answer:
 
     @property
     def trace_id(self) -> str:
-        return self.headers["X-Trace-Id"]
+        return str(self.headers["X-Trace-Id"])
 
 
 def get(url: str, *, method: str = "GET", headers: Mapping[str, str] | None = None, timeout: float = 30.0) -> Answer:
@@ -198,7 +200,10 @@ class Lab:
         for service in services or self.services:
             marker = f"/settled-{time.monotonic_ns()}"
             get(self.url(service) + marker)
-            wait_for(lambda service=service, marker=marker: any(marker in line for line in self.log_lines(service)))
+            wait_for(partial(self._has_line, service, marker))
+
+    def _has_line(self, service: str, text: str) -> bool:
+        return any(text in line for line in self.log_lines(service))
 
     def spans(self) -> list[Span]:
         lines = [

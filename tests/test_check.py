@@ -36,7 +36,7 @@ def test_a_running_stage_has_all_it_promises(stage_lab: Callable[[int], Lab], st
 
 def test_rows_follow_the_feature_matrix() -> None:
     firsts = {feature: marks.index("x") + 1 for feature, marks in matrix.FEATURES.items()}
-    names = {"dice roller": "dice roller api", "parent and child spans": "parent/child spans"}
+    names = {"dice roller": "dice roller api", "postgres": "postgresql", "parent and child spans": "parent/child spans"}
     shown = {feature.lower(): first for feature, first, _ in ROWS}
     for feature, first in firsts.items():
         assert shown[names.get(feature, feature).lower()] == first

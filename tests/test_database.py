@@ -143,7 +143,7 @@ def test_a_slow_query_is_cancelled_and_a_full_pool_is_said(lab: Lab) -> None:
         assert set(statuses) == {503, 504}
         assert all("Retry-After" in answer.headers for answer in answers if answer.status == 503)
         slow = next(answer for answer in answers if answer.status == 504)
-        select = next(span for span in lab.trace(slow.trace_id) if span.name == "SELECT")
+        select = next(span for span in lab.trace(slow.trace_id, 2) if span.name == "SELECT")
         assert select.failed
         assert "exception" in select.events
         # Nothing runs on in the database for clients that have been answered.

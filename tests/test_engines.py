@@ -8,6 +8,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
@@ -66,7 +67,7 @@ def test_prometheus_scrapes_every_job(lab: Lab) -> None:
 
     wait_for(all_up, timeout=40)
     for name in ("pg_stat_database_numbackends", "pg_stat_activity_count", "pg_database_size_bytes"):
-        wait_for(lambda name=name: query(lab, name), say=name)
+        wait_for(partial(query, lab, name), say=name)
     (size,) = query(lab, 'pg_database_size_bytes{datname="dice"}')
     assert float(size["value"][1]) > 1_000_000
 

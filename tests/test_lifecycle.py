@@ -66,7 +66,7 @@ class Collector(http.server.BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         request = ExportTraceServiceRequest.FromString(self.rfile.read(int(self.headers["Content-Length"])))
-        self.names += [
+        Collector.names += [
             span.name for resource in request.resource_spans for scope in resource.scope_spans for span in scope.spans
         ]
         self.send_response(200)
