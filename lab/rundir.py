@@ -29,7 +29,6 @@ class RunDir:
         self.engines = self.path / "engines"
         self.own_log = self.path / "dicelab.log"
         self._lock_file = self.path / "lock"
-        self._lock: int | None = None
 
     def claim(self) -> None:
         """Make the directory ours.
@@ -54,14 +53,11 @@ class RunDir:
             raise LabError(f"run dir {self.path} is in use by process {self.owner()}; dicelab down stops it") from None
         os.truncate(lock, 0)
         os.write(lock, str(os.getpid()).encode())
-        self._lock = lock
         self.state_file.unlink(missing_ok=True)
 
     def release(self) -> None:
+        """Take back what says that a lab runs here; the lock itself goes with the process, the last thing of it."""
         self.state_file.unlink(missing_ok=True)
-        if self._lock is not None:
-            os.close(self._lock)
-            self._lock = None
 
     def owner(self) -> int | None:
         """The process id of the lab that runs here, or ``None``."""

@@ -155,6 +155,18 @@ def test_a_database_left_behind_is_stopped_by_down(own_lab: Callable[..., Lab]) 
     wait_for(lambda: not running(postgres))
 
 
+@pytest.mark.parametrize("name", ["with a space & more é", "x" * 120])
+def test_run_dirs_of_any_name(tmp_path: Path, name: str) -> None:
+    run_dir, base = tmp_path / name, free_base_port()
+    up = dicelab("up", "--stage", "5", "--detach", "--base-port", str(base), "--run-dir", run_dir, "--roll-delay", "0")
+    try:
+        assert finished(up)[0] == 0
+        assert get(f"http://127.0.0.1:{base + 2}/roll?die=fair").status == 200
+    finally:
+        assert finished(dicelab("down", "--run-dir", run_dir))[0] == 0
+    assert processes_of(run_dir) == []
+
+
 def running(pid: int) -> bool:
     """Whether a process runs; one that has ended and waits to be reaped does not."""
     try:

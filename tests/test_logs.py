@@ -79,11 +79,11 @@ def test_a_library_line_says_which_library_and_keeps_its_traceback() -> None:
     try:
         raise KeyError("missing")
     except KeyError:
-        logging.getLogger("some.library").exception("It failed")
-    logging.getLogger("some.library").info("broken %d", "no number")
+        logging.getLogger("some.package").exception("It failed")
+    logging.getLogger("some.package").info("broken %d", "no number")
     stop()
     failed, broken = out.lines()
-    assert failed["source"] == "some.library"
+    assert failed["source"] == "some.package"
     assert failed["exception"].splitlines()[-1] == "KeyError: 'missing'"
     assert "unprintable log line" in broken["message"]
 
