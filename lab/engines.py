@@ -184,13 +184,13 @@ class Plan:
     def command(self, engine: Engine, binary: str, variables: Mapping[str, str]) -> list[str]:
         return engine.command(Setting(binary, self.directory / engine.name, variables))
 
-    def otlp_endpoint(self) -> str | None:
-        """Where the services send spans: the collector, else Tempo, else nowhere."""
-        if self.has("otel-collector") and self.has("tempo"):
-            return f"http://{HOST}:{self.port('COLLECTOR_HTTP_PORT')}"
-        if self.has("tempo"):
-            return f"http://{HOST}:{self.port('TEMPO_OTLP_HTTP_PORT')}"
-        return None
+    def otlp_endpoint(self, protocol: str = "http/protobuf") -> str | None:
+        """Where the services send spans in this OTLP protocol: the collector, else Tempo, else nowhere."""
+        if not self.has("tempo"):
+            return None
+        kind = "GRPC" if protocol == "grpc" else "HTTP"
+        port = f"COLLECTOR_{kind}_PORT" if self.has("otel-collector") else f"TEMPO_OTLP_{kind}_PORT"
+        return f"http://{HOST}:{self.port(port)}"
 
     def prepare(self, service_addresses: Mapping[str, str]) -> None:
         """Make the engines' directories, and write Prometheus's targets.

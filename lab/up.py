@@ -184,7 +184,10 @@ class Lab:
         if self._options.roll_delay is not None:
             environ["ROLL_DELAY"] = str(self._options.roll_delay)
         if not (environ.get("OTEL_EXPORTER_OTLP_ENDPOINT") or environ.get("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")):
-            endpoint = self._plan.otlp_endpoint() if self._plan else None
+            protocol = (
+                environ.get("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL") or environ.get("OTEL_EXPORTER_OTLP_PROTOCOL") or ""
+            )
+            endpoint = self._plan.otlp_endpoint(protocol) if self._plan else None
             if endpoint:
                 environ["OTEL_EXPORTER_OTLP_ENDPOINT"] = endpoint
                 return environ

@@ -55,8 +55,8 @@ class Table:
         delay = self._random.random() * self._max_delay
         fails = self._random.random() < die.error_rate
         face = self._random.choice(die.faces)
-        if self._max_delay:
-            await asyncio.sleep(delay)
+        # Even without a delay it gives way once, so that the rolls of a batch are all under way together.
+        await asyncio.sleep(delay)
         if fails:
             raise RollFailed(f"The {die.name} die failed to roll.")
         return face

@@ -73,6 +73,12 @@ async def test_a_batch_runs_all_its_rolls_at_once_and_to_the_end() -> None:
     assert watcher.faces
 
 
+async def test_rolls_of_a_batch_overlap_even_without_a_delay() -> None:
+    watcher = Watcher()
+    await Table(max_delay=0).roll_batch(FAIR, 12, watcher)
+    assert watcher.most_under_way == 12
+
+
 async def test_a_cancelled_batch_cancels_every_roll() -> None:
     watcher = Watcher()
     batch = asyncio.create_task(Table(max_delay=60.0, seed=1).roll_batch(FAIR, 25, watcher))

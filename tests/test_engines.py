@@ -179,8 +179,10 @@ def test_plan_depends_on_what_is_there(tmp_path: Path) -> None:
     assert planned(6).found == ()  # a collector with nothing behind it is of no use
     add("tempo")
     assert planned(6).otlp_endpoint() == "http://127.0.0.1:8017"
+    assert planned(6).otlp_endpoint("grpc") == "http://127.0.0.1:8016"
     (binaries / "otelcol").unlink()
     assert planned(6).otlp_endpoint() == "http://127.0.0.1:8015"
+    assert planned(6).otlp_endpoint("grpc") == "http://127.0.0.1:8014"
     add("prometheus-postgres-exporter")
     assert [engine.name for engine, _ in planned(4).found] == ["tempo"]
     assert [engine.name for engine, _ in planned(5).found] == ["tempo", "postgres-exporter"]
