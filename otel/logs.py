@@ -115,8 +115,12 @@ class JsonHandler(logging.Handler):
         self._service = service
         self._writer = writer
 
-    def createLock(self) -> None:
-        self.lock = None  # the writer is thread-safe; no line has to wait for another
+    def handle(self, record: logging.LogRecord) -> bool:
+        # Without the handler's lock: the writer is thread-safe, no line has to wait for another.
+        if not self.filter(record):
+            return False
+        self.emit(record)
+        return True
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
