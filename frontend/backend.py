@@ -71,6 +71,8 @@ class Backend:
         started = perf_counter()
         try:
             status, document, retry_after = await self._get(url, query)
+            if status == 200 and not isinstance(document.get("rolls" if times else "roll"), list if times else int):
+                raise unavailable("The dice-roller answered with something that is no roll.")
         except Problem as problem:
             telemetry.not_answered(die, problem.status, str(url), perf_counter() - started, problem.cause or problem)
             raise

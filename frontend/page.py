@@ -201,6 +201,9 @@ class RollPage:
         self._rolling = self._progress.visible = True
         try:
             await self._roll_once()
+        except Exception:  # a defect; the user must still hear of it
+            log.exception("The roll could not be shown", extra={"fields": {}})
+            self._complain("Something went wrong here; the frontend's log has the details.")
         finally:
             self._rolling = self._progress.visible = False
 

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import ClassVar
 
@@ -116,6 +117,57 @@ def test_a_collector_that_is_away_costs_no_request(own_lab: Callable[..., Lab]) 
     assert time.monotonic() - started < 25  # away again, and the last spans are given up on
 
 
+class Nonsense(http.server.BaseHTTPRequestHandler):
+    """Says it is a dice-roller and answers with JSON that holds no roll."""
+
+    def do_GET(self) -> None:
+        body = b'{"nothing": 1}'
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def test_an_answer_that_is_no_roll_is_not_passed_on() -> None:
+    roller = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Nonsense)
+    threading.Thread(target=roller.serve_forever, daemon=True).start()
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    frontend = subprocess.Popen(
+        [sys.executable, "-m", "frontend"],
+        env=clean_environ(
+            PORT=str(port),
+            DICE_ROLLER_URL=f"http://127.0.0.1:{roller.server_address[1]}",
+            ASYNC_ROLLS="true",
+            OTEL_TRACES_EXPORTER="none",
+        ),
+        stdout=subprocess.DEVNULL,
+    )
+    try:
+        wait_for(partial(_answers, f"http://127.0.0.1:{port}/readyz"))
+        for path in ("/roll?die=fair", "/roll-async?die=fair&times=2"):
+            answer = get(f"http://127.0.0.1:{port}{path}")
+            assert answer.status == 503
+            assert "no roll" in answer.json["detail"]
+    finally:
+        frontend.terminate()
+        frontend.wait(20)
+        roller.shutdown()
+        roller.server_close()
+
+
+def _answers(url: str) -> bool:
+    try:
+        return get(url).status == 200
+    except OSError:
+        return False
+
+
 def run_service(module: str, **variables: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", module],
@@ -199,15 +251,8 @@ def test_standard_variables_and_bounded_trace_files(tmp_path: Path) -> None:
         stdout=subprocess.PIPE,
     )
     url = f"http://127.0.0.1:{port}"
-
-    def up() -> bool:
-        try:
-            return get(url + "/readyz").status == 200
-        except OSError:
-            return False
-
     try:
-        wait_for(up)
+        wait_for(partial(_answers, url + "/readyz"))
         sampled = {"traceparent": f"00-{'1' * 32}-{'2' * 16}-01"}
         for _ in range(100):
             assert get(url + "/roll?die=fair").status == 200  # not sampled: ratio 0
