@@ -130,6 +130,9 @@ class PostgresCatalogue:
             # Its neighbours were most likely cut off with it.
             await pool.clear()
             raise _BrokenConnection from error
+        except psycopg2.Error as error:  # the server is there and refuses: the table is gone, say
+            self._telemetry.query_failed(query_type, perf_counter() - started, _reason(error))
+            raise CatalogueUnavailable("The database refused the query.") from error
         finally:
             self._in_use -= 1
             pool.release(connection)

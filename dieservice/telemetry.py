@@ -8,22 +8,18 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from otel import tracing
+from otel.logs import events
 from otel.metrics import DURATION_BUCKETS, exemplar
 
 SERVICE = "die-service"
 UNKNOWN = "unknown"
 QUERY_TYPES = ("list", "get")
 
-_log = logging.getLogger(SERVICE)
-
-
-def _line(level: int, message: str, **fields: Any) -> None:
-    _log.log(level, message, extra={"fields": fields})
+_line = events(SERVICE)
 
 
 class DiceTelemetry:

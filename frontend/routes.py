@@ -23,8 +23,6 @@ BACKEND = web.AppKey("backend", Backend)
 PANEL = web.AppKey("panel", PanelServer)
 SESSIONS = web.AppKey("sessions", Sessions)
 
-PROBLEMS = "bad-request unknown-die method-not-allowed roll-failed unavailable timed-out"
-
 
 def _user(request: web.Request) -> User | None:
     sessions = request.app.get(SESSIONS)
@@ -53,9 +51,9 @@ async def websocket(request: web.Request) -> web.StreamResponse:
 
 @describe(
     "Roll a die once, as the page's button does.",
-    {"type": "object", "required": ["roll"], "properties": {"roll": {"type": "integer"}}},
+    params.ROLL_ANSWER,
     [params.die_parameter()],
-    PROBLEMS,
+    params.ROLL_PROBLEMS,
 )
 async def roll(request: web.Request) -> web.Response:
     die = params.die_name(request)
@@ -67,17 +65,9 @@ def roll_async(highest: int) -> Handler:
 
     @describe(
         "Roll a die many times at once, as the page's button does.",
-        {
-            "type": "object",
-            "required": ["total", "rolls", "count"],
-            "properties": {
-                "total": {"type": "integer"},
-                "rolls": {"type": "array", "items": {"type": "integer"}},
-                "count": {"type": "integer"},
-            },
-        },
+        params.BATCH_ANSWER,
         [params.die_parameter(), params.times_parameter(highest)],
-        PROBLEMS,
+        params.ROLL_PROBLEMS,
     )
     async def roll_async(request: web.Request) -> web.Response:
         die = params.die_name(request)

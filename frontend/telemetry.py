@@ -15,6 +15,7 @@ from typing import Any
 from prometheus_client import CollectorRegistry, Counter, Histogram
 
 from otel import tracing
+from otel.logs import events
 from otel.metrics import DURATION_BUCKETS, exemplar
 
 SERVICE = "frontend"
@@ -23,11 +24,7 @@ UNKNOWN = "unknown"
 EXACT_BATCH_SIZES = 20
 BATCH_RANGES = (50, 100, 1000)
 
-_log = logging.getLogger(SERVICE)
-
-
-def _line(level: int, message: str, **fields: Any) -> None:
-    _log.log(level, message, extra={"fields": fields})
+_line = events(SERVICE)
 
 
 def started(port: int) -> None:

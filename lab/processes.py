@@ -16,7 +16,7 @@ from pathlib import Path
 from lab.rundir import RotatingFile
 
 LAST_LINES = 15
-STOP_TIMEOUT = 20.0  # seconds; a service gives its requests 8 and its last spans 5
+STOP_TIMEOUT = 30.0  # seconds; the frontend gives its page 8, its requests 8 and its last spans 5
 CHUNK = 256 * 1024
 
 # Called with the service's name and lines it wrote, each without its newline.

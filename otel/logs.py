@@ -18,6 +18,7 @@ import os
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from types import TracebackType
 from typing import Any
@@ -38,9 +39,12 @@ class LineWriter:
     Shapes: a line is ``bytes`` with its newline. ``write`` never blocks and never raises.
     """
 
-    def __init__(self, descriptor: int) -> None:
+    def __init__(self, descriptor: int, service: str) -> None:
         self._descriptor = descriptor
-        self._lines: list[bytes] = []
+        self._service = service
+        # A deque, one and the same for ever: its append and popleft cannot be interrupted halfway, whereas
+        # a list that is swapped for a new one may still be appended to by who had just looked it up.
+        self._lines: deque[bytes] = deque()
         self._dropped = 0
         self._filled = threading.Event()
         self._stopping = threading.Event()
@@ -62,16 +66,17 @@ class LineWriter:
         self._thread.join(timeout)
 
     def _run(self) -> None:
+        reported = 0
         while True:
             self._filled.wait()
             self._stopping.wait(WRITE_INTERVAL)
             stopping = self._stopping.is_set()
             # Cleared before the lines are taken: a line added in between sets it again.
             self._filled.clear()
-            lines, self._lines = self._lines, []
-            dropped, self._dropped = self._dropped, 0
-            if dropped:
-                lines.append(_document_line("ERROR", f"{dropped} log lines dropped: stdout is not being read"))
+            lines = [self._lines.popleft() for _ in range(len(self._lines))]
+            if dropped := self._dropped - reported:
+                reported += dropped
+                lines.append(plain_line(self._service, f"{dropped} log lines dropped: stdout is not being read"))
             if not self._write_all(b"".join(lines)) or (stopping and not self._lines):
                 return
 
@@ -83,9 +88,6 @@ class LineWriter:
         except OSError:  # nobody reads stdout any more; there is nowhere left to say so
             return False
         return True
-
-
-_service = "python"
 
 
 def _timestamp(seconds: float) -> str:
@@ -103,8 +105,9 @@ def _dump(document: dict[str, Any]) -> bytes:
         return json.dumps(document, default=str).encode() + b"\n"
 
 
-def _document_line(level: str, message: str) -> bytes:
-    return _dump({"timestamp": _timestamp(time.time()), "level": level, "message": message, "logger": _service})
+def plain_line(service: str, error: str) -> bytes:
+    """An ERROR line about the logging itself."""
+    return _dump({"timestamp": _timestamp(time.time()), "level": "ERROR", "message": error, "logger": service})
 
 
 class JsonHandler(logging.Handler):
@@ -126,7 +129,8 @@ class JsonHandler(logging.Handler):
         try:
             self._writer.write(_dump(self._document(record)))
         except Exception as error:  # a line that cannot be formatted must not vanish unseen
-            self._writer.write(_document_line("ERROR", f"unprintable log line from {record.pathname}: {error!r}"))
+            unprintable = f"unprintable log line from {record.pathname}: {error!r}"
+            self._writer.write(plain_line(self._service, unprintable))
 
     def _document(self, record: logging.LogRecord) -> dict[str, Any]:
         document: dict[str, Any] = {
@@ -149,6 +153,16 @@ class JsonHandler(logging.Handler):
         return document
 
 
+def events(service: str) -> Callable[..., None]:
+    """What a service's events are logged with: ``line(logging.INFO, "Roll completed", roll_value=5)``."""
+    logger = logging.getLogger(service)
+
+    def line(level: int, message: str, **fields: Any) -> None:
+        logger.log(level, message, extra={"fields": fields})
+
+    return line
+
+
 def start(service: str, level: str = "INFO", descriptor: int = 1) -> Callable[[], None]:
     """Send everything this process logs to ``descriptor`` as JSON lines.
 
@@ -160,9 +174,7 @@ def start(service: str, level: str = "INFO", descriptor: int = 1) -> Callable[[]
     Returns:
         A function that flushes and ends the logging.
     """
-    global _service
-    _service = service
-    writer = LineWriter(descriptor)
+    writer = LineWriter(descriptor, service)
     root = logging.getLogger()
     root.handlers[:] = [JsonHandler(service, writer)]
     root.setLevel(level)

@@ -21,22 +21,6 @@ ROLLS = web.AppKey("rolls", RollTelemetry)
 BATCHES = web.AppKey("batches", BatchTelemetry)
 DIE_SERVICE = web.AppKey("die_service", DieServiceTelemetry)
 
-PROBLEMS = "bad-request unknown-die method-not-allowed roll-failed unavailable timed-out"
-ROLL_ANSWER = {
-    "type": "object",
-    "required": ["roll"],
-    "properties": {"roll": {"type": "integer", "description": "the face that came up"}},
-}
-BATCH_ANSWER = {
-    "type": "object",
-    "required": ["total", "rolls", "count"],
-    "properties": {
-        "total": {"type": "integer", "description": "the sum of the rolls"},
-        "rolls": {"type": "array", "items": {"type": "integer"}},
-        "count": {"type": "integer"},
-    },
-}
-
 
 def _json(document: object) -> web.Response:
     return web.Response(body=orjson.dumps(document), content_type="application/json")
@@ -56,7 +40,7 @@ async def _find(app: web.Application, name: str) -> Die:
     return die
 
 
-@describe("Roll a die once.", ROLL_ANSWER, [params.die_parameter()], PROBLEMS)
+@describe("Roll a die once.", params.ROLL_ANSWER, [params.die_parameter()], params.ROLL_PROBLEMS)
 async def roll(request: web.Request) -> web.Response:
     app = request.app
     name = params.die_name(request)
@@ -77,9 +61,9 @@ def roll_async(highest: int) -> Handler:
 
     @describe(
         "Roll a die many times at once.",
-        BATCH_ANSWER,
+        params.BATCH_ANSWER,
         [params.die_parameter(), params.times_parameter(highest)],
-        PROBLEMS,
+        params.ROLL_PROBLEMS,
     )
     async def roll_async(request: web.Request) -> web.Response:
         app = request.app

@@ -15,6 +15,7 @@ from typing import Any
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from otel import tracing
+from otel.logs import events
 from otel.metrics import DURATION_BUCKETS, exemplar
 from roller.dice import RollFailed
 
@@ -24,11 +25,7 @@ UNKNOWN = "unknown"
 FACE_BUCKETS = (*range(0, 13), 20, 100)
 BATCH_BUCKETS = (1, 2, 5, 10, 20, 50, 100, 1000)
 
-_log = logging.getLogger(SERVICE)
-
-
-def _line(level: int, message: str, **fields: Any) -> None:
-    _log.log(level, message, extra={"fields": fields})
+_line = events(SERVICE)
 
 
 def started(port: int) -> None:

@@ -191,6 +191,24 @@ def children(parent: int) -> list[int]:
         return [int(pid) for pid in file.read().split()]
 
 
+def test_a_query_that_the_database_refuses_is_an_error_that_counts(lab: Lab) -> None:
+    with connection(lab) as cursor:
+        cursor.execute("ALTER TABLE dice RENAME TO hidden")
+        cursor.connection.commit()
+        answer = get(f"{lab.front}/roll?die=fair")
+        assert answer.status == 503
+        assert "Retry-After" in answer.headers
+        assert lab.value("die-service", "database_queries_total", query_type="get", result="error") == 1
+        assert pool(lab) == (4, 4)
+        cursor.execute("ALTER TABLE hidden RENAME TO dice")
+        cursor.connection.commit()
+    assert get(f"{lab.front}/roll?die=fair").status == 200
+    lab.settle("die-service")
+    (failed,) = [line for line in lab.logs("die-service") if line["message"] == "Query failed"]
+    assert failed["trace_id"] == answer.trace_id
+    assert failed["db_query_type"] == "get"
+
+
 def test_seed_keeps_what_is_there(lab: Lab) -> None:
     with connection(lab) as cursor:
         cursor.execute("UPDATE dice SET faces = '{9}' WHERE identifier = 'fair'")

@@ -1,4 +1,4 @@
-"""Checks of query parameters that more than one service takes."""
+"""What more than one service takes and answers: checks of query parameters, and their descriptions for the API."""
 
 from __future__ import annotations
 
@@ -14,6 +14,22 @@ MAX_NAME = 64
 # Control characters, and the two that some readers take for the end of a line.
 NAME_PATTERN = "^[^\\u0000-\\u001f\\u007f-\\u009f\\u2028\\u2029]+$"
 _NAME = re.compile(NAME_PATTERN)
+# What a roll answers, from the dice-roller and from the frontend alike.
+ROLL_PROBLEMS = "bad-request unknown-die method-not-allowed roll-failed unavailable timed-out"
+ROLL_ANSWER = {
+    "type": "object",
+    "required": ["roll"],
+    "properties": {"roll": {"type": "integer", "description": "the face that came up"}},
+}
+BATCH_ANSWER = {
+    "type": "object",
+    "required": ["total", "rolls", "count"],
+    "properties": {
+        "total": {"type": "integer", "description": "the sum of the rolls"},
+        "rolls": {"type": "array", "items": {"type": "integer"}},
+        "count": {"type": "integer"},
+    },
+}
 _WHOLE_NUMBER = re.compile(r"-?[0-9]{1,9}")
 
 
