@@ -45,7 +45,7 @@ class LineWriter:
         # A deque, one and the same for ever: its append and popleft cannot be interrupted halfway, whereas
         # a list that is swapped for a new one may still be appended to by who had just looked it up.
         self._lines: deque[bytes] = deque()
-        self._dropped = 0
+        self.dropped = 0
         self._filled = threading.Event()
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="log-writer", daemon=True)
@@ -53,7 +53,7 @@ class LineWriter:
 
     def write(self, line: bytes) -> None:
         if len(self._lines) >= MAX_WAITING_LINES:
-            self._dropped += 1
+            self.dropped += 1
             return
         self._lines.append(line)
         if not self._filled.is_set():
@@ -74,7 +74,7 @@ class LineWriter:
             # Cleared before the lines are taken: a line added in between sets it again.
             self._filled.clear()
             lines = [self._lines.popleft() for _ in range(len(self._lines))]
-            if dropped := self._dropped - reported:
+            if dropped := self.dropped - reported:
                 reported += dropped
                 lines.append(plain_line(self._service, f"{dropped} log lines dropped: stdout is not being read"))
             if not self._write_all(b"".join(lines)) or (stopping and not self._lines):
@@ -88,6 +88,14 @@ class LineWriter:
         except OSError:  # nobody reads stdout any more; there is nowhere left to say so
             return False
         return True
+
+
+_writers: list[LineWriter] = []
+
+
+def dropped() -> int:
+    """How many of this process's lines were dropped."""
+    return sum(writer.dropped for writer in _writers)
 
 
 def _timestamp(seconds: float) -> str:
@@ -175,6 +183,7 @@ def start(service: str, level: str = "INFO", descriptor: int = 1) -> Callable[[]
         A function that flushes and ends the logging.
     """
     writer = LineWriter(descriptor, service)
+    _writers.append(writer)
     root = logging.getLogger()
     root.handlers[:] = [JsonHandler(service, writer)]
     root.setLevel(level)

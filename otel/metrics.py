@@ -6,6 +6,8 @@ observation as an exemplar, visible to scrapers that ask for OpenMetrics.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from opentelemetry import trace
 from prometheus_client import (
     CollectorRegistry,
@@ -16,6 +18,10 @@ from prometheus_client import (
     ProcessCollector,
     disable_created_metrics,
 )
+from prometheus_client.core import CounterMetricFamily
+from prometheus_client.registry import Collector
+
+from otel import logs, tracing
 
 # Resolves 1 ms to 10 s.
 DURATION_BUCKETS = (
@@ -27,6 +33,18 @@ OTHER_METHOD = "_OTHER"
 UNMATCHED = "unmatched"
 
 
+class _Dropped(Collector):
+    """What this process had to say of itself and could not get rid of."""
+
+    def collect(self) -> Iterator[CounterMetricFamily]:
+        family = CounterMetricFamily(
+            "telemetry_dropped", "Spans (traces) and log lines (logs) that were dropped.", labels=["signal"]
+        )
+        family.add_metric(["traces"], tracing.dropped())
+        family.add_metric(["logs"], logs.dropped())
+        yield family
+
+
 def new_registry() -> CollectorRegistry:
     """A registry with the process's own figures (CPU, memory, garbage collection) in it."""
     # A *_created series for each counter would double /metrics and be read by nothing here.
@@ -35,6 +53,7 @@ def new_registry() -> CollectorRegistry:
     ProcessCollector(registry=registry)
     PlatformCollector(registry=registry)
     GCCollector(registry=registry)
+    registry.register(_Dropped())
     return registry
 
 

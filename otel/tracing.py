@@ -12,6 +12,8 @@ import logging
 import os
 import sys
 import threading
+import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,8 +28,8 @@ from opentelemetry.instrumentation.aiohttp_client import create_trace_config
 from opentelemetry.instrumentation.aiohttp_server import AioHttpServerInstrumentor
 from opentelemetry.instrumentation.aiopg import AiopgInstrumentor
 from opentelemetry.sdk.resources import Resource
-from opentelemetry.sdk.trace import TracerProvider
-from opentelemetry.sdk.trace.export import BatchSpanProcessor, ConsoleSpanExporter, SpanExporter
+from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
+from opentelemetry.sdk.trace.export import ConsoleSpanExporter, SpanExporter, SpanExportResult
 from opentelemetry.trace import Span, SpanKind, Status, StatusCode
 
 log = logging.getLogger(__name__)
@@ -37,6 +39,10 @@ log = logging.getLogger(__name__)
 EXPORT_DELAY_MS = 1000
 MAX_WAITING_SPANS = 16_384
 EXPORT_BATCH = 512
+# A batch that is not taken is sent again every second, for five minutes: a collector that restarts loses
+# nothing, and a batch that no receiver will ever take does not hold up the others for ever.
+RETRY_INTERVAL = 1.0
+RETRY_FOR = 300.0
 # How long, in seconds, the end of a process waits for its last spans to leave.
 FLUSH_TIMEOUT = 5.0
 
@@ -79,6 +85,86 @@ class _RotatingStream:
         self._handler.close()
 
 
+class SpanQueue(SpanProcessor):
+    """Hands finished spans to an exporter, in batches, from a thread of its own.
+
+    The SDK's BatchSpanProcessor gives a batch up once its exporter has failed, and keeps no count. Here a
+    failed batch is sent again while up to ``capacity`` spans wait behind it; those that find no room, and
+    those that cannot be sent at the end, are counted in ``dropped``.
+    """
+
+    def __init__(self, exporter: SpanExporter, *, capacity: int, delay: float, batch: int) -> None:
+        """``delay`` is how long, in seconds, spans wait for a batch of ``batch`` to fill."""
+        self._exporter = exporter
+        self._capacity = capacity
+        self._delay = delay
+        self._batch = batch
+        # A deque's append and popleft are atomic: no lock between the event loop and the thread.
+        self._spans: deque[ReadableSpan] = deque()
+        self.dropped = 0
+        self._reported = 0
+        self._filled = threading.Event()
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="span-queue", daemon=True)
+        self._thread.start()
+
+    def on_end(self, span: ReadableSpan) -> None:
+        context = span.get_span_context()
+        if context is None or not context.trace_flags.sampled:
+            return
+        if len(self._spans) >= self._capacity or self._stopping.is_set():
+            self.dropped += 1
+            return
+        self._spans.append(span)
+        if len(self._spans) >= self._batch and not self._filled.is_set():
+            self._filled.set()
+
+    def shutdown(self) -> None:
+        """Send what is waiting; gives up after :data:`FLUSH_TIMEOUT` seconds."""
+        self._stopping.set()
+        self._filled.set()
+        self._thread.join(FLUSH_TIMEOUT)
+        self._exporter.shutdown()  # ends an attempt that is under way, too
+        self._thread.join(1)
+        self.dropped += len(self._spans)
+
+    def _run(self) -> None:
+        while not (self._stopping.is_set() and not self._spans):
+            self._filled.wait(self._delay)
+            # Cleared before the spans are taken: a span added in between sets it again.
+            self._filled.clear()
+            for _ in range(0, len(self._spans), self._batch):
+                self._send([self._spans.popleft() for _ in range(min(self._batch, len(self._spans)))])
+            self._report()
+
+    def _report(self) -> None:
+        if lost := self.dropped - self._reported:
+            log.error("%s spans dropped", lost, extra={"fields": {}})
+            self._reported += lost
+
+    def _send(self, spans: list[ReadableSpan]) -> None:
+        deadline = time.monotonic() + RETRY_FOR
+        while True:
+            try:
+                if self._exporter.export(spans) is SpanExportResult.SUCCESS:
+                    return
+            except Exception:
+                log.exception("Spans not exported", extra={"fields": {}})
+            if self._stopping.is_set() or time.monotonic() > deadline:
+                self.dropped += len(spans)
+                return
+            self._report()
+            self._stopping.wait(RETRY_INTERVAL)
+
+
+_queues: list[SpanQueue] = []
+
+
+def dropped() -> int:
+    """How many of this process's spans were dropped."""
+    return sum(queue.dropped for queue in _queues)
+
+
 def _exporters(environ: Mapping[str, str], file: TraceFile | None) -> list[SpanExporter]:
     chosen = environ.get("OTEL_TRACES_EXPORTER", "").strip() or "otlp"
     exporters: list[SpanExporter] = []
@@ -117,19 +203,19 @@ def _otlp_exporter(environ: Mapping[str, str], file: TraceFile | None) -> SpanEx
     raise TracingError(f"OTEL_EXPORTER_OTLP_PROTOCOL={protocol!r}: must be http/protobuf or grpc")
 
 
-def _batches(environ: Mapping[str, str], exporter: SpanExporter) -> BatchSpanProcessor:
+def _queue(environ: Mapping[str, str], exporter: SpanExporter) -> SpanQueue:
     def whole(name: str, default: int) -> int:
         value = environ.get(name, "").strip() or str(default)
         if not value.isdecimal() or int(value) == 0:
             raise TracingError(f"{name}={value!r}: must be a whole number above 0")
         return int(value)
 
-    waiting = whole("OTEL_BSP_MAX_QUEUE_SIZE", MAX_WAITING_SPANS)
-    return BatchSpanProcessor(
+    capacity = whole("OTEL_BSP_MAX_QUEUE_SIZE", MAX_WAITING_SPANS)
+    return SpanQueue(
         exporter,
-        max_queue_size=waiting,
-        schedule_delay_millis=whole("OTEL_BSP_SCHEDULE_DELAY", EXPORT_DELAY_MS),
-        max_export_batch_size=min(waiting, whole("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", EXPORT_BATCH)),
+        capacity=capacity,
+        delay=whole("OTEL_BSP_SCHEDULE_DELAY", EXPORT_DELAY_MS) / 1000,
+        batch=min(capacity, whole("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", EXPORT_BATCH)),
     )
 
 
@@ -149,7 +235,7 @@ def start(
         environ: the variables to follow.
 
     Returns:
-        A function that flushes the last spans, waiting :data:`FLUSH_TIMEOUT` seconds at most.
+        A function that flushes the last spans, trying for :data:`FLUSH_TIMEOUT` seconds.
 
     Raises:
         TracingError: when a variable names what does not exist, or is no number where one is due.
@@ -159,7 +245,9 @@ def start(
     attributes = {} if environ.get("OTEL_SERVICE_NAME") else {"service.name": service}
     provider = TracerProvider(resource=Resource.create(attributes), shutdown_on_exit=False)
     for exporter in _exporters(environ, file):
-        provider.add_span_processor(_batches(environ, exporter))
+        queue = _queue(environ, exporter)
+        _queues.append(queue)
+        provider.add_span_processor(queue)
     trace.set_tracer_provider(provider)
     # The instrumentation takes its exclusions from the environment only.
     os.environ.setdefault("OTEL_PYTHON_AIOHTTP_SERVER_EXCLUDED_URLS", ",".join(untraced_paths))
@@ -170,9 +258,9 @@ def start(
         # A thread that dies with the process: a collector that is away must not hold up the end.
         flushing = threading.Thread(target=provider.shutdown, name="trace-flush", daemon=True)
         flushing.start()
-        flushing.join(FLUSH_TIMEOUT)
-        if flushing.is_alive():
-            log.error("Last spans not exported: no answer within %s s", FLUSH_TIMEOUT, extra={"fields": {}})
+        flushing.join(FLUSH_TIMEOUT + 2)
+        if lost := dropped():
+            log.error("%s spans of this process were never exported", lost, extra={"fields": {}})
 
     return stop
 

@@ -105,12 +105,16 @@ def test_a_collector_that_is_away_costs_no_request(own_lab: Callable[..., Lab]) 
         assert get(f"{lab.front}/roll?die=fair").status == 200
         assert time.monotonic() - started < 1.0
     assert not list((lab.run_dir / "traces").iterdir())
-    # Once it is there, what is rolled arrives.
+    # Once it is there, all that had found room arrives, and all that had not has been counted.
+    lost = lab.value("dice-roller", "telemetry_dropped_total", signal="traces")
+    assert 300 - 100 - 100 <= lost <= 300 - 100  # a batch is under way while 100 more wait
+    wait_for(lambda: any("spans dropped" in line["message"] for line in lab.logs("dice-roller")))
     with collector(port) as names:
-        wait_for(
-            lambda: get(f"{lab.front}/roll?die=fair").status == 200 and {"GET /roll", "HTTP GET"} <= set(names),
-            timeout=40,
-        )
+        wait_for(lambda: names.count("GET /roll") >= 300 - lost, timeout=40)
+        assert get(f"{lab.front}/roll?die=fair").status == 200
+        wait_for(lambda: names.count("GET /roll") >= 301 - lost)
+    assert names.count("GET /roll") == 301 - lost
+    assert lab.value("dice-roller", "telemetry_dropped_total", signal="traces") == lost
     started = time.monotonic()
     get(f"{lab.front}/roll?die=fair")
     assert lab.stop() == 0
