@@ -71,9 +71,10 @@ METRICS = [
     (5, "die-service", "database_connection_pool_size", "gauge", set()),
     (5, "die-service", "database_connection_pool_available", "gauge", set()),
 ]
-HTTP_METRICS = [
+COMMON_METRICS = [
     ("http_requests", "counter", {"handler", "method", "status"}),
     ("http_request_duration_seconds", "histogram", {"handler", "method"}),
+    ("telemetry_dropped", "counter", {"signal"}),
 ]
 # What every Python process tells of itself.
 PROCESS_PREFIXES = ("process_", "python_")

@@ -149,7 +149,7 @@ def test_feature_is_there_exactly_where_the_matrix_says(evidence: Evidence, feat
 @pytest.mark.parametrize("evidence", STAGES, indirect=True, ids=lambda stage: f"stage{stage}")
 def test_metric_families_are_exactly_those_of_the_stage(evidence: Evidence) -> None:
     for service, families in evidence.families.items():
-        expected = {name: (kind, labels) for name, kind, labels in matrix.HTTP_METRICS}
+        expected = {name: (kind, labels) for name, kind, labels in matrix.COMMON_METRICS}
         expected |= {
             name: (kind, labels)
             for first, owner, name, kind, labels in matrix.METRICS
