@@ -1,7 +1,7 @@
 """``dicelab check``: is every feature of the running stage really there, end to end?
 
 It rolls, with a trace id of its own where the stage takes one, and then looks for that very roll: on the
-services' ``/metrics`` and in Prometheus, in the log files, in the trace files or Tempo. What travels takes a
+services' ``/metrics`` and in Prometheus, in the log files and Loki, in the trace files or Tempo. What travels takes a
 moment to arrive, so each question is asked again until it is answered well or time is up.
 """
 
@@ -12,7 +12,7 @@ import json
 import re
 import secrets
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -29,6 +29,7 @@ from lab.stages import STAGES
 POLL = 0.2  # seconds
 BATCH = 8
 USER = "dicelab check"
+LOKI_RANGE = 600.0  # seconds back that Loki is asked for
 
 
 class NotRunning(Exception):
@@ -45,6 +46,7 @@ class Rolls:
 
     roll: str = ""  # trace ids
     batch: str = ""
+    session: str = ""  # of a user who signed in, rolled and signed out
 
 
 @dataclass(frozen=True)
@@ -108,13 +110,27 @@ class Lab:
         return path.read_text().split("\n")[:-1]
 
     def logged(self, service: str, **fields: Any) -> dict[str, Any]:
-        """The newest line that has these fields."""
-        for line in reversed(self.log_lines(service)):
-            document = json.loads(line)
-            if isinstance(document, dict) and fields.items() <= document.items():
-                return document
-        looked = " ".join(f"{name}={value}" for name, value in fields.items())
-        raise Missing(f"no line with {looked} in {self.run_dir.logs / service}.jsonl")
+        """The newest line in the log file that has these fields."""
+        return _with_fields(reversed(self.log_lines(service)), fields, str(self.run_dir.logs / f"{service}.jsonl"))
+
+    async def in_loki(self, tenant: str, service: str, **fields: Any) -> dict[str, Any]:
+        """The newest line in a tenant of Loki that has these fields."""
+        for name in ("loki", "alloy"):
+            if name not in self.engines:
+                raise NotRunning(name)
+        url = f"{self.engines['loki']}/loki/api/v1/query_range"
+        contained = "".join(f' |= "{value}"' for value in fields.values() if isinstance(value, str))
+        arguments = {
+            "query": f'{{service_name="{service}"}}{contained}',
+            "start": str(int(time.time() - LOKI_RANGE)),
+            "limit": "1000",
+        }
+        async with self.session.get(url, params=arguments, headers={"X-Scope-OrgID": tenant}) as response:
+            if response.status != 200:
+                raise Missing(f"{url} answers {response.status}: {(await response.text())[:200]}")
+            streams = (await response.json())["data"]["result"]
+        values = sorted((value for stream in streams for value in stream["values"]), reverse=True)
+        return _with_fields((line for _, line in values), fields, f"Loki, tenant {tenant}")
 
     async def trace(self, trace_id: str) -> list[Span]:
         """The spans of a trace that have arrived: in Tempo where it runs, else in the trace files."""
@@ -129,6 +145,15 @@ class Lab:
         if not spans:
             raise Missing(f"no trace {trace_id} in {where}")
         return spans
+
+
+def _with_fields(lines: Iterable[str], fields: dict[str, Any], where: str) -> dict[str, Any]:
+    for line in lines:
+        document = json.loads(line)
+        if isinstance(document, dict) and fields.items() <= document.items():
+            return document
+    looked = " ".join(f"{name}={value}" for name, value in fields.items())
+    raise Missing(f"no line with {looked} in {where}")
 
 
 def _file(path: Path, trace_id: str) -> list[Span]:
@@ -155,6 +180,9 @@ def _spans(document: dict[str, Any], trace_id: str | None) -> list[Span]:
                         )
                     )
     return found
+
+
+ROLLER, DICE, FRONT = "dice-roller", "die-service", "frontend"
 
 
 # --- the rows: each returns a word on what it saw, or raises ---
@@ -242,6 +270,22 @@ async def _log_context(lab: Lab) -> str:
     return f"lines of {lab.rolls.roll[:8]}… from {', '.join(lab.services)}"
 
 
+async def _aggregated(lab: Lab) -> str:
+    for service in lab.services:
+        await lab.in_loki("operations", service, trace_id=lab.rolls.roll)
+    return f"the same lines in Loki, from {', '.join(lab.services)}"
+
+
+async def _routed(lab: Lab) -> str:
+    event = {"usage": True, "session_id": lab.rolls.session}
+    await lab.in_loki("usage", FRONT, event_type="sign_out", **event)
+    try:
+        await lab.in_loki("operations", FRONT, **event)
+    except Missing:
+        return "usage events in the tenant usage and not in operations"
+    raise Missing("usage events are in Loki's tenant operations too")
+
+
 async def _usage(lab: Lab) -> str:
     jar = aiohttp.CookieJar(unsafe=True)
     async with aiohttp.ClientSession(cookie_jar=jar) as user:
@@ -258,6 +302,7 @@ async def _usage(lab: Lab) -> str:
             session_id = lab.logged("frontend", usage=True, event_type="sign_out", username=USER)["session_id"]
             for event in ("sign_in", "roll"):
                 lab.logged("frontend", usage=True, event_type=event, session_id=session_id)
+            lab.rolls.session = session_id
             return f"sign_in, roll, sign_out of {USER!r}"
         except Missing:
             if time.monotonic() > deadline:
@@ -322,7 +367,6 @@ async def _service_graph(lab: Lab) -> str:
     return "frontend → dice-roller in Prometheus"
 
 
-ROLLER, DICE, FRONT = "dice-roller", "die-service", "frontend"
 # (feature, first stage, check), in the order of the feature matrix; the rolls come before what looks for them.
 ROWS: tuple[tuple[str, int, Callable[[Lab], Awaitable[str]]], ...] = (
     ("Dice Roller API", 1, _ready(ROLLER)),
@@ -339,7 +383,9 @@ ROWS: tuple[tuple[str, int, Callable[[Lab], Awaitable[str]]], ...] = (
     ("Async operation metrics", 4, _metrics((ROLLER, "async_rolls_total"), (FRONT, "async_roll_requests_total"))),
     ("Structured JSON logs", 1, _json_logs),
     ("Trace context in logs", 1, _log_context),
+    ("Log aggregation (Loki)", 1, _aggregated),
     ("Usage tracking logs", 6, _usage),
+    ("Selective log routing", 6, _routed),
     ("Automatic instrumentation", 1, _trace_has((ROLLER, "GET /roll"))),
     ("Trace context propagation", 2, _propagation),
     ("Distributed traces", 2, _distributed),

@@ -16,6 +16,8 @@ from lab.stages import Stage
 
 ROOT = Path(__file__).resolve().parent.parent
 COMPOSE = ROOT / "compose"
+ALLOY = ROOT / "alloy"
+GRAFANA = ROOT / "grafana"
 # Engines count their ports from the base port plus this.
 FIRST_PORT = 10
 HOST = "127.0.0.1"
@@ -32,6 +34,10 @@ PORTS = (
     "COLLECTOR_HTTP_PORT",
     "COLLECTOR_HEALTH_PORT",
     "COLLECTOR_METRICS_PORT",
+    "LOKI_PORT",
+    "LOKI_GRPC_PORT",
+    "ALLOY_PORT",
+    "GRAFANA_PORT",
 )
 
 
@@ -106,6 +112,37 @@ def _collector(setting: Setting) -> list[str]:
     return [setting.binary, "--config", str(ROOT / "otel" / "collector.yaml")]
 
 
+def _loki(setting: Setting) -> list[str]:
+    return [
+        setting.binary,
+        "-target=all",
+        f"-config.file={COMPOSE / 'loki' / 'loki.yaml'}",
+        "-config.expand-env=true",
+    ]
+
+
+def _alloy(setting: Setting) -> list[str]:
+    return [
+        setting.binary,
+        "run",
+        f"--server.http.listen-addr={HOST}:{setting.variables['ALLOY_PORT']}",
+        f"--storage.path={setting.data}",
+        "--disable-reporting",
+        str(ALLOY / "files.alloy"),
+    ]
+
+
+def _grafana(setting: Setting) -> list[str]:
+    return [setting.binary, "server", f"--homepath={_grafana_home(Path(setting.binary))}"]
+
+
+def _grafana_home(binary: Path) -> Path:
+    """Where Grafana's own files are: above ``bin`` in its archive, elsewhere in a distribution's package."""
+    above = binary.resolve().parent.parent
+    homes = (above, above / "share" / "grafana", Path("/usr/share/grafana"))
+    return next((home for home in homes if (home / "conf" / "defaults.ini").exists()), above)
+
+
 # In the order they start; they stop in the opposite one, after the services.
 ENGINES = (
     Engine(
@@ -144,7 +181,37 @@ ENGINES = (
         "there are no pg_* metrics",
         "Debian's package prometheus-postgres-exporter",
     ),
+    Engine(
+        "loki",
+        ("loki",),
+        ("LOKI_PORT", "LOKI_GRPC_PORT"),
+        _loki,
+        "/ready",
+        "log lines stay in the run dir's files",
+        "https://github.com/grafana/loki/releases",
+    ),
+    Engine(
+        "alloy",
+        ("alloy",),
+        ("ALLOY_PORT",),
+        _alloy,
+        "/-/ready",
+        "log lines stay in the run dir's files, and Loki is empty",
+        "https://github.com/grafana/alloy/releases",
+    ),
+    Engine(
+        "grafana",
+        ("grafana",),
+        ("GRAFANA_PORT",),
+        _grafana,
+        "/api/health",
+        "there are no dashboards",
+        "https://grafana.com/grafana/download",
+    ),
 )
+
+# Engines that are of no use without another: who needs whom.
+NEEDS = {"otel-collector": "tempo", "alloy": "loki"}
 
 
 @dataclass(frozen=True)
@@ -153,8 +220,10 @@ class Plan:
 
     found: tuple[tuple[Engine, str], ...]  # with its binary
     missing: tuple[Engine, ...]
+    stage: Stage
     base_port: int
-    directory: Path
+    directory: Path  # the engines' data
+    logs: Path  # the services' log files
 
     def has(self, name: str) -> bool:
         return any(engine.name == name for engine, _ in self.found)
@@ -178,6 +247,14 @@ class Plan:
             "COLLECTOR_HOST": HOST,
             "PROMETHEUS_URL": f"http://{HOST}:{self.port('PROMETHEUS_PORT')}",
             "DATA_SOURCE_NAME": database_url,
+            "LOKI_HOST": HOST,
+            "LOKI_DATA": str(self.directory / "loki"),
+            "LOKI_CONFIG": str(COMPOSE / "loki"),
+            "LOKI_URL": f"http://{HOST}:{self.port('LOKI_PORT')}",
+            "TEMPO_URL": f"http://{HOST}:{self.port('TEMPO_PORT')}",
+            "ALLOY_CONFIG": str(ALLOY),
+            "LOGS_DIR": str(self.logs),
+            "LOG_ROUTE": self.stage.variables["LOG_ROUTE"],
         }
         return variables
 
@@ -214,12 +291,12 @@ class Plan:
         (config / "targets" / "lab.yml").write_text(json.dumps(targets, indent=2))
 
 
-def plan(stage: Stage, base_port: int, directory: Path, path: str | None = None) -> Plan:
+def plan(stage: Stage, base_port: int, directory: Path, logs: Path, path: str | None = None) -> Plan:
     """Look for the engines that a stage can use."""
     wanted = [engine for engine in ENGINES if engine.name != "postgres-exporter" or stage.postgres]
-    # Without Tempo behind it the collector would only pile spans up.
-    if next(engine for engine in wanted if engine.name == "tempo").find(path) is None:
-        wanted = [engine for engine in wanted if engine.name != "otel-collector"]
+    there = {engine.name for engine in wanted if engine.find(path)}
+    # Without Tempo behind it the collector would only pile spans up, as would Alloy lines without Loki.
+    wanted = [engine for engine in wanted if engine.name not in NEEDS or NEEDS[engine.name] in there]
     found = tuple((engine, binary) for engine in wanted if (binary := engine.find(path)))
-    missing = tuple(engine for engine in wanted if engine.find(path) is None)
-    return Plan(found, missing, base_port, directory)
+    missing = tuple(engine for engine in wanted if engine.name not in there)
+    return Plan(found, missing, stage, base_port, directory, logs)

@@ -54,7 +54,11 @@ class Lab:
         self._stage: Stage = stages.load(options.stage)
         self._processes: list[Process] = []
         self._engines: list[Process] = []
-        self._plan = engines.plan(self._stage, options.base_port, self._run_dir.engines) if options.engines else None
+        self._plan = (
+            engines.plan(self._stage, options.base_port, self._run_dir.engines, self._run_dir.logs)
+            if options.engines
+            else None
+        )
         self._postgres: EmbeddedPostgres | None = None
         self._postgres_start: asyncio.Future[None] | None = None
         self._database_url = environ.get("DATABASE_URL", "")

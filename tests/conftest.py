@@ -6,8 +6,17 @@ from pathlib import Path
 
 import pytest
 
+from lab import engines
 from tests import labs
 from tests.labs import Lab
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """``@pytest.mark.engines("loki", ...)``: the test runs against these real engines, where they are on PATH."""
+    for marker in item.iter_markers("engines"):
+        missing = [engine.name for engine in engines.ENGINES if engine.name in marker.args and not engine.find()]
+        if missing:
+            pytest.skip(f"not on PATH: {', '.join(missing)}")
 
 
 @pytest.fixture(scope="session")

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
-import shutil
+import re
 import socket
 import subprocess
 import time
+from collections import Counter
 from collections.abc import Callable
 from functools import partial
+from http.cookiejar import CookieJar
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
+from urllib.request import HTTPCookieProcessor, ProxyHandler, build_opener
 
 import pytest
 
@@ -48,13 +51,12 @@ def running(lab: Lab, name: str) -> bool:
 
 def test_every_engine_that_is_on_path_runs(lab: Lab) -> None:
     on_path = {engine.name for engine in engines.ENGINES if engine.find()}
-    if "tempo" not in on_path:
-        on_path.discard("otel-collector")
+    on_path -= {name for name, other in engines.NEEDS.items() if other not in on_path}
     assert {entry["name"] for entry in lab.state["engines"]} == on_path
     assert {"prometheus", "postgres-exporter"} <= on_path
     output = lab.run_dir.with_name("run.out").read_text()
     for engine in engines.ENGINES:
-        missing = engine.name not in on_path and (engine.name != "otel-collector" or "tempo" in on_path)
+        missing = engine.name not in on_path and engines.NEEDS.get(engine.name) not in set(ENGINES) - on_path
         assert (f"{engine.name} is not on PATH: {engine.without}" in output) is missing
 
 
@@ -94,7 +96,7 @@ def test_exemplars_are_stored_and_lead_to_traces(lab: Lab) -> None:
         lab.trace(trace_id, count=7)
 
 
-@pytest.mark.skipif(not shutil.which("tempo"), reason="Tempo is not on PATH")
+@pytest.mark.engines("tempo")
 def test_a_roll_is_whole_in_tempo_and_in_the_service_graph(lab: Lab) -> None:
     trace_id = get(f"{lab.front}/roll?die=fair").trace_id
     tempo = engine_url(lab, "tempo")
@@ -124,6 +126,95 @@ def test_a_roll_is_whole_in_tempo_and_in_the_service_graph(lab: Lab) -> None:
         return pairs <= {(row["metric"]["client"], row["metric"]["server"]) for row in rows}
 
     wait_for(graph, timeout=60)
+
+
+def in_loki(lab: Lab, tenant: str, expression: str) -> list[tuple[dict[str, str], str]]:
+    """Labels (structured metadata among them) and text of the lines that a LogQL query finds, the oldest first."""
+    arguments = urlencode(
+        {"query": expression, "limit": 5000, "start": int(time.time() - 3600), "direction": "forward"}
+    )
+    url = f"{engine_url(lab, 'loki')}/loki/api/v1/query_range?{arguments}"
+    streams = get(url, headers={"X-Scope-OrgID": tenant}).json["data"]["result"]
+    lines = [(int(time), stream["stream"], line) for stream in streams for time, line in stream["values"]]
+    return [(labels, line) for _, labels, line in sorted(lines, key=lambda row: row[0])]
+
+
+@pytest.mark.engines("loki", "alloy")
+def test_lines_reach_loki_each_once_and_usage_apart(lab: Lab) -> None:
+    user = build_opener(ProxyHandler({}), HTTPCookieProcessor(CookieJar()))
+    user.open(f"{lab.front}/sign-in", data=urlencode({"name": "alice"}).encode())
+    for _ in range(50):
+        user.open(f"{lab.front}/roll?die=fair").read()
+    lab.settle()
+    for service in lab.services:
+        written = Counter(line for line in lab.log_lines(service))
+        usage = Counter({line: count for line, count in written.items() if json.loads(line).get("usage") is True})
+        for tenant, expected in (("usage", usage), ("operations", written - usage)):
+            query = f'{{service_name="{service}"}}'
+            wait_for(
+                lambda query=query, tenant=tenant, expected=expected: (  # type: ignore[misc]
+                    Counter(line for _, line in in_loki(lab, tenant, query)) & expected == expected
+                ),
+                say=f"{tenant} {service}",
+            )
+            # Nothing twice, and nothing of the other tenant's.
+            found = Counter(line for _, line in in_loki(lab, tenant, query))
+            assert not found - Counter(line for line in lab.log_lines(service))
+            assert not found & (written - expected)
+        assert (service == "frontend") == bool(usage)
+
+
+@pytest.mark.engines("loki", "alloy")
+def test_labels_are_few_and_the_trace_id_is_no_label(lab: Lab) -> None:
+    trace_id = get(f"{lab.front}/roll?die=fair").trace_id
+    query = f'{{service_name=~".+"}} | trace_id="{trace_id}"'
+    wait_for(lambda: {labels["service_name"] for labels, _ in in_loki(lab, "operations", query)} == set(lab.services))
+    for labels, line in in_loki(lab, "operations", query):
+        document = json.loads(line)
+        assert labels == {
+            "service_name": document["logger"],
+            "level": document["level"],
+            "trace_id": document["trace_id"],
+            "span_id": document["span_id"],
+        }
+    url = f"{engine_url(lab, 'loki')}/loki/api/v1/labels"
+    assert get(url, headers={"X-Scope-OrgID": "operations"}).json["data"] == ["level", "service_name"]
+    newest = in_loki(lab, "operations", query)[-1][1]
+    assert json.loads(newest)["message"] == "GET /roll?die=fair 200"  # in the order of their own timestamps
+
+
+@pytest.mark.engines("loki", "alloy")
+def test_malformed_lines_are_kept_and_marked(lab: Lab) -> None:
+    """What a process prints past its logging, a crash for example."""
+    mark = "malformed-by-the-test"
+    now = time.strftime("%Y-%m-%dT%H:%M:%S.000Z", time.gmtime())
+    known = {"timestamp": now, "logger": "die-service", "message": mark}
+    malformed = [
+        f"Traceback {mark}",
+        f'["{mark}"]',
+        f'"{mark}"',
+        f'{{"message": "{mark}"}}',
+        f"{{{mark}",
+        f"{mark}\t\\",
+    ]
+    odd_level = json.dumps({**known, "level": "TRACE"})
+    odd_usage = json.dumps({**known, "level": "INFO", "usage": "true"})
+    odd_time = json.dumps({**known, "level": "INFO", "timestamp": "yesterday"})
+    long = mark + "x" * 2_000_000
+    with open(lab.run_dir / "logs" / "die-service.jsonl", "a") as file:
+        file.write("".join(line + "\n" for line in (*malformed, odd_level, odd_usage, odd_time, long)))
+
+    query = f'{{service_name=~".+"}} |= "{mark}"'
+    wait_for(lambda: len(in_loki(lab, "operations", query)) == len(malformed) + 4)
+    lines = {line: labels for labels, line in in_loki(lab, "operations", query)}
+    service = {"service_name": "die-service"}
+    for line in malformed:
+        assert lines[line] == {**service, "level": "unknown", "malformed": "true"}
+    assert lines[odd_level] == {**service, "level": "unknown"}
+    assert lines[odd_usage] == {**service, "level": "INFO"}  # only the JSON boolean is a usage event
+    assert lines[odd_time] == {**service, "level": "INFO"}
+    assert any(line == long[: 1024 * 1024] for line in lines)
+    assert not in_loki(lab, "usage", query)
 
 
 def test_shipped_configuration_is_what_prometheus_understands(lab: Lab) -> None:
@@ -168,7 +259,7 @@ def test_plan_depends_on_what_is_there(tmp_path: Path) -> None:
     binaries.mkdir()
 
     def planned(stage: int) -> engines.Plan:
-        return engines.plan(stages.load(stage), 8000, tmp_path / "run", path=str(binaries))
+        return engines.plan(stages.load(stage), 8000, tmp_path / "run", tmp_path / "logs", path=str(binaries))
 
     def add(name: str) -> None:
         (binaries / name).write_text("#!/bin/sh\n")
@@ -186,17 +277,31 @@ def test_plan_depends_on_what_is_there(tmp_path: Path) -> None:
     add("prometheus-postgres-exporter")
     assert [engine.name for engine, _ in planned(4).found] == ["tempo"]
     assert [engine.name for engine, _ in planned(5).found] == ["tempo", "postgres-exporter"]
-    assert [engine.name for engine in planned(5).missing] == ["prometheus", "otel-collector"]
+    assert [engine.name for engine in planned(5).missing] == ["prometheus", "otel-collector", "loki", "grafana"]
+    add("alloy")
+    assert not planned(6).has("alloy")  # it would have nowhere to send lines
+    add("loki")
+    assert planned(6).has("alloy")
+    assert planned(5).variables("")["LOG_ROUTE"] == "all"
+    assert planned(6).variables("")["LOG_ROUTE"] == "usage"
+
+
+# Configuration that reads the environment, and how it names variables.
+CONFIGURATIONS = [
+    *((engines.COMPOSE / engine / f"{engine}.yaml", r"\$\{([A-Z_]+)\}") for engine in ("tempo", "loki")),
+    (engines.ROOT / "otel" / "collector.yaml", r"\$\{env:([A-Z_]+)\}"),
+    *((path, r"sys\.env\(\"([A-Z_]+)\"\)") for path in sorted(engines.ALLOY.glob("*.alloy"))),
+]
+# In containers alone.
+ELSEWHERE = {"DOCKER_HOST"}
 
 
 def test_every_variable_of_a_configuration_is_given(tmp_path: Path) -> None:
-    import re
-
-    given = engines.plan(stages.load(6), 8000, tmp_path, path="").variables("postgresql:///x")
-    files = [engines.COMPOSE / "tempo" / "tempo.yaml", engines.ROOT / "otel" / "collector.yaml"]
-    for file in files:
-        named = set(re.findall(r"\$\{(?:env:)?([A-Z_]+)\}", file.read_text()))
-        assert named
-        assert named <= given.keys(), file
-    targets = json.dumps(given)
-    assert "0.0.0.0" not in targets
+    given = engines.plan(stages.load(6), 8000, tmp_path, tmp_path, path="").variables("postgresql:///x")
+    named = set()
+    for file, pattern in CONFIGURATIONS:
+        here = set(re.findall(pattern, file.read_text()))
+        assert here <= given.keys() | ELSEWHERE, file
+        named |= here
+    assert {"TEMPO_PORT", "LOKI_DATA", "COLLECTOR_HOST", "LOG_ROUTE"} <= named
+    assert "0.0.0.0" not in json.dumps(given)
