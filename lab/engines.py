@@ -7,6 +7,8 @@ loopback, ports counted from the base port, and the run dir.
 from __future__ import annotations
 
 import json
+import os
+import secrets
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -133,7 +135,12 @@ def _alloy(setting: Setting) -> list[str]:
 
 
 def _grafana(setting: Setting) -> list[str]:
-    return [setting.binary, "server", f"--homepath={_grafana_home(Path(setting.binary))}"]
+    return [
+        setting.binary,
+        "server",
+        f"--homepath={_grafana_home(Path(setting.binary))}",
+        f"--config={GRAFANA / 'grafana.ini'}",
+    ]
 
 
 def _grafana_home(binary: Path) -> Path:
@@ -224,6 +231,7 @@ class Plan:
     base_port: int
     directory: Path  # the engines' data
     logs: Path  # the services' log files
+    admin_password: str  # of Grafana; everyone else is an anonymous viewer
 
     def has(self, name: str) -> bool:
         return any(engine.name == name for engine, _ in self.found)
@@ -255,6 +263,11 @@ class Plan:
             "ALLOY_CONFIG": str(ALLOY),
             "LOGS_DIR": str(self.logs),
             "LOG_ROUTE": self.stage.variables["LOG_ROUTE"],
+            "GRAFANA_HOST": HOST,
+            "GRAFANA_DATA": str(self.directory / "grafana"),
+            "GRAFANA_CONFIG": str(GRAFANA),
+            "GRAFANA_ADMIN_PASSWORD": self.admin_password,
+            "STAGE": str(self.stage.number),
         }
         return variables
 
@@ -291,12 +304,26 @@ class Plan:
         (config / "targets" / "lab.yml").write_text(json.dumps(targets, indent=2))
 
 
-def plan(stage: Stage, base_port: int, directory: Path, logs: Path, path: str | None = None) -> Plan:
-    """Look for the engines that a stage can use."""
+def plan(
+    stage: Stage,
+    base_port: int,
+    directory: Path,
+    logs: Path,
+    environ: Mapping[str, str] = os.environ,
+) -> Plan:
+    """Look for the engines that a stage can use.
+
+    Args:
+        directory: where the engines keep their data.
+        logs: where the services' log files are.
+        environ: where ``PATH`` and ``GRAFANA_ADMIN_PASSWORD`` are; without the latter nobody is Grafana's admin.
+    """
+    path = environ.get("PATH")
     wanted = [engine for engine in ENGINES if engine.name != "postgres-exporter" or stage.postgres]
     there = {engine.name for engine in wanted if engine.find(path)}
     # Without Tempo behind it the collector would only pile spans up, as would Alloy lines without Loki.
     wanted = [engine for engine in wanted if engine.name not in NEEDS or NEEDS[engine.name] in there]
     found = tuple((engine, binary) for engine in wanted if (binary := engine.find(path)))
     missing = tuple(engine for engine in wanted if engine.name not in there)
-    return Plan(found, missing, stage, base_port, directory, logs)
+    admin_password = environ.get("GRAFANA_ADMIN_PASSWORD") or secrets.token_urlsafe()
+    return Plan(found, missing, stage, base_port, directory, logs, admin_password)

@@ -55,7 +55,7 @@ class Lab:
         self._processes: list[Process] = []
         self._engines: list[Process] = []
         self._plan = (
-            engines.plan(self._stage, options.base_port, self._run_dir.engines, self._run_dir.logs)
+            engines.plan(self._stage, options.base_port, self._run_dir.engines, self._run_dir.logs, environ)
             if options.engines
             else None
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import socket
 import subprocess
@@ -259,7 +260,7 @@ def test_plan_depends_on_what_is_there(tmp_path: Path) -> None:
     binaries.mkdir()
 
     def planned(stage: int) -> engines.Plan:
-        return engines.plan(stages.load(stage), 8000, tmp_path / "run", tmp_path / "logs", path=str(binaries))
+        return engines.plan(stages.load(stage), 8000, tmp_path / "run", tmp_path / "logs", {"PATH": str(binaries)})
 
     def add(name: str) -> None:
         (binaries / name).write_text("#!/bin/sh\n")
@@ -286,10 +287,34 @@ def test_plan_depends_on_what_is_there(tmp_path: Path) -> None:
     assert planned(6).variables("")["LOG_ROUTE"] == "usage"
 
 
+@pytest.mark.engines("alloy")
+@pytest.mark.parametrize("route", ["all", "usage"])
+@pytest.mark.parametrize("source", ["files", "containers"])
+def test_alloy_accepts_both_sources_with_both_routes(tmp_path: Path, source: str, route: str) -> None:
+    variables = engines.plan(stages.load(6), 8000, tmp_path, tmp_path).variables("")
+    variables |= {"LOG_ROUTE": route, "DOCKER_HOST": "unix:///var/run/docker.sock"}
+    checked = subprocess.run(
+        ["alloy", "validate", engines.ALLOY / f"{source}.alloy"],
+        env={**os.environ, **variables},
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    assert checked.returncode == 0, checked.stdout + checked.stderr
+
+
+@pytest.mark.engines("alloy")
+@pytest.mark.parametrize("file", sorted(engines.ALLOY.glob("*.alloy")), ids=lambda file: file.name)
+def test_alloy_files_are_formatted(file: Path) -> None:
+    assert subprocess.run(["alloy", "fmt", "--test", file], check=False, capture_output=True).returncode == 0
+
+
 # Configuration that reads the environment, and how it names variables.
 CONFIGURATIONS = [
     *((engines.COMPOSE / engine / f"{engine}.yaml", r"\$\{([A-Z_]+)\}") for engine in ("tempo", "loki")),
     (engines.ROOT / "otel" / "collector.yaml", r"\$\{env:([A-Z_]+)\}"),
+    (engines.GRAFANA / "grafana.ini", r"\$__env\{([A-Z_]+)\}"),
+    *((path, r"(?<!\$)\$([A-Z_]+)") for path in sorted(engines.GRAFANA.glob("provisioning/*/*.yml"))),
     *((path, r"sys\.env\(\"([A-Z_]+)\"\)") for path in sorted(engines.ALLOY.glob("*.alloy"))),
 ]
 # In containers alone.
@@ -297,11 +322,11 @@ ELSEWHERE = {"DOCKER_HOST"}
 
 
 def test_every_variable_of_a_configuration_is_given(tmp_path: Path) -> None:
-    given = engines.plan(stages.load(6), 8000, tmp_path, tmp_path, path="").variables("postgresql:///x")
+    given = engines.plan(stages.load(6), 8000, tmp_path, tmp_path, {"PATH": ""}).variables("postgresql:///x")
     named = set()
     for file, pattern in CONFIGURATIONS:
         here = set(re.findall(pattern, file.read_text()))
         assert here <= given.keys() | ELSEWHERE, file
         named |= here
-    assert {"TEMPO_PORT", "LOKI_DATA", "COLLECTOR_HOST", "LOG_ROUTE"} <= named
+    assert {"TEMPO_PORT", "LOKI_DATA", "COLLECTOR_HOST", "LOG_ROUTE", "GRAFANA_DATA", "PROMETHEUS_URL"} <= named
     assert "0.0.0.0" not in json.dumps(given)
