@@ -62,6 +62,10 @@ class Backend:
         Raises:
             Problem: with the dice-roller's own status and words, or 503 or 504 where it does not answer.
         """
+        with self._telemetry.outcomes.request():
+            return await self._roll(die, times, user)
+
+    async def _roll(self, die: str, times: int | None, user: User | None) -> dict[str, Any]:
         telemetry = self._telemetry
         telemetry.clicked(die, times)
         if self._sessions is not None and user is not None:

@@ -17,6 +17,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram
 from otel import tracing
 from otel.logs import events
 from otel.metrics import DURATION_BUCKETS, exemplar
+from web.outcomes import RollOutcomes
 
 SERVICE = "frontend"
 ROOT_SPAN = "HTTP GET"
@@ -48,6 +49,7 @@ class FrontendTelemetry:
 
     def __init__(self, registry: CollectorRegistry, dice: Sequence[str], max_batch: int | None) -> None:
         """``max_batch``: rolls a batch may have, ``None`` where there are no batches."""
+        self.outcomes = RollOutcomes(registry)
         self._clicks = Counter(
             "streamlit_button_clicks_total",
             "Rolls asked for, in the page or by its JSON face, by die ('unknown': there is none of that name).",

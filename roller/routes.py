@@ -13,6 +13,7 @@ from roller.dice import Die, RollFailed, Table
 from roller.telemetry import BatchTelemetry, DieServiceTelemetry, RollTelemetry
 from web import params
 from web.apidocs import describe
+from web.outcomes import ROLL_FAILED
 from web.problems import Problem, timed_out, unavailable
 
 TABLE = web.AppKey("table", Table)
@@ -46,14 +47,15 @@ async def roll(request: web.Request) -> web.Response:
     name = params.die_name(request)
     telemetry = app[ROLLS]
     telemetry.requested(name)
-    die = await _find(app, name)
-    try:
-        face = await app[TABLE].roll(die)
-    except RollFailed as error:
-        telemetry.failed(name, error)
-        raise Problem(500, str(error), kind="roll-failed", members={"die": name}, cause=error) from None
-    telemetry.completed(name, face)
-    return _json({"roll": face})
+    with telemetry.outcomes.request():
+        die = await _find(app, name)
+        try:
+            face = await app[TABLE].roll(die)
+        except RollFailed as error:
+            telemetry.failed(name, error)
+            raise Problem(500, str(error), kind=ROLL_FAILED, members={"die": name}, cause=error) from None
+        telemetry.completed(name, face)
+        return _json({"roll": face})
 
 
 def roll_async(highest: int) -> Handler:
@@ -70,19 +72,24 @@ def roll_async(highest: int) -> Handler:
         name = params.die_name(request)
         times = params.times(request, highest)
         app[ROLLS].requested(name)
-        with app[DIE_SERVICE].query() if DIE_SERVICE in app else nullcontext():
-            die = await _find(app, name)
-        try:
-            with app[BATCHES].batch(name, times) as batch:
-                rolls = await app[TABLE].roll_batch(die, times, batch.roll)
-                failed = [index for index, face in enumerate(rolls, start=1) if face is None]  # as async_roll_index
-                if failed:
-                    raise RollFailed(f"{len(failed)} of {times} rolls of the {name} die failed.")
-                total = sum(face for face in rolls if face is not None)
-                batch.completed(total)
-        except RollFailed as error:
-            members = {"die": name, "count": times, "rolls": rolls, "failed": failed}
-            raise Problem(500, str(error), kind="roll-failed", members=members, cause=error) from None
-        return _json({"total": total, "rolls": rolls, "count": times})
+        with app[ROLLS].outcomes.request():
+            with app[DIE_SERVICE].query() if DIE_SERVICE in app else nullcontext():
+                die = await _find(app, name)
+            return _json(await _batch(app, die, times))
 
     return roll_async
+
+
+async def _batch(app: web.Application, die: Die, times: int) -> dict[str, object]:
+    try:
+        with app[BATCHES].batch(die.name, times) as batch:
+            rolls = await app[TABLE].roll_batch(die, times, batch.roll)
+            failed = [index for index, face in enumerate(rolls, start=1) if face is None]  # as async_roll_index
+            if failed:
+                raise RollFailed(f"{len(failed)} of {times} rolls of the {die.name} die failed.")
+            total = sum(face for face in rolls if face is not None)
+            batch.completed(total)
+    except RollFailed as error:
+        members = {"die": die.name, "count": times, "rolls": rolls, "failed": failed}
+        raise Problem(500, str(error), kind=ROLL_FAILED, members=members, cause=error) from None
+    return {"total": total, "rolls": rolls, "count": times}

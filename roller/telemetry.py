@@ -18,6 +18,7 @@ from otel import tracing
 from otel.logs import events
 from otel.metrics import DURATION_BUCKETS, exemplar
 from roller.dice import RollFailed
+from web.outcomes import RollOutcomes
 
 SERVICE = "dice-roller"
 UNKNOWN = "unknown"
@@ -36,6 +37,7 @@ class RollTelemetry:
     """Rolls, one by one."""
 
     def __init__(self, registry: CollectorRegistry, dice: list[str]) -> None:
+        self.outcomes = RollOutcomes(registry)
         self._rolls = Counter(
             "dice_rolls_total",
             "Dice rolled, one by one or in a batch, by die and result (success or error); asking for a die there is"

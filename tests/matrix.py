@@ -53,9 +53,11 @@ def spans_of(stage: int, batch: int | None = None, die_is_known: bool = True) ->
 METRICS = [
     (1, "dice-roller", "dice_rolls", "counter", {"die_type", "result"}),
     (1, "dice-roller", "dice_roll_value", "histogram", {"die_type"}),
+    (1, "dice-roller", "roll_requests", "counter", {"outcome"}),
     (2, "frontend", "streamlit_button_clicks", "counter", {"die_type"}),
     (2, "frontend", "streamlit_requests", "counter", {"die_type", "status_code"}),
     (2, "frontend", "streamlit_request_duration_seconds", "histogram", {"die_type"}),
+    (2, "frontend", "roll_requests", "counter", {"outcome"}),
     (3, "die-service", "die_specifications_requested", "counter", {"identifier"}),
     (3, "die-service", "die_list_requests", "counter", set()),
     (3, "die-service", "die_specifications_loaded", "gauge", set()),

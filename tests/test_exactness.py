@@ -70,6 +70,10 @@ async def test_counters_lines_and_spans_agree_with_the_requests(own_lab: Callabl
             sum(lab.value(service, "http_request_duration_seconds_count", handler=path) for path in handlers)
             == REQUESTS
         )
+        outcomes = {200: "success", 404: "refused", 500: "die_failed"}
+        for status, outcome in outcomes.items():
+            assert lab.value(service, "roll_requests_total", outcome=outcome) == statuses[status]
+        assert lab.value(service, "roll_requests_total") == REQUESTS
     assert lab.value("frontend", "streamlit_button_clicks_total") == REQUESTS
     assert lab.value("frontend", "streamlit_button_clicks_total", die_type="unknown") == REQUESTS - known
     assert lab.value("frontend", "streamlit_request_duration_seconds_count") == REQUESTS

@@ -1,0 +1,57 @@
+"""How requests for rolls ended: what the service level objectives are counted from.
+
+A die that fails by design answers 500 like any other failure, so no status code tells the two apart; the
+outcome does, for single rolls and batches alike.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from prometheus_client import CollectorRegistry, Counter
+
+from web.problems import Problem
+
+ROLL_FAILED = "roll-failed"  # the problem's kind
+
+SUCCESS = "success"
+DIE_FAILED = "die_failed"  # the die's own error rate, and nothing else
+REFUSED = "refused"  # the caller's mistake: there is no such die
+ERROR = "error"  # everything that is the service's fault
+ABANDONED = "abandoned"  # the caller went away before the answer
+OUTCOMES = (SUCCESS, DIE_FAILED, REFUSED, ERROR, ABANDONED)
+
+
+class RollOutcomes:
+    """Counts requests for rolls, a batch as one, by how they ended."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        requests = Counter(
+            "roll_requests_total",
+            "Requests for a roll or a batch, by outcome: success, die_failed (the die's own error rate), refused"
+            " (no such die), error (the service's fault) or abandoned (the caller went away).",
+            ["outcome"],
+            registry=registry,
+        )
+        self._counters = {outcome: requests.labels(outcome) for outcome in OUTCOMES}
+
+    @contextmanager
+    def request(self) -> Iterator[None]:
+        """Around one request whose parameters make sense."""
+        outcome = ERROR
+        try:
+            yield
+            outcome = SUCCESS
+        except Problem as problem:
+            if problem.kind == ROLL_FAILED:
+                outcome = DIE_FAILED
+            elif problem.status < 500:
+                outcome = REFUSED
+            raise
+        except asyncio.CancelledError:
+            outcome = ABANDONED
+            raise
+        finally:
+            self._counters[outcome].inc()
