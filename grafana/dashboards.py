@@ -1,0 +1,138 @@
+"""The dashboards put together: six stages and the objectives, each as Grafana's JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from grafana_foundation_sdk.builders.dashboard import (
+    AnnotationQuery,
+    CustomVariable,
+    Dashboard,
+    DashboardLink,
+    DatasourceVariable,
+    QueryVariable,
+    Row,
+)
+from grafana_foundation_sdk.cog.encoder import JSONEncoder
+from grafana_foundation_sdk.models.dashboard import (
+    DashboardCursorSync,
+    DashboardLinkType,
+    VariableOption,
+    VariableRefresh,
+    VariableSort,
+)
+
+from grafana import slo, stages
+from grafana.panels import PROMETHEUS
+
+DIRECTORY = Path(__file__).parent / "dashboards"
+TAG = "dicelab"
+# What the data source variables stand for: name → (kind, uid, label).
+DATA_SOURCES = {
+    "prometheus": ("prometheus", "prometheus", "Metrics"),
+    "loki": ("loki", "loki", "Logs"),
+    "loki_usage": ("loki", "loki-usage", "Usage logs"),
+    "tempo": ("tempo", "tempo", "Traces"),
+}
+# $__rate_interval is four times a query's lowest step: what to show → that step.
+RATE_INTERVALS = {"20s": "5s", "1m": "15s", "2m": "30s", "5m": "75s", "15m": "225s"}
+
+
+def stage(number: int) -> Dashboard:
+    """The dashboard of a stage: its own row last."""
+    name, _ = stages.STAGES[number]
+    dashboard = _dashboard(
+        f"dice-roller-stage-{number}",
+        f"Dice Roller - Stage {number}: {name}",
+        f"Everything that stage {number} shows of itself.",
+        ("prometheus", "loki", "tempo") if number < 6 else DATA_SOURCES,
+    )
+    rows = [stages.STAGES[each][1] for each in range(1, number + 1)]
+    return _fill(dashboard, rows)
+
+
+def objectives() -> Dashboard:
+    dashboard = _dashboard(
+        "dice-roller-slo",
+        "Dice Roller - Objectives",
+        "How well users' rolls are served, measured against what is promised.",
+        ("prometheus", "loki", "tempo"),
+    )
+    return _fill(dashboard, slo.ROWS)
+
+
+def _dashboard(uid: str, title: str, description: str, data_sources: Iterable[str]) -> Dashboard:
+    dashboard = (
+        Dashboard(title)
+        .uid(uid)
+        .description(description)
+        .tags([TAG])
+        .timezone("browser")
+        .time("now-15m", "now")
+        .refresh("10s")
+        .editable()
+        .tooltip(DashboardCursorSync.CROSSHAIR)
+        .link(
+            DashboardLink("Dashboards")
+            .type(DashboardLinkType.DASHBOARDS)
+            .tags([TAG])
+            .as_dropdown(True)
+            .keep_time(True)
+            .include_vars(True)
+        )
+        .annotation(
+            AnnotationQuery()
+            .name("Alerts")
+            .datasource(PROMETHEUS)
+            .enable(True)
+            .icon_color("red")
+            .expr('ALERTS{alertstate="firing"}')
+        )
+    )
+    for name in data_sources:
+        kind, source, label = DATA_SOURCES[name]
+        dashboard.with_variable(
+            DatasourceVariable(name).label(label).type(kind).current(VariableOption(True, label, source))
+        )
+    options = [VariableOption(step == "5s", shown, step) for shown, step in RATE_INTERVALS.items()]
+    return dashboard.with_variable(
+        QueryVariable("die")
+        .label("Die")
+        .datasource(PROMETHEUS)
+        .query({"query": 'label_values(dice_rolls_total{job="dice-roller"}, die_type)', "refId": "die"})
+        .refresh(VariableRefresh.ON_TIME_RANGE_CHANGED)
+        .sort(VariableSort.ALPHABETICAL_ASC)
+        .multi(True)
+        .include_all(True)
+        .all_value(".*")
+        .current(VariableOption(True, ["All"], ["$__all"]))
+    ).with_variable(
+        CustomVariable("min_step")
+        .label("Rate interval")
+        .description("Rates are taken over this long, or longer where the time range is wide.")
+        .values(", ".join(f"{shown} : {step}" for shown, step in RATE_INTERVALS.items()))
+        .options(options)
+        .current(options[0])
+    )
+
+
+def _fill(dashboard: Dashboard, rows: Iterable[stages.Row]) -> Dashboard:
+    number = 0
+    for row in rows:
+        number += 1
+        dashboard.with_row(Row(row.title).id(number))
+        for panel in row.panels():
+            number += 1
+            panel.id(number)
+            dashboard.with_panel(panel)
+    return dashboard
+
+
+def files() -> Iterator[tuple[Path, str]]:
+    """Every dashboard's file and what is to stand in it."""
+    made = {f"stage-{number}": stage(number) for number in stages.STAGES} | {"slo": objectives()}
+    for name, dashboard in made.items():
+        text = json.dumps(dashboard.build(), cls=JSONEncoder, indent=2, sort_keys=True)
+        yield DIRECTORY / f"{name}.json", text + "\n"

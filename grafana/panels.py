@@ -1,0 +1,315 @@
+"""How a panel of each kind looks and where its queries and links go; what they show is in ``stages.py``."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from string import ascii_uppercase
+from typing import Any, TypeVar
+from urllib.parse import quote
+
+from grafana_foundation_sdk.builders import (
+    bargauge,
+    common,
+    logs,
+    loki,
+    nodegraph,
+    prometheus,
+    stat,
+    table,
+    tempo,
+    text,
+)
+from grafana_foundation_sdk.builders import timeseries as series
+from grafana_foundation_sdk.builders.dashboard import DashboardLink, FieldColor, ThresholdsConfig
+from grafana_foundation_sdk.cog.builder import Builder
+from grafana_foundation_sdk.models import common as look
+from grafana_foundation_sdk.models.dashboard import (
+    DashboardLinkType,
+    DataSourceRef,
+    FieldColorModeId,
+    Threshold,
+    ThresholdsMode,
+    ValueMap,
+    ValueMappingResult,
+)
+from grafana_foundation_sdk.models.loki import LokiQueryType
+from grafana_foundation_sdk.models.tempo import SearchTableType, TempoQueryType
+from grafana_foundation_sdk.models.text import TextMode
+
+HEIGHT = 8
+# Each is a variable of the dashboard, named like the data source it stands for by default.
+PROMETHEUS = DataSourceRef("prometheus", "${prometheus}")
+LOKI = DataSourceRef("loki", "${loki}")
+USAGE = DataSourceRef("loki", "${loki_usage}")
+TEMPO = DataSourceRef("tempo", "${tempo}")
+# The dashboard's variable "Rate interval" sets this lower limit of a query's step, and a quarter of $__rate_interval.
+MIN_STEP = "$min_step"
+
+GREEN, AMBER, RED = "green", "orange", "red"
+Steps = Sequence[tuple[float, str]]  # from this value on, this colour; below the first, green
+
+
+Panel = series.Panel | stat.Panel | bargauge.Panel | logs.Panel | table.Panel | nodegraph.Panel | text.Panel
+P = TypeVar("P", series.Panel, stat.Panel, bargauge.Panel, logs.Panel, table.Panel, nodegraph.Panel, text.Panel)
+Query = prometheus.Dataquery | loki.Dataquery | tempo.TempoQuery
+
+
+@dataclass(frozen=True)
+class Says:
+    """A panel's description: what it shows, and what to do when it looks wrong."""
+
+    shows: str
+    wrong: str
+
+    def __str__(self) -> str:
+        return f"{self.shows}\n\n**Looks wrong?** {self.wrong}"
+
+
+@dataclass(frozen=True)
+class Signals:
+    """Where a panel's data links lead: the logs (LogQL) and the traces (TraceQL) behind its numbers."""
+
+    logs: str
+    traces: str
+    destination: DataSourceRef = field(default_factory=lambda: LOKI)  # of the logs
+
+
+def of(service: str, spans: str = "") -> Signals:
+    """The logs and traces of one service; ``spans`` narrows the traces by a TraceQL condition."""
+    condition = f" && {spans}" if spans else ""
+    return Signals(f'{{service_name="{service}"}} | json', f'{{resource.service.name="{service}"{condition}}}')
+
+
+# --- queries ---
+
+
+def query(expression: str, legend: str, *, exemplars: bool = False) -> prometheus.Dataquery:
+    """PromQL over the dashboard's time range; ``exemplars`` shows single requests that lead to their traces."""
+    target = prometheus.Dataquery().expr(expression).legend_format(legend).range().interval(MIN_STEP)
+    return target.exemplar(True) if exemplars else target
+
+
+def total(expression: str, legend: str) -> prometheus.Dataquery:
+    """PromQL at the end of the time range, for one number over all of it."""
+    return prometheus.Dataquery().expr(expression).legend_format(legend).instant()
+
+
+def log_query(expression: str, legend: str = "") -> loki.Dataquery:
+    """LogQL over the dashboard's time range."""
+    return loki.Dataquery().expr(expression).legend_format(legend).query_type(LokiQueryType.RANGE).max_lines(100)
+
+
+def log_total(expression: str, legend: str) -> loki.Dataquery:
+    """LogQL at the end of the time range."""
+    return loki.Dataquery().expr(expression).legend_format(legend).query_type(LokiQueryType.INSTANT)
+
+
+def counted(selector: str) -> str:
+    """How often a counter's event happened in the time range, exactly: ``increase`` would extrapolate.
+
+    Counts from the start of the range, or from the process's last start if that is later.
+    """
+    return f"(last_over_time({selector}[$__range]) - min_over_time({selector}[$__range]))"
+
+
+def quantiles(metric: str, matchers: str) -> list[prometheus.Dataquery]:
+    """p50, p95 and p99 of a histogram, with exemplars."""
+    return [
+        query(
+            f"histogram_quantile({q}, sum by (le) (rate({metric}_bucket{{{matchers}}}[$__rate_interval])))",
+            name,
+            exemplars=True,
+        )
+        for q, name in (("0.5", "p50"), ("0.95", "p95"), ("0.99", "p99"))
+    ]
+
+
+def per_bucket(metric: str, matchers: str, bounds: Sequence[tuple[str, str]]) -> list[prometheus.Dataquery]:
+    """How many observations fell into each bucket of a histogram, not cumulated.
+
+    Args:
+        bounds: upper bound (as ``le`` has it) and name of each bucket, in order; the first one's count includes
+            whatever lies below it.
+    """
+    targets, below = [], ""
+    for bound, name in bounds:
+        selector = f'{metric}_bucket{{{matchers},le="{bound}"}}'
+        up_to = f"sum({counted(selector)})"
+        targets.append(total(f"{up_to} - {below}" if below else up_to, name))
+        below = up_to
+    return targets
+
+
+# --- links ---
+
+
+def explore(datasource: DataSourceRef, target: dict[str, object]) -> str:
+    """The address of a query in Explore, over the dashboard's time range."""
+    pane = {
+        "datasource": datasource.uid,
+        "queries": [{"refId": "A", "datasource": {"type": datasource.type_val, "uid": datasource.uid}, **target}],
+        "range": {"from": "${__from}", "to": "${__to}"},
+    }
+    panes = json.dumps({"a": pane}, separators=(",", ":"))
+    # Grafana fills in variables in the address as it stands, so they stay unquoted.
+    parts = re.split(r"(\$\{\w+(?::\w+)?\})", panes)
+    return "/explore?schemaVersion=1&orgId=1&panes=" + "".join(
+        part if part.startswith("${") else quote(part, safe="") for part in parts
+    )
+
+
+def _links(signals: Signals) -> list[Builder[Any]]:
+    def link(title: str, address: str) -> DashboardLink:
+        return DashboardLink(title).type(DashboardLinkType.LINK).url(address).target_blank(True)
+
+    return [
+        link("Logs of this time range", explore(signals.destination, {"expr": signals.logs, "queryType": "range"})),
+        link(
+            "Traces of this time range",
+            explore(TEMPO, {"query": signals.traces, "queryType": "traceql", "limit": 20, "tableType": "traces"}),
+        ),
+    ]
+
+
+# --- panels ---
+
+
+def _thresholds(steps: Steps) -> ThresholdsConfig:
+    return (
+        ThresholdsConfig()
+        .mode(ThresholdsMode.ABSOLUTE)
+        .steps([Threshold(None, GREEN), *(Threshold(value, color) for value, color in steps)])
+    )
+
+
+def _panel(panel: P, title: str, says: Says, datasource: DataSourceRef, width: int, height: int = HEIGHT) -> P:
+    panel.title(title).description(str(says)).datasource(datasource).span(width).height(height)
+    return panel
+
+
+def _add(panel: P, targets: Sequence[Query]) -> P:
+    for name, target in zip(ascii_uppercase, targets, strict=False):
+        panel.with_target(target.ref_id(name))
+    return panel
+
+
+def timeseries(
+    title: str,
+    says: Says,
+    targets: Sequence[Query],
+    *,
+    unit: str,
+    signals: Signals,
+    width: int = 8,
+    steps: Steps = (),
+    bars: bool = False,
+    highest: float | None = None,
+    datasource: DataSourceRef = PROMETHEUS,
+) -> series.Panel:
+    """Values over time, a line each; ``bars`` stacks them. ``steps`` are drawn as dashed lines."""
+    panel = _panel(series.Panel(), title, says, datasource, width)
+    panel.unit(unit).min(0).data_links(_links(signals)).thresholds(_thresholds(steps))
+    panel.color_scheme(FieldColor().mode(FieldColorModeId.PALETTE_CLASSIC_BY_NAME))
+    panel.line_width(2).fill_opacity(60 if bars else 8).show_points(look.VisibilityMode.AUTO)
+    panel.legend(
+        common.VizLegendOptions()
+        .display_mode(look.LegendDisplayMode.TABLE)
+        .placement(look.LegendPlacement.BOTTOM)
+        .show_legend(True)
+        .calcs(["lastNotNull", "max"])
+    )
+    panel.tooltip(common.VizTooltipOptions().mode(look.TooltipDisplayMode.MULTI).sort(look.SortOrder.DESCENDING))
+    if bars:
+        panel.draw_style(look.GraphDrawStyle.BARS)
+        panel.stacking(common.StackingConfig().mode(look.StackingMode.NORMAL))
+    if steps:
+        panel.thresholds_style(common.GraphThresholdsStyleConfig().mode(look.GraphThresholdsStyleMode.DASHED))
+    if highest is not None:
+        panel.max(highest)
+    return _add(panel, targets)
+
+
+def number(
+    title: str,
+    says: Says,
+    targets: Sequence[Query],
+    *,
+    unit: str,
+    signals: Signals,
+    steps: Steps = (),
+    low_is_bad: bool = False,
+    width: int = 8,
+    decimals: int | None = None,
+    words: dict[str, tuple[str, str]] | None = None,
+    datasource: DataSourceRef = PROMETHEUS,
+) -> stat.Panel:
+    """One big number, or a few. ``low_is_bad`` starts at red; ``words`` says value → (text, colour)."""
+    panel = _panel(stat.Panel(), title, says, datasource, width)
+    base = RED if low_is_bad else GREEN
+    panel.thresholds(
+        ThresholdsConfig()
+        .mode(ThresholdsMode.ABSOLUTE)
+        .steps([Threshold(None, base), *(Threshold(value, color) for value, color in steps)])
+    )
+    panel.unit(unit).data_links(_links(signals)).color_scheme(FieldColor().mode(FieldColorModeId.THRESHOLDS))
+    panel.graph_mode(look.BigValueGraphMode.AREA).color_mode(look.BigValueColorMode.VALUE)
+    panel.text_mode(look.BigValueTextMode.VALUE_AND_NAME if len(targets) > 1 else look.BigValueTextMode.AUTO)
+    panel.reduce_options(common.ReduceDataOptions().calcs(["lastNotNull"]).values(False))
+    if decimals is not None:
+        panel.decimals(decimals)
+    if words:
+        results = {value: ValueMappingResult(text=said, color=color) for value, (said, color) in words.items()}
+        panel.mappings([ValueMap(options=results)])
+    return _add(panel, targets)
+
+
+def bars(
+    title: str,
+    says: Says,
+    targets: Sequence[Query],
+    *,
+    unit: str,
+    signals: Signals,
+    width: int = 8,
+    steps: Steps = (),
+) -> bargauge.Panel:
+    """A bar for each value, to compare them."""
+    panel = _panel(bargauge.Panel(), title, says, PROMETHEUS, width)
+    panel.unit(unit).min(0).data_links(_links(signals)).thresholds(_thresholds(steps))
+    color = FieldColorModeId.THRESHOLDS if steps else FieldColorModeId.PALETTE_CLASSIC_BY_NAME
+    panel.color_scheme(FieldColor().mode(color))
+    panel.orientation(look.VizOrientation.HORIZONTAL).display_mode(look.BarGaugeDisplayMode.BASIC)
+    panel.value_mode(look.BarGaugeValueMode.TEXT).show_unfilled(True)
+    panel.reduce_options(common.ReduceDataOptions().calcs(["lastNotNull"]).values(False))
+    return _add(panel, targets)
+
+
+def lines(title: str, says: Says, expression: str, *, width: int = 12, datasource: DataSourceRef = LOKI) -> logs.Panel:
+    """Log lines, newest first; a line unfolds into its fields, its trace id leads to the trace."""
+    panel = _panel(logs.Panel(), title, says, datasource, width, HEIGHT + 2)
+    panel.show_time(True).wrap_log_message(True).enable_log_details(True)
+    panel.sort_order(look.LogsSortOrder.DESCENDING).dedup_strategy(look.LogsDedupStrategy.NONE)
+    return _add(panel, [log_query(expression)])
+
+
+def traces(title: str, says: Says, traceql: str, *, width: int = 12) -> table.Panel:
+    """The newest traces that a TraceQL query finds; a click opens one."""
+    panel = _panel(table.Panel(), title, says, TEMPO, width, HEIGHT + 2)
+    panel.show_header(True).cell_height(look.TableCellHeight.SM)
+    search = tempo.TempoQuery().query_type(TempoQueryType.TRACEQL).query(traceql).limit(20).filters([])
+    return _add(panel, [search.table_type(SearchTableType.TRACES)])
+
+
+def service_map(title: str, says: Says, *, width: int = 12) -> nodegraph.Panel:
+    """Who calls whom, from Tempo's service graph."""
+    panel = _panel(nodegraph.Panel(), title, says, TEMPO, width, HEIGHT + 2)
+    graph = tempo.TempoQuery().query_type(TempoQueryType.SERVICE_MAP).service_map_query("{}").limit(20).filters([])
+    return _add(panel, [graph])
+
+
+def words(title: str, says: Says, markdown: str, *, width: int = 12) -> text.Panel:
+    panel = text.Panel().title(title).description(str(says)).span(width).height(HEIGHT + 2)
+    return panel.mode(TextMode.MARKDOWN).content(markdown)
