@@ -10,9 +10,12 @@ BIN := $(VENV)/bin
 CHROMIUM ?= $(or $(shell command -v chromium || command -v chromium-browser || command -v google-chrome),/usr/bin/chromium)
 PROMETHEUS := $(or $(shell command -v prometheus),/usr/bin/prometheus)
 EXPORTER := $(or $(shell command -v postgres_exporter || command -v prometheus-postgres-exporter),/usr/bin/prometheus-postgres-exporter)
+NODE := $(or $(shell command -v node),/usr/bin/node)
+NPM := $(or $(shell command -v npm),/usr/bin/npm)
+GRAMMAR := tests/grammar/node_modules/.package-lock.json
 
 .DEFAULT_GOAL := help
-.PHONY: help up down compose compose-down lock test fmt lint clean
+.PHONY: help up down compose compose-down lock test dashboards fmt lint clean
 
 help:  ## list these targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -42,8 +45,11 @@ compose/.env:
 	umask 077; for name in POSTGRES_PASSWORD GRAFANA_ADMIN_PASSWORD SESSION_SECRET; do \
 	  echo "$$name=$$(od -An -N24 -tx1 /dev/urandom | tr -d ' \n')"; done > $@
 
-test: $(VENV)/installed-test $(CHROMIUM) $(PROMETHEUS) $(EXPORTER)  ## run all tests
+test: $(VENV)/installed-test $(CHROMIUM) $(PROMETHEUS) $(EXPORTER) $(GRAMMAR)  ## run all tests
 	CHROMIUM=$(CHROMIUM) $(BIN)/python -m pytest $(ARGS)
+
+dashboards: $(VENV)/installed-test  ## write the dashboards' JSON from their code
+	$(BIN)/python -m grafana
 
 fmt: $(VENV)/installed-test  ## format the code
 	$(BIN)/ruff format .
@@ -55,7 +61,7 @@ lint: $(VENV)/installed-test  ## check style and types
 	$(BIN)/mypy
 
 clean:  ## remove what the targets above made; a lab's files in .dicelab too
-	rm -rf $(VENV) .dicelab build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .dicelab build tests/grammar/node_modules *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(BIN)/python:
@@ -70,7 +76,12 @@ $(VENV)/installed-test: setup.cfg pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
 	touch $@ $(VENV)/installed
 
-/usr/bin/chromium /usr/bin/prometheus /usr/bin/prometheus-postgres-exporter:
+$(GRAMMAR): tests/grammar/package-lock.json | $(NODE) $(NPM)
+	cd $(<D) && $(NPM) ci --no-audit --no-fund --loglevel=error
+	touch $@
+
+/usr/bin/node: PACKAGE = nodejs
+/usr/bin/chromium /usr/bin/prometheus /usr/bin/prometheus-postgres-exporter /usr/bin/node /usr/bin/npm:
 	@test "$$(id -u)" = 0 || { echo "The tests need $(@F) on PATH: install it, or run make test as root." >&2; exit 1; }
 	apt-get update -q
-	DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends $(@F)
+	DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends $(or $(PACKAGE),$(@F))

@@ -29,13 +29,14 @@ from grafana.panels import PROMETHEUS
 
 DIRECTORY = Path(__file__).parent / "dashboards"
 TAG = "dicelab"
-# What the data source variables stand for: name → (kind, uid, label).
+# What the data source variables stand for by default, as grafana/provisioning has it: variable → (kind, uid, name).
 DATA_SOURCES = {
-    "prometheus": ("prometheus", "prometheus", "Metrics"),
-    "loki": ("loki", "loki", "Logs"),
-    "loki_usage": ("loki", "loki-usage", "Usage logs"),
-    "tempo": ("tempo", "tempo", "Traces"),
+    "prometheus": ("prometheus", "prometheus", "Prometheus"),
+    "loki": ("loki", "loki", "Loki"),
+    "loki_usage": ("loki", "loki-usage", "Loki (usage)"),
+    "tempo": ("tempo", "tempo", "Tempo"),
 }
+LABELS = {"prometheus": "Metrics", "loki": "Logs", "loki_usage": "Usage logs", "tempo": "Traces"}
 # $__rate_interval is four times a query's lowest step: what to show → that step.
 RATE_INTERVALS = {"20s": "5s", "1m": "15s", "2m": "30s", "5m": "75s", "15m": "225s"}
 
@@ -92,9 +93,9 @@ def _dashboard(uid: str, title: str, description: str, data_sources: Iterable[st
         )
     )
     for name in data_sources:
-        kind, source, label = DATA_SOURCES[name]
+        kind, uid, shown = DATA_SOURCES[name]
         dashboard.with_variable(
-            DatasourceVariable(name).label(label).type(kind).current(VariableOption(True, label, source))
+            DatasourceVariable(name).label(LABELS[name]).type(kind).current(VariableOption(True, shown, uid))
         )
     options = [VariableOption(step == "5s", shown, step) for shown, step in RATE_INTERVALS.items()]
     return dashboard.with_variable(

@@ -250,7 +250,7 @@ def dice_roller() -> list[Panel]:
             "2. **Trace → logs:** each span of a trace has *Logs for this span*.\n"
             "3. **Log → trace:** unfold a log line; beside its `trace_id` stands a link to the trace.\n"
             "4. **Any roll:** each answer carries its id in `X-Trace-Id`. In Explore, Tempo takes the id itself,"
-            ' Loki `{service_name="dice-roller"} | json | trace_id="…"`.',
+            ' Loki `{service_name="dice-roller"} | trace_id="…"`.',
         ),
     ]
 
