@@ -218,6 +218,35 @@ def test_malformed_lines_are_kept_and_marked(lab: Lab) -> None:
     assert not in_loki(lab, "usage", query)
 
 
+def listening(pid: int) -> set[str]:
+    """The addresses, in the kernel's hexadecimal, on which a process takes TCP connections."""
+    inodes = {os.readlink(link) for link in Path(f"/proc/{pid}/fd").iterdir() if link.is_symlink()}
+    return {
+        local.rpartition(":")[0]
+        for table in ("tcp", "tcp6")
+        for _, local, _, state, *rest in map(str.split, Path(f"/proc/net/{table}").read_text().splitlines()[1:])
+        if state == "0A" and f"socket:[{rest[5]}]" in inodes
+    }
+
+
+def test_engines_listen_on_loopback_only(lab: Lab) -> None:
+    loopback = {"0100007F", "0000000000000000FFFF00000100007F"}
+    for entry in lab.state["engines"]:
+        addresses = listening(entry["pid"])
+        assert addresses, entry["name"]
+        assert addresses <= loopback, entry["name"]
+
+
+@pytest.mark.engines("tempo", "loki")
+def test_engines_keep_their_data_in_the_run_dir(lab: Lab) -> None:
+    unused = {"tasks_disk_directory: /tmp/bloom-planner-queue"}  # of Loki's bloom filters, which are off
+    for engine, path in (("tempo", "/status/config"), ("loki", "/config")):
+        config = get(engine_url(lab, engine) + path, headers={"X-Scope-OrgID": "operations"}).body.decode()
+        paths = {line.strip() for line in config.splitlines() if re.search(r": /\w", line)} - unused
+        assert len(paths) > 5
+        assert {line for line in paths if f" {lab.run_dir}" not in line and f" {engines.COMPOSE}" not in line} == set()
+
+
 def test_shipped_configuration_is_what_prometheus_understands(lab: Lab) -> None:
     config = lab.run_dir / "engines" / "prometheus" / "config" / "prometheus.yml"
     assert config.read_bytes() == (engines.COMPOSE / "prometheus" / "prometheus.yml").read_bytes()
