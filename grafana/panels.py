@@ -108,11 +108,13 @@ def log_total(expression: str, legend: str) -> loki.Dataquery:
 
 
 def counted(selector: str) -> str:
-    """How often a counter's event happened in the time range, exactly: ``increase`` would extrapolate.
+    """How often a counter's event happened in the time range: exactly, where ``increase`` would extrapolate.
 
-    Counts from the start of the range, or from the process's last start if that is later.
+    What the counter says at the end less what it said at the start: nothing where it was not there yet, its first
+    scrape may have found it above zero; nothing too where its process has started anew since.
     """
-    return f"(last_over_time({selector}[$__range]) - min_over_time({selector}[$__range]))"
+    end = f"last_over_time({selector}[$__range])"
+    return f"({end} - ((({selector} offset $__range) unless resets({selector}[$__range]) > 0) or {end} * 0))"
 
 
 def quantiles(metric: str, matchers: str) -> list[prometheus.Dataquery]:

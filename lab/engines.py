@@ -85,6 +85,7 @@ def _prometheus(setting: Setting) -> list[str]:
         # A copy of compose/prometheus beside which the targets stand.
         f"--config.file={setting.data / 'config' / 'prometheus.yml'}",
         f"--storage.tsdb.path={setting.data / 'data'}",
+        "--storage.tsdb.retention.time=31d",  # the objectives look back 30 days
         f"--web.listen-address={HOST}:{setting.variables['PROMETHEUS_PORT']}",
         "--web.enable-remote-write-receiver",
         "--enable-feature=exemplar-storage",

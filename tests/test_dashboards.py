@@ -177,14 +177,15 @@ def test_every_name_in_a_dashboard_is_one_that_its_stage_has(used_lab: Callable[
         for service in lab.services
         for sample in lab.samples(service)
     ]
-    lines = lab.logs()
+    lines, spans = lab.logs(), lab.spans()
     usage = [line for line in lines if "usage" in line]
     operations = [line for line in lines if "usage" not in line]
     for query, said in read([*queries(STAGES[stage]), *linked_queries(STAGES[stage])]):
         if query.language == "logql":
             assert finds_line(said, usage if query.source == "loki-usage" else operations), (query.panel, query.text)
         elif query.language == "traceql":
-            wait_for(partial(finds_span, said, lab), say=f"{query.panel}: {query.text}")
+            if not finds_spans(said, spans):  # the last ones may be on their way still
+                wait_for(partial(finds_span, said, lab), say=f"{query.panel}: {query.text}")
         else:
             for selector in alternatives(said.selectors):
                 if ("job", "=", "postgres-exporter") in selector.matchers:
@@ -237,7 +238,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
         scrape_and_evaluate_every_second(lab)
         # Each counter's start at zero is seen before it counts.
         wait_for(lambda: len(ask(lab, 'roll_requests_total{outcome="error"} == 0')) == 2, say="first scrapes")
-        traffic.use_every_feature(lab)
+        traffic.use_every_feature(lab, traffic.EVERY_SIZE)
         os.kill(lab.pid("die-service"), signal.SIGSTOP)
         try:
             assert traffic.roll_at_once(lab, ["/roll?die=fair", "/roll-async?die=fair&times=2"]) == {504}
@@ -302,6 +303,27 @@ def test_promql_shows_data(lab: Lab, query: Query) -> None:
     wait_for(partial(shown, lab, query), timeout=30, say=query.filled())
     if "$die" in query.text:
         wait_for(partial(shown, lab, query, "(fair|risky)"), timeout=30, say=query.filled("(fair|risky)"))
+
+
+def test_counts_are_exact(lab: Lab) -> None:
+    """Bars count every roll and batch there was, those before a series' first scrape too, and none twice."""
+
+    def counts(title: str) -> list[float]:
+        return [sum(row[0] for row in ask(lab, query.filled())) for query in PROMQL.values() if query.panel == title]
+
+    def rolled(**labels: str) -> float:
+        return lab.value("dice-roller", "dice_rolls_total", **labels)
+
+    def exact() -> bool:
+        return (
+            counts("Rolls by die") == [rolled()]
+            and sum(counts("Faces of the fair die")) == rolled(die_type="fair", result="success")
+            and sum(counts("Faces of the risky die")) == rolled(die_type="risky", result="success")
+            and sum(counts("Batch sizes")) == lab.value("dice-roller", "async_roll_batch_size_count")
+            and counts("Dice requested") == [lab.value("die-service", "die_specifications_requested_total")]
+        )
+
+    wait_for(exact, say="the counts of the services")
 
 
 def test_every_series_that_a_query_names_is_there(lab: Lab) -> None:

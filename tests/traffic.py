@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import urllib.parse
 import urllib.request
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from http.cookiejar import CookieJar
@@ -13,16 +14,16 @@ import psycopg2
 from tests.labs import Lab, get
 from tests.matrix import has
 
-SIZES = (1, 2, 4, 8, 15, 30, 60)  # of batches: one in each bucket of their histogram
+EVERY_SIZE = (1, 2, 4, 8, 15, 30, 60)  # one in each bucket of the batch sizes' histogram
 
 
-def use_every_feature(lab: Lab, rolls: int = 5) -> None:
-    """Roll every die so often, one by one and in batches; ask for one there is none of; sign in and out; let each
-    kind of failure happen that needs nothing to be stopped."""
+def use_every_feature(lab: Lab, sizes: Sequence[int] = (2,)) -> None:
+    """Roll every die, one by one and in batches of these sizes; ask for one there is none of; sign in and out; let
+    each kind of failure happen that needs nothing to be stopped."""
     dice = ["fair", "risky", *(["extreme"] if has("die service", lab.stage) else []), "nosuch"]
-    paths = [f"/roll?die={die}" for die in dice for _ in range(rolls)]
+    paths = [f"/roll?die={die}" for die in dice for _ in range(5)]
     if has("GET /roll-async", lab.stage):
-        paths += [f"/roll-async?die={die}&times={size}" for die in dice for size in SIZES]
+        paths += [f"/roll-async?die={die}&times={size}" for die in dice for size in sizes]
     if has("die service", lab.stage):
         get(lab.front + "/")  # the page asks for the list of dice
         get(lab.url("die-service") + "/dice")
