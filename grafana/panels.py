@@ -114,7 +114,7 @@ def counted(selector: str) -> str:
     scrape may have found it above zero; nothing too where its process has started anew since.
     """
     end = f"last_over_time({selector}[$__range])"
-    return f"({end} - ((({selector} offset $__range) unless resets({selector}[$__range]) > 0) or {end} * 0))"
+    return f"({end} - ({selector} offset $__range unless resets({selector}[$__range]) > 0 or {end} * 0))"
 
 
 def quantiles(metric: str, matchers: str) -> list[prometheus.Dataquery]:

@@ -55,7 +55,8 @@ OWN_DATABASES = 'datname!~"template.*|postgres"'
 
 
 def _share(part: str, whole: str) -> str:
-    return f"sum({counted(part)}) / sum({counted(whole)})"
+    """Of counters that are there, at zero, before they first count."""
+    return f"sum(increase({part}[$__range])) / sum(increase({whole}[$__range]))"
 
 
 def _average(metric: str, matchers: str, by: str = "") -> str:
