@@ -26,6 +26,7 @@ from tests.queries import (
     Query,
     Selector,
     dashboard,
+    fill,
     finds_line,
     finds_spans,
     holds,
@@ -324,6 +325,23 @@ def test_counts_are_exact(lab: Lab) -> None:
         )
 
     wait_for(exact, say="the counts of the services")
+
+
+def test_latency_panels_have_exemplars_that_lead_to_traces(lab: Lab) -> None:
+    expressions = {
+        fill(target["expr"]): panel["title"]
+        for panel in panels("stage-6")
+        for target in panel.get("targets", [])
+        if "histogram_quantile(0.95" in target.get("expr", "")
+    }
+    assert len(expressions) >= 6
+    for expression, title in expressions.items():
+        now = time.time()
+        arguments = urlencode({"query": expression, "start": now - RANGE, "end": now})
+        found = get(f"{engine(lab, 'prometheus')['url']}/api/v1/query_exemplars?{arguments}").json["data"]
+        ids = {exemplar["labels"]["trace_id"] for series in found for exemplar in series["exemplars"]}
+        assert ids, title
+        assert all(re.fullmatch("[0-9a-f]{32}", trace_id) for trace_id in ids)
 
 
 def test_every_series_that_a_query_names_is_there(lab: Lab) -> None:
