@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from lab import LabError, control, stages
+from lab import LabError, control, options, stages
 from lab.check import check
 from lab.up import Options, up, up_detached
 
@@ -58,6 +58,7 @@ def _parser() -> argparse.ArgumentParser:
 
     commands.add_parser("status", help="show what runs and whether it is ready", allow_abbrev=False)
     commands.add_parser("down", help="stop the lab", allow_abbrev=False)
+    options.add_parsers(commands)
     for command in commands.choices.values():
         command.add_argument(
             "--run-dir", type=Path, default=RUN_DIR, help=f"where the lab keeps its files (default {RUN_DIR})"
@@ -77,7 +78,9 @@ def main(arguments: list[str] | None = None) -> int:
             return check(args.run_dir, args.stage, args.timeout, console)
         if args.command == "down":
             return control.down(args.run_dir, console)
-        options = Options(
+        if "run" in args:
+            return int(args.run(args, console))
+        up_options = Options(
             args.stage,
             args.base_port,
             args.run_dir,
@@ -88,8 +91,8 @@ def main(arguments: list[str] | None = None) -> int:
         )
         if args.detach:
             inner = [argument for argument in arguments if argument != "--detach"]
-            return up_detached(options, [*inner, "--no-tail"])
-        return up(options, console)
+            return up_detached(up_options, [*inner, "--no-tail"])
+        return up(up_options, console)
     except LabError as error:
         print(f"dicelab: {error}", file=sys.stderr)
         return 1

@@ -226,12 +226,15 @@ class Lab:
                 {"name": service.name, "url": self._url(service), "pid": process.pid}
                 for service, process in zip(self._stage.services, self._processes, strict=True)
             ],
+            "roll_delay": float(self._service_environ(self._stage.services[0]).get("ROLL_DELAY") or 1.0),
         }
         if self._plan:
             state["engines"] = [
                 {"name": engine.name, "url": self._plan.url(engine), "pid": process.pid}
                 for (engine, _), process in zip(self._plan.found, self._engines, strict=True)
             ]
+            if endpoint := self._plan.otlp_endpoint():
+                state["otlp_endpoint"] = endpoint  # where experiments send the spans of their own
         if self._stage.postgres:
             state["postgres"] = {"url": self._database_url, "pid": self._postgres.pid if self._postgres else None}
         return state
