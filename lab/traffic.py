@@ -374,9 +374,8 @@ def _show(summary: dict[str, Any], console: Console) -> None:
         for answer in answers:
             say(f"{title:8} {answer['ms']:9.1f} ms  {answer['status']:>4}  {answer['route']}  {answer['trace_id']}")
     if summary["failed"] > SHOWN:
-        say(
-            f"{summary['failed']} failed in all; --json lists {'them' if summary['failed'] <= load.FAILED else 'the last'}"
-        )
+        listed = "them" if summary["failed"] <= load.FAILED else f"the last {load.FAILED}"
+        say(f"{summary['failed']} failed in all; --json lists {listed}")
 
 
 def show_latency(latency: Mapping[str, Any], console: Console) -> None:
