@@ -57,6 +57,7 @@ class Span:
     parent_id: str
     start: int
     end: int
+    failed: bool = False
 
 
 @dataclass
@@ -177,6 +178,8 @@ def _spans(document: dict[str, Any], trace_id: str | None) -> list[Span]:
                             span.get("parentSpanId", ""),
                             int(span["startTimeUnixNano"]),
                             int(span["endTimeUnixNano"]),
+                            # A number in files, a name from Tempo.
+                            span.get("status", {}).get("code") in (2, "STATUS_CODE_ERROR"),
                         )
                     )
     return found

@@ -10,6 +10,15 @@ from importlib import import_module
 from rich.console import Console
 
 PROFILES = ("steady", "ramp", "spike", "day")
+EXPERIMENTS = (
+    "database-down",
+    "database-slow",
+    "die-service-down",
+    "die-service-slow",
+    "collector-down",
+    "pool-exhausted",
+    "roller-killed",
+)
 MAX_USERS = 5000
 
 
@@ -119,7 +128,19 @@ def add_parsers(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         "--ratio", type=_ratio, default=(1.0, 4.0), metavar="LIST:GET", help="lists to single dice (default 1:4)"
     )
 
-    for name, module in (("traffic", "traffic"), ("compare", "compare"), ("load-db", "loaddb")):
+    chaos = commands.add_parser("chaos", help="break the lab in one way, and check what shows", allow_abbrev=False)
+    chaos.add_argument("experiment", choices=EXPERIMENTS, metavar="EXPERIMENT", help=", ".join(EXPERIMENTS))
+    chaos.add_argument("--rate", type=RATE, default=50.0, metavar="N", help="rolls a second meanwhile (default 50)")
+    for phase, default, what in (
+        ("steady", 5.0, "before the fault"),
+        ("fault", 20.0, "with it"),
+        ("recovery", 30.0, "at the most until all is well again"),
+    ):
+        chaos.add_argument(
+            f"--{phase}", type=DURATION, default=default, metavar="SECONDS", help=f"{what} (default {default:g})"
+        )
+
+    for name, module in (("traffic", "traffic"), ("compare", "compare"), ("load-db", "loaddb"), ("chaos", "chaos")):
         command = commands.choices[name]
         command.add_argument("--url", type=_url, help="which lab (default: the one of the run dir)")
         command.add_argument("--seed", type=int, metavar="N", help="makes what is asked, and its order, repeatable")

@@ -18,12 +18,14 @@ from typing import Any
 import aiohttp
 from rich.console import Console
 from rich.table import Table
+from yarl import URL
 
 from lab import LabError, engines, stages
-from lab.postgres import EmbeddedPostgres
+from lab.faults import FaultServer, Link
 from lab.processes import OnLines, Process
 from lab.rundir import RunDir
 from lab.stages import Service, Stage
+from lab.supervisor import Kept, KeptPostgres, KeptProcess, Launch
 from lab.tail import Tail, render
 
 READY_TIMEOUT = 60.0  # seconds
@@ -52,15 +54,15 @@ class Lab:
         self._console = console
         self._run_dir = RunDir(options.run_dir)
         self._stage: Stage = stages.load(options.stage)
-        self._processes: list[Process] = []
-        self._engines: list[Process] = []
+        self._processes: list[KeptProcess] = []
+        self._engines: list[KeptProcess] = []
         self._plan = (
             engines.plan(self._stage, options.base_port, self._run_dir.engines, self._run_dir.logs, environ)
             if options.engines
             else None
         )
-        self._postgres: EmbeddedPostgres | None = None
-        self._postgres_start: asyncio.Future[None] | None = None
+        self._postgres: KeptPostgres | None = None
+        self._faults: FaultServer | None = None
         self._database_url = environ.get("DATABASE_URL", "")
 
     async def run(self) -> int:
@@ -99,8 +101,8 @@ class Lab:
 
     def _on_signal(self, stop: asyncio.Event) -> None:
         if stop.is_set():  # the second time: at once
-            for process in self._processes + self._engines:
-                process.kill()
+            for kept in self._processes + self._engines:
+                kept.process.kill()
         stop.set()
 
     # --- start ---
@@ -132,27 +134,67 @@ class Lab:
 
     async def _start(self, on_lines: OnLines) -> None:
         if self._stage.postgres and not self._database_url:
-            self._postgres = EmbeddedPostgres(self._run_dir.postgres)
-            # Its own task: whoever stops us now must wait until there is something to stop.
-            self._postgres_start = asyncio.ensure_future(asyncio.to_thread(self._postgres.start))
-            await asyncio.shield(self._postgres_start)
+            self._postgres = KeptPostgres(self._run_dir.postgres)
+            await self._postgres.start()
             self._database_url = self._postgres.url
         if self._plan:
             await self._start_engines(self._plan)
         for service in self._stage.services:
-            self._processes.append(
-                await Process.start(
-                    service.name,
-                    [sys.executable, "-m", service.module],
-                    self._service_environ(service),
-                    self._run_dir.logs / f"{service.name}.jsonl",
-                    self._run_dir.logs / f"{service.name}.stderr",
-                    on_lines,
-                )
+            launch = self._launch(
+                service.name,
+                [sys.executable, "-m", service.module],
+                self._service_environ(service),
+                self._run_dir.logs / f"{service.name}.jsonl",
+                self._run_dir.logs / f"{service.name}.stderr",
+                on_lines,
             )
+            self._processes.append(await self._started(service.name, launch))
         await self._ready({service.name: f"{self._url(service)}/readyz" for service in self._stage.services})
+        self._faults = FaultServer(self._kept(), self._links())
+        await self._faults.open()
         self._announce()
         self._run_dir.write_state(self._state())  # the sign for others that all is there
+
+    def _launch(
+        self, name: str, command: list[str], environ: Mapping[str, str], stdout: Path, stderr: Path, on_lines: OnLines
+    ) -> Launch:
+        async def launch(variables: Mapping[str, str]) -> Process:
+            return await Process.start(name, command, {**environ, **variables}, stdout, stderr, on_lines)
+
+        return launch
+
+    async def _started(self, name: str, launch: Launch) -> KeptProcess:
+        kept = KeptProcess(name, launch)
+        await kept.start()
+        return kept
+
+    def _kept(self) -> dict[str, Kept]:
+        kept: list[Kept] = [*self._processes, *self._engines]
+        if self._postgres is not None:
+            kept.append(self._postgres)
+        return {entry.name: entry for entry in kept}
+
+    def _links(self) -> dict[str, Link]:
+        """The ways between services that an experiment can make slow."""
+        processes = {kept.name: kept for kept in self._processes}
+        links = {}
+        if "die-service" in processes:
+            service = next(service for service in self._stage.services if service.name == "die-service")
+            url = URL(self._url(service))
+            links["die-service"] = Link(
+                processes["dice-roller"],
+                (str(url.host), int(url.port or 0)),
+                lambda port: {service.url_variable: f"http://127.0.0.1:{port}"},
+            )
+        if self._postgres is not None:
+            database = URL(self._database_url)
+            socket_path = Path(database.query["host"]) / ".s.PGSQL.5432"
+            links["postgres"] = Link(
+                processes["die-service"],
+                socket_path,
+                lambda port: {"DATABASE_URL": f"postgresql://postgres@127.0.0.1:{port}{database.path}"},
+            )
+        return links
 
     async def _start_engines(self, plan: engines.Plan) -> None:
         for engine in plan.missing:
@@ -166,16 +208,10 @@ class Lab:
         variables = plan.variables(self._database_url)
         for engine, binary in plan.found:
             log = self._run_dir.engines / f"{engine.name}.log"
-            self._engines.append(
-                await Process.start(
-                    engine.name,
-                    plan.command(engine, binary, variables),
-                    {**self._environ, **variables},
-                    log,
-                    log,
-                    _ignore,
-                )
+            launch = self._launch(
+                engine.name, plan.command(engine, binary, variables), {**self._environ, **variables}, log, log, _ignore
             )
+            self._engines.append(await self._started(engine.name, launch))
         await self._ready({engine.name: plan.url(engine) + engine.ready_path for engine, _ in plan.found})
 
     def _service_environ(self, service: Service) -> dict[str, str]:
@@ -209,10 +245,10 @@ class Lab:
             deadline = time.monotonic() + READY_TIMEOUT
             for name, url in urls.items():
                 while (missing := await readiness(session, url)) is not None:
-                    ended = next((p for p in self._processes + self._engines if not p.running), None)
+                    ended = next((k for k in self._processes + self._engines if not k.process.running), None)
                     if ended is not None:
-                        status = await ended.ended()
-                        self._report_end(ended, status)
+                        status = await ended.process.ended()
+                        self._report_end(ended.process, status)
                         raise LabError(f"the {ended.name} ended with status {status} before it was ready")
                     if time.monotonic() > deadline:
                         raise LabError(f"the {name} is not ready after {READY_TIMEOUT:.0f} s: {missing}")
@@ -223,20 +259,24 @@ class Lab:
             "stage": self._stage.number,
             "pid": os.getpid(),
             "services": [
-                {"name": service.name, "url": self._url(service), "pid": process.pid}
-                for service, process in zip(self._stage.services, self._processes, strict=True)
+                {"name": service.name, "url": self._url(service), **_ran(kept)}
+                for service, kept in zip(self._stage.services, self._processes, strict=True)
             ],
             "roll_delay": float(self._service_environ(self._stage.services[0]).get("ROLL_DELAY") or 1.0),
         }
+        if self._faults:
+            state["faults"] = str(self._faults.path)
         if self._plan:
             state["engines"] = [
-                {"name": engine.name, "url": self._plan.url(engine), "pid": process.pid}
-                for (engine, _), process in zip(self._plan.found, self._engines, strict=True)
+                {"name": engine.name, "url": self._plan.url(engine), **_ran(kept)}
+                for (engine, _), kept in zip(self._plan.found, self._engines, strict=True)
             ]
             if endpoint := self._plan.otlp_endpoint():
                 state["otlp_endpoint"] = endpoint  # where experiments send the spans of their own
-        if self._stage.postgres:
-            state["postgres"] = {"url": self._database_url, "pid": self._postgres.pid if self._postgres else None}
+        if self._postgres:
+            state["postgres"] = {"url": self._database_url, **_ran(self._postgres)}
+        elif self._stage.postgres:
+            state["postgres"] = {"url": self._database_url, "pid": None}
         return state
 
     # --- follow ---
@@ -249,23 +289,28 @@ class Lab:
             self._console.print("Ctrl-C stops all.", style="dim")
 
     async def _follow(self, stopped: asyncio.Future[Any]) -> None:
-        """Until told to stop; a service that ends meanwhile is reported at once, the others go on."""
-        ends: dict[asyncio.Future[Any], Process] = {
-            asyncio.ensure_future(process.ended()): process for process in self._processes
-        }
-        watch = asyncio.ensure_future(self._watch_postgres())
-        waiting: set[asyncio.Future[Any]] = {stopped, watch, *ends}
-        while not stopped.done() and waiting:
-            done, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-            for end in done & ends.keys():
-                self._report_end(ends[end], end.result())
-            if watch in done and not stopped.done():
-                self._console.print(f"postgres ended; its log is {self._run_dir.postgres / 'log'}", style="bold red")
-        watch.cancel()
+        """Until told to stop; what ends meanwhile is reported at once and started again, the others go on."""
+        keepers = [asyncio.ensure_future(kept.keep(self._ended, self._again)) for kept in self._kept().values()]
+        try:
+            # A keeper only ends by a fault of ours or of the system's (no more processes); that ends the lab.
+            done, _ = await asyncio.wait([stopped, *keepers], return_when=asyncio.FIRST_COMPLETED)
+            if stopped not in done:
+                done.pop().result()
+        finally:
+            for keeper in keepers:
+                keeper.cancel()
+            await asyncio.gather(*keepers, return_exceptions=True)
 
-    async def _watch_postgres(self) -> None:
-        while self._postgres is None or self._postgres.running():
-            await asyncio.sleep(0.5)
+    def _ended(self, kept: Kept, pause: float) -> None:
+        if isinstance(kept, KeptProcess):
+            self._report_end(kept.process, kept.status)
+        else:
+            self._console.print(f"postgres ended; its log is {self._run_dir.postgres / 'log'}", style="bold red")
+        self._console.print(f"{kept.name} is started again in {pause:g} s", style="bold red", highlight=False)
+
+    def _again(self, kept: Kept) -> None:
+        self._run_dir.write_state(self._state())
+        self._console.print(f"{kept.name} is started again, as process {kept.pid}", style="yellow", highlight=False)
 
     def _report_end(self, process: Process, status: int) -> None:
         how = f"signal {signal.Signals(-status).name}" if status < 0 else f"status {status}"
@@ -276,12 +321,16 @@ class Lab:
     # --- stop ---
 
     async def _stop(self) -> None:
-        for process in [*reversed(self._processes), *reversed(self._engines)]:
-            await process.stop()
+        if self._faults is not None:
+            await self._faults.close()
+        for kept in [*reversed(self._processes), *reversed(self._engines)]:
+            await kept.process.stop()
         if self._postgres is not None:
-            if self._postgres_start is not None:
-                await asyncio.gather(self._postgres_start, return_exceptions=True)
-            await asyncio.to_thread(self._postgres.stop)
+            await self._postgres.stop()
+
+
+def _ran(kept: Kept) -> dict[str, Any]:
+    return {"pid": kept.pid, "restarts": kept.restarts}
 
 
 def _ignore(service: str, lines: list[bytes]) -> None:
@@ -308,14 +357,15 @@ def table(title: str, state: dict[str, Any], ready: Mapping[str, str] | None = N
     rows = Table(title=title, title_justify="left")
     for column in ("Service", "URL", "pid", *(["State"] if ready is not None else [])):
         rows.add_column(column)
-    for service in state["services"]:
-        extra = [ready[service["name"]]] if ready is not None else []
-        rows.add_row(service["name"], service["url"], str(service["pid"]), *extra)
-    for engine in state.get("engines", []):
-        extra = [ready.get(engine["name"], "")] if ready is not None else []
-        rows.add_row(engine["name"], engine["url"], str(engine["pid"]), *extra)
+    entries = [*state["services"], *state.get("engines", [])]
     if "postgres" in state and state["postgres"]["pid"]:
-        rows.add_row("postgres", "", str(state["postgres"]["pid"]), *([""] if ready is not None else []))
+        entries.append({**state["postgres"], "name": "postgres", "url": ""})
+    for entry in entries:
+        extra = []
+        if ready is not None:
+            again = f"started again {entry['restarts']}x" if entry["restarts"] else ""
+            extra = [", ".join(filter(None, (ready.get(entry["name"], ""), again)))]
+        rows.add_row(entry["name"], entry["url"], str(entry["pid"]), *extra)
     return rows
 
 

@@ -33,7 +33,9 @@ def create_app(settings: Settings) -> web.Application:
         app[routes.CATALOGUE] = BuiltinCatalogue()
     else:
         app[routes.DIE_SERVICE] = telemetry.DieServiceTelemetry(registry)
-        app[routes.CATALOGUE] = RemoteCatalogue(lambda: app[CLIENT_SESSION], remote.url, app[routes.DIE_SERVICE])
+        app[routes.CATALOGUE] = RemoteCatalogue(
+            lambda: app[CLIENT_SESSION], remote.url, remote.connections, app[routes.DIE_SERVICE]
+        )
         app.cleanup_ctx.append(client_session(remote.connect_timeout, remote.timeout, remote.connections))
         readiness = health.dependency(lambda: app[CLIENT_SESSION], "die-service", remote.url)
 

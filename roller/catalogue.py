@@ -57,21 +57,43 @@ class BuiltinCatalogue:
 
 
 class RemoteCatalogue:
-    """Asks the die-service for each die, over the process's one client session."""
+    """Asks the die-service for each die, over the process's one client session.
 
-    def __init__(self, session: Callable[[], ClientSession], url: URL, telemetry: DieServiceTelemetry) -> None:
+    A burst may wait for a free connection. But once one has waited in vain the die-service is not keeping up, and
+    who waits only makes it worse: then whoever finds all connections taken is refused at once, until half are free.
+    """
+
+    def __init__(
+        self, session: Callable[[], ClientSession], url: URL, connections: int, telemetry: DieServiceTelemetry
+    ) -> None:
         self._session = session
         self._url = url / "dice"
+        self._connections = connections
         self._telemetry = telemetry
+        self._under_way = 0
+        self._shedding = False
 
     async def find(self, name: str) -> Die:
         self._telemetry.asked(name)
+        if self._shedding and self._under_way >= self._connections:
+            self._telemetry.failed(name, "connection_error", 0.0)
+            raise CatalogueUnavailable("The die-service does not keep up; no connection to it is free.")
+        self._under_way += 1
+        try:
+            return await self._ask(name)
+        finally:
+            self._under_way -= 1
+            if self._under_way <= self._connections // 2:
+                self._shedding = False
+
+    async def _ask(self, name: str) -> Die:
         started = perf_counter()
         try:
             async with self._session().get(self._url, params={"identifier": name}) as response:
                 status, body = response.status, await response.read()
         except ConnectionTimeoutError as error:
             # No connection came free or was made: nothing was asked yet, so coming back soon is sound advice.
+            self._shedding = True
             self._telemetry.failed(name, "timeout", perf_counter() - started)
             raise CatalogueUnavailable("The die-service is too busy to take a connection.") from error
         except asyncio.TimeoutError as error:

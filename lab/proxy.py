@@ -1,0 +1,92 @@
+"""A TCP proxy that holds answers back: the network between a service and what it depends on, made slow."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from contextlib import suppress
+from pathlib import Path
+
+CHUNK = 64 * 1024
+# Where a server is: host and port, or the path of its Unix socket.
+Address = tuple[str, int] | Path
+
+
+class Proxy:
+    """Passes connections to a loopback port of its own on to a server; answers wait ``delay`` seconds.
+
+    A chunk of bytes waits as a whole and those behind it wait for it, so an exchange of one question and one
+    answer takes ``delay`` longer. Set ``delay`` to 0 and what waits goes on at once.
+    """
+
+    def __init__(self, server: Address) -> None:
+        self._address = server
+        self._delay = 0.0
+        self._changed = asyncio.Event()
+        self._server: asyncio.Server | None = None
+        self._connections: set[asyncio.Task[None]] = set()
+
+    async def open(self) -> int:
+        """Listen; returns the port."""
+        self._server = await asyncio.start_server(self._connected, "127.0.0.1", 0)
+        port: int = self._server.sockets[0].getsockname()[1]
+        return port
+
+    async def close(self) -> None:
+        """Stop listening, and break every connection."""
+        if self._server is not None:
+            self._server.close()
+        for task in self._connections:
+            task.cancel()
+        await asyncio.gather(*self._connections, return_exceptions=True)
+
+    @property
+    def delay(self) -> float:
+        return self._delay
+
+    @delay.setter
+    def delay(self, seconds: float) -> None:
+        self._delay = seconds
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._connections.add(task)
+        try:
+            if isinstance(self._address, Path):
+                upstream = await asyncio.open_unix_connection(str(self._address))
+            else:
+                upstream = await asyncio.open_connection(*self._address)
+        except OSError:  # the server is gone: so is the connection
+            writer.close()
+            self._connections.discard(task)
+            return
+        pumps = [
+            asyncio.ensure_future(self._pump(reader, upstream[1], delayed=False)),
+            asyncio.ensure_future(self._pump(upstream[0], writer, delayed=True)),
+        ]
+        try:
+            # Either side's end is the end: neither HTTP nor PostgreSQL goes on with half a connection.
+            await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for pump in pumps:
+                pump.cancel()
+            for side in (writer, upstream[1]):
+                side.close()
+            self._connections.discard(task)
+
+    async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, delayed: bool) -> None:
+        with suppress(OSError):
+            while chunk := await reader.read(CHUNK):
+                if delayed:
+                    await self._wait(time.monotonic())
+                writer.write(chunk)
+                await writer.drain()
+
+    async def _wait(self, since: float) -> None:
+        while (left := since + self._delay - time.monotonic()) > 0:
+            with suppress(asyncio.TimeoutError):
+                async with asyncio.timeout(left):
+                    await self._changed.wait()
