@@ -228,6 +228,25 @@ class Lab:
         return self.process.wait(60)
 
 
+class Held:
+    """Parts of a lab that are stopped by force and stay down until this is closed."""
+
+    def __init__(self, lab: Lab, name: str) -> None:
+        self._socket = socket.socket(socket.AF_UNIX)
+        self._socket.connect(lab.state["faults"])
+        self._answers = self._socket.makefile()
+        self.hold(name)
+
+    def hold(self, name: str) -> None:
+        self._socket.sendall(json.dumps({"hold": name}).encode() + b"\n")
+        answer = json.loads(self._answers.readline())
+        assert answer == {"done": True}, answer
+
+    def close(self) -> None:
+        self._answers.close()
+        self._socket.close()
+
+
 def clean_environ(**variables: str) -> dict[str, str]:
     """Our environment without anything that would configure a lab."""
     drop = re.compile(r"OTEL_|DATABASE_URL|ROLL_|TRACES_|DB_|LOG_LEVEL|RANDOM_SEED|PYTEST_")

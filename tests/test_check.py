@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import signal
 from collections.abc import Callable
+from contextlib import closing
 
 import pytest
 
 from lab.check import ROWS
 from tests import matrix
-from tests.labs import Lab, dicelab
+from tests.labs import Held, Lab, dicelab
 
 
 def checked(lab: Lab, *arguments: str) -> tuple[int, dict[str, str]]:
@@ -62,8 +61,8 @@ def test_what_a_stage_lacks_is_red(stage_lab: Callable[[int], Lab]) -> None:
 
 def test_a_broken_lab_is_red_where_it_is_broken(own_lab: Callable[..., Lab]) -> None:
     lab = own_lab(3)
-    os.kill(lab.pid("die-service"), signal.SIGKILL)
-    code, rows = checked(lab, "--timeout", "0.5")
+    with closing(Held(lab, "die-service")):
+        code, rows = checked(lab, "--timeout", "0.5")
     assert code == 1
     assert rows["Die Service"].startswith("✘")
     assert "503" in rows["GET /roll"]

@@ -15,8 +15,7 @@ from typing import Any
 import psycopg2
 import pytest
 
-from lab.postgres import EmbeddedPostgres
-from tests.labs import Lab, get, wait_for
+from tests.labs import Held, Lab, get, wait_for
 
 
 @contextmanager
@@ -28,17 +27,6 @@ def connection(lab: Lab) -> Iterator[Any]:
     finally:
         with suppress(psycopg2.Error):
             database.close()
-
-
-def restart_postgres(lab: Lab) -> None:
-    """The same server on the same data, as an operator would."""
-    EmbeddedPostgres(lab.run_dir / "postgres").start()
-
-
-def stop_postgres(lab: Lab) -> None:
-    postgres = EmbeddedPostgres(lab.run_dir / "postgres")
-    postgres.start()  # finds it running
-    postgres.stop()
 
 
 @contextmanager
@@ -81,7 +69,7 @@ def test_loss_and_return_under_traffic(lab: Lab) -> None:
         for _ in range(4):
             users.submit(traffic)
         wait_for(lambda: len(answers) > 20)
-        stop_postgres(lab)
+        postgres = Held(lab, "postgres")
         wait_for(lambda: not ready(lab))
         gone = time.monotonic()
         assert not ready(lab, "dice-roller")
@@ -89,7 +77,7 @@ def test_loss_and_return_under_traffic(lab: Lab) -> None:
         assert get(lab.url("die-service") + "/healthz").status == 200
         assert pool(lab) == (0, 0)
         wait_for(lambda: sum(1 for started, *_ in answers if started > gone) > 40)
-        restart_postgres(lab)
+        postgres.close()
         back = time.monotonic()
         wait_for(lambda: any(status == 200 and started > back for started, status, _, _ in answers))
         first_good = min(started for started, status, _, _ in answers if status == 200 and started > back)
@@ -215,9 +203,8 @@ def test_seed_keeps_what_is_there(lab: Lab) -> None:
         cursor.execute("INSERT INTO dice VALUES ('coin', '{0,1}', 0)")
         cursor.connection.commit()
     assert get(f"{lab.front}/roll?die=fair").json == {"roll": 9}
-    stop_postgres(lab)
-    restart_postgres(lab)
-    wait_for(lambda: ready(lab))
+    Held(lab, "postgres").close()
+    wait_for(lambda: lab.logs("die-service")[-1]["message"] != "Database connection failed" and ready(lab))
     assert get(lab.url("die-service") + "/dice").json == {"identifiers": ["coin", "extreme", "fair", "risky"]}
     assert get(f"{lab.front}/roll?die=fair").json == {"roll": 9}
     assert lab.value("die-service", "die_specifications_loaded") == 4

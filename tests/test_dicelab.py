@@ -70,7 +70,17 @@ def test_detach_status_and_down(tmp_path: Path) -> None:
         os.kill(state["services"][0]["pid"], signal.SIGKILL)
         wait_for(lambda: "dice-roller ended with signal SIGKILL" in (run_dir / "dicelab.log").read_text())
         assert "Dice roller started" in (run_dir / "dicelab.log").read_text()
+        wait_for(lambda: "dice-roller is started again, as process" in (run_dir / "dicelab.log").read_text())
+        wait_for(lambda: finished(dicelab("status", "--run-dir", run_dir))[0] == 0)
         code, output = finished(dicelab("status", "--run-dir", run_dir))
+        assert "started again 1x" in output
+        again = json.loads((run_dir / "state.json").read_text())["services"][0]
+        assert again["pid"] != state["services"][0]["pid"]
+        os.kill(again["pid"], signal.SIGSTOP)
+        try:
+            code, output = finished(dicelab("status", "--run-dir", run_dir))
+        finally:
+            os.kill(again["pid"], signal.SIGCONT)
         assert code == 1
         assert "does not answer" in output
     finally:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from playwright.async_api import Browser, Page, async_playwright, expect
 
-from tests.labs import Lab, tree, wait_for
+from tests.labs import Held, Lab, get, tree, wait_for
 from tests.matrix import spans_of
 
 expect.set_options(timeout=15_000)
@@ -167,11 +167,10 @@ async def test_services_down_and_back(own_lab: Callable[..., Lab], open_page: Op
     await expect(page.get_by_role("alert")).to_contain_text("did not answer in time")
     os.kill(roller, signal.SIGCONT)
     assert (await roll(page, "fair"))[0] == "200 OK"
-    os.kill(lab.pid("die-service"), signal.SIGKILL)
-    await asyncio.to_thread(wait_for, lambda: lab.process.poll() is None)
+    down = Held(lab, "die-service")
     status, _ = await roll(page, "fair")
     assert status == "503 failed"
-    os.kill(roller, signal.SIGKILL)
+    down.hold("dice-roller")
     status, trace_id = await roll(page, "fair")
     assert status == "503 failed"
     await expect(page.get_by_role("alert")).to_contain_text("cannot be reached")
@@ -181,6 +180,9 @@ async def test_services_down_and_back(own_lab: Callable[..., Lab], open_page: Op
     second = await page.context.new_page()
     await second.goto(lab.front)
     await expect(button(second)).to_be_visible()
+    down.close()
+    await asyncio.to_thread(wait_for, lambda: get(f"{lab.front}/readyz").status == 200)
+    assert (await roll(page, "fair"))[0] == "200 OK"
 
 
 @pytest.mark.parametrize("times", ["-3", "0", "", "101", "1e9"])
