@@ -151,7 +151,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         lambda target: target.slow(DICE, 0),
         (
             observed.only("200", "503"),
-            observed.sheds(0.7),
+            observed.sheds(0.9),
             observed.none_hangs(7),
             observed.back_within(2),
             observed.mean_at_least(ROLLER, "die_service_request_duration_seconds", 1.0),
@@ -256,7 +256,8 @@ async def _experiment(args: argparse.Namespace, there: Running) -> dict[str, Any
                 put_back = await _put_back(lab)
                 _line(logging.INFO, "Experiment done", experiment=args.experiment, all_ready=put_back)
             run.phase = "looking at the telemetry"
-            verdicts = [] if stop.is_set() else [await _verdict(e, seen) for e in experiment.expectations]
+            deadline = time.monotonic() + TELEMETRY_PATIENCE
+            verdicts = [] if stop.is_set() else [await _verdict(e, seen, deadline) for e in experiment.expectations]
     return _summary(args, experiment, seen, seed, verdicts, put_back, stop.is_set())
 
 
@@ -330,7 +331,7 @@ class _Run:
                 seen.restored = time.monotonic()
             self.phase = "recovery"
             await self._recovered()
-            await load.sleep(SETTLE, stop)
+            await load.sleep(min(SETTLE, self._args.steady), stop)
             seen.processes_after = await target.processes()
         finally:
             enough.set()
@@ -396,8 +397,7 @@ async def _put_back(lab: check.Lab) -> bool:
     return True
 
 
-async def _verdict(expectation: Expectation, seen: Observed) -> Verdict:
-    deadline = time.monotonic() + TELEMETRY_PATIENCE
+async def _verdict(expectation: Expectation, seen: Observed, deadline: float) -> Verdict:
     while True:
         try:
             return Verdict(expectation.text, True, await expectation.question(seen))

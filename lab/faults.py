@@ -17,6 +17,7 @@ import json
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -188,11 +189,12 @@ class Faults:
         """
         assert self._streams is not None
         reader, writer = self._streams
-        try:
-            writer.write(json.dumps(request).encode() + b"\n")
-            await writer.drain()
-            answer = json.loads(await reader.readline() or b'{"error": "the lab has ended"}')
-        except ConnectionError as error:
-            raise LabError(f"the lab has ended: {error}") from None
+        line = b""
+        with suppress(ConnectionError):
+            with suppress(ConnectionError):  # one that is refused at once may still have said why
+                writer.write(json.dumps(request).encode() + b"\n")
+                await writer.drain()
+            line = await reader.readline()
+        answer = json.loads(line or b'{"error": "the lab has ended"}')
         if "error" in answer:
             raise LabError(str(answer["error"]))

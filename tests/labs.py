@@ -13,6 +13,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from email.message import Message
 from functools import partial
@@ -235,10 +236,15 @@ class Held:
         self._socket = socket.socket(socket.AF_UNIX)
         self._socket.connect(lab.state["faults"])
         self._answers = self._socket.makefile()
-        self.hold(name)
+        try:
+            self.hold(name)
+        except BaseException:
+            self.close()
+            raise
 
     def hold(self, name: str) -> None:
-        self._socket.sendall(json.dumps({"hold": name}).encode() + b"\n")
+        with suppress(BrokenPipeError):  # refused; the answer says why
+            self._socket.sendall(json.dumps({"hold": name}).encode() + b"\n")
         answer = json.loads(self._answers.readline())
         assert answer == {"done": True}, answer
 

@@ -21,7 +21,8 @@ from lab.proxy import Proxy
 from lab.supervisor import Kept
 from tests.labs import Held, Lab, dicelab, get, wait_for
 
-SHORT = ("--steady", "1.5", "--fault", "4", "--rate", "25")
+PATIENCE = {"DIE_SERVICE_CONNECT_TIMEOUT": "0.4", "DB_POOL_TIMEOUT": "0.4"}
+SHORT = ("--steady", "1", "--fault", "3", "--rate", "25")
 
 
 def experiment(lab: Lab, name: str, *arguments: str) -> dict[str, Any]:
@@ -75,7 +76,7 @@ def test_a_killed_experiment_is_put_back_all_the_same(lab: Lab) -> None:
     process = dicelab("chaos", "database-down", "--run-dir", lab.run_dir, "--steady", "0.5", "--fault", "60")
     wait_for(lambda: get(f"{lab.front}/readyz").status == 503)
     process.kill()
-    process.wait()
+    process.communicate()
     wait_for(lambda: get(f"{lab.front}/roll?die=fair").status == 200)
 
 
