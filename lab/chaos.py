@@ -14,22 +14,27 @@ import math
 import random
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import aiohttp
 from rich.console import Console
 
-from lab import LabError, check, load, observed, running
+from lab import LabError, check, engines, load, observed, running
 from lab.check import Missing, NotRunning
 from lab.load import Answer, Client, Record
 from lab.observed import Expectation, Observed
+from lab.rundir import RunDir
 from lab.running import Running
-from lab.target import SupervisedLab, Target
+from lab.stages import SERVICES
+from lab.target import ComposeLab, ContainerLab, SupervisedLab, Target, containers
 from otel.logs import events
 
+PROJECT = "dicelab"  # the compose project
+BASE_PORT = 8000
 POLL = 0.1  # seconds
 SETTLE = 2.0  # seconds of traffic after the recovery
 WELL_SHARE = 0.99  # of the answers must be 200 for a steady state
@@ -235,22 +240,23 @@ class Verdict:
     said: str
 
 
-async def _experiment(args: argparse.Namespace, there: Running) -> dict[str, Any]:
+async def _experiment(
+    args: argparse.Namespace, there: Running, engine: tuple[str, dict[str, str]] | None
+) -> dict[str, Any]:
     experiment = EXPERIMENTS[args.experiment]
     _refuse(args.experiment, experiment, there)
     seed = random.SystemRandom().randrange(2**32) if args.seed is None else args.seed
-    lab_session = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=10))
-    async with load.stoppable() as stop, lab_session, Client(args.timeout) as client:
-        lab = check.Lab(
-            int(there.state["stage"]), there.run_dir, dict(there.services), dict(there.engines), lab_session
-        )
+    session = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=10))
+    async with load.stoppable() as stop, session, Client(args.timeout) as client:
+        places = (int(there.state["stage"]), there.run_dir, dict(there.services), dict(there.engines), session)
+        lab = check.Lab(*places) if engine is None else ContainerLab(*places, engine=engine[0], containers=engine[1])
         seen = Observed(lab)
         await _well(lab)
         _line(logging.INFO, "Experiment started", experiment=args.experiment, seed=seed)
         run = _Run(args, experiment, seen, stop)
         async with load.shown(f"chaos {args.experiment}", run.said, run.share):
             try:
-                async with SupervisedLab(there) as target:
+                async with SupervisedLab(there) if engine is None else ComposeLab(*engine) as target:
                     await run.through(target, client, there.url, seed)
             finally:
                 put_back = await _put_back(lab)
@@ -263,8 +269,6 @@ async def _experiment(args: argparse.Namespace, there: Running) -> dict[str, Any
 
 def _refuse(name: str, experiment: Experiment, there: Running) -> None:
     """Raise for a lab that the experiment makes no sense in."""
-    if not there.state:
-        raise LabError("an experiment needs the lab of a run dir; start it with dicelab up")
     if int(there.state["stage"]) < experiment.stage:
         raise LabError(f"stage {there.state['stage']} has nothing to break by {name}; stage {experiment.stage} has")
     missing = [engine for engine in experiment.needs if engine not in there.engines]
@@ -272,6 +276,24 @@ def _refuse(name: str, experiment: Experiment, there: Running) -> None:
         raise LabError(f"{name} needs {' and '.join(missing)}: dicelab up --engines, with them on PATH")
     if experiment.stage >= 5 and name.startswith("database") and there.state["postgres"]["pid"] is None:
         raise LabError(f"{name} needs a database of the lab's own; this lab uses another")
+
+
+def _in_containers(run_dir: Path, parts: Collection[str]) -> Running:
+    """The lab of the compose file, which publishes the ports that ``dicelab up --engines`` uses by default."""
+    services = {one.name: f"http://127.0.0.1:{BASE_PORT + one.port_offset}" for one in SERVICES if one.name in parts}
+    known = {
+        one.name: f"http://127.0.0.1:{BASE_PORT + engines.FIRST_PORT + engines.PORTS.index(one.ports[0])}"
+        for one in engines.ENGINES
+        if one.name in parts
+    }
+    stage = 5 if "postgres" in parts else 3 if DICE in parts else 2 if FRONT in parts else 1
+    collector = engines.PORTS.index("COLLECTOR_HTTP_PORT") + BASE_PORT + engines.FIRST_PORT
+    state = {
+        "stage": stage,  # at the least
+        "postgres": {"pid": 1},
+        "otlp_endpoint": f"http://127.0.0.1:{collector}",
+    }
+    return Running(services.get(FRONT, services.get(ROLLER, "")), RunDir(run_dir), services, known, state)
 
 
 async def _well(lab: check.Lab) -> None:
@@ -483,7 +505,8 @@ def _show(summary: dict[str, Any], console: Console) -> None:
 
 def run(args: argparse.Namespace, console: Console) -> int:
     """Run the command; returns 0 when every expectation that could be checked was met, else 1."""
-    there = running.find(args.run_dir, args.url)
+    engine = asyncio.run(containers(PROJECT)) if args.compose else None
+    there = running.find(args.run_dir) if engine is None else _in_containers(args.run_dir, engine[1])
     if not args.json:
         console.print(
             f"{args.experiment}: {EXPERIMENTS[args.experiment].hypothesis}",
@@ -492,7 +515,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
             soft_wrap=True,
         )
     with running.telemetry(there):
-        summary = asyncio.run(_experiment(args, there))
+        summary = asyncio.run(_experiment(args, there, engine))
     if args.json:
         print(json.dumps(summary, indent=2))
     else:

@@ -26,7 +26,7 @@ LOOK_INTERVAL = 0.5  # seconds between two looks at the services
 MEMORY_SHARE = 1.25
 MEMORY_SLACK = 24 * 1024 * 1024
 PROMPT = 1.0  # seconds
-REFUSED_AT_ONCE = 0.2  # seconds
+REFUSED_AT_ONCE = 0.5  # seconds; whoever waits for a connection does so for a whole one
 
 Figures = dict[tuple[str, tuple[tuple[str, str], ...]], float]
 
@@ -58,6 +58,7 @@ class Observed:
     processes_before: dict[str, int | None] = field(default_factory=dict)
     processes_after: dict[str, int | None] = field(default_factory=dict)
     signs: dict[str, float] = field(default_factory=dict)  # seconds from the injection to what showed it
+    alerts_before: dict[str, str] = field(default_factory=dict)  # the state of each alert
     wall: float = field(default_factory=lambda: time.time() - time.monotonic())
 
     @property
@@ -383,7 +384,7 @@ def logged(service: str, level: str, message: str, **fields: Any) -> Expectation
 
     async def question(observed: Observed) -> str:
         count, first = 0, 0.0
-        for line in observed.lab.log_lines(service):
+        for line in await asyncio.to_thread(observed.lab.log_lines, service):
             try:
                 document = json.loads(line)
                 at = datetime.fromisoformat(document["timestamp"]).timestamp() - observed.wall
@@ -394,7 +395,7 @@ def logged(service: str, level: str, message: str, **fields: Any) -> Expectation
                 first = first if count else at
                 count += 1
         if not count:
-            raise Missing(f"no such line in {observed.lab.run_dir.logs / service}.jsonl since then")
+            raise Missing(f"no such line of the {service} since then")
         if level in ("WARNING", "ERROR"):
             observed.sign(f"log line {message!r} of the {service}", first - observed.injected)
         return f"{count} lines, the first after {first - observed.injected:.1f} s"
@@ -490,6 +491,8 @@ async def _alert_seen(observed: Observed, name: str) -> str:
         known = await alerts(observed.lab)
         if name not in known:
             raise NotRunning(f"a rule {name}")
+        if observed.alerts_before.get(name, "inactive") != "inactive":
+            raise NotRunning(f"a quiet {name}: it was {observed.alerts_before[name]} before")
         raise Missing("it stayed inactive")
     return f"after {seen:.1f} s"
 
@@ -511,7 +514,7 @@ async def watch_alerts(observed: Observed) -> None:
     """Note when an alert that was inactive before no longer is, until cancelled."""
     if "prometheus" not in observed.lab.engines:
         return
-    before: dict[str, str] = {}
+    before = observed.alerts_before
     while True:
         try:
             now = await alerts(observed.lab)

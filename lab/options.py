@@ -130,6 +130,7 @@ def add_parsers(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
 
     chaos = commands.add_parser("chaos", help="break the lab in one way, and check what shows", allow_abbrev=False)
     chaos.add_argument("experiment", choices=EXPERIMENTS, metavar="EXPERIMENT", help=", ".join(EXPERIMENTS))
+    chaos.add_argument("--compose", action="store_true", help="the lab in containers, by docker or podman")
     chaos.add_argument("--rate", type=RATE, default=50.0, metavar="N", help="rolls a second meanwhile (default 50)")
     for phase, default, what in (
         ("steady", 5.0, "before the fault"),
@@ -142,7 +143,8 @@ def add_parsers(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
 
     for name, module in (("traffic", "traffic"), ("compare", "compare"), ("load-db", "loaddb"), ("chaos", "chaos")):
         command = commands.choices[name]
-        command.add_argument("--url", type=_url, help="which lab (default: the one of the run dir)")
+        if name != "chaos":
+            command.add_argument("--url", type=_url, help="which lab (default: the one of the run dir)")
         command.add_argument("--seed", type=int, metavar="N", help="makes what is asked, and its order, repeatable")
         command.add_argument("--json", action="store_true", help="print the result as JSON")
         command.add_argument(

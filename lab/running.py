@@ -39,7 +39,7 @@ class Running:
     state: Mapping[str, Any] = field(default_factory=dict)
 
 
-def find(run_dir: Path, url: str | None) -> Running:
+def find(run_dir: Path, url: str | None = None) -> Running:
     """The lab at ``url``, or without one that of the run dir.
 
     Raises:

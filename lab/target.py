@@ -6,22 +6,29 @@ import asyncio
 import os
 import shutil
 import signal
+import subprocess
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from pathlib import Path
+from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Self
 
 import psycopg2
 
-from lab import LabError
+from lab import LabError, check
 from lab.faults import Faults
 from lab.running import Running
 
-ENGINES = ("docker", "podman")
+# Each engine, and how its client is asked for a container's service.
+ENGINES = {
+    "docker": '{{.Label "com.docker.compose.service"}}',
+    "podman": '{{index .Labels "com.docker.compose.service"}}',
+}
 # A paused container runs for this long, in seconds, between two pauses.
 BREATH = 0.05
+PSQL = ("psql", "--username=dice", "--dbname=dice", "--command")
+UNLOCK = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query LIKE 'BEGIN; LOCK TABLE dice%'"
 LOCK = "LOCK TABLE dice IN ACCESS EXCLUSIVE MODE"
 
 
@@ -132,23 +139,24 @@ class SupervisedLab(Target):
 
 
 class ComposeLab(Target):
-    """A lab in containers, by ``docker compose`` or ``podman compose``.
+    """A lab in containers of one compose project.
 
-    Here what is slow is a container that is paused most of the time. An experiment that is itself killed leaves
-    what it had stopped or paused; ``docker compose unpause`` and ``docker compose up -d`` mend that.
+    What is slow here is a container that is paused most of the time. An experiment that is itself killed with
+    SIGKILL leaves what it has stopped or paused; ``unpause`` and ``start`` of the engine mend that.
+
+    Args:
+        engine: ``docker`` or ``podman``.
+        containers: the id of each part's container, by name.
     """
 
-    def __init__(self, directory: Path) -> None:
-        engine = next((name for name in ENGINES if shutil.which(name)), None)
-        if engine is None:
-            raise LabError(f"neither {' nor '.join(ENGINES)} is on PATH")
-        self._command = [engine, "compose", "--project-directory", str(directory)]
+    def __init__(self, engine: str, containers: Mapping[str, str]) -> None:
+        self._engine = engine
+        self._containers = containers
         self._stopped: set[str] = set()
         self._stutters: dict[str, asyncio.Task[None]] = {}
         self._locking: asyncio.subprocess.Process | None = None
 
     async def __aenter__(self) -> Self:
-        await self._run("ps")
         return self
 
     async def __aexit__(
@@ -162,15 +170,21 @@ class ComposeLab(Target):
 
     async def stop(self, name: str) -> None:
         self._stopped.add(name)
-        await self._run("kill", name)
+        # At once, and not kill: what is stopped the engine does not start again by itself.
+        await self._run("stop", "--time", "0", self._container(name))
 
     async def start(self, name: str) -> None:
-        await self._run("start", name)
+        await self._run("start", self._container(name))
         self._stopped.discard(name)
 
     async def kill(self, name: str) -> None:
-        # From inside: the engine would not restart what it was itself told to kill.
-        await self._run("exec", "-T", name, "kill", "-9", "1")
+        pid = (await self.processes())[name]
+        try:
+            # From outside the container, whose first process cannot be killed from inside.
+            if pid:
+                os.kill(pid, signal.SIGKILL)
+        except OSError as error:
+            raise LabError(f"process {pid} of the {name} cannot be killed from here: {error.strerror}") from None
 
     async def slow(self, name: str, seconds: float) -> None:
         stutter = self._stutters.pop(name, None)
@@ -178,43 +192,81 @@ class ComposeLab(Target):
             stutter.cancel()
             await asyncio.gather(stutter, return_exceptions=True)
             with suppress(LabError):  # it may just have been running
-                await self._run("unpause", name)
+                await self._run("unpause", self._container(name))
         if seconds:
-            self._stutters[name] = asyncio.ensure_future(self._stutter(name, seconds))
+            self._stutters[name] = asyncio.ensure_future(self._stutter(self._container(name), seconds))
 
-    async def _stutter(self, name: str, seconds: float) -> None:
+    async def _stutter(self, container: str, seconds: float) -> None:
         while True:
-            await self._run("pause", name)
+            await self._run("pause", container)
             await asyncio.sleep(seconds)
-            await self._run("unpause", name)
+            await self._run("unpause", container)
             await asyncio.sleep(BREATH)
 
     async def lock(self) -> None:
         self._locking = await asyncio.create_subprocess_exec(
-            *self._command,
-            *("exec", "-T", "postgres", "psql", "-U", "postgres", "dice", "-c", f"BEGIN; {LOCK}; SELECT pg_sleep(600)"),
+            *(self._engine, "exec", self._container("postgres"), *PSQL, f"BEGIN; {LOCK}; SELECT pg_sleep(600)"),
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.DEVNULL,
+            stderr=asyncio.subprocess.DEVNULL,
+            start_new_session=True,
         )
 
     async def unlock(self) -> None:
         if self._locking is not None:
-            ends = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query LIKE 'BEGIN; LOCK TABLE dice%'"
-            await self._run("exec", "-T", "postgres", "psql", "-U", "postgres", "dice", "-c", ends)
+            await self._run("exec", self._container("postgres"), *PSQL, UNLOCK)
             await self._locking.wait()
             self._locking = None
 
     async def processes(self) -> dict[str, int | None]:
-        names = (await self._run("ps", "--services")).split()
         found: dict[str, int | None] = {}
-        for name in names:
-            container = (await self._run("ps", "--quiet", name)).strip()
-            pid = await _output([self._command[0], "inspect", "--format", "{{.State.Pid}}", container])
+        for name, container in self._containers.items():
+            pid = (await self._run("inspect", "--format", "{{.State.Pid}}", container)).strip()
             found[name] = int(pid) or None
         return found
 
+    def _container(self, name: str) -> str:
+        if name not in self._containers:
+            raise LabError(f"no container of this project is a {name}")
+        return self._containers[name]
+
     async def _run(self, *arguments: str) -> str:
-        return await _output([*self._command, *arguments])
+        return await _output([self._engine, *arguments])
+
+
+@dataclass
+class ContainerLab(check.Lab):
+    """A lab in containers, as a place to look for telemetry: log lines are what the engine has kept of them."""
+
+    engine: str = ""
+    containers: Mapping[str, str] = field(default_factory=dict)
+
+    def log_lines(self, service: str) -> list[str]:
+        logs = subprocess.run(
+            [self.engine, "logs", self.containers[service]],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            check=True,
+        )
+        return logs.stdout.decode(errors="replace").split("\n")[:-1]
+
+
+async def containers(project: str) -> tuple[str, dict[str, str]]:
+    """The engine that runs a compose project, and the id of each part's container, by name.
+
+    Raises:
+        LabError: when none does.
+    """
+    label = f"label=com.docker.compose.project={project}"
+    for engine, of_service in ENGINES.items():
+        if shutil.which(engine):
+            with suppress(LabError):  # its client alone is there
+                lines = await _output([engine, "ps", "--filter", label, "--format", "{{.ID}} " + of_service])
+                if lines:
+                    found = (line.partition(" ") for line in lines.splitlines())
+                    return engine, {name: container for container, _, name in found}
+    raise LabError(f"no containers of the project {project} run here; make compose starts some")
 
 
 async def _output(command: Sequence[str]) -> str:
