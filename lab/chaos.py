@@ -274,7 +274,8 @@ def _refuse(name: str, experiment: Experiment, there: Running) -> None:
     missing = [engine for engine in experiment.needs if engine not in there.engines]
     if missing:
         raise LabError(f"{name} needs {' and '.join(missing)}: dicelab up --engines, with them on PATH")
-    if experiment.stage >= 5 and name.startswith("database") and there.state["postgres"]["pid"] is None:
+    database = there.state.get("postgres", {"pid": None})
+    if name.startswith("database") and "pid" in database and database["pid"] is None:
         raise LabError(f"{name} needs a database of the lab's own; this lab uses another")
 
 
@@ -290,7 +291,7 @@ def _in_containers(run_dir: Path, parts: Collection[str]) -> Running:
     collector = engines.PORTS.index("COLLECTOR_HTTP_PORT") + BASE_PORT + engines.FIRST_PORT
     state = {
         "stage": stage,  # at the least
-        "postgres": {"pid": 1},
+        "postgres": {},  # a container like the others
         "otlp_endpoint": f"http://127.0.0.1:{collector}",
     }
     return Running(services.get(FRONT, services.get(ROLLER, "")), RunDir(run_dir), services, known, state)
