@@ -469,9 +469,9 @@ def alert(name: str, after: float = 20.0) -> Expectation:
 
     async def question(observed: Observed) -> str:
         if "prometheus" not in observed.lab.engines:
-            raise NotRunning("prometheus")
+            raise NotRunning("no Prometheus runs")
         if f"alert {name} pending" not in observed.signs and observed.fault < after:
-            raise NotRunning(f"an alert that needs {after:g} s of fault")
+            raise NotRunning(f"it needs {after:g} s of fault")
         return await _alert_seen(observed, name)
 
     return Expectation(f"the alert {name} is pending or fires", question)
@@ -480,10 +480,10 @@ def alert(name: str, after: float = 20.0) -> Expectation:
 def alert_stays_quiet(name: str) -> Expectation:
     async def question(observed: Observed) -> str:
         if "prometheus" not in observed.lab.engines:
-            raise NotRunning("prometheus")
+            raise NotRunning("no Prometheus runs")
         state = (await alerts(observed.lab)).get(name)
         if state is None:
-            raise NotRunning(f"a rule {name}")
+            raise NotRunning("Prometheus has no such rule")
         if state == "firing":
             raise Missing("it fires")
         return f"it is {state}"
@@ -496,9 +496,9 @@ async def _alert_seen(observed: Observed, name: str) -> str:
     if seen is None:
         known = await alerts(observed.lab)
         if name not in known:
-            raise NotRunning(f"a rule {name}")
+            raise NotRunning("Prometheus has no such rule")
         if observed.alerts_before.get(name, "inactive") != "inactive":
-            raise NotRunning(f"a quiet {name}: it was {observed.alerts_before[name]} before")
+            raise NotRunning(f"it was {observed.alerts_before[name]} before")
         raise Missing("it stayed inactive")
     return f"after {seen:.1f} s"
 
