@@ -10,6 +10,7 @@ from aiohttp import web
 
 from frontend import routes, telemetry
 from frontend.backend import BUILTIN_DICE, Backend
+from frontend.explorer import sources
 from frontend.page import page_function
 from frontend.panel_server import PanelServer
 from frontend.settings import Settings
@@ -36,8 +37,10 @@ def create_app(settings: Settings) -> web.Application:
         telemetry.FrontendTelemetry(registry, dice, settings.max_rolls if settings.async_rolls else None),
         sessions,
     )
+    telemetry_sources = sources.choose(lambda: app[CLIENT_SESSION], settings)
     app[routes.PANEL] = PanelServer(
-        page_function(backend, settings.async_rolls, settings.max_rolls, sessions), lambda: app[CLIENT_SESSION]
+        page_function(backend, settings.async_rolls, settings.max_rolls, sessions, telemetry_sources),
+        lambda: app[CLIENT_SESSION],
     )
     app[ERROR_PAGE] = routes.error_page
 
@@ -65,6 +68,7 @@ def create_app(settings: Settings) -> web.Application:
         telemetry.started(settings.server.port)
         yield
         app[routes.PANEL].stop()
+        await telemetry_sources.close()
 
     app.cleanup_ctx.append(client_session(settings.connect_timeout, settings.timeout, settings.connections))
     app.cleanup_ctx.append(panel_served)

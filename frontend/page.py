@@ -15,6 +15,10 @@ import panel_material_ui as pmui
 from frontend import drawing
 from frontend.backend import Backend
 from frontend.drawing import Roll
+from frontend.explorer.model import TRACE_ID
+from frontend.explorer.sources import Telemetry
+from frontend.explorer.views import Explorer
+from frontend.panel_server import TRACE
 from frontend.telemetry import ROOT_SPAN
 from frontend.usage import COOKIE, Sessions, User
 from otel import tracing
@@ -44,7 +48,7 @@ button:focus-visible { outline: 3px solid currentColor; outline-offset: 2px; }
 FOOTER = """<footer>The same by <a href="/docs">API</a> · <a href="/metrics">metrics</a> of this service</footer>"""
 FOOTER_STYLE = "footer { text-align: center; font-size: .9rem; } a { color: inherit; }"
 
-pn.extension(notifications=False)
+pn.extension("tabulator", notifications=False)
 
 
 class ColourScheme(pn.custom.JSComponent):  # type: ignore[misc]
@@ -77,11 +81,19 @@ class RollPage:
         max_rolls: how many of them at the most.
         sessions: who may be signed in, where that is asked for.
         user: who is.
+        explorer: shows the trace of each roll.
     """
 
     def __init__(
-        self, backend: Backend, async_rolls: bool, max_rolls: int, sessions: Sessions | None, user: User | None
+        self,
+        backend: Backend,
+        async_rolls: bool,
+        max_rolls: int,
+        sessions: Sessions | None,
+        user: User | None,
+        explorer: Explorer,
     ) -> None:
+        self._explorer = explorer
         self._backend = backend
         self._user = user
         self._sessions = sessions
@@ -134,14 +146,16 @@ class RollPage:
             sx={"p": 2},
         )
         footer = pn.pane.HTML(FOOTER, stylesheets=[FOOTER_STYLE], sizing_mode="stretch_width")
-        return pmui.Page(
+        page = pmui.Page(
             title="Dice Lab",
             header=self._header(),
             main=[
                 pmui.Grid(
-                    pmui.Grid(controls, size={"xs": 12, "md": 4}),
-                    pmui.Grid(outcome, size={"xs": 12, "md": 8}),
-                    pmui.Grid(history, size=12),
+                    pmui.Grid(
+                        pmui.Column(controls, outcome, history, sizing_mode="stretch_width", sx={"gap": 2}),
+                        size={"xs": 12, "lg": 4},
+                    ),
+                    pmui.Grid(self._explorer.view(), size={"xs": 12, "lg": 8}),
                     pmui.Grid(footer, ColourScheme(width=0, height=0, margin=0), size=12),
                     container=True,
                     spacing=2,
@@ -149,10 +163,12 @@ class RollPage:
                     sx={"mt": 2, "px": {"xs": 1, "md": 0}},
                 )
             ],
-            main_width=1100,
+            main_width=1500,
             theme_toggle=True,
             theme_config=THEME,
         )
+        page.param.watch(lambda event: self._explorer.dark(event.new), "dark_theme")
+        return page
 
     def _header(self) -> list[Any]:
         if self._user is None:
@@ -247,19 +263,25 @@ class RollPage:
         self._history.object = drawing.history(self._rolls)
         if roll.failed:
             self._complain(f"{message} {advice}".strip())
+        if trace_id:
+            self._explorer.show_trace(trace_id)
 
     def _complain(self, message: str) -> None:
         self._alert.object = escape(message, quote=False)
         self._alert.visible = True
 
 
-def page_function(backend: Backend, async_rolls: bool, max_rolls: int, sessions: Sessions | None) -> Any:
+def page_function(
+    backend: Backend, async_rolls: bool, max_rolls: int, sessions: Sessions | None, telemetry: Telemetry
+) -> Any:
     """What Panel calls for each browser session."""
 
     def page() -> pmui.Page:
         try:
             user = sessions.read(pn.state.cookies.get(COOKIE)) if sessions else None
-            return RollPage(backend, async_rolls, max_rolls, sessions, user).view()
+            trace_id = pn.state.session_args.get(TRACE, [b""])[0].decode(errors="replace")
+            explorer = Explorer(telemetry, backend.dice, trace_id if TRACE_ID.fullmatch(trace_id) else "")
+            return RollPage(backend, async_rolls, max_rolls, sessions, user, explorer).view()
         except Exception:  # Panel would show the traceback to the user
             log.exception("The page could not be made", extra={"fields": {}})
             return pmui.Page(

@@ -16,6 +16,7 @@ from opentelemetry.instrumentation.utils import suppress_http_instrumentation
 from panel.io.server import get_server
 from yarl import URL
 
+from frontend.explorer.model import TRACE_ID
 from frontend.origin import refuse_foreign_origin
 from otel.http import TRACE_ID_HEADER
 from otel.tracing import current_trace_id
@@ -26,6 +27,7 @@ PASSED_TO_BROWSER = ("Content-Type", "Content-Length", "Cache-Control", "ETag", 
 MAX_MESSAGE = 20 * 1024 * 1024  # bytes; what Bokeh itself takes
 HEARTBEAT = 30.0  # seconds
 SUBPROTOCOL = "bokeh"
+TRACE = "trace"  # the query parameter that names the trace to show
 
 
 class PanelServer:
@@ -120,9 +122,11 @@ class PanelServer:
         return browser
 
     def _url(self, scheme: str, request: web.Request) -> URL:
-        # The path alone: in the query Bokeh takes orders, a session to join among them, and two browsers in
-        # one session would act as one user.
-        return URL(f"{scheme}://127.0.0.1:{self._server.port}{request.rel_url.raw_path}", encoded=True)
+        # The path, and the one thing that the page asks for: in the query Bokeh takes orders, a session to join
+        # among them, and two browsers in one session would act as one user.
+        trace_id = request.query.get(TRACE, "")
+        query = f"?{TRACE}={trace_id}" if TRACE_ID.fullmatch(trace_id) else ""
+        return URL(f"{scheme}://127.0.0.1:{self._server.port}{request.rel_url.raw_path}{query}", encoded=True)
 
 
 async def _pump(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from yarl import URL
 
@@ -22,6 +23,12 @@ class Settings:
     timeout: float
     connections: int
     list_timeout: float  # for the list of dice, which a page load waits for
+    # Where the explorer looks: the engines that run, and files for what they do not have.
+    telemetry_dir: Path | None
+    tempo_url: URL | None
+    loki_url: URL | None
+    prometheus_url: URL | None
+    grafana_url: URL | None
 
     @classmethod
     def read(cls, env: Environment) -> Settings:
@@ -38,4 +45,9 @@ class Settings:
             timeout=env.number("ROLLER_TIMEOUT", 15.0, 0.01, 600.0),
             connections=env.integer("ROLLER_CONNECTIONS", 2000, 1, 100_000),
             list_timeout=env.number("DICE_LIST_TIMEOUT", 2.0, 0.01, 60.0),
+            telemetry_dir=Path(directory) if (directory := env.text("TELEMETRY_DIR")) else None,
+            tempo_url=env.optional_url("TEMPO_URL"),
+            loki_url=env.optional_url("LOKI_URL"),
+            prometheus_url=env.optional_url("PROMETHEUS_URL"),
+            grafana_url=env.optional_url("GRAFANA_URL"),
         )

@@ -243,6 +243,14 @@ class Plan:
     def url(self, engine: Engine) -> str:
         return f"http://{HOST}:{self.port(engine.ports[0])}"
 
+    def urls(self) -> dict[str, str]:
+        """Where the page finds the engines that it can ask, by the variable that says so."""
+        return {
+            f"{engine.name.upper()}_URL": self.url(engine)
+            for engine, _ in self.found
+            if engine.name in ("tempo", "loki", "prometheus", "grafana")
+        }
+
     def ports(self) -> list[tuple[int, str]]:
         """Every port that is needed, and for whom."""
         return [(self.port(name), engine.name) for engine, _ in self.found for name in engine.ports]

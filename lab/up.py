@@ -221,6 +221,10 @@ class Lab:
         environ["DATABASE_URL"] = self._database_url
         for other in self._stage.services:
             environ[other.url_variable] = self._url(other)
+        environ.setdefault("TELEMETRY_DIR", str(self._run_dir.path))
+        if self._plan:
+            for name, url in self._plan.urls().items():
+                environ.setdefault(name, url)
         if self._options.roll_delay is not None:
             environ["ROLL_DELAY"] = str(self._options.roll_delay)
         if not (environ.get("OTEL_EXPORTER_OTLP_ENDPOINT") or environ.get("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")):

@@ -86,6 +86,10 @@ class Environment:
             raise SettingsError(f"{name}={value!r}: must be a URL such as http://127.0.0.1:8000")
         return url.origin()
 
+    def optional_url(self, name: str) -> URL | None:
+        """:meth:`url`, or ``None`` where the variable is not set."""
+        return self.url(name) if self.text(name) else None
+
 
 @dataclass(frozen=True)
 class ServerSettings:

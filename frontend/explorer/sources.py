@@ -1,0 +1,40 @@
+"""Which source each signal comes from: the engine where it runs, else the run dir's files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from aiohttp import ClientSession
+from yarl import URL
+
+from frontend.explorer.engines import Loki, Tempo
+from frontend.explorer.files import Files
+from frontend.explorer.model import LogSource, TraceSource
+from frontend.settings import Settings
+
+
+@dataclass(frozen=True)
+class Telemetry:
+    """What the explorer looks at; ``None`` where there is nothing to look at."""
+
+    services: tuple[str, ...]
+    traces: TraceSource | None
+    logs: LogSource | None
+    files: Files | None
+    grafana: URL | None
+
+    async def close(self) -> None:
+        if self.files is not None:
+            await self.files.close()
+
+
+def choose(session: Callable[[], ClientSession], settings: Settings) -> Telemetry:
+    files = Files(settings.telemetry_dir) if settings.telemetry_dir else None
+    return Telemetry(
+        services=("dice-roller", *(["die-service"] if settings.die_service_url else []), "frontend"),
+        traces=Tempo(session, settings.tempo_url) if settings.tempo_url else files,
+        logs=Loki(session, settings.loki_url) if settings.loki_url else files,
+        files=files,
+        grafana=settings.grafana_url,
+    )
