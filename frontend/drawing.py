@@ -1,10 +1,8 @@
-"""Dice and the history of rolls, drawn as HTML. Everything that is not a number is escaped."""
+"""Dice and what came of a roll, drawn as HTML."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
-from html import escape
 
 # Where the pips of a face sit, on a grid from 0 to 2 in both directions.
 _CORNERS = ((0, 0), (2, 2), (2, 0), (0, 2))
@@ -43,12 +41,6 @@ code { font-family: ui-monospace, monospace; font-size: .85em; overflow-wrap: an
 .copy:hover { border-color: currentColor; }
 .copy:focus-visible { outline: 3px solid #0b8ecb; outline-offset: 1px; }
 .empty { color: var(--soft); text-align: center; padding: 24px 8px; }
-.scroll { overflow-x: auto; }
-table { width: 100%; border-collapse: collapse; font-size: .9rem; }
-th { text-align: left; color: var(--soft); font-weight: 500; }
-th, td { padding: 6px 10px 6px 0; border-bottom: 1px solid var(--line); vertical-align: top; }
-td.result { min-width: 9em; }
-td.number { font-variant-numeric: tabular-nums; white-space: nowrap; }
 .failed { color: var(--bad); }
 """
 
@@ -92,17 +84,16 @@ def die(face: int | None) -> str:
     )
 
 
-def trace_button(trace_id: str | None, *, short: bool = False) -> str:
+def trace_button(trace_id: str | None) -> str:
     """The trace id with a button that copies it."""
     if not trace_id:
         return ""
-    shown = f"{trace_id[:8]}…" if short else trace_id
     copy = (
         "const b=this;navigator.clipboard.writeText(b.dataset.trace)"
         ".then(()=>{b.textContent='copied';setTimeout(()=>b.textContent='copy',1500)})"
     )
     return (
-        f'<code title="{trace_id}">{shown}</code> <button class="copy" type="button" data-trace="{trace_id}"'
+        f'<code>{trace_id}</code> <button class="copy" type="button" data-trace="{trace_id}"'
         f' aria-label="Copy trace id {trace_id}" onclick="{copy}">copy</button>'
     )
 
@@ -126,26 +117,9 @@ def result(roll: Roll | None) -> str:
     )
 
 
-def history(rolls: Iterable[Roll]) -> str:
-    """The session's rolls as a table, in the order given."""
-    rows = "".join(
-        f'<tr><td class="number">{escape(roll.time)}</td><td>{escape(roll.die)}</td>'
-        f'<td class="result">{_outcome(roll)}</td><td class="number">{roll.milliseconds:.0f} ms</td>'
-        f'<td class="number">{trace_button(roll.trace_id, short=True)}</td></tr>'
-        for roll in rolls
-    )
-    if not rows:
-        return '<div class="empty">Nothing rolled yet.</div>'
-    return (
-        '<div class="scroll"><table><thead><tr><th>Time</th><th>Die</th><th>Result</th><th>Took</th><th>Trace</th></tr>'
-        f"</thead><tbody>{rows}</tbody></table></div>"
-    )
-
-
-def _outcome(roll: Roll) -> str:
+def outcome(roll: Roll) -> str:
+    """What came of a roll, as text."""
     if roll.failed:
-        return f'<span class="failed">{roll.status}: {escape(roll.message)}</span>'
+        return f"✖ {roll.status}: {roll.message}"
     faces = ", ".join(str(face) for face in roll.faces[:10]) + (", …" if len(roll.faces) > 10 else "")
-    if len(roll.faces) == 1:
-        return f"<b>{faces}</b>"
-    return f"<b>{sum(face or 0 for face in roll.faces)}</b> ({faces})"
+    return faces if len(roll.faces) == 1 else f"{sum(face or 0 for face in roll.faces)} ({faces})"

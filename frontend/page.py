@@ -15,9 +15,10 @@ import panel_material_ui as pmui
 from frontend import drawing
 from frontend.backend import Backend
 from frontend.drawing import Roll
+from frontend.explorer.explorer import Explorer
 from frontend.explorer.model import TRACE_ID
+from frontend.explorer.parts import rows_of, text_table
 from frontend.explorer.sources import Telemetry
-from frontend.explorer.views import Explorer
 from frontend.panel_server import TRACE
 from frontend.telemetry import ROOT_SPAN
 from frontend.usage import COOKIE, Sessions, User
@@ -27,6 +28,7 @@ from web.problems import Problem
 log = logging.getLogger(__name__)
 
 HISTORY = 100  # rolls a session remembers
+HISTORY_COLUMNS = {"time": 76, "die": 72, "result": None, "took": 76, "trace": 80}
 ADVICE = {
     "roll-failed": "Risky dice fail now and then, by design. Roll again.",
     "unavailable": "A service is down or too busy. Wait a moment and roll again.",
@@ -113,7 +115,7 @@ class RollPage:
         self._alert = pmui.Alert(object="", severity="error", sizing_mode="stretch_width", visible=False)
         self._reload = pmui.Button(label="Load the dice again", variant="outlined", visible=False)
         self._result = pn.pane.HTML(drawing.result(None), stylesheets=[drawing.STYLE], sizing_mode="stretch_width")
-        self._history = pn.pane.HTML(drawing.history([]), stylesheets=[drawing.STYLE], sizing_mode="stretch_width")
+        self._history = text_table(HISTORY_COLUMNS, self._row_clicked, 260, "Nothing rolled yet", css_classes=["rolls"])
         self._use_async.param.watch(self._async_toggled, "value")
         self._button.on_click(self._roll)
         self._reload.on_click(self._load_dice)
@@ -260,9 +262,20 @@ class RollPage:
         )
         self._rolls.appendleft(roll)
         self._result.object = drawing.result(roll)
-        self._history.object = drawing.history(self._rolls)
+        self._history.value = rows_of(
+            HISTORY_COLUMNS,
+            [
+                (roll.time, roll.die, drawing.outcome(roll), f"{roll.milliseconds:.0f} ms", (roll.trace_id or "")[:8])
+                for roll in self._rolls
+            ],
+        )
         if roll.failed:
             self._complain(f"{message} {advice}".strip())
+        if trace_id:
+            self._explorer.show_trace(trace_id)
+
+    def _row_clicked(self, event: Any) -> None:
+        trace_id = self._rolls[event.row].trace_id if 0 <= event.row < len(self._rolls) else None
         if trace_id:
             self._explorer.show_trace(trace_id)
 

@@ -10,8 +10,9 @@ from aiohttp import web
 from aiohttp.typedefs import Handler
 
 from frontend.backend import Backend
+from frontend.explorer.model import TRACE_ID
 from frontend.origin import refuse_foreign_origin
-from frontend.panel_server import PanelServer
+from frontend.panel_server import TRACE, PanelServer
 from frontend.telemetry import ROOT_SPAN
 from frontend.usage import COOKIE, MAX_AGE, NameRefused, Sessions, User
 from otel import tracing
@@ -33,9 +34,24 @@ def _redirect(location: str) -> web.Response:
     return web.Response(status=303, headers={"Location": location})
 
 
+def _trace_query(request: web.Request) -> str:
+    """The part of the address that names the trace to show; empty where there is none.
+
+    Raises:
+        Problem: 400 for what is no trace id.
+    """
+    trace_id = request.query.get(TRACE)
+    if not trace_id:
+        return ""
+    if not TRACE_ID.fullmatch(trace_id):
+        raise bad_request("A trace id has 32 hexadecimal digits, in small letters.")
+    return f"?{TRACE}={trace_id}"
+
+
 async def page(request: web.Request) -> web.StreamResponse:
+    trace = _trace_query(request)
     if SESSIONS in request.app and _user(request) is None:
-        return _redirect("/sign-in")
+        return _redirect(f"/sign-in{trace}")
     with suppress(Problem):  # it is logged; the page shows the dice last heard of, or says that there are none
         await request.app[BACKEND].fetch_dice()
     return await request.app[PANEL].relay(request)
@@ -83,11 +99,14 @@ async def _roll(request: web.Request, die: str, times: int | None) -> web.Respon
 
 
 async def sign_in_page(request: web.Request) -> web.Response:
-    return aiohttp_jinja2.render_template("sign_in.html", request, {"name": "", "refused": ""})
+    return aiohttp_jinja2.render_template(
+        "sign_in.html", request, {"name": "", "refused": "", "trace": _trace_query(request)}
+    )
 
 
 async def sign_in(request: web.Request) -> web.Response:
     refuse_foreign_origin(request)
+    trace = _trace_query(request)
     try:
         name = str((await request.post()).get("name", ""))
     except (ValueError, LookupError, AssertionError) as error:  # undecodable, an unknown charset, a broken boundary
@@ -96,9 +115,9 @@ async def sign_in(request: web.Request) -> web.Response:
         _, cookie = request.app[SESSIONS].sign_in(name)
     except NameRefused as refused:
         return aiohttp_jinja2.render_template(
-            "sign_in.html", request, {"name": name[:64], "refused": str(refused)}, status=400
+            "sign_in.html", request, {"name": name[:64], "refused": str(refused), "trace": trace}, status=400
         )
-    response = _redirect("/")
+    response = _redirect(f"/{trace}")
     response.set_cookie(COOKIE, cookie, max_age=MAX_AGE, httponly=True, samesite="Lax", path="/")
     return response
 

@@ -187,11 +187,12 @@ def start(service: str, level: str = "INFO", descriptor: int = 1) -> Callable[[]
     root = logging.getLogger()
     root.handlers[:] = [JsonHandler(service, writer)]
     root.setLevel(level)
-    # Libraries imported by now may have brought handlers of their own, which write past this one.
+    # Libraries imported by now may have brought handlers of their own, which write past this one, and levels.
     for name in list(logging.root.manager.loggerDict):
         library = logging.getLogger(name)
         library.handlers.clear()
         library.propagate = True
+        library.setLevel(logging.NOTSET)
     logging.captureWarnings(True)
     # No line of ours says any of these, and finding them out costs a fifth of the making of a record.
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False

@@ -8,7 +8,10 @@ import pytest
 
 from lab import engines
 from tests import labs
+from tests.browser import browser, open_page
 from tests.labs import Lab
+
+__all__ = ["browser", "open_page"]  # fixtures
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -6,76 +6,15 @@ import asyncio
 import os
 import re
 import signal
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from playwright.async_api import Browser, Page, async_playwright, expect
+from playwright.async_api import Browser, expect
 
-from tests.labs import Held, Lab, get, tree, wait_for
+from tests.browser import ROLLS, Open, button, roll
+from tests.labs import Held, Lab, tree, wait_for
 from tests.matrix import spans_of
-
-expect.set_options(timeout=15_000)
-
-
-@pytest.fixture
-async def browser(chromium: str) -> AsyncIterator[Browser]:
-    async with async_playwright() as playwright:
-        browser = await playwright.chromium.launch(
-            executable_path=chromium, args=["--no-sandbox", "--disable-background-networking", "--disable-gpu"]
-        )
-        yield browser
-        await browser.close()
-
-
-Open = Callable[..., Awaitable[Page]]
-
-
-@pytest.fixture
-async def open_page(browser: Browser) -> AsyncIterator[Open]:
-    """Open a lab's page; everything the browser complains of or fetches elsewhere fails the test."""
-    complaints: list[str] = []
-
-    async def opened(lab: Lab, name: str = "alice", **context_options: object) -> Page:
-        context = await browser.new_context(**context_options)  # type: ignore[arg-type]
-        await context.grant_permissions(["clipboard-read", "clipboard-write"], origin=lab.front)
-        page = await context.new_page()
-        page.set_default_timeout(15_000)
-        page.on("pageerror", lambda error: complaints.append(str(error)))
-        page.on("console", lambda line: complaints.append(line.text) if line.type == "error" else None)
-        page.on(
-            "request",
-            lambda request: (
-                None
-                if request.url.startswith((lab.front, "blob:", "data:", "about:"))
-                else complaints.append(f"foreign request {request.url}")
-            ),
-        )
-        await page.goto(lab.front)
-        if lab.stage == 6:
-            await page.get_by_label("Your name").fill(name)
-            await page.get_by_role("button", name="Sign in").click()
-        await expect(button(page)).to_be_enabled()
-        return page
-
-    yield opened
-    assert complaints == []
-
-
-def button(page: Page, name: str = "Roll"):  # type: ignore[no-untyped-def]
-    return page.get_by_role("button", name=name, exact=True)
-
-
-async def roll(page: Page, die: str) -> tuple[str, str]:
-    """Click through one roll; returns the status shown and the trace id."""
-    await button(page, die).click()
-    rows = await page.locator("tbody tr").count()
-    await button(page).click()
-    await expect(page.locator("tbody tr")).to_have_count(rows + 1)
-    await expect(button(page)).to_be_enabled()
-    trace_id = await page.locator("[role=status] [data-trace]").get_attribute("data-trace")
-    assert trace_id
-    return await page.locator("[role=status] .facts span").first.inner_text(), trace_id
 
 
 @pytest.mark.parametrize("stage", [2, 4, 6])
@@ -198,10 +137,10 @@ async def test_a_number_of_rolls_that_is_none_reaches_nobody(
     before = {tuple(sample.labels.items()) for sample in await asyncio.to_thread(lab.samples, "frontend")}
     await button(page).click()
     # The widget may mend the number or hand it on; a number outside the range is rolled by nobody.
-    await expect(page.get_by_role("alert").or_(page.locator("tbody tr")).first).to_be_visible()
+    await expect(page.get_by_role("alert").or_(page.locator(ROLLS)).first).to_be_visible()
     after = {tuple(sample.labels.items()) for sample in await asyncio.to_thread(lab.samples, "frontend")}
     assert after == before
-    if await page.locator("tbody tr").count():
+    if await page.locator(ROLLS).count():
         assert 1 <= await page.locator("[role=status] svg").count() <= 100
     else:
         await expect(page.get_by_role("alert")).to_contain_text("whole number from 1 to 100")
@@ -216,7 +155,7 @@ async def test_nobody_can_be_lured_into_anothers_session(stage_lab: Callable[[in
     await expect(attacker.get_by_text("attacker", exact=True)).to_be_visible()
     await roll(victim, "fair")
     await attacker.wait_for_timeout(300)
-    assert await attacker.locator("tbody tr").count() == 0
+    assert await attacker.locator(ROLLS).count() == 0
 
 
 async def test_signing_out_ends_the_other_tab_too(stage_lab: Callable[[int], Lab], open_page: Open) -> None:
@@ -229,7 +168,7 @@ async def test_signing_out_ends_the_other_tab_too(stage_lab: Callable[[int], Lab
     await expect(page.get_by_label("Your name")).to_be_visible()
     await button(other).click()
     await expect(other.get_by_role("alert")).to_contain_text("You have signed out")
-    assert await other.locator("tbody tr").count() == 1
+    assert await other.locator(ROLLS).count() == 1
     await asyncio.to_thread(lab.settle, "frontend")
     mine = [line["event_type"] for line in lab.logs("frontend") if line.get("username") == "two tabs"]
     assert mine == ["sign_in", "roll", "sign_out"]
@@ -245,7 +184,7 @@ async def test_a_clicked_roll_is_finished_before_the_service_ends(
     await button(page).click()
     await asyncio.to_thread(wait_for, lambda: lab.value("dice-roller", "async_rolls_in_progress") > 5)
     assert await asyncio.to_thread(lab.stop) == 0
-    await expect(page.locator("tbody tr")).to_have_count(1)
+    await expect(page.locator(ROLLS)).to_have_count(1)
     assert await page.locator("[role=status] .facts span").first.inner_text() == "200 OK"
     answers = [line for line in lab.logs("frontend") if line.get("backend_url", "").endswith("/roll-async")]
     assert [line["backend_status"] for line in answers] == [200]
@@ -283,9 +222,9 @@ async def test_one_slow_roll_holds_up_no_other_session(own_lab: Callable[..., La
     finally:
         os.kill(lab.pid("dice-roller"), signal.SIGCONT)
     await expect(first.get_by_role("progressbar")).to_have_count(1)
-    await expect(first.locator("tbody tr")).to_have_count(1)
+    await expect(first.locator(ROLLS)).to_have_count(1)
     assert (await roll(first, "fair"))[0] == "200 OK"
-    assert await first.locator("tbody tr").count() == 2
+    assert await first.locator(ROLLS).count() == 2
 
 
 async def test_sign_in_and_out_with_a_name_that_means_harm(stage_lab: Callable[[int], Lab], open_page: Open) -> None:
@@ -317,7 +256,7 @@ async def test_keyboard_alone_is_enough(stage_lab: Callable[[int], Lab], open_pa
         await page.keyboard.press("Tab")
     assert focused.endswith("Roll")
     await page.keyboard.press("Enter")
-    await expect(page.locator("tbody tr")).to_have_count(1)
+    await expect(page.locator(ROLLS)).to_have_count(1)
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -53,7 +53,10 @@ class Engine:
         try:
             with suppress_http_instrumentation():
                 async with self._session().get(
-                    self._url / path, params=query, headers={"Accept-Encoding": "identity", **(headers or {})}, timeout=TIMEOUT
+                    self._url / path,
+                    params=query,
+                    headers={"Accept-Encoding": "identity", **(headers or {})},
+                    timeout=TIMEOUT,
                 ) as response:
                     body = await response.read()
             if response.status == 404:
@@ -84,19 +87,11 @@ class Tempo(Engine):
         ]
 
     async def traces(self, query: TraceQuery) -> list[TraceSummary]:
-        conditions = [f"resource.service.name = {_quoted(query.service)}"] if query.service else []
-        filters = ["{ " + " && ".join(conditions) + " }"]
-        if query.die:
-            filters.append(f"{{ span.die.type = {_quoted(query.die)} }}")
-        if query.failed is not None:
-            filters.append("{ status = error }" if query.failed else "{ }")
-        if query.min_duration_ms:
-            filters.append(f"{{ traceDuration >= {query.min_duration_ms:g}ms }}")
         now = int(time.time())
         answer = await self.get(
             "api/search",
             {
-                "q": " && ".join(filters) + " | select(span.die.type)",
+                "q": query.traceql() + " | select(span.die.type)",
                 "limit": str(query.limit),
                 "start": str(now - LOOK_BACK),
                 "end": str(now + 60),
@@ -114,19 +109,9 @@ class Loki(Engine):
     name = "Loki"
 
     async def lines(self, query: LogQuery) -> list[LogLine]:
-        selector = f"{{service_name={_quoted(query.service)}" if query.service else '{service_name=~".+"'
-        if query.level:
-            selector += f", level={_quoted(query.level)}"
-        logql = selector + "}"
-        if query.text:
-            logql += f" |~ {_quoted('(?i)' + re.escape(query.text))}"
-        if query.trace_id:
-            logql += f" | trace_id={_quoted(query.trace_id)}"
-        if query.span_id:
-            logql += f" | span_id={_quoted(query.span_id)}"
         answer = await self.get(
             "loki/api/v1/query_range",
-            {"query": logql, "limit": str(query.limit), "direction": "backward", "since": f"{LOOK_BACK}s"},
+            {"query": query.logql(), "limit": str(query.limit), "direction": "backward", "since": f"{LOOK_BACK}s"},
             TENANT,
         )
         streams = ((answer or {}).get("data") or {}).get("result") or ()
@@ -137,11 +122,6 @@ class Loki(Engine):
             for value in stream.get("values") or ()
         ]
         return [line for _, line in sorted(found, key=lambda item: item[0], reverse=True)][: query.limit]
-
-
-def _quoted(text: str) -> str:
-    """A string literal of TraceQL and LogQL."""
-    return orjson.dumps(text).decode()
 
 
 def _hex(text: str) -> str:

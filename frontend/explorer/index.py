@@ -156,9 +156,17 @@ class Index:
         self._last_id = 0
         self._db = duckdb.connect(
             ":memory:",
-            config={"threads": 1, "memory_limit": MEMORY, "temp_directory": str(work_dir), "autoload_known_extensions": False, "autoinstall_known_extensions": False, "preserve_insertion_order": False},
+            config={
+                "threads": 1,
+                "memory_limit": MEMORY,
+                "temp_directory": str(work_dir),
+                "autoload_known_extensions": False,
+                "autoinstall_known_extensions": False,
+                "preserve_insertion_order": False,
+            },
         )
-        self._db.execute("ATTACH ':memory:' AS tables (COMPRESS); USE tables"); self._db.execute(TABLES)
+        self._db.execute("ATTACH ':memory:' AS tables (COMPRESS); USE tables")
+        self._db.execute(TABLES)
 
     def look(self) -> None:
         """Find new files and new names of old ones, forget those that are gone, read what was appended."""

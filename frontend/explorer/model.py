@@ -66,6 +66,17 @@ class TraceQuery:
     min_duration_ms: float = 0.0
     limit: int = 100
 
+    def traceql(self) -> str:
+        """The query for Tempo. That nothing failed cannot be said in it."""
+        parts = [f"{{ resource.service.name = {quoted(self.service)} }}"] if self.service else []
+        if self.die:
+            parts.append(f"{{ span.die.type = {quoted(self.die)} }}")
+        if self.failed:
+            parts.append("{ status = error }")
+        if self.min_duration_ms:
+            parts.append(f"{{ traceDuration >= {self.min_duration_ms:g}ms }}")
+        return " && ".join(parts) or "{ }"
+
 
 @dataclass(frozen=True)
 class LogLine:
@@ -90,6 +101,25 @@ class LogQuery:
     trace_id: str = ""
     span_id: str = ""
     limit: int = 300
+
+    def logql(self) -> str:
+        """The query for Loki."""
+        labels = [f"service_name={quoted(self.service)}" if self.service else 'service_name=~".+"']
+        if self.level:
+            labels.append(f"level={quoted(self.level)}")
+        query = f"{{{', '.join(labels)}}}"
+        if self.text:
+            query += f" |~ {quoted('(?i)' + re.escape(self.text))}"
+        if self.trace_id:
+            query += f" | trace_id={quoted(self.trace_id)}"
+        if self.span_id:
+            query += f" | span_id={quoted(self.span_id)}"
+        return query
+
+
+def quoted(text: str) -> str:
+    """A string literal of TraceQL and LogQL."""
+    return orjson.dumps(text).decode()
 
 
 class TraceSource(Protocol):
@@ -304,9 +334,8 @@ def _covered(stretches: Iterable[tuple[int, int]]) -> int:
     total = 0
     reached = 0
     for start, finish in sorted(stretches):
-        start = max(start, reached)
-        if finish > start:
-            total += finish - start
+        if finish > reached:
+            total += finish - max(start, reached)
             reached = finish
     return total
 
@@ -315,5 +344,7 @@ def duration_text(nanoseconds: float) -> str:
     """A duration as people read it, such as ``1.24 s``, ``183 ms`` or ``12 µs``."""
     for unit, size in (("s", 1e9), ("ms", 1e6), ("µs", 1e3)):
         if nanoseconds >= size:
-            return f"{nanoseconds / size:.3g} {unit}" if nanoseconds < 1000 * size else f"{nanoseconds / size:.0f} {unit}"
+            return (
+                f"{nanoseconds / size:.3g} {unit}" if nanoseconds < 1000 * size else f"{nanoseconds / size:.0f} {unit}"
+            )
     return f"{nanoseconds:.0f} ns"

@@ -24,6 +24,19 @@ class Telemetry:
     files: Files | None
     grafana: URL | None
 
+    @property
+    def behind(self) -> int:
+        """Bytes of older files that are still to be read, where files are read at all."""
+        return self.files.behind if self.files else 0
+
+    def badge(self, source: TraceSource | LogSource | None) -> str:
+        """HTML that says where a view's content comes from."""
+        if source is None:
+            return '<span class="source" data-source="">no source</span>'
+        late = source is self.files and self.behind
+        more = f'<span class="soft">reading older files, {self.behind / 1e6:.0f} MB to go</span>' if late else ""
+        return f'{more}<span class="source" data-source="{source.name}">from {source.name}</span>'
+
     async def close(self) -> None:
         if self.files is not None:
             await self.files.close()

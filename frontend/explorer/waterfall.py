@@ -19,6 +19,7 @@ from bokeh.models import (
 from bokeh.plotting import figure
 
 from frontend.explorer.model import Trace, duration_text
+from frontend.explorer.parts import BAD
 
 ROW = 24  # pixels
 AXIS = 30  # pixels above the first row
@@ -27,7 +28,7 @@ MAX_DEPTH = 14  # deeper rows are not indented further
 # Apart in hue and in lightness, readable on a light page and on a dark one.
 COLOURS = {"frontend": "#3d9a5f", "dice-roller": "#2f7fd1", "die-service": "#a05fc4"}
 OTHER_COLOURS = ("#c98a1b", "#1f9c9c", "#b0563c", "#6f7f8c")
-BAD = "#e0413a"
+INK, LIGHT_INK = "#1d2b36", "#e3eaf0"
 CRITICAL = "#f2a900"
 # Values stand in place of @names as text; Bokeh would take them for markup only if it were told {safe}.
 TOOLTIP = """
@@ -56,7 +57,7 @@ class Waterfall:
 
     def __init__(self, on_select: Callable[[int | None], None]) -> None:
         self._trace: Trace | None = None
-        self._ink = "#1d2b36"
+        self._ink = INK
         self._source = ColumnDataSource({name: [] for name in COLUMNS})
         self._critical = ColumnDataSource({"y": [], "left": [], "right": []})
         self._y = Range1d(0, 1)
@@ -88,14 +89,12 @@ class Waterfall:
         )  # fmt: skip
         self._names, self._bars = names, bars
         self.layout = row(names, bars, sizing_mode="stretch_width", spacing=0)
-        self._source.selected.on_change(
-            "indices", lambda _attribute, _old, new: on_select(new[0] if new else None)
-        )
+        self._source.selected.on_change("indices", lambda _attribute, _old, new: on_select(new[0] if new else None))
 
     def _figure(self, name: str, x_range: Range1d, **options: Any) -> Any:
         plot = figure(
             name=name, x_range=x_range, y_range=self._y, tools="", toolbar_location=None, x_axis_location="above",
-            sizing_mode="stretch_width", frame_height=ROW, min_border_top=AXIS, min_border_bottom=6, min_border_left=0,
+            sizing_mode="stretch_width", frame_height=ROW, min_border_top=AXIS, min_border_bottom=6, min_border_left=3,
             background_fill_alpha=0, border_fill_alpha=0, outline_line_color=None, **options,
         )  # fmt: skip
         plot.yaxis.visible = False
@@ -111,7 +110,7 @@ class Waterfall:
         )
         return plot
 
-    def show(self, trace: Trace, selected: int | None) -> None:
+    def show(self, trace: Trace) -> None:
         self._trace = trace
         count = max(1, len(trace.rows))
         total = max(trace.duration, 1) / 1e6
@@ -148,7 +147,6 @@ class Waterfall:
             for name, value in values.items():
                 columns[name].append(value)
         self._source.data = columns
-        self._source.selected.indices = [] if selected is None else [selected]
         parts = [part for part in trace.critical if part.span.span_id in places]
         self._critical.data = {
             "y": [places[part.span.span_id] + 0.5 + 0.36 for part in parts],
@@ -161,9 +159,17 @@ class Waterfall:
         self._y.update(start=count, end=0)
         self._x.update(start=-0.005 * total, end=1.02 * total, reset_start=-0.005 * total, reset_end=1.02 * total)
 
+    def select(self, place: int | None) -> None:
+        """Mark a row as the selected one."""
+        self._source.selected.indices = [] if place is None else [place]
+
+    @property
+    def dark(self) -> bool:
+        """Whether letters are light, for a dark page."""
+        return self._ink == LIGHT_INK
+
+    @dark.setter
     def dark(self, dark: bool) -> None:
-        """Write in light letters, or in dark ones."""
-        self._ink = "#e3eaf0" if dark else "#1d2b36"
+        self._ink = LIGHT_INK if dark else INK
         if self._trace is not None:
-            indices = self._source.selected.indices
-            self.show(self._trace, indices[0] if indices else None)
+            self.show(self._trace)
