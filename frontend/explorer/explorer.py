@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import panel as pn
 import panel_material_ui as pmui
@@ -14,6 +14,7 @@ from panel.io.state import set_curdoc
 
 from frontend.explorer.logs_view import LogsView
 from frontend.explorer.model import SourceError
+from frontend.explorer.parts import html
 from frontend.explorer.recent_view import RecentView
 from frontend.explorer.sources import Telemetry
 from frontend.explorer.trace_view import TraceView
@@ -21,7 +22,11 @@ from frontend.explorer.trace_view import TraceView
 log = logging.getLogger(__name__)
 
 TRACE, LOGS, RECENT = range(3)
+TITLES = ("Trace", "Logs", "Recent traces")
+NOTHING = '<div class="empty">Roll a die: the way of that roll through the services appears here.</div>'
 RETRY = 2.0  # seconds after which a source that did not answer is asked again
+
+V = TypeVar("V", TraceView, LogsView, RecentView)
 
 
 class Explorer:
@@ -37,21 +42,19 @@ class Explorer:
     """
 
     def __init__(self, telemetry: Telemetry, dice: list[str], trace_id: str) -> None:
+        self._telemetry = telemetry
+        self._dice = dice
+        self._dark = False
         self._document = pn.state.curdoc
         self._wake = asyncio.Event()
-        self._trace = TraceView(telemetry, self._draw, self.show_lines)
-        self._logs = LogsView(telemetry, self._draw, self._wake.set, self.show_trace)
-        self._recent = RecentView(telemetry, dice, self._draw, self._wake.set, self.show_trace)
-        self._views = (self._trace, self._logs, self._recent)
-        self._tabs = pmui.Tabs(
-            ("Trace", self._trace.panel),
-            ("Logs", self._logs.panel),
-            ("Recent traces", self._recent.panel),
-            sizing_mode="stretch_width",
-        )
-        self._tabs.param.watch(lambda _event: self._wake.set(), "active")
+        # A view is made when it is first opened: each costs the page a good part of what the rest of it does.
+        self._made: dict[int, TraceView | LogsView | RecentView] = {}
+        self._places = [pn.Column(html(), sizing_mode="stretch_width", min_height=320) for _ in TITLES]
+        self._places[TRACE].objects = [html(NOTHING)]
+        self._tabs = pmui.Tabs(*zip(TITLES, self._places, strict=True), sizing_mode="stretch_width")
+        self._tabs.param.watch(self._opened, "active")
         if trace_id:
-            self._trace.show(trace_id)
+            self._trace().show(trace_id)
         task = asyncio.create_task(self._keep_fresh())
         pn.state.on_session_destroyed(lambda _context: task.cancel())
 
@@ -60,11 +63,13 @@ class Explorer:
 
     def dark(self, dark: bool) -> None:
         """Follow the page's light or dark scheme."""
-        self._trace.dark = dark
+        self._dark = dark
+        for view in self._made.values():
+            view.dark(dark)
 
     def show_trace(self, trace_id: str, span_id: str = "") -> None:
         """Show a trace, now or as soon as it arrives, and name it in the page's address."""
-        self._trace.show(trace_id, span_id)
+        self._trace().show(trace_id, span_id)
         self._tabs.active = TRACE
         if pn.state.location is not None:
             pn.state.location.update_query(trace=trace_id)
@@ -72,20 +77,49 @@ class Explorer:
 
     def show_lines(self, trace_or_span_id: str) -> None:
         """Show the log lines of a trace or of a span."""
-        self._logs.show(trace_or_span_id)
+        self._logs().show(trace_or_span_id)
         self._tabs.active = LOGS
+        self._wake.set()
+
+    # --- the views ---
+
+    def _trace(self) -> TraceView:
+        return self._view(TRACE, lambda: TraceView(self._telemetry, self._draw, self.show_lines))
+
+    def _logs(self) -> LogsView:
+        return self._view(LOGS, lambda: LogsView(self._telemetry, self._draw, self._wake.set, self.show_trace))
+
+    def _recent(self) -> RecentView:
+        return self._view(
+            RECENT, lambda: RecentView(self._telemetry, self._dice, self._draw, self._wake.set, self.show_trace)
+        )
+
+    def _view(self, place: int, make: Callable[[], V]) -> V:
+        view = self._made.get(place)
+        if view is None:
+            view = self._made[place] = make()
+            view.dark(self._dark)
+            self._places[place].objects = [view.panel]
+        return cast(V, view)
+
+    def _opened(self, event: Any) -> None:
+        if event.new != TRACE:  # that one is made when there is a trace to show
+            (self._logs, self._recent)[event.new - LOGS]()
         self._wake.set()
 
     async def _keep_fresh(self) -> None:
         while True:
             self._wake.clear()
-            view = self._views[self._tabs.active]
-            wait: float | None = RETRY
+            view = self._made.get(self._tabs.active)
+            wait: float | None = None
             try:
-                wait = await view.refresh()
+                wait = await view.refresh() if view else None
             except SourceError as error:
-                self._draw(view.say, str(error))
+                wait = RETRY
+                if view:
+                    self._draw(view.say, str(error))
             except Exception:  # a defect; the page goes on
+                wait = RETRY
                 log.exception("The telemetry could not be fetched", extra={"fields": {}})
             with suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(self._wake.wait(), wait)

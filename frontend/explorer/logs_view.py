@@ -70,6 +70,9 @@ class LogsView:
         self._service.value = self._level.value = self._text.value = ""
         self._id.value = trace_or_span_id
 
+    def dark(self, dark: bool) -> None:
+        """Its table follows the page by itself."""
+
     def say(self, message: str) -> None:
         self._head.object = failure(message)
 

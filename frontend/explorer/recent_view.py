@@ -57,6 +57,9 @@ class RecentView:
             pn.FlexBox(*controls, align_items="center"), self._head, self._table, sizing_mode="stretch_width"
         )
 
+    def dark(self, dark: bool) -> None:
+        """Its table follows the page by itself."""
+
     def say(self, message: str) -> None:
         self._head.object = failure(message)
 

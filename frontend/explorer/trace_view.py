@@ -18,7 +18,6 @@ POLL = 0.4  # seconds between two looks at a trace that is still arriving
 SETTLED = 3.0  # seconds after its end for which a trace that looks whole is looked at again
 ARRIVING = 15.0  # the same for one that misses something
 HEIGHT = 560  # pixels; a longer waterfall scrolls
-NOTHING = '<div class="empty">Roll a die: the way of that roll through the services appears here.</div>'
 HINT = bar(
     '<span class="soft">Click a span for its attributes. Drag over bars to look closer, double-click to go back.</span>'
 )
@@ -40,7 +39,7 @@ class TraceView:
         self._trace: Trace | None = None
         self._span_id = ""  # of the span that is selected
         self._asked = 0.0
-        self._head = html(NOTHING, css_classes=["trace"])
+        self._head = html(css_classes=["trace"])
         self._waterfall = Waterfall(self._selected)
         self._plot = pn.Column(
             pn.pane.Bokeh(self._waterfall.layout, sizing_mode="stretch_width", margin=0),
@@ -52,17 +51,10 @@ class TraceView:
         self._detail = html(css_classes=["detail"])
         self._lines = pmui.Button(label="Log lines", icon="notes", size="small", variant="outlined", visible=False)
         self._lines.on_click(lambda _event: show_lines(self._span_id or self._trace_id))
-        self.panel = pn.Column(
-            self._head, self._plot, self._lines, self._detail, sizing_mode="stretch_width", min_height=320
-        )
+        self.panel = pn.Column(self._head, self._plot, self._lines, self._detail, sizing_mode="stretch_width")
 
-    @property
-    def dark(self) -> bool:
-        return self._waterfall.dark
-
-    @dark.setter
     def dark(self, dark: bool) -> None:
-        self._waterfall.dark = dark
+        self._waterfall.dark(dark)
 
     def show(self, trace_id: str, span_id: str = "") -> None:
         """Show a trace, now or as soon as it arrives, with one of its spans selected."""

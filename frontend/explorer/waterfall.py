@@ -163,13 +163,8 @@ class Waterfall:
         """Mark a row as the selected one."""
         self._source.selected.indices = [] if place is None else [place]
 
-    @property
-    def dark(self) -> bool:
-        """Whether letters are light, for a dark page."""
-        return self._ink == LIGHT_INK
-
-    @dark.setter
     def dark(self, dark: bool) -> None:
+        """Write in light letters, for a dark page, or in dark ones."""
         self._ink = LIGHT_INK if dark else INK
         if self._trace is not None:
             self.show(self._trace)
