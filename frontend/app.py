@@ -28,7 +28,7 @@ TEMPLATES = Path(__file__).parent / "templates"
 def create_app(settings: Settings) -> web.Application:
     app = new_application()
     registry = new_registry()
-    dice = [] if settings.die_service_url else BUILTIN_DICE
+    dice = [] if settings.die_service_url else list(BUILTIN_DICE)
     sessions = Sessions(settings.session_secret) if settings.sign_in else None
 
     backend = app[routes.BACKEND] = Backend(

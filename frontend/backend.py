@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from time import perf_counter
 from typing import Any
 
 import orjson
 from aiohttp import ClientError, ClientSession, ClientTimeout, ConnectionTimeoutError
+from opentelemetry.instrumentation.utils import suppress_http_instrumentation
 from yarl import URL
 
 from frontend.settings import Settings
@@ -17,7 +19,9 @@ from frontend.usage import Sessions, User
 from otel.http import CLIENT_CLOSED_REQUEST
 from web.problems import Problem, timed_out, unavailable
 
-BUILTIN_DICE = ("fair", "risky")
+# A die's faces, and the share of its rolls that fail.
+Promise = tuple[Sequence[int], float]
+BUILTIN_DICE: dict[str, Promise] = {"fair": (range(1, 7), 0.0), "risky": (range(2, 8), 0.1)}
 
 
 class Backend:
@@ -37,6 +41,7 @@ class Backend:
         self._telemetry = telemetry
         self._under_way: set[asyncio.Task[Any]] = set()
         self._sessions = sessions
+        self._promises: dict[str, Promise] = {}
         self._dice: list[str] = [] if self._dice_url else list(BUILTIN_DICE)
 
     @property
@@ -112,6 +117,20 @@ class Backend:
             raise unavailable("The die-service answered with something that is no list of dice.", error) from None
         self._telemetry.dice_fetched(self._dice, str(self._dice_url))
         return self.dice
+
+    async def promise(self, die: str) -> Promise | None:
+        """What a die promises, or ``None`` when the die-service does not say. Each die is asked for once."""
+        if self._dice_url is None:
+            return BUILTIN_DICE.get(die)
+        if die not in self._promises and die in self._dice:
+            with suppress(Problem), suppress_http_instrumentation():
+                timeout = ClientTimeout(total=self._list_timeout)
+                status, document, _ = await self._get(self._dice_url, {"identifier": die}, timeout)
+                with suppress(KeyError, TypeError, ValueError):
+                    specification = document["specification"] if status == 200 else {}
+                    faces = [int(face) for face in specification["faces"]]
+                    self._promises[die] = (faces, float(specification["error_rate"]))
+        return self._promises.get(die)
 
     async def _get(
         self, url: URL, query: dict[str, str], timeout: ClientTimeout | None = None

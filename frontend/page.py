@@ -298,7 +298,9 @@ def page_function(
         try:
             user = sessions.read(pn.state.cookies.get(COOKIE)) if sessions else None
             trace_id = pn.state.session_args.get(TRACE, [b""])[0].decode(errors="replace")
-            explorer = Explorer(telemetry, backend.dice, trace_id if TRACE_ID.fullmatch(trace_id) else "")
+            explorer = Explorer(
+                telemetry, backend.dice, backend.promise, trace_id if TRACE_ID.fullmatch(trace_id) else ""
+            )
             return RollPage(backend, async_rolls, max_rolls, sessions, user, explorer).view()
         except Exception:  # Panel would show the traceback to the user
             log.exception("The page could not be made", extra={"fields": {}})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Any, TypeVar, cast
 
@@ -13,6 +13,7 @@ import panel_material_ui as pmui
 from panel.io.state import set_curdoc
 
 from frontend.explorer.logs_view import LogsView
+from frontend.explorer.metrics_view import MetricsView, Promise
 from frontend.explorer.model import SourceError
 from frontend.explorer.parts import html
 from frontend.explorer.recent_view import RecentView
@@ -21,12 +22,12 @@ from frontend.explorer.trace_view import TraceView
 
 log = logging.getLogger(__name__)
 
-TRACE, LOGS, RECENT = range(3)
-TITLES = ("Trace", "Logs", "Recent traces")
+TRACE, LOGS, METRICS, RECENT = range(4)
+TITLES = ("Trace", "Logs", "Metrics", "Recent traces")
 NOTHING = '<div class="empty">Roll a die: the way of that roll through the services appears here.</div>'
 RETRY = 2.0  # seconds after which a source that did not answer is asked again
 
-V = TypeVar("V", TraceView, LogsView, RecentView)
+V = TypeVar("V", TraceView, LogsView, MetricsView, RecentView)
 
 
 class Explorer:
@@ -38,17 +39,25 @@ class Explorer:
     Args:
         telemetry: where everything comes from.
         dice: the dice there are.
+        promise: asks for a die's faces and the share of its rolls that fail; ``None`` when that cannot be had.
         trace_id: a trace to show first; empty for none.
     """
 
-    def __init__(self, telemetry: Telemetry, dice: list[str], trace_id: str) -> None:
+    def __init__(
+        self,
+        telemetry: Telemetry,
+        dice: list[str],
+        promise: Callable[[str], Awaitable[Promise | None]],
+        trace_id: str,
+    ) -> None:
         self._telemetry = telemetry
+        self._promise = promise
         self._dice = dice
         self._dark = False
         self._document = pn.state.curdoc
         self._wake = asyncio.Event()
         # A view is made when it is first opened: each costs the page a good part of what the rest of it does.
-        self._made: dict[int, TraceView | LogsView | RecentView] = {}
+        self._made: dict[int, TraceView | LogsView | MetricsView | RecentView] = {}
         self._places = [pn.Column(html(), sizing_mode="stretch_width", min_height=320) for _ in TITLES]
         self._places[TRACE].objects = [html(NOTHING)]
         self._tabs = pmui.Tabs(*zip(TITLES, self._places, strict=True), sizing_mode="stretch_width")
@@ -89,6 +98,11 @@ class Explorer:
     def _logs(self) -> LogsView:
         return self._view(LOGS, lambda: LogsView(self._telemetry, self._draw, self._wake.set, self.show_trace))
 
+    def _metrics(self) -> MetricsView:
+        return self._view(
+            METRICS, lambda: MetricsView(self._telemetry, self._dice, self._promise, self._draw, self._wake.set)
+        )
+
     def _recent(self) -> RecentView:
         return self._view(
             RECENT, lambda: RecentView(self._telemetry, self._dice, self._draw, self._wake.set, self.show_trace)
@@ -104,7 +118,7 @@ class Explorer:
 
     def _opened(self, event: Any) -> None:
         if event.new != TRACE:  # that one is made when there is a trace to show
-            (self._logs, self._recent)[event.new - LOGS]()
+            (self._logs, self._metrics, self._recent)[event.new - LOGS]()
         self._wake.set()
 
     async def _keep_fresh(self) -> None:

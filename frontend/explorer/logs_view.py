@@ -15,7 +15,7 @@ from frontend.explorer.sources import Telemetry
 FOLLOW = 1.0  # seconds between two looks
 LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL", "unknown")
 MARKS = {"WARNING": "▲ WARNING", "ERROR": "✖ ERROR", "CRITICAL": "✖ CRITICAL"}
-COLUMNS = {"time": 98, "level": 92, "service": 96, "message": None, "fields": None, "trace": 84}
+COLUMNS = {"time": 112, "level": 92, "service": 96, "message": None, "fields": None, "trace": 84}
 
 
 class LogsView:

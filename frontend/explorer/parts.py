@@ -49,10 +49,10 @@ TABLE_STYLE = """
 :host .tabulator .tabulator-header .tabulator-col-title { font-weight: 500; opacity: .7; }
 :host .tabulator .tabulator-header .tabulator-col .tabulator-col-content { padding: 4px 8px; }
 :host .tabulator .tabulator-row, :host .tabulator .tabulator-row.tabulator-row-even {
-  min-height: 0; cursor: pointer; background: none;
+  min-height: 0; cursor: pointer; background: none !important;
   border-bottom: 1px solid color-mix(in srgb, currentColor 12%, transparent);
 }
-:host .tabulator .tabulator-row:hover { background: color-mix(in srgb, currentColor 9%, transparent); }
+:host .tabulator .tabulator-row:hover { background: color-mix(in srgb, currentColor 9%, transparent) !important; }
 :host .tabulator .tabulator-row .tabulator-cell { padding: 3px 8px; min-height: 0; height: auto; border: none; }
 """
 
@@ -125,6 +125,7 @@ def text_table(
         selectable=False,
         sizing_mode="stretch_width",
         height=height,
+        row_height=28,
         layout="fit_columns",
         theme="simple",
         formatters={name: {"type": "plaintext"} for name in columns},

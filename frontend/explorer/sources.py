@@ -10,8 +10,10 @@ from yarl import URL
 
 from frontend.explorer.engines import Loki, Tempo
 from frontend.explorer.files import Files
+from frontend.explorer.metrics import MetricSource, Pages, Prometheus
 from frontend.explorer.model import LogSource, TraceSource
 from frontend.settings import Settings
+from web.settings import ServerSettings
 
 
 @dataclass(frozen=True)
@@ -21,6 +23,8 @@ class Telemetry:
     services: tuple[str, ...]
     traces: TraceSource | None
     logs: LogSource | None
+    metrics: MetricSource
+    pages: Pages
     files: Files | None
     grafana: URL | None
 
@@ -29,7 +33,7 @@ class Telemetry:
         """Bytes of older files that are still to be read, where files are read at all."""
         return self.files.behind if self.files else 0
 
-    def badge(self, source: TraceSource | LogSource | None) -> str:
+    def badge(self, source: TraceSource | LogSource | MetricSource | None) -> str:
         """HTML that says where a view's content comes from."""
         if source is None:
             return '<span class="source" data-source="">no source</span>'
@@ -38,16 +42,29 @@ class Telemetry:
         return f'{more}<span class="source" data-source="{source.name}">from {source.name}</span>'
 
     async def close(self) -> None:
+        await self.pages.close()
         if self.files is not None:
             await self.files.close()
 
 
 def choose(session: Callable[[], ClientSession], settings: Settings) -> Telemetry:
+    services = {"frontend": own_url(settings.server), "dice-roller": settings.roller_url}
+    if settings.die_service_url:
+        services["die-service"] = settings.die_service_url
     files = Files(settings.telemetry_dir) if settings.telemetry_dir else None
+    pages = Pages(session, services)
     return Telemetry(
-        services=("dice-roller", *(["die-service"] if settings.die_service_url else []), "frontend"),
+        services=tuple(services),
+        metrics=Prometheus(session, settings.prometheus_url) if settings.prometheus_url else pages,
+        pages=pages,
         traces=Tempo(session, settings.tempo_url) if settings.tempo_url else files,
         logs=Loki(session, settings.loki_url) if settings.loki_url else files,
         files=files,
         grafana=settings.grafana_url,
     )
+
+
+def own_url(server: ServerSettings) -> URL:
+    """Where this service's own pages are, seen from this machine."""
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(server.host, server.host)
+    return URL.build(scheme="http", host=host, port=server.port)

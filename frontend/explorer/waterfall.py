@@ -88,6 +88,8 @@ class Waterfall:
             text_font_size="11px", text_color="took_colour", text_alpha=0.9, source=self._source,
         )  # fmt: skip
         self._names, self._bars = names, bars
+        for drawn in (*names.renderers[1:], *bars.renderers[1:]):
+            drawn.nonselection_glyph = None  # the band shows what is selected; the rest stays as it is
         self.layout = row(names, bars, sizing_mode="stretch_width", spacing=0)
         self._source.selected.on_change("indices", lambda _attribute, _old, new: on_select(new[0] if new else None))
 
