@@ -17,7 +17,7 @@ from frontend.backend import Backend
 from frontend.drawing import Roll
 from frontend.explorer.explorer import Explorer
 from frontend.explorer.model import TRACE_ID
-from frontend.explorer.parts import html, rows_of, text_table
+from frontend.explorer.parts import TextTable
 from frontend.explorer.sources import Telemetry
 from frontend.panel_server import TRACE
 from frontend.telemetry import ROOT_SPAN
@@ -115,9 +115,7 @@ class RollPage:
         self._alert = pmui.Alert(object="", severity="error", sizing_mode="stretch_width", visible=False)
         self._reload = pmui.Button(label="Load the dice again", variant="outlined", visible=False)
         self._result = pn.pane.HTML(drawing.result(None), stylesheets=[drawing.STYLE], sizing_mode="stretch_width")
-        # Its table is made with the first roll: a table takes a tenth of the time that the page does.
-        self._history: Any = None
-        self._history_place = pn.Column(html("Nothing rolled yet."), sizing_mode="stretch_width")
+        self._history = TextTable(HISTORY_COLUMNS, self._row_clicked, 260, "rolls")
         self._use_async.param.watch(self._async_toggled, "value")
         self._button.on_click(self._roll)
         self._reload.on_click(self._load_dice)
@@ -144,7 +142,7 @@ class RollPage:
         )
         history = pmui.Paper(
             pmui.Column(
-                pmui.Typography("This session's rolls", variant="h6"), self._history_place, sizing_mode="stretch_width"
+                pmui.Typography("This session's rolls", variant="h6"), self._history.panel, sizing_mode="stretch_width"
             ),
             sizing_mode="stretch_width",
             sx={"p": 2},
@@ -264,11 +262,7 @@ class RollPage:
         )
         self._rolls.appendleft(roll)
         self._result.object = drawing.result(roll)
-        if self._history is None:
-            self._history = text_table(HISTORY_COLUMNS, self._row_clicked, 260, "", css_classes=["rolls"])
-            self._history_place.objects = [self._history]
-        self._history.value = rows_of(
-            HISTORY_COLUMNS,
+        self._history.show(
             [
                 (roll.time, roll.die, drawing.outcome(roll), f"{roll.milliseconds:.0f} ms", (roll.trace_id or "")[:8])
                 for roll in self._rolls

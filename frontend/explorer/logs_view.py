@@ -9,7 +9,7 @@ import panel as pn
 import panel_material_ui as pmui
 
 from frontend.explorer.model import LogLine, LogQuery
-from frontend.explorer.parts import bar, definitions, failure, grafana_link, html, rows_of, text_table
+from frontend.explorer.parts import TextTable, bar, definitions, failure, grafana_link, html
 from frontend.explorer.sources import Telemetry
 
 FOLLOW = 1.0  # seconds between two looks
@@ -53,14 +53,14 @@ class LogsView:
                 control.size = "small"
             control.param.watch(lambda _event: changed(), "value")
         self._head = html()
-        self._table = text_table(COLUMNS, self._clicked, 480, "No lines", css_classes=["lines"])
+        self._table = TextTable(COLUMNS, self._clicked, 480, "lines")
         self._lines: list[LogLine] = []
         self._detail = html(css_classes=["line"])
         self._asked: LogQuery | None = None
         self.panel = pn.Column(
             pn.FlexBox(*controls, align_items="center"),
             self._head,
-            self._table,
+            self._table.panel,
             self._detail,
             sizing_mode="stretch_width",
         )
@@ -112,8 +112,7 @@ class LogsView:
         if query != self._asked:
             self._detail.object = ""
         self._lines, self._asked = lines, query
-        self._table.value = rows_of(
-            COLUMNS,
+        self._table.show(
             [
                 (
                     line.time[11:23],

@@ -101,8 +101,9 @@ class MetricsView:
     async def refresh(self) -> float | None:
         """Fetch and draw; returns the seconds after which to do so again, ``None`` for never."""
         source, die = self._telemetry.metrics, self._die.value
-        figures = await source.figures()
+        # First: that the die-service is asked for it must not stand in the figures as something that happens.
         promise = await self._promise(die) if die else None
+        figures = await source.figures()
         self._draw_later(self._draw, figures, die, promise)
         return INTERVAL
 

@@ -107,36 +107,52 @@ def grafana_link(grafana: URL | None, kind: str, queries: Sequence[Mapping[str, 
     return f'<a href="{escape(str(url))}" target="_blank" rel="noopener">Grafana ↗</a>'
 
 
-def text_table(
-    columns: Mapping[str, int | None], on_click: Callable[[Any], None], height: int, empty: str, **options: Any
-) -> pn.widgets.Tabulator:
+class TextTable:
     """A table of text.
+
+    It is made with its first rows: a table is the dearest part of a page, and one that is filled while the browser
+    still builds it may stay empty there.
 
     Args:
         columns: their names, with widths in pixels; those without share what is left.
         on_click: gets Panel's event, which has ``row`` and ``column``.
         height: in pixels.
-        empty: said where there are no rows.
+        css_class: to find it by.
     """
-    return pn.widgets.Tabulator(
-        rows_of(columns, []),
-        show_index=False,
-        disabled=True,
-        selectable=False,
-        sizing_mode="stretch_width",
-        height=height,
-        row_height=28,
-        layout="fit_columns",
-        theme="simple",
-        formatters={name: {"type": "plaintext"} for name in columns},
-        widths={name: width for name, width in columns.items() if width},
-        configuration={"columnDefaults": {"headerSort": False, "tooltip": False}, "placeholder": empty},
-        stylesheets=[TABLE_STYLE],
-        on_click=on_click,
-        **options,
-    )
 
+    def __init__(
+        self, columns: Mapping[str, int | None], on_click: Callable[[Any], None], height: int, css_class: str
+    ) -> None:
+        self._columns = columns
+        self._on_click = on_click
+        self._height = height
+        self._css_class = css_class
+        self._table: Any = None
+        self.panel = pn.Column(html(), sizing_mode="stretch_width")
 
-def rows_of(columns: Mapping[str, Any], rows: Sequence[Sequence[Any]]) -> pd.DataFrame:
-    """Rows as what the tables take."""
-    return pd.DataFrame([[str(cell) for cell in row] for row in rows], columns=list(columns), dtype=object)
+    def show(self, rows: Sequence[Sequence[Any]]) -> None:
+        """Show these rows, a cell a column."""
+        cells = [[str(cell) for cell in row] for row in rows]
+        value = pd.DataFrame(cells, columns=list(self._columns), dtype=object)
+        if self._table is not None:
+            self._table.value = value
+            return
+        self._table = pn.widgets.Tabulator(
+            value,
+            show_index=False,
+            disabled=True,
+            selectable=False,
+            sizing_mode="stretch_width",
+            height=self._height,
+            row_height=28,
+            layout="fit_columns",
+            theme="simple",
+            # Not one of those that take a cell for markup.
+            formatters={name: {"type": "plaintext"} for name in self._columns},
+            widths={name: width for name, width in self._columns.items() if width},
+            configuration={"columnDefaults": {"headerSort": False, "tooltip": False}, "placeholder": "Nothing here"},
+            stylesheets=[TABLE_STYLE],
+            css_classes=[self._css_class],
+            on_click=self._on_click,
+        )
+        self.panel.objects = [self._table]

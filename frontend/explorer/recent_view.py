@@ -10,7 +10,7 @@ import panel as pn
 import panel_material_ui as pmui
 
 from frontend.explorer.model import TraceQuery, TraceSummary, duration_text
-from frontend.explorer.parts import bar, failure, grafana_link, html, rows_of, text_table
+from frontend.explorer.parts import TextTable, bar, failure, grafana_link, html
 from frontend.explorer.sources import Telemetry
 
 FOLLOW = 2.0  # seconds between two looks
@@ -51,10 +51,10 @@ class RecentView:
             control.size = "small"
             control.param.watch(lambda _event: changed(), "value")
         self._head = html()
-        self._table = text_table(COLUMNS, self._clicked, 560, "No traces", css_classes=["traces"])
+        self._table = TextTable(COLUMNS, self._clicked, 560, "traces")
         self._found: list[TraceSummary] = []
         self.panel = pn.Column(
-            pn.FlexBox(*controls, align_items="center"), self._head, self._table, sizing_mode="stretch_width"
+            pn.FlexBox(*controls, align_items="center"), self._head, self._table.panel, sizing_mode="stretch_width"
         )
 
     def dark(self, dark: bool) -> None:
@@ -94,8 +94,7 @@ class RecentView:
         if found == self._found:
             return
         self._found = found
-        self._table.value = rows_of(
-            COLUMNS,
+        self._table.show(
             [
                 (
                     time.strftime("%H:%M:%S", time.localtime(trace.start / 1e9)),

@@ -32,7 +32,7 @@ INK, LIGHT_INK = "#1d2b36", "#e3eaf0"
 CRITICAL = "#f2a900"
 # Values stand in place of @names as text; Bokeh would take them for markup only if it were told {safe}.
 TOOLTIP = """
-<div style="max-width: 34em; white-space: normal; overflow-wrap: anywhere">
+<div style="color: #1d2b36; max-width: 30em; white-space: normal; overflow-wrap: anywhere">
   <b>@name</b> · @service<br>@took, from @offset <span style="color: #e0413a">@error</span>
   <div style="font-family: ui-monospace, monospace; font-size: 12px; margin-top: 2px">@sql</div>
 </div>
@@ -107,7 +107,7 @@ class Waterfall:
             selection_fill_alpha=0.25, nonselection_fill_alpha=0, hover_fill_alpha=0.12, source=self._source,
         )  # fmt: skip
         plot.add_tools(
-            HoverTool(renderers=[band], tooltips=TOOLTIP, point_policy="follow_mouse"),
+            HoverTool(renderers=[band], tooltips=TOOLTIP, point_policy="follow_mouse", attachment="below"),
             TapTool(renderers=[band], mode="replace"),
         )
         return plot
