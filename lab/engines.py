@@ -245,11 +245,10 @@ class Plan:
 
     def urls(self) -> dict[str, str]:
         """Where the page finds the engines that it can ask, by the variable that says so."""
-        return {
-            f"{engine.name.upper()}_URL": self.url(engine)
-            for engine, _ in self.found
-            if engine.name in ("tempo", "loki", "prometheus", "grafana")
-        }
+        asked = {"tempo", "prometheus", "grafana"}
+        if self.has("alloy"):  # without it no line gets to Loki
+            asked.add("loki")
+        return {f"{engine.name.upper()}_URL": self.url(engine) for engine, _ in self.found if engine.name in asked}
 
     def ports(self) -> list[tuple[int, str]]:
         """Every port that is needed, and for whom."""

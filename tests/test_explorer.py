@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 from playwright.async_api import Page, expect
 
 from frontend.explorer.waterfall import AXIS, ROW
+from tests import labs
 from tests.browser import ROLLS, Open, button, roll
 from tests.labs import Lab, get, tree
 
@@ -20,16 +21,23 @@ TRACES = ".traces .tabulator-row"
 
 async def waterfall(page: Page, count: int) -> list[dict[str, Any]]:
     """The rows of the waterfall as the browser has them, once there are ``count``."""
-    rows = """
-        () => {
-          for (const document of Bokeh.documents) for (const model of document._all_models.values())
-            if (model.type === "ColumnDataSource" && "took_align" in model.data)
-              return Array.from(model.data.name).map((name, i) => Object.fromEntries(
-                Object.keys(model.data).map(column => [column, model.data[column][i]])))
-          return []
-        }"""
-    await page.wait_for_function(f"({rows})().length >= {count}")
-    found: list[dict[str, Any]] = await page.evaluate(rows)
+    data = await in_browser(page, "all(`model => 'took_align' in model.data`)[0]", f"data => data.y.length >= {count}")
+    return [{name: values[place] for name, values in data.items()} for place in range(len(data["y"]))]
+
+
+async def in_browser(page: Page, model: str, condition: str) -> dict[str, list[Any]]:
+    """The columns of one of the browser's data sources, once they meet a condition."""
+    script = f"""
+        () => {{
+          const all = (test) => Bokeh.documents.flatMap(document => Array.from(document._all_models.values()))
+            .filter(model => model.type === "ColumnDataSource").filter(eval(test))
+          const model = {model}
+          const data = model && Object.fromEntries(
+            Object.entries(model.data).map(([name, values]) => [name, Array.from(values)]))
+          return data && ({condition})(data) ? data : null
+        }}"""
+    handle = await page.wait_for_function(script)
+    found: dict[str, list[Any]] = await handle.json_value()
     return found
 
 
@@ -179,3 +187,66 @@ async def test_lines_follow_what_happens(stage_lab: Callable[[int], Lab], open_p
     await expect(page.locator(LINES).filter(has_text="INFO")).to_have_count(0)
     await expect(page.locator(LINES).filter(has_text="WARNING").first).to_be_visible()
     await expect(button(page)).to_be_enabled()
+
+
+async def test_figures_come_from_the_services_own_pages(stage_lab: Callable[[int], Lab], open_page: Open) -> None:
+    lab = stage_lab(6)
+    page = await open_page(lab)
+    before = await asyncio.to_thread(lab.value, "frontend", "http_requests_total")
+    await page.get_by_role("tab", name="Metrics").click()
+    figures = page.locator(".figures")
+    await expect(figures.locator("[data-source]")).to_have_text("from /metrics")
+    for service in lab.services:
+        await expect(figures).to_contain_text(service)
+    for _ in range(10):
+        await asyncio.to_thread(get, f"{lab.front}/roll?die=fair")
+    series = await in_browser(page, "all(`model => 'promised' in model.data`)[0]", "data => data.count.length == 6")
+    assert series["face"] == ["1", "2", "3", "4", "5", "6"]
+    assert series["promised"] == pytest.approx([1 / 6] * 6)
+    rates = await in_browser(page, "all(`model => 'dice-roller' in model.data`)[0]", "data => data.time.length > 2")
+    assert set(lab.services) < set(rates)
+    # Looking has asked for nothing that is counted here but the page's own files.
+    after = await asyncio.to_thread(lab.value, "frontend", "http_requests_total")
+    static = await asyncio.to_thread(lab.value, "frontend", "http_requests_total", handler="/static/{path}")
+    assert after - before - 10 <= static
+
+
+# --- the same from the engines ---
+
+
+@pytest.fixture(scope="module")
+def engines_lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    lab = labs.start(tmp_path_factory.mktemp("explorer") / "run", 6, "--engines", roll_delay=0.05)
+    yield lab
+    lab.stop()
+
+
+def running(lab: Lab) -> set[str]:
+    return {entry["name"] for entry in lab.state["engines"]}
+
+
+async def test_the_engines_are_asked_where_they_run(engines_lab: Lab, open_page: Open) -> None:
+    lab = engines_lab
+    page = await open_page(lab)
+    _, trace_id = await roll(page, "fair")
+    rows = await waterfall(page, 7)
+    (top,) = as_tree(rows)
+    assert top[:2] == ("frontend", "HTTP GET")
+    assert [row["service"] for row in rows] == ["frontend"] * 3 + ["dice-roller"] * 2 + ["die-service"] * 2
+    assert [row["indent"] for row in rows] == sorted(row["indent"] for row in rows)
+    traces = "Tempo" if "tempo" in running(lab) else "files"
+    await expect(page.locator(".trace [data-source]")).to_have_text(f"from {traces}")
+
+    await click_row(page, [row["name"] for row in rows].index("GET /dice"))
+    await page.get_by_role("button", name="Log lines of this span").click()
+    await expect(page.locator(LINES)).to_have_count(3, timeout=30_000)
+    lines = "Loki" if {"loki", "alloy"} <= running(lab) else "files"
+    await expect(page.locator("[data-source]")).to_have_text(f"from {lines}")
+    await page.locator(LINES).first.locator("[tabulator-field=trace]").click()
+    await expect(page.locator(".trace code").first).to_have_text(trace_id)
+
+    await page.get_by_role("tab", name="Recent traces").click()
+    await expect(page.locator(TRACES).filter(has_text="fair").first).to_be_visible(timeout=30_000)
+    await page.get_by_role("tab", name="Metrics").click()
+    await expect(page.locator(".figures [data-source]")).to_have_text("from Prometheus")
+    await in_browser(page, "all(`model => 'promised' in model.data`)[0]", "data => data.count.length == 6")
