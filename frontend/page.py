@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+import warnings
 from collections import deque
 from html import escape
 from time import perf_counter
@@ -11,6 +12,7 @@ from typing import Any
 
 import panel as pn
 import panel_material_ui as pmui
+from bokeh.util.warnings import BokehUserWarning
 
 from frontend import drawing
 from frontend.backend import Backend
@@ -51,6 +53,8 @@ FOOTER = """<footer>The same by <a href="/docs">API</a> · <a href="/metrics">me
 FOOTER_STYLE = "footer { text-align: center; font-size: .9rem; } a { color: inherit; }"
 
 pn.extension("tabulator", notifications=False)
+# The page's theme hands tables' style sheets back to us, who have them.
+warnings.filterwarnings("ignore", "reference already known", BokehUserWarning)
 
 
 class ColourScheme(pn.custom.JSComponent):  # type: ignore[misc]

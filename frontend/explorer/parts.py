@@ -145,6 +145,7 @@ class TextTable:
             sizing_mode="stretch_width",
             height=self._height,
             row_height=28,
+            pagination=None,  # otherwise Panel decides by the number of rows
             layout="fit_columns",
             theme="simple",
             # Not one of those that take a cell for markup.
