@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import resource
 import sys
 import tempfile
 import time
@@ -99,15 +100,12 @@ async def measure(run_dir: Path) -> None:
         await files.traces(TraceQuery(limit=1))
     print(f"all read after {time.perf_counter() - started:.1f} s")
     await ask(files)
-    assert files._process is not None
-    status = Path(f"/proc/{files._process.pid}/status")
-    if status.exists():
-        peak = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
-        print(f"memory of the index at most {int(peak.split()[1]) / 1000:.0f} MB")
     await files.close()
+    # Of all processes that this one has started and seen end: the index alone.
+    print(f"memory of the index at most {resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024:.0f} MiB")
 
 
-def main(run_dir: Path, spans: int, lines: int) -> None:
+def main(run_dir: Path, spans: int = 100_000, lines: int = 1_000_000) -> None:
     with tempfile.TemporaryDirectory() as directory:
         target = Path(directory)
         multiply(run_dir / "traces", target / "traces", spans, spans_in, older_export)
@@ -116,5 +114,4 @@ def main(run_dir: Path, spans: int, lines: int) -> None:
 
 
 if __name__ == "__main__":
-    numbers = [int(argument) for argument in sys.argv[2:4]]
-    main(Path(sys.argv[1]), *(numbers or (100_000, 1_000_000)))
+    main(Path(sys.argv[1]), *map(int, sys.argv[2:4]))
