@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import random
-import resource
 import sys
 import tempfile
 import time
 from collections.abc import Awaitable, Callable
 from datetime import datetime, timedelta
 from pathlib import Path
+from resource import RUSAGE_CHILDREN, getrusage
 from typing import Any
 
 import orjson
@@ -102,7 +102,7 @@ async def measure(run_dir: Path) -> None:
     await ask(files)
     await files.close()
     # Of all processes that this one has started and seen end: the index alone.
-    print(f"memory of the index at most {resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024:.0f} MiB")
+    print(f"memory of the index at most {getrusage(RUSAGE_CHILDREN).ru_maxrss / 1024:.0f} MiB")
 
 
 def main(run_dir: Path, spans: int = 100_000, lines: int = 1_000_000) -> None:
