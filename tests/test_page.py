@@ -13,7 +13,7 @@ import pytest
 from playwright.async_api import Browser, expect
 
 from tests.browser import ROLLS, Open, button, roll
-from tests.labs import Held, Lab, tree, wait_for
+from tests.labs import Held, Lab, get, tree, wait_for
 from tests.matrix import spans_of
 
 
