@@ -11,6 +11,7 @@ import asyncio
 import json
 import re
 import secrets
+import sys
 import time
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
@@ -46,6 +47,7 @@ class Rolls:
 
     roll: str = ""  # trace ids
     batch: str = ""
+    traffic: str = ""
     session: str = ""  # of a user who signed in, rolled and signed out
 
 
@@ -113,6 +115,16 @@ class Lab:
     def logged(self, service: str, **fields: Any) -> dict[str, Any]:
         """The newest line in the log file that has these fields."""
         return _with_fields(reversed(self.log_lines(service)), fields, str(self.run_dir.logs / f"{service}.jsonl"))
+
+    async def usage(self, expression: str) -> None:
+        """A LogQL metric query finds data in the tenant of usage events."""
+        for name in ("loki", "alloy"):
+            if name not in self.engines:
+                raise NotRunning(name)
+        url = f"{self.engines['loki']}/loki/api/v1/query"
+        async with self.session.get(url, params={"query": expression}, headers={"X-Scope-OrgID": "usage"}) as response:
+            if not (await response.json())["data"]["result"]:
+                raise Missing(f"no {expression} at {url}")
 
     async def in_loki(self, tenant: str, service: str, **fields: Any) -> dict[str, Any]:
         """The newest line in a tenant of Loki that has these fields."""
@@ -185,7 +197,10 @@ def _spans(document: dict[str, Any], trace_id: str | None) -> list[Span]:
     return found
 
 
-ROLLER, DICE, FRONT = "dice-roller", "die-service", "frontend"
+ROLLER, DICE, FRONT, TRAFFIC = "dice-roller", "die-service", "frontend", "traffic"
+DASHBOARDS = Path(__file__).resolve().parent.parent / "grafana" / "dashboards"
+# What Grafana fills into a query; any value will do to see whether there is data.
+FILLED = {"$__rate_interval": "1m", "$__range": "15m", "$__auto": "1m", "$min_step": "5s", "$die": ".*"}
 
 
 # --- the rows: each returns a word on what it saw, or raises ---
@@ -335,11 +350,15 @@ async def _propagation(lab: Lab) -> str:
     raise Missing(f"no span of the dice-roller below one of the frontend in trace {lab.rolls.roll}")
 
 
+async def _crosses(lab: Lab, trace_id: str, *services: str) -> str:
+    seen = {span.service for span in await lab.trace(trace_id)}
+    if missing := set(services) - seen:
+        raise Missing(f"trace {trace_id} lacks {', '.join(sorted(missing))}")
+    return " → ".join(name for name in (TRAFFIC, FRONT, ROLLER, DICE) if name in seen)
+
+
 async def _distributed(lab: Lab) -> str:
-    seen = {span.service for span in await lab.trace(lab.rolls.roll)}
-    if seen != set(lab.services):
-        raise Missing(f"trace {lab.rolls.roll} lacks {', '.join(sorted(set(lab.services) - seen))}")
-    return " → ".join(name for name in ("frontend", "dice-roller", "die-service") if name in seen)
+    return await _crosses(lab, lab.rolls.roll, *lab.services)
 
 
 async def _batch_rolls(lab: Lab) -> list[Span]:
@@ -370,6 +389,78 @@ async def _service_graph(lab: Lab) -> str:
     return "frontend → dice-roller in Prometheus"
 
 
+def _panels(*titles: str) -> Callable[[Lab], Awaitable[str]]:
+    """The stage's own panels of these titles: each query finds data, and Grafana, where it runs, has the dashboard."""
+
+    async def check(lab: Lab) -> str:
+        dashboard = json.loads((DASHBOARDS / f"stage-{lab.stage}.json").read_text())
+        panels = [panel for panel in dashboard["panels"] if panel["title"] in titles]
+        for panel in panels:
+            for target in panel["targets"]:
+                query = target.get("expr", "")
+                for variable, value in FILLED.items():
+                    query = query.replace(variable, value)
+                try:
+                    await (lab.usage(query) if panel["datasource"]["type"] == "loki" else lab.prometheus(query))
+                except Missing as missing:
+                    raise Missing(f"panel {panel['title']!r}: {missing}") from None
+        said = ", ".join(panel["title"] for panel in panels)
+        if "grafana" not in lab.engines:
+            return f"{said}: the queries find data"
+        url = f"{lab.engines['grafana']}/api/dashboards/uid/{dashboard['uid']}"
+        status, _, _ = await lab.get(url)
+        if status != 200:
+            raise Missing(f"{url} answers {status}")
+        return f"{said} in Grafana"
+
+    return check
+
+
+async def _command(lab: Lab, *arguments: str) -> dict[str, Any]:
+    """What one of our own commands says of this lab, as JSON."""
+    process = await asyncio.create_subprocess_exec(
+        *(
+            sys.executable,
+            "-m",
+            "lab.cli",
+            *arguments,
+            "--json",
+            "--url",
+            lab.front,
+            "--run-dir",
+            str(lab.run_dir.path),
+        ),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    output, complaint = await process.communicate()
+    if process.returncode:
+        raise Missing(f"dicelab {arguments[0]} ended with {process.returncode}: {complaint.decode()[-200:].strip()}")
+    summary: dict[str, Any] = json.loads(output)
+    return summary
+
+
+async def _traffic(lab: Lab) -> str:
+    summary = await _command(
+        lab, "traffic", *("--users", "2", "--max-rolls", "2", "--think-time", "0", "--die", "fair", "--anonymous")
+    )
+    if summary["failed"] or summary["rolls"]["came_out"] != summary["rolls"]["asked"]:
+        raise Missing(f"dicelab traffic: {summary['failed']} requests failed, {summary['rolls']} rolls")
+    lab.rolls.traffic = summary["slowest"][0]["trace_id"]
+    return f"{summary['rolls']['came_out']} rolls of 2 users, trace {lab.rolls.traffic}"
+
+
+async def _traffic_trace(lab: Lab) -> str:
+    return await _crosses(lab, lab.rolls.traffic, TRAFFIC, *lab.services)
+
+
+async def _performance(lab: Lab) -> str:
+    summary = await _command(lab, "compare", "--rounds", "1", "--times", "4", "--die", "fair")
+    if any(side["failed"] for side in summary["sides"].values()):
+        raise Missing(f"dicelab compare: {summary['sides']}")
+    return f"4 rolls at once are {summary['speedup']['measured']}x as fast as one by one"
+
+
 # (feature, first stage, check), in the order of the feature matrix; the rolls come before what looks for them.
 ROWS: tuple[tuple[str, int, Callable[[Lab], Awaitable[str]]], ...] = (
     ("Dice Roller API", 1, _ready(ROLLER)),
@@ -395,7 +486,16 @@ ROWS: tuple[tuple[str, int, Callable[[Lab], Awaitable[str]]], ...] = (
     ("Parent/child spans", 4, _children),
     ("Concurrent operation traces", 4, _concurrent),
     ("Database query spans", 5, _trace_has((DICE, "SELECT"))),
+    ("Request rate panels", 1, _panels("Request rate", "Frontend request rate", "Die-service request rate")),
+    ("Latency percentiles", 1, _panels("Latency of a roll", "End-to-end latency", "Die-service latency")),
+    ("Error rate tracking", 1, _panels("Success rate", "Error rate by die", "Roller to die-service: errors")),
     ("Service dependency viz", 2, _service_graph),
+    ("Database metrics panels", 5, _panels("Database connections", "Query rate", "Connection pool", "Database up")),
+    ("Usage analytics panels", 6, _panels("Usage events", "Sign-ins")),
+    ("Basic traffic generation", 1, _traffic),
+    ("Multi-service traffic", 2, _traffic_trace),
+    ("Performance testing", 4, _performance),
+    # Resilience testing breaks the lab: it is asked for by name, dicelab chaos.
 )
 
 

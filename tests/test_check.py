@@ -31,6 +31,8 @@ def test_a_running_stage_has_all_it_promises(stage_lab: Callable[[int], Lab], st
     assert {row for row in rows.values() if row.startswith("✘")} == set()
     assert {feature for feature, row in rows.items() if "not running" in row} <= {
         *("Service dependency viz", "Log aggregation (Loki)", "Selective log routing"),
+        *("Request rate panels", "Latency percentiles", "Error rate tracking"),
+        *("Database metrics panels", "Usage analytics panels"),
     }
     assert code == 0
 
@@ -55,6 +57,7 @@ def test_what_a_stage_lacks_is_red(stage_lab: Callable[[int], Lab]) -> None:
         "Async operation metrics",
         "Parent/child spans",
         "Concurrent operation traces",
+        "Performance testing",
     }
     assert "no die-service in" in rows["Die Service"]
 
