@@ -110,9 +110,8 @@ async def test_many_rolls_overlap_and_failures_are_marked(stage_lab: Callable[[i
     assert as_tree(rows) == tree(spans)
     rolls = [row for row in rows if row["name"].startswith("roll ")]
     assert len(rolls) == 100
-    assert max(row["left"] for row in rolls) < min(row["right"] for row in rolls) or (
-        max(row["left"] for row in rolls) < max(row["right"] for row in rolls)
-    )
+    at_once = max(sum(other["left"] <= row["left"] < other["right"] for other in rolls) for row in rolls)
+    assert at_once > 10
     failed = {span.span_id for span in spans if span.failed}
     assert 0 < len(failed) == sum(row["label"].startswith("✖") for row in rows)
 
@@ -137,9 +136,7 @@ def test_what_is_no_trace_id_is_refused(stage_lab: Callable[[int], Lab], wrong: 
 
 async def test_recent_traces_are_searched(stage_lab: Callable[[int], Lab], open_page: Open) -> None:
     lab = stage_lab(4)
-    failed = next(
-        answer.trace_id for answer in (get(f"{lab.front}/roll?die=extreme") for _ in range(60)) if answer.status == 500
-    )
+    assert any(get(f"{lab.front}/roll?die=extreme").status == 500 for _ in range(60))
     get(f"{lab.front}/roll?die=fair")
     page = await open_page(lab)
     await page.get_by_role("tab", name="Recent traces").click()
@@ -149,11 +146,12 @@ async def test_recent_traces_are_searched(stage_lab: Callable[[int], Lab], open_
         await page.get_by_role("menuitem", name=choice).click()
     dice = page.locator(TRACES).locator("[tabulator-field=die]")
     await expect(dice.filter(has_text="fair")).to_have_count(0)
-    statuses = await page.locator(TRACES).locator("[tabulator-field=status]").all_inner_texts()
-    assert set(statuses) == {"✖ failed"}
+    statuses = page.locator(TRACES).locator("[tabulator-field=status]")
+    await expect(statuses.filter(has_text="ok")).to_have_count(0)
+    await expect(statuses.first).to_have_text("✖ failed")
     await page.locator(TRACES).first.click()
-    await waterfall(page, 5)
-    assert len(failed) == 32
+    rows = await waterfall(page, 5)
+    assert any(row["label"].startswith("✖") for row in rows)
 
 
 async def test_what_telemetry_contains_is_text(stage_lab: Callable[[int], Lab], open_page: Open) -> None:

@@ -14,7 +14,7 @@ from panel.io.state import set_curdoc
 
 from frontend.explorer.logs_view import LogsView
 from frontend.explorer.metrics_view import MetricsView, Promise
-from frontend.explorer.model import SourceError
+from frontend.explorer.model import TRACE_ID, SourceError
 from frontend.explorer.parts import html
 from frontend.explorer.recent_view import RecentView
 from frontend.explorer.sources import Telemetry
@@ -78,6 +78,8 @@ class Explorer:
 
     def show_trace(self, trace_id: str, span_id: str = "") -> None:
         """Show a trace, now or as soon as it arrives, and name it in the page's address."""
+        if not TRACE_ID.fullmatch(trace_id):
+            return  # it may come from a log line, which may hold anything
         self._trace().show(trace_id, span_id)
         self._tabs.active = TRACE
         if pn.state.location is not None:
@@ -135,6 +137,8 @@ class Explorer:
             except Exception:  # a defect; the page goes on
                 wait = RETRY
                 log.exception("The telemetry could not be fetched", extra={"fields": {}})
+                if view:
+                    self._draw(view.say, "This telemetry makes no sense here; the frontend's log has the details.")
             with suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(self._wake.wait(), wait)
 

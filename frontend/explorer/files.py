@@ -87,19 +87,20 @@ class Files:
             await process.wait()
 
     async def _ask(self, what: str, **query: Any) -> dict[str, Any]:
-        async with self._one_at_a_time:
-            try:
-                answer = await asyncio.wait_for(self._answer({"ask": what, **query}), TIMEOUT)
-            except (OSError, ValueError, asyncio.TimeoutError) as error:
-                await self.close()
-                raise SourceError("The run dir's files cannot be read just now.") from error
-            except asyncio.CancelledError:  # its answer must not become the next question's
-                await self.close()
-                raise
+        # To its end even where the asker goes away: its answer must not become the next question's.
+        answer = await asyncio.shield(asyncio.ensure_future(self._exchange({"ask": what, **query})))
         if "error" in answer:
             raise SourceError(f"The run dir's files cannot be read: {answer['error']}")
         self.behind = answer["behind"]
         return answer
+
+    async def _exchange(self, question: dict[str, Any]) -> dict[str, Any]:
+        async with self._one_at_a_time:
+            try:
+                return await asyncio.wait_for(self._answer(question), TIMEOUT)
+            except (OSError, ValueError, asyncio.TimeoutError):
+                await self.close()
+                return {"error": "their index does not answer"}
 
     async def _answer(self, question: dict[str, Any]) -> dict[str, Any]:
         line = orjson.dumps(question, option=orjson.OPT_APPEND_NEWLINE)

@@ -15,6 +15,7 @@ from __future__ import annotations
 import os
 import re
 import select
+import signal
 import sys
 import tempfile
 import time
@@ -323,4 +324,5 @@ def serve(run_dir: Path) -> None:
 
 if __name__ == "__main__":
     os.nice(NICENESS)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the page's process, with which this one ends
     serve(Path(sys.argv[1]))
