@@ -64,8 +64,10 @@ class Explorer:
         self._tabs.param.watch(self._opened, "active")
         if trace_id:
             self._trace().show(trace_id)
-        task = asyncio.create_task(self._keep_fresh())
-        pn.state.on_session_destroyed(lambda _context: task.cancel())
+        self._task: asyncio.Task[None] | None = None
+        # Not before the browser shows the page: what is drawn while it still builds its side may not be seen there.
+        pn.state.onload(self._start)
+        pn.state.on_session_destroyed(lambda _context: self._stop())
 
     def view(self) -> pmui.Paper:
         return pmui.Paper(self._tabs, sizing_mode="stretch_width", sx={"p": 1})
@@ -122,6 +124,13 @@ class Explorer:
         if event.new != TRACE:  # that one is made when there is a trace to show
             (self._logs, self._metrics, self._recent)[event.new - LOGS]()
         self._wake.set()
+
+    def _start(self) -> None:
+        self._task = asyncio.create_task(self._keep_fresh())
+
+    def _stop(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
 
     async def _keep_fresh(self) -> None:
         while True:
