@@ -67,7 +67,9 @@ async def messages(files: Files, **query: Any) -> list[str]:
 async def test_nothing_there_is_no_error(files: Files, tmp_path: Path) -> None:
     assert await files.traces(TraceQuery()) == []
     assert await messages(files) == []
-    assert await Files(tmp_path / "nowhere").trace(TRACE) == []
+    nowhere = Files(tmp_path / "nowhere")
+    assert await nowhere.trace(TRACE) == []
+    await nowhere.close()
 
 
 async def test_lines_are_read_as_they_are_completed(files: Files, tmp_path: Path) -> None:

@@ -84,6 +84,8 @@ class Files:
         if process is not None and process.returncode is None:
             with suppress(ProcessLookupError):
                 process.kill()
+            with suppress(RuntimeError, ConnectionError):  # somebody waits for an answer, and sees the end instead
+                await process.communicate()  # to the end of its pipes, which closes them
             await process.wait()
 
     async def _ask(self, what: str, **query: Any) -> dict[str, Any]:
