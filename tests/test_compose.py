@@ -159,21 +159,18 @@ def image() -> Iterator[tuple[str, str]]:
     engine = container_engine()
     if engine is None:
         pytest.skip("neither docker nor podman works here")
+    (default,) = re.findall(r"^ARG BASE=(\S+)$", (COMPOSE / "Dockerfile").read_text(), re.MULTILINE)
+    base = os.environ.get("DICELAB_BASE_IMAGE", default)
+    there = [engine, "image", "inspect", base], [engine, "pull", "--quiet", base]
+    if all(subprocess.run(command, check=False, capture_output=True).returncode for command in there):
+        pytest.skip(f"{base} is not here and cannot be pulled")
     name = f"localhost/dicelab-test:{uuid.uuid4().hex[:8]}"
-    command: list[str | os.PathLike[str]] = [
-        engine,
-        "build",
-        "--network=host",
-        "-f",
-        COMPOSE / "Dockerfile",
-        "-t",
-        name,
-    ]
-    if base := os.environ.get("DICELAB_BASE_IMAGE"):
-        command += ["--build-arg", f"BASE={base}"]
-    if engine == "podman":
-        command += ["--format=docker"]  # the format that knows health checks
-    built = subprocess.run([*command, engines.ROOT], check=False, capture_output=True, text=True)
+    # The format that knows health checks is docker's own, which podman is told.
+    options = ["--format=docker"] if engine == "podman" else []
+    command = [engine, "build", "--network=host", "--build-arg", f"BASE={base}", "-t", name, *options]
+    built = subprocess.run(
+        [*command, "-f", COMPOSE / "Dockerfile", engines.ROOT], check=False, capture_output=True, text=True
+    )
     assert built.returncode == 0, built.stdout[-2000:] + built.stderr[-2000:]
     yield engine, name
     subprocess.run([engine, "rmi", "--force", name], check=False, capture_output=True)
