@@ -204,7 +204,8 @@ def test_seed_keeps_what_is_there(lab: Lab) -> None:
         cursor.connection.commit()
     assert get(f"{lab.front}/roll?die=fair").json == {"roll": 9}
     Held(lab, "postgres").close()
-    wait_for(lambda: lab.logs("die-service")[-1]["message"] != "Database connection failed" and ready(lab))
+    wait_for(lambda: sum(line["message"] == "Database connected" for line in lab.logs("die-service")) == 2)
+    wait_for(lambda: ready(lab))
     assert get(lab.url("die-service") + "/dice").json == {"identifiers": ["coin", "extreme", "fair", "risky"]}
     assert get(f"{lab.front}/roll?die=fair").json == {"roll": 9}
     assert lab.value("die-service", "die_specifications_loaded") == 4
