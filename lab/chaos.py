@@ -159,7 +159,7 @@ EXPERIMENTS: dict[str, Experiment] = {
             observed.sheds(0.9),
             observed.none_hangs(7),
             observed.back_within(2),
-            observed.mean_at_least(ROLLER, "die_service_request_duration_seconds", 1.0),
+            observed.mean_at_least(ROLLER, "die_service_request_duration_seconds", 0.8),
             observed.logged(ROLLER, "WARNING", "Die service error", die_service_status="connection_error"),
             observed.span_lasts(ROLLER, "GET", DIE_SERVICE_DELAY),
             observed.span_failed(ROLLER, "GET /roll"),

@@ -126,7 +126,7 @@ def test_a_slow_die_service_is_shed_at_once_and_a_burst_is_not(own_lab: Callable
         os.kill(lab.pid("die-service"), signal.SIGSTOP)
         try:
             taken = [users.submit(get, url) for _ in range(4)]
-            wait_for(lambda: lab.value("dice-roller", "process_open_fds") > 0)
+            wait_for(lambda: sum(line["message"] == "Querying die service" for line in lab.logs("dice-roller")) == 34)
             assert get(url).status == 503  # has waited its time for a connection
             started = time.monotonic()
             answers = [get(url) for _ in range(20)]
