@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
-from typing import IO, cast
+from typing import Any, Protocol
 
 from aiohttp import ClientResponseError, TraceConfig, TraceRequestEndParams, TraceRequestExceptionParams
 from opentelemetry import trace
@@ -28,14 +28,16 @@ from opentelemetry.instrumentation.aiohttp_client import create_trace_config
 from opentelemetry.instrumentation.aiohttp_server import AioHttpServerInstrumentor
 from opentelemetry.instrumentation.aiopg import AiopgInstrumentor
 from opentelemetry.sdk.resources import Resource
-from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
-from opentelemetry.sdk.trace.export import ConsoleSpanExporter, SpanExporter, SpanExportResult
+from opentelemetry.sdk.trace import ReadableSpan
+from opentelemetry.sdk.trace.export import ConsoleSpanExporter, SpanExportResult
 from opentelemetry.trace import Span, SpanKind, Status, StatusCode
+
+from otel import otlp, spans, trimmed
 
 log = logging.getLogger(__name__)
 
 # The SDK's own defaults (5 s, 2048 spans) keep a roll out of sight for seconds and lose spans under a
-# load this lab is made for. 16384 waiting spans are some 40 MB, the bound when the collector is away.
+# load this lab is made for. 16384 waiting spans are some 15 MB, the bound when the collector is away.
 EXPORT_DELAY_MS = 1000
 MAX_WAITING_SPANS = 16_384
 EXPORT_BATCH = 512
@@ -60,32 +62,101 @@ class TraceFile:
     backups: int
 
 
-class _RotatingStream:
-    """The text stream that the file exporter writes to: whole lines, rotated by size.
+class Exporter(Protocol):
+    """One way out for spans: a span is encoded as it ends, a batch of them is exported by the queue's thread."""
 
-    The rotation is ``logging``'s own; each ``write`` is one line.
-    """
+    def encode(self, span: spans.LeanSpan) -> Any: ...
 
-    def __init__(self, file: TraceFile) -> None:
+    def export(self, batch: list[Any]) -> bool:
+        """Whether the batch arrived; called by one thread only."""
+
+    def shutdown(self) -> None:
+        """End an attempt that is under way, too."""
+
+
+class _FileExporter:
+    """OTLP JSON, a batch a line, into a file that is rotated by ``logging``'s own handler."""
+
+    def __init__(self, resource: Resource, file: TraceFile) -> None:
         file.path.parent.mkdir(parents=True, exist_ok=True)
+        self._resource = resource
         self._handler = RotatingFileHandler(
             file.path, maxBytes=file.max_bytes, backupCount=file.backups, encoding="utf-8"
         )
-        self.closed = False
 
-    def write(self, line: str) -> int:
-        self._handler.emit(logging.makeLogRecord({"msg": line.rstrip("\n")}))
-        return len(line)
+    def encode(self, span: spans.LeanSpan) -> otlp.Encoded:
+        return span.tracer.scope, otlp.json_span(span)
 
-    def flush(self) -> None:
-        self._handler.flush()
+    def export(self, batch: list[otlp.Encoded]) -> bool:
+        line = otlp.json_batch(self._resource, batch).decode()
+        self._handler.emit(logging.makeLogRecord({"msg": line}))
+        return True
 
-    def close(self) -> None:
-        self.closed = True
+    def shutdown(self) -> None:
         self._handler.close()
 
 
-class SpanQueue(SpanProcessor):
+class _HttpExporter:
+    """OTLP/HTTP with protobuf, by the client of the standard exporter: its endpoint, headers, TLS and retries."""
+
+    def __init__(self, resource: Resource) -> None:
+        from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+
+        self._resource = resource
+        self._standard = OTLPSpanExporter()
+
+    def encode(self, span: spans.LeanSpan) -> otlp.Encoded:
+        return span.tracer.scope, otlp.protobuf_span(span)
+
+    def export(self, batch: list[otlp.Encoded]) -> bool:
+        return self._standard._client.export(otlp.protobuf_batch(self._resource, batch)).success
+
+    def shutdown(self) -> None:
+        self._standard.shutdown()  # type: ignore[no-untyped-call]
+
+
+class _GrpcExporter:
+    """OTLP over gRPC, by the standard exporter, handed requests that are made already."""
+
+    def __init__(self, resource: Resource) -> None:
+        # Imported where it is needed: it costs a quarter of a second and 20 MB.
+        from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
+        from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+
+        class Standard(OTLPSpanExporter):
+            def _translate_data(self, data: Any) -> ExportTraceServiceRequest:
+                request: ExportTraceServiceRequest = ExportTraceServiceRequest.FromString(
+                    otlp.protobuf_batch(resource, data)
+                )
+                return request
+
+        self._standard = Standard()
+
+    def encode(self, span: spans.LeanSpan) -> otlp.Encoded:
+        return span.tracer.scope, otlp.protobuf_span(span)
+
+    def export(self, batch: list[otlp.Encoded]) -> bool:
+        return self._standard.export(batch) is SpanExportResult.SUCCESS  # type: ignore[arg-type]
+
+    def shutdown(self) -> None:
+        self._standard.shutdown()
+
+
+class _ConsoleExporter:
+    def __init__(self) -> None:
+        self._standard = ConsoleSpanExporter(out=sys.stderr)  # stdout belongs to the logs
+
+    def encode(self, span: spans.LeanSpan) -> ReadableSpan:
+        return span.readable()
+
+    def export(self, batch: list[ReadableSpan]) -> bool:
+        return self._standard.export(batch) is SpanExportResult.SUCCESS
+
+    def shutdown(self) -> None:
+        self._standard.shutdown()
+
+
+class SpanQueue:
     """Hands finished spans to an exporter, in batches, from a thread of its own.
 
     The SDK's BatchSpanProcessor gives a batch up once its exporter has failed, and keeps no count. Here a
@@ -93,14 +164,15 @@ class SpanQueue(SpanProcessor):
     those that cannot be sent at the end, are counted in ``dropped``.
     """
 
-    def __init__(self, exporter: SpanExporter, *, capacity: int, delay: float, batch: int) -> None:
+    def __init__(self, exporter: Exporter, *, capacity: int, delay: float, batch: int) -> None:
         """``delay`` is how long, in seconds, spans wait for a batch of ``batch`` to fill."""
         self._exporter = exporter
         self._capacity = capacity
         self._delay = delay
         self._batch = batch
         # A deque's append and popleft are atomic: no lock between the event loop and the thread.
-        self._spans: deque[ReadableSpan] = deque()
+        # Bytes wait here and not spans: they are a third of the size, and garbage collection passes them over.
+        self._spans: deque[Any] = deque()
         self.dropped = 0
         self._reported = 0
         self._filled = threading.Event()
@@ -108,14 +180,12 @@ class SpanQueue(SpanProcessor):
         self._thread = threading.Thread(target=self._run, name="span-queue", daemon=True)
         self._thread.start()
 
-    def on_end(self, span: ReadableSpan) -> None:
-        context = span.get_span_context()
-        if context is None or not context.trace_flags.sampled:
-            return
+    def add(self, span: spans.LeanSpan) -> None:
+        """Take a span that has ended."""
         if len(self._spans) >= self._capacity or self._stopping.is_set():
             self.dropped += 1
             return
-        self._spans.append(span)
+        self._spans.append(self._exporter.encode(span))
         if len(self._spans) >= self._batch and not self._filled.is_set():
             self._filled.set()
 
@@ -142,16 +212,16 @@ class SpanQueue(SpanProcessor):
             log.error("%s spans dropped", lost, extra={"fields": {}})
             self._reported += lost
 
-    def _send(self, spans: list[ReadableSpan]) -> None:
+    def _send(self, batch: list[Any]) -> None:
         deadline = time.monotonic() + RETRY_FOR
         while True:
             try:
-                if self._exporter.export(spans) is SpanExportResult.SUCCESS:
+                if self._exporter.export(batch):
                     return
             except Exception:
                 log.exception("Spans not exported", extra={"fields": {}})
             if self._stopping.is_set() or time.monotonic() > deadline:
-                self.dropped += len(spans)
+                self.dropped += len(batch)
                 return
             self._report()
             self._stopping.wait(RETRY_INTERVAL)
@@ -165,45 +235,38 @@ def dropped() -> int:
     return sum(queue.dropped for queue in _queues)
 
 
-def _exporters(environ: Mapping[str, str], file: TraceFile | None) -> list[SpanExporter]:
+def _exporters(environ: Mapping[str, str], resource: Resource, file: TraceFile | None) -> list[Exporter]:
     chosen = environ.get("OTEL_TRACES_EXPORTER", "").strip() or "otlp"
-    exporters: list[SpanExporter] = []
+    exporters: list[Exporter] = []
     for name in (part.strip() for part in chosen.split(",")):
         if name == "none":
             continue
-        elif name == "console":  # stderr: stdout belongs to the logs
-            exporters.append(ConsoleSpanExporter(out=sys.stderr))
+        elif name == "console":
+            exporters.append(_ConsoleExporter())
         elif name == "otlp":
-            exporters.append(_otlp_exporter(environ, file))
+            exporters.append(_otlp_exporter(environ, resource, file))
         else:
             raise TracingError(f"OTEL_TRACES_EXPORTER={name!r}: must be otlp, console or none")
     return exporters
 
 
-def _otlp_exporter(environ: Mapping[str, str], file: TraceFile | None) -> SpanExporter:
+def _otlp_exporter(environ: Mapping[str, str], resource: Resource, file: TraceFile | None) -> Exporter:
     endpoint = environ.get("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT") or environ.get("OTEL_EXPORTER_OTLP_ENDPOINT")
     if file is not None and not endpoint:
-        from opentelemetry.exporter.otlp.json.file import FileSpanExporter
-
-        return FileSpanExporter(stream=cast(IO[str], _RotatingStream(file)))
+        return _FileExporter(resource, file)
     protocol = (
         environ.get("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL")
         or environ.get("OTEL_EXPORTER_OTLP_PROTOCOL")
         or "http/protobuf"
     )
-    # Imported where they are needed: the gRPC one alone costs a quarter of a second and 20 MB.
     if protocol == "http/protobuf":
-        from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
-
-        return OTLPSpanExporter()
+        return _HttpExporter(resource)
     if protocol == "grpc":
-        from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter as GrpcSpanExporter
-
-        return GrpcSpanExporter()
+        return _GrpcExporter(resource)
     raise TracingError(f"OTEL_EXPORTER_OTLP_PROTOCOL={protocol!r}: must be http/protobuf or grpc")
 
 
-def _queue(environ: Mapping[str, str], exporter: SpanExporter) -> SpanQueue:
+def _queue(environ: Mapping[str, str], exporter: Exporter) -> SpanQueue:
     def whole(name: str, default: int) -> int:
         value = environ.get(name, "").strip() or str(default)
         if not value.isdecimal() or int(value) == 0:
@@ -243,20 +306,26 @@ def start(
     if environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true":
         return lambda: None
     attributes = {} if environ.get("OTEL_SERVICE_NAME") else {"service.name": service}
-    provider = TracerProvider(resource=Resource.create(attributes), shutdown_on_exit=False)
-    for exporter in _exporters(environ, file):
-        queue = _queue(environ, exporter)
-        _queues.append(queue)
-        provider.add_span_processor(queue)
+    resource = Resource.create(attributes)
+    provider = spans.LeanTracerProvider(resource)
+    queues = [_queue(environ, exporter) for exporter in _exporters(environ, resource, file)]
+    for queue in queues:
+        provider.add_sink(queue.add)
+    _queues.extend(queues)
     trace.set_tracer_provider(provider)
     # The instrumentation takes its exclusions from the environment only.
     os.environ.setdefault("OTEL_PYTHON_AIOHTTP_SERVER_EXCLUDED_URLS", ",".join(untraced_paths))
     AioHttpServerInstrumentor().instrument()
     AiopgInstrumentor().instrument()
+    trimmed.trim()
+
+    def flush() -> None:
+        for queue in queues:
+            queue.shutdown()
 
     def stop() -> None:
         # A thread that dies with the process: a collector that is away must not hold up the end.
-        flushing = threading.Thread(target=provider.shutdown, name="trace-flush", daemon=True)
+        flushing = threading.Thread(target=flush, name="trace-flush", daemon=True)
         flushing.start()
         flushing.join(FLUSH_TIMEOUT + 2)
         if lost := dropped():

@@ -1,0 +1,1 @@
+"""What ``dicelab bench`` measures the services against. No service knows of it."""

@@ -1,0 +1,108 @@
+"""The dice-roller and the die-service without telemetry: the same handlers, the same calls, the same queries.
+
+``python -m bench.reference roller`` takes the settings that ``python -m roller`` takes. What is told to telemetry goes
+nowhere, and of the middlewares there is only the one that turns errors into answers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from collections.abc import AsyncIterator
+from typing import Any
+
+from aiohttp import ClientSession, ClientTimeout, DummyCookieJar, TCPConnector, web
+
+import dieservice.routes
+import dieservice.settings
+import roller.routes
+import roller.settings
+from dieservice.postgres import PostgresCatalogue
+from roller.catalogue import RemoteCatalogue
+from roller.dice import Table
+from web import health, problems
+from web.settings import Environment
+
+
+class Silence:
+    """Takes whatever it is told, with whatever it is told it by, and does nothing."""
+
+    def __getattr__(self, name: str) -> Silence:
+        return self
+
+    def __call__(self, *_: Any, **__: Any) -> Silence:
+        return self
+
+    def __enter__(self) -> Silence:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        return None
+
+
+SILENCE: Any = Silence()
+
+
+def roller_app(settings: roller.settings.Settings) -> web.Application:
+    app = web.Application(middlewares=[problems.middleware()])
+    remote = settings.die_service
+    assert remote is not None, "the reference asks a die-service"
+    session = web.AppKey("session", ClientSession)
+
+    async def sessions(app: web.Application) -> AsyncIterator[None]:
+        async with ClientSession(
+            connector=TCPConnector(limit=remote.connections),
+            timeout=ClientTimeout(total=remote.timeout, connect=remote.connect_timeout),
+            cookie_jar=DummyCookieJar(),
+            auto_decompress=False,
+        ) as app[session]:
+            yield
+
+    app.cleanup_ctx.append(sessions)
+    app[roller.routes.TABLE] = Table(settings.max_delay, settings.seed)
+    app[roller.routes.CATALOGUE] = RemoteCatalogue(lambda: app[session], remote.url, SILENCE)
+    app[roller.routes.ROLLS] = app[roller.routes.BATCHES] = app[roller.routes.DIE_SERVICE] = SILENCE
+    app.router.add_get("/roll", roller.routes.roll, allow_head=False)
+    app.router.add_get("/roll-async", roller.routes.roll_async(settings.max_rolls), allow_head=False)
+    app[health.READINESS] = health.dependency(lambda: app[session], "die-service", remote.url)
+    return app
+
+
+def die_service_app(settings: dieservice.settings.Settings) -> web.Application:
+    app = web.Application(middlewares=[problems.middleware()])
+    assert settings.database is not None, "the reference asks a database"
+    catalogue = PostgresCatalogue(settings.database, settings.dice, SILENCE, SILENCE)
+
+    async def connected(app: web.Application) -> AsyncIterator[None]:
+        task = asyncio.create_task(catalogue.keep_connected())
+        yield
+        task.cancel()
+        await asyncio.wait([task], timeout=1)
+
+    async def ready() -> str | None:
+        return None if catalogue.connected else "the database is away"
+
+    app.cleanup_ctx.append(connected)
+    app[dieservice.routes.CATALOGUE] = catalogue
+    app[dieservice.routes.DICE] = SILENCE
+    app.router.add_get("/dice", dieservice.routes.dice, allow_head=False)
+    app[health.READINESS] = ready
+    return app
+
+
+def main(which: str) -> None:
+    env = Environment(os.environ)
+    if which == "roller":
+        roller_settings = roller.settings.Settings.read(env)
+        app, server = roller_app(roller_settings), roller_settings.server
+    else:
+        die_service_settings = dieservice.settings.Settings.read(env)
+        app, server = die_service_app(die_service_settings), die_service_settings.server
+    app[health.STOPPING] = asyncio.Event()
+    app.router.add_get("/readyz", health.readyz, allow_head=False)
+    web.run_app(app, host=server.host, port=server.port, access_log=None, handler_cancellation=True, print=None)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
