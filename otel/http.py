@@ -11,6 +11,7 @@ from aiohttp.typedefs import Handler, Middleware
 from opentelemetry import trace
 from prometheus_client import CollectorRegistry
 
+from otel import logs
 from otel.metrics import OTHER_METHOD, UNMATCHED, HttpMetrics
 from otel.tracing import current_trace_id
 
@@ -75,18 +76,15 @@ def answered_unread(app: web.Application, status: int) -> None:
 
 def log_access(method: str, target: str, status: int, seconds: float) -> None:
     target = target[:MAX_LOGGED_TARGET]
-    log.info(
-        "%s %s %d",
-        method,
-        target,
-        status,
-        extra={
-            "fields": {
-                "http_method": method,
-                "http_target": target,
-                "http_status": status,
-                "duration_ms": round(seconds * 1000, 3),
-            }
+    logs.event(
+        log,
+        logging.INFO,
+        f"{method} {target} {status}",
+        {
+            "http_method": method,
+            "http_target": target,
+            "http_status": status,
+            "duration_ms": round(seconds * 1000, 3),
         },
     )
 
