@@ -9,11 +9,11 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Gauge
 
 from otel import tracing
 from otel.logs import events
-from otel.metrics import DURATION_BUCKETS, exemplar
+from otel.metrics import DURATION_BUCKETS, Counter, Histogram
 
 SERVICE = "die-service"
 UNKNOWN = "unknown"
@@ -111,7 +111,7 @@ class DatabaseTelemetry:
 
     def query_executed(self, query_type: str, seconds: float, rows: int) -> None:
         self._queries.labels(query_type, "success").inc()
-        self._duration.labels(query_type).observe(seconds, exemplar())
+        self._duration.labels(query_type).observe(seconds)
         _line(
             logging.INFO,
             "Query executed",
@@ -122,7 +122,7 @@ class DatabaseTelemetry:
 
     def query_failed(self, query_type: str, seconds: float, reason: str) -> None:
         self._queries.labels(query_type, "error").inc()
-        self._duration.labels(query_type).observe(seconds, exemplar())
+        self._duration.labels(query_type).observe(seconds)
         _line(
             logging.ERROR,
             "Query failed",

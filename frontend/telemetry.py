@@ -12,11 +12,11 @@ import logging
 from collections.abc import Sequence
 from typing import Any
 
-from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client import CollectorRegistry
 
 from otel import tracing
 from otel.logs import events
-from otel.metrics import DURATION_BUCKETS, exemplar
+from otel.metrics import DURATION_BUCKETS, Counter, Histogram
 from web.outcomes import RollOutcomes
 
 SERVICE = "frontend"
@@ -127,7 +127,7 @@ class FrontendTelemetry:
         label = die if die in self._known else UNKNOWN
         self._clicks.labels(label).inc()
         self._requests.labels(label, str(status)).inc()
-        self._duration.labels(label).observe(seconds, exemplar())
+        self._duration.labels(label).observe(seconds)
 
     def dice_fetched(self, dice: Sequence[str], url: str) -> None:
         self.known_dice(dice)

@@ -12,11 +12,11 @@ from contextlib import contextmanager
 from time import perf_counter
 from typing import Any
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Gauge
 
 from otel import tracing
 from otel.logs import events
-from otel.metrics import DURATION_BUCKETS, exemplar
+from otel.metrics import DURATION_BUCKETS, Counter, Histogram
 from roller.dice import RollFailed
 from web.outcomes import RollOutcomes
 
@@ -75,7 +75,7 @@ class RollTelemetry:
         """Count one roll; ``face`` is ``None`` when it failed."""
         self._rolls.labels(die, "error" if face is None else "success").inc()
         if face is not None:
-            self._values.labels(die).observe(face, exemplar())
+            self._values.labels(die).observe(face)
 
     def completed(self, die: str, face: int) -> None:
         self.count(die, face)
@@ -122,7 +122,7 @@ class BatchTelemetry:
     def batch(self, die: str, size: int) -> Iterator[Batch]:
         """Around a batch; leave it with :class:`RollFailed` when any of its rolls failed."""
         self.expect(die)
-        self._size.observe(size, exemplar())
+        self._size.observe(size)
         started = perf_counter()
         with tracing.span("async roll batch", async_batch_size=size):
             _line(logging.INFO, "Batch started", die_type=die, async_batch_size=size)
@@ -133,7 +133,7 @@ class BatchTelemetry:
                 _line(logging.ERROR, "Batch failed", die_type=die, async_batch_size=size)
                 raise
             finally:
-                self._duration.observe(perf_counter() - started, exemplar())
+                self._duration.observe(perf_counter() - started)
 
     @contextmanager
     def _roll(self, die: str, size: int, index: int) -> Iterator[Callable[[int], None]]:
@@ -248,4 +248,4 @@ class DieServiceTelemetry:
     def _count(self, name: str, status: int | str, seconds: float) -> None:
         identifier = name if name in self._confirmed else UNKNOWN
         self._requests.labels(identifier, str(status)).inc()
-        self._duration.observe(seconds, exemplar())
+        self._duration.observe(seconds)
