@@ -43,6 +43,7 @@ from opentelemetry.util.types import Attributes
 
 log = logging.getLogger(__name__)
 
+SPAN_KEY = _SPAN_KEY  # below which the API keeps the current span in its context
 SAMPLED = TraceFlags.SAMPLED
 RANDOM = TraceFlags.RANDOM_TRACE_ID
 _NO_STATE = TraceState()
@@ -145,7 +146,8 @@ class LeanSpan(Span):
         if self.status_code is StatusCode.OK or code is StatusCode.UNSET or not self._open("status"):
             return
         self.status_code = code
-        self.status_description = status.description if isinstance(status, Status) else description
+        if code is StatusCode.ERROR:  # no other may have a description
+            self.status_description = status.description if isinstance(status, Status) else description
 
     def record_exception(
         self,
@@ -235,8 +237,7 @@ class Active:
         self._end = end
 
     def __enter__(self) -> Span:
-        context = Context(get_current() | {_SPAN_KEY: self._span})
-        self._token: Token[Context] = attach(context)
+        self._token: Token[Context] = attach(Context(get_current() | {SPAN_KEY: self._span}))
         return self._span
 
     def __exit__(
@@ -373,13 +374,13 @@ class LeanTracerProvider(TracerProvider):
 
 def current() -> LeanSpan | None:
     """The current span if it is one of ours; ``None`` outside of spans and inside one that is not sampled."""
-    span = get_current().get(_SPAN_KEY)
+    span = get_current().get(SPAN_KEY)
     return span if type(span) is LeanSpan else None
 
 
 def current_ids() -> tuple[int, int, bool]:
     """Trace id, span id and whether the current span is sampled; zeros outside a span."""
-    span = get_current().get(_SPAN_KEY)
+    span = get_current().get(SPAN_KEY)
     if type(span) is LeanSpan:
         return span.trace_id, span.span_id, True
     if span is None:

@@ -14,17 +14,15 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
 from typing import Any, Protocol
 
-from aiohttp import ClientResponseError, TraceConfig, TraceRequestEndParams, TraceRequestExceptionParams
 from opentelemetry import trace
 from opentelemetry.context import Context
-from opentelemetry.instrumentation.aiohttp_client import create_trace_config
 from opentelemetry.instrumentation.aiohttp_server import AioHttpServerInstrumentor
 from opentelemetry.instrumentation.aiopg import AiopgInstrumentor
 from opentelemetry.sdk.resources import Resource
@@ -315,9 +313,9 @@ def start(
     trace.set_tracer_provider(provider)
     # The instrumentation takes its exclusions from the environment only.
     os.environ.setdefault("OTEL_PYTHON_AIOHTTP_SERVER_EXCLUDED_URLS", ",".join(untraced_paths))
+    trimmed.trim()
     AioHttpServerInstrumentor().instrument()
     AiopgInstrumentor().instrument()
-    trimmed.trim()
 
     def flush() -> None:
         for queue in queues:
@@ -334,35 +332,18 @@ def start(
     return stop
 
 
-def client_trace_config() -> TraceConfig:
-    """The aiohttp client tracing for a session: a span a request, the trace context sent along.
-
-    An answer of 500 or above leaves the exception event that a failed call leaves anyway.
-    """
-    return create_trace_config(response_hook=_record_failed_answer)
-
-
-def _record_failed_answer(span: Span, params: TraceRequestEndParams | TraceRequestExceptionParams) -> None:
-    if isinstance(params, TraceRequestEndParams) and params.response.status >= 500:
-        response = params.response
-        span.record_exception(
-            ClientResponseError(
-                response.request_info, (), status=response.status, message=response.reason or "server error"
-            )
-        )
-
-
 def current_trace_id() -> str | None:
     """The 32 hex digits of the current span's trace, or ``None`` outside a span."""
-    context = trace.get_current_span().get_span_context()
-    return format(context.trace_id, "032x") if context.is_valid else None
+    trace_id, _, _ = spans.current_ids()
+    return format(trace_id, "032x") if trace_id else None
 
 
 def set_attributes(**attributes: str | int | float | bool) -> None:
     """Set attributes on the current span; ``die_type=...`` becomes ``die.type``."""
-    span = trace.get_current_span()
-    for name, value in attributes.items():
-        span.set_attribute(name.replace("_", ".", 1), value)
+    span = spans.current()
+    if span is not None:
+        for name, value in attributes.items():
+            span.set_attribute(name.replace("_", ".", 1), value)
 
 
 def record_failure(error: BaseException) -> None:
@@ -372,25 +353,21 @@ def record_failure(error: BaseException) -> None:
     span.set_status(Status(StatusCode.ERROR, f"{type(error).__name__}: {error}"))
 
 
-@contextmanager
-def span(name: str, **attributes: str | int | float | bool) -> Iterator[Span]:
+def span(name: str, **attributes: str | int | float | bool) -> AbstractContextManager[Span]:
     """A business span around a block; ``async_batch_size=10`` becomes ``async.batch_size``.
 
     An exception that leaves the block marks the span as failed.
     """
     named = {key.replace("_", ".", 1): value for key, value in attributes.items()}
-    with trace.get_tracer("dicelab").start_as_current_span(name, attributes=named) as current:
-        yield current
+    return trace.get_tracer("dicelab").start_as_current_span(name, attributes=named)
 
 
-@contextmanager
-def root_span(name: str, **attributes: str | int | float | bool) -> Iterator[Span]:
+def root_span(name: str, **attributes: str | int | float | bool) -> AbstractContextManager[Span]:
     """The root of a new trace, for something that a user starts other than by an HTTP request."""
     named = {key.replace("_", ".", 1): value for key, value in attributes.items()}
-    with trace.get_tracer("dicelab").start_as_current_span(
+    return trace.get_tracer("dicelab").start_as_current_span(
         name, context=Context(), kind=SpanKind.SERVER, attributes=named
-    ) as current:
-        yield current
+    )
 
 
 def rename_span(name: str) -> None:

@@ -19,7 +19,7 @@ from opentelemetry import trace
 from prometheus_client import CollectorRegistry
 from prometheus_client.aiohttp import make_aiohttp_handler
 
-from otel import http, logs, tracing
+from otel import http, logs, tracing, trimmed
 from web import apidocs, health, problems
 from web.settings import Environment, ServerSettings, SettingsError
 
@@ -29,6 +29,7 @@ TEMPLATES = Path(__file__).parent / "templates"
 CLIENT_SESSION = web.AppKey("client_session", ClientSession)
 # Long enough that a parameter of 10 kB reaches the handler, which can say what is wrong with it.
 MAX_REQUEST_LINE = 32 * 1024
+MAX_GOOD_HOSTS = 1024
 
 
 class ServiceSettings(Protocol):
@@ -97,7 +98,7 @@ def client_session(
         async with ClientSession(
             connector=TCPConnector(limit=limit),
             timeout=ClientTimeout(total=timeout, connect=connect_timeout),
-            trace_configs=[tracing.client_trace_config()],
+            trace_configs=[trimmed.client_trace_config()],
             cookie_jar=DummyCookieJar(),  # it speaks for many users and must never mix them up
             auto_decompress=False,  # bodies are small or passed on as they are
         ) as session:
@@ -150,10 +151,16 @@ def _read_first(
 ) -> Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]:
     """Refuse what would make the instrumentation, which runs in front of every middleware of ours, fail."""
 
+    good_hosts: set[str] = set()
+
     async def read(request: web.BaseRequest) -> web.StreamResponse:
         try:
-            request.url.host  # noqa: B018  # built of the Host header
-            request.headers.get("baggage", "").encode()
+            if request.host not in good_hosts:
+                request.url.host  # noqa: B018  # built of the Host header
+                if len(good_hosts) < MAX_GOOD_HOSTS:
+                    good_hosts.add(request.host)
+            if "baggage" in request.headers:
+                request.headers["baggage"].encode()
         except ValueError as error:
             raise _UnreadableError from error
         return await handler(request)
