@@ -22,7 +22,7 @@ from dieservice.postgres import PostgresCatalogue
 from roller.catalogue import RemoteCatalogue
 from roller.dice import Table
 from web import health, problems
-from web.settings import Environment
+from web.settings import EVENT_LOOPS, Environment
 
 
 class Silence:
@@ -101,7 +101,15 @@ def main(which: str) -> None:
         app, server = die_service_app(die_service_settings), die_service_settings.server
     app[health.STOPPING] = asyncio.Event()
     app.router.add_get("/readyz", health.readyz, allow_head=False)
-    web.run_app(app, host=server.host, port=server.port, access_log=None, handler_cancellation=True, print=None)
+    web.run_app(
+        app,
+        host=server.host,
+        port=server.port,
+        access_log=None,
+        handler_cancellation=True,
+        print=None,
+        loop=EVENT_LOOPS[server.event_loop](),
+    )
 
 
 if __name__ == "__main__":

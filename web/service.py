@@ -21,7 +21,7 @@ from prometheus_client.aiohttp import make_aiohttp_handler
 
 from otel import http, logs, tracing, trimmed
 from web import apidocs, health, problems
-from web.settings import Environment, ServerSettings, SettingsError
+from web.settings import EVENT_LOOPS, Environment, ServerSettings, SettingsError
 
 log = logging.getLogger(__name__)
 
@@ -243,7 +243,8 @@ def main(
         return 2
     stop_logs = logs.start(name, settings.server.log_level)
     try:
-        asyncio.run(serve(create_app(settings), settings.server))
+        with asyncio.Runner(loop_factory=EVENT_LOOPS[settings.server.event_loop]) as runner:
+            runner.run(serve(create_app(settings), settings.server))
     except OSError as error:
         log.critical("Cannot serve: %s", error, extra={"fields": {}})
         print(f"{name}: {error}", file=sys.stderr)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+import uvloop
 from yarl import URL
 
 from otel.tracing import TraceFile
@@ -14,6 +16,12 @@ from otel.tracing import TraceFile
 T = TypeVar("T")
 LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 _FLAGS = {"true": True, "1": True, "on": True, "yes": True, "false": False, "0": False, "off": False, "no": False}
+
+
+EVENT_LOOPS: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {
+    "uvloop": uvloop.new_event_loop,
+    "asyncio": asyncio.new_event_loop,
+}
 
 
 class SettingsError(ValueError):
@@ -99,6 +107,7 @@ class ServerSettings:
     port: int
     log_level: str
     shutdown_timeout: float  # seconds that requests in flight get to finish after SIGTERM
+    event_loop: str  # uvloop or asyncio
     trace_file: TraceFile | None
 
     @classmethod
@@ -109,6 +118,7 @@ class ServerSettings:
             port=env.integer("PORT", default_port, 0, 65535),
             log_level=env.choice("LOG_LEVEL", "INFO", LEVELS),
             shutdown_timeout=env.number("SHUTDOWN_TIMEOUT", 8.0, 0.0, 600.0),
+            event_loop=env.choice("EVENT_LOOP", "uvloop", tuple(EVENT_LOOPS)),
             trace_file=TraceFile(
                 Path(traces),
                 max_bytes=env.integer("TRACES_FILE_MAX_BYTES", 64 * 1024 * 1024, 4096, 2**40),
