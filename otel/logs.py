@@ -108,7 +108,7 @@ def _second(whole: int) -> str:
 def _timestamp(seconds: float) -> str:
     """RFC 3339 in UTC with milliseconds, such as ``2026-01-02T03:04:05.678Z``."""
     whole = int(seconds)
-    return f"{_second(whole)}.{int((seconds - whole) * 1000):03d}Z"
+    return f"{_second(whole)}.{int((seconds - whole) * 1000 + 1e-4):03d}Z"
 
 
 def _dump(document: dict[str, Any]) -> bytes:
@@ -168,12 +168,17 @@ class JsonHandler(logging.Handler):
         return document
 
 
+LEVELS = {level: name.encode() for name, level in logging.getLevelNamesMapping().items() if level and name != "WARN"}
+
+
 class _Events:
     """Where the lines of our own events go, once :func:`start` has said it; before that to ``logging``."""
 
     writer: LineWriter | None = None
     service = b""
     level = logging.NOTSET
+    milliseconds = 0  # of the time that ``timestamp`` says
+    timestamp = b""
 
 
 def event(logger: logging.Logger, level: int, message: str, fields: dict[str, Any]) -> None:
@@ -188,23 +193,23 @@ def event(logger: logging.Logger, level: int, message: str, fields: dict[str, An
     if writer is None:
         logger.log(level, "%s", message, extra={"fields": fields})
         return
-    now = time.time()
-    trace_id, span_id, _ = spans.current_ids()
+    milliseconds = int(time.time() * 1000)
+    if milliseconds != _Events.milliseconds:
+        _Events.milliseconds, _Events.timestamp = milliseconds, _timestamp(milliseconds / 1000).encode()
     try:
-        rest = orjson.dumps(fields)
         writer.write(
-            b'{"timestamp":"%b","level":"%b","message":%b,"logger":%b%b%b%b'
+            b'{"timestamp":"%b","level":"%b","message":%b,"logger":%b%b%b%b\n'
             % (
-                _timestamp(now).encode(),
-                logging.getLevelName(level).encode(),
+                _Events.timestamp,
+                LEVELS[level],
                 orjson.dumps(message),
                 _Events.service,
-                b',"trace_id":"%032x","span_id":"%016x"' % (trace_id, span_id) if trace_id else b"",
+                spans.current_ids_json(),
                 b"," if fields else b"",
-                rest[1:] + b"\n",
+                orjson.dumps(fields)[1:],
             )
         )
-    except TypeError:  # something that only the slower way can write
+    except (TypeError, KeyError):  # something that only the slower way can write
         logger.log(level, "%s", message, extra={"fields": fields})
 
 

@@ -22,6 +22,8 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from types import SimpleNamespace
 from typing import Any
 
@@ -51,7 +53,7 @@ from opentelemetry.trace import NonRecordingSpan, Span, SpanContext, SpanKind, S
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 from yarl import URL
 
-from otel.spans import SPAN_KEY, Active, LeanSpan
+from otel.spans import SPAN_KEY, Active, LeanSpan, current
 
 MAX_REMEMBERED = 4096
 CAPTURED_HEADERS = "OTEL_INSTRUMENTATION_HTTP_CAPTURE_HEADERS_SERVER_"
@@ -66,8 +68,8 @@ def trim() -> None:
     """Replace the hooks; call it before the instrumentors' ``instrument()``."""
     if not any(name.startswith(CAPTURED_HEADERS) for name in os.environ):
         _server.create_aiohttp_middleware = server_middleware
+    _aiopg.get_traced_pool_proxy = _traced_pool
     _aiopg.get_traced_connection_proxy = _TracedConnection
-    _aiopg.get_traced_cursor_proxy = _TracedCursor
 
 
 def _standard_propagation() -> bool:
@@ -230,22 +232,61 @@ def client_trace_config() -> TraceConfig:
 # --- SQL ---
 
 
+def _traced_pool(pool: Any, integration: AiopgIntegration) -> Any:
+    """The pool itself, handing out traced connections; the package wraps each call of it."""
+    acquire = pool._acquire
+
+    async def traced_acquire() -> Any:
+        connection = await acquire()
+        return connection if isinstance(connection, AsyncProxyObject) else _TracedConnection(connection, integration)
+
+    pool._acquire = traced_acquire
+    return pool
+
+
 class _TracedConnection(AsyncProxyObject):
     def __init__(self, connection: Any, integration: AiopgIntegration) -> None:
         super().__init__(connection)
-        self._self_integration = integration
+        self._self_tracer = _CursorTracer(integration)
 
-    def cursor(self, *args: Any, **kwargs: Any) -> Any:
-        return _aiopg._ContextManager(self._cursor(*args, **kwargs))
+    @asynccontextmanager
+    async def cursor(self, *args: Any, **kwargs: Any) -> AsyncIterator[_TracedCursor]:
+        async with self.__wrapped__.cursor(*args, **kwargs) as cursor:
+            yield _TracedCursor(cursor, self._self_tracer)
 
-    async def _cursor(self, *args: Any, **kwargs: Any) -> _TracedCursor:
-        return _TracedCursor(await self.__wrapped__._cursor(*args, **kwargs), self._self_integration)
+
+class _CursorTracer(AsyncCursorTracer):
+    """The package's tracer of cursors, which remembers what the span of a statement is called and carries."""
+
+    def __init__(self, integration: AiopgIntegration) -> None:
+        super().__init__(integration)
+        self._known: dict[Any, tuple[str, dict[str, Any]]] = {}
+
+    async def traced_execution(self, cursor: Any, query_method: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        statement = args[0] if args else None
+        known = self._known.get(statement) if type(statement) is str else None
+        if known is None:
+            return await self._first(statement, cursor, query_method, args, kwargs)
+        name, attributes = known
+        with self._db_api_integration._tracer.start_as_current_span(name, kind=SpanKind.CLIENT, attributes=attributes):
+            return await query_method(*args, **kwargs)
+
+    async def _first(
+        self, statement: Any, cursor: Any, query_method: Callable[..., Any], args: Any, kwargs: Any
+    ) -> Any:
+        async def watched(*args: Any, **kwargs: Any) -> Any:
+            span = current()
+            if span is not None and type(statement) is str and len(self._known) < MAX_REMEMBERED:
+                self._known[statement] = span.name, span.attributes.copy()
+            return await query_method(*args, **kwargs)
+
+        return await super().traced_execution(cursor, watched, *args, **kwargs)
 
 
 class _TracedCursor(AsyncProxyObject):
-    def __init__(self, cursor: Any, integration: AiopgIntegration) -> None:
+    def __init__(self, cursor: Any, tracer: _CursorTracer) -> None:
         super().__init__(cursor)
-        self._self_tracer = AsyncCursorTracer(integration)
+        self._self_tracer = tracer
 
     async def execute(self, *args: Any, **kwargs: Any) -> Any:
         return await self._self_tracer.traced_execution(self, self.__wrapped__.execute, *args, **kwargs)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from time import perf_counter
 from typing import Protocol
 
@@ -67,7 +68,9 @@ class RemoteCatalogue:
         self, session: Callable[[], ClientSession], url: URL, connections: int, telemetry: DieServiceTelemetry
     ) -> None:
         self._session = session
-        self._url = url / "dice"
+        url /= "dice"
+        # Remembered: to put a URL together takes as long as to roll the die.
+        self._question = lru_cache(1024)(lambda name: url.with_query(identifier=name))
         self._connections = connections
         self._telemetry = telemetry
         self._under_way = 0
@@ -89,7 +92,7 @@ class RemoteCatalogue:
     async def _ask(self, name: str) -> Die:
         started = perf_counter()
         try:
-            async with self._session().get(self._url, params={"identifier": name}) as response:
+            async with self._session().get(self._question(name)) as response:
                 status, body = response.status, await response.read()
         except ConnectionTimeoutError as error:
             # No connection came free or was made: nothing was asked yet, so coming back soon is sound advice.

@@ -52,12 +52,16 @@ class RollTelemetry:
             buckets=FACE_BUCKETS,
             registry=registry,
         )
+        self._expected: set[str] = set()
         self._rolls.labels(UNKNOWN, "error")
         for die in dice:
             self.expect(die)
 
     def expect(self, die: str) -> None:
         """Make a die's series exist, at zero, before its first roll."""
+        if die in self._expected:
+            return
+        self._expected.add(die)
         self._rolls.labels(die, "success")
         self._rolls.labels(die, "error")
         self._values.labels(die)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import os
 import signal
@@ -185,6 +186,17 @@ class _Runner(web.AppRunner):
         return server
 
 
+def _spare_collections() -> None:
+    """Let garbage collection look away from what was there at the start, and look less often at what comes after.
+
+    A request allocates a few hundred objects and frees nearly all of them by itself, so that collections, a
+    fourteenth of the CPU otherwise, find next to nothing.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 20)
+
+
 async def serve(app: web.Application, settings: ServerSettings) -> None:
     """Serve until SIGTERM or SIGINT; then requests in flight finish, and everything that was opened closes.
 
@@ -212,6 +224,7 @@ async def serve(app: web.Application, settings: ServerSettings) -> None:
     try:
         await runner.setup()
         await web.TCPSite(runner, settings.host, settings.port).start()
+        _spare_collections()
         await stopping.wait()
         log.info("Stopping", extra={"fields": {}})
     finally:
