@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from lab import LabError, control, options, stages
+from lab import LabError, bench, control, options, stages
 from lab.check import check
 from lab.up import Options, up, up_detached
 
@@ -63,6 +63,7 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument(
             "--run-dir", type=Path, default=RUN_DIR, help=f"where the lab keeps its files (default {RUN_DIR})"
         )
+    bench.add_parser(commands)
     return parser
 
 
@@ -74,6 +75,8 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         if args.command == "status":
             return control.status(args.run_dir, console)
+        if args.command == "bench":
+            return bench.bench(args, console)
         if args.command == "check":
             return check(args.run_dir, args.stage, args.timeout, console)
         if args.command == "down":

@@ -1,0 +1,97 @@
+"""A load generator that costs little: ``python -m bench.load URL CLIENTS SECONDS``.
+
+Each client keeps one connection and sends its next request as soon as the last one is answered. Prints a JSON object:
+``requests``, ``seconds``, ``failed`` (answers other than 200), ``p50`` and ``p99`` in milliseconds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from time import perf_counter
+
+import uvloop
+from yarl import URL
+
+
+class _Client(asyncio.Protocol):
+    def __init__(self, request: bytes, took: list[float], ended: asyncio.Future[None]) -> None:
+        self._request = request
+        self._took = took
+        self._ended = ended
+        self._buffer = b""
+        self._sent = 0.0
+        self.failed = 0
+        self._transport: asyncio.Transport | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+        self._send()
+
+    def _send(self) -> None:
+        assert self._transport is not None
+        self._sent = perf_counter()
+        self._transport.write(self._request)
+
+    def data_received(self, data: bytes) -> None:
+        self._buffer += data
+        head, blank, body = self._buffer.partition(b"\r\n\r\n")
+        if not blank:
+            return
+        length = int(head.lower().partition(b"content-length:")[2].split(b"\r\n", 1)[0] or 0)
+        if len(body) < length:
+            return
+        self._buffer = body[length:]
+        self._took.append(perf_counter() - self._sent)
+        self.failed += not head.startswith(b"HTTP/1.1 200")
+        self._send()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        if not self._ended.done():
+            self._ended.set_result(None)
+
+    def close(self) -> None:
+        if self._transport is not None:
+            self._transport.abort()
+
+
+async def load(url: URL, clients: int, seconds: float) -> dict[str, float]:
+    request = f"GET {url.raw_path_qs} HTTP/1.1\r\nHost: {url.host}:{url.port}\r\n\r\n".encode()
+    loop = asyncio.get_running_loop()
+    took: list[float] = []
+    ended = loop.create_future()
+    assert url.host is not None
+    assert url.port is not None
+    host, port = url.host, url.port
+    made = [
+        (await loop.create_connection(lambda: _Client(request, took, ended), host, port))[1] for _ in range(clients)
+    ]
+    took.clear()
+    started = perf_counter()
+    done, _ = await asyncio.wait([ended], timeout=seconds)
+    while not took and not done:  # one answer at the least, however long it takes
+        done, _ = await asyncio.wait([ended], timeout=0.1)
+    lasted = perf_counter() - started
+    for client in made:
+        client.close()
+    if done:
+        raise ConnectionError("the service closed a connection")
+    took.sort()
+    return {
+        "requests": len(took),
+        "seconds": lasted,
+        "failed": sum(client.failed for client in made),
+        "p50": took[len(took) // 2] * 1000,
+        "p99": took[len(took) * 99 // 100] * 1000,
+    }
+
+
+def main() -> None:
+    url, clients, seconds = sys.argv[1:]
+    print(json.dumps(uvloop.run(load(URL(url), int(clients), float(seconds)))))
+
+
+if __name__ == "__main__":
+    main()

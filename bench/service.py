@@ -1,0 +1,26 @@
+"""A service as it is, without its metrics: ``python -m bench.service roller``.
+
+Traces and logs have switches of their own.
+"""
+
+from __future__ import annotations
+
+import runpy
+import sys
+from typing import Any
+
+from prometheus_client import Gauge
+
+from otel.metrics import Counter, Histogram
+
+
+def _nothing(*_: Any, **__: Any) -> None:
+    return None
+
+
+if __name__ == "__main__":
+    for method in ("inc", "dec", "set"):
+        setattr(Gauge, method, _nothing)
+    Counter.inc = _nothing  # type: ignore[method-assign]
+    Histogram.observe = _nothing  # type: ignore[method-assign]
+    runpy.run_module(sys.argv[1], run_name="__main__")

@@ -1,0 +1,74 @@
+"""``dicelab bench`` measures what it says: every variant answers, nothing is dropped, the figures are there."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from lab.bench import read_wrk
+from lab.cli import main
+from tests.labs import clean_environ
+
+
+def test_signals_and_paths_are_measured(tmp_path: Path) -> None:
+    # A PATH without wrk, which would want a second for each run.
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    for directory in os.environ["PATH"].split(os.pathsep):
+        for tool in Path(directory).iterdir() if Path(directory).is_dir() else ():
+            if tool.name != "wrk" and not (tools / tool.name).exists():
+                (tools / tool.name).symlink_to(tool)
+    figures = tmp_path / "figures.json"
+    result = subprocess.run(
+        [
+            *(sys.executable, "-m", "lab.cli", "bench", "signals", "paths"),
+            *("--rounds", "1", "--seconds", "0.2", "--clients", "4", "--json", str(figures)),
+        ],
+        check=False,
+        capture_output=True,
+        text=True,
+        env=clean_environ(PATH=str(tools), TMPDIR=str(tmp_path)),
+        timeout=110,
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "all, over OTLP/HTTP" in result.stdout
+    document = json.loads(figures.read_text())
+    assert document["faults"] == []
+    assert document["load"] == "bench.load"
+    assert not list(tmp_path.glob("dicelab-bench-*"))  # cleaned up
+    signals, paths = document["signals"], document["paths"]
+    assert len({run["variant"] for run in signals}) == len(signals) == 9
+    assert len({(run["variant"], run["path"]) for run in paths}) == len(paths) == 10
+    for run in signals + paths:
+        assert run["requests"] > 0
+        assert run["failed"] == 0
+        assert 0 < run["p50"] <= run["p99"]
+        assert run["memory"]["dice-roller"] > 20
+
+
+def test_wrk_is_understood() -> None:
+    out = """Running 3s test @ http://127.0.0.1:8000/roll
+  1 threads and 64 connections
+  Thread Stats   Avg      Stdev     Max   +/- Stdev
+    Latency    69.60ms   37.69ms 297.82ms   67.74%
+  Latency Distribution
+     50%  730.00us
+     75%   92.44ms
+     90%  121.49ms
+     99%    1.73s
+  7461 requests in 3.01s, 1.42MB read
+  Socket errors: connect 0, read 1, write 0, timeout 2
+  Non-2xx or 3xx responses: 5
+Requests/sec:    931.69
+"""
+    assert read_wrk(out) == {"requests": 7461, "seconds": 3.01, "failed": 8, "p50": 0.73, "p99": 1730.0}
+
+
+def test_what_cannot_be_measured_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "everything"]) == 1
+    assert "not everything" in capsys.readouterr().err
