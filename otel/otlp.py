@@ -24,6 +24,7 @@ from otel.spans import LeanSpan
 FLAGS_LOCAL, FLAGS_REMOTE = 0x100, 0x300
 KINDS = {kind: kind.value + 1 for kind in SpanKind}
 MAX_REMEMBERED = 4096
+LONGEST_REMEMBERED = 512
 STANDARD_LIMIT = 128  # of attributes, events and an event's attributes
 
 # A span of a batch: the scope it belongs to, and its message.
@@ -66,9 +67,11 @@ class _Attributes:
             known = self._known[kind]
         except KeyError:
             raise _NotPlain from None
-        if len(known) >= MAX_REMEMBERED:
-            known.clear()
-        fragment = known[item] = self._fragment(key, value)
+        fragment = self._fragment(key, value)
+        if len(fragment) <= LONGEST_REMEMBERED:
+            if len(known) >= MAX_REMEMBERED:
+                known.clear()
+            known[item] = fragment
         return fragment
 
 

@@ -22,8 +22,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
+from functools import lru_cache, partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -42,11 +42,7 @@ from opentelemetry.baggage.propagation import W3CBaggagePropagator
 from opentelemetry.context import Context, get_current
 from opentelemetry.instrumentation import aiohttp_client, aiohttp_server
 from opentelemetry.instrumentation.aiopg import aiopg_integration
-from opentelemetry.instrumentation.aiopg.aiopg_integration import (
-    AiopgIntegration,
-    AsyncCursorTracer,
-    AsyncProxyObject,
-)
+from opentelemetry.instrumentation.aiopg.aiopg_integration import AiopgIntegration, AsyncCursorTracer
 from opentelemetry.instrumentation.utils import is_http_instrumentation_enabled
 from opentelemetry.propagators.composite import CompositePropagator
 from opentelemetry.trace import NonRecordingSpan, Span, SpanContext, SpanKind, StatusCode, TraceFlags
@@ -55,7 +51,9 @@ from yarl import URL
 
 from otel.spans import SPAN_KEY, Active, LeanSpan, current
 
+# What is remembered of requests is bounded, in number and in length: callers decide what they ask for.
 MAX_REMEMBERED = 4096
+LONGEST_REMEMBERED = 512
 CAPTURED_HEADERS = "OTEL_INSTRUMENTATION_HTTP_CAPTURE_HEADERS_SERVER_"
 
 # As anything: what is used and replaced below is not all meant to be.
@@ -69,7 +67,6 @@ def trim() -> None:
     if not any(name.startswith(CAPTURED_HEADERS) for name in os.environ):
         _server.create_aiohttp_middleware = server_middleware
     _aiopg.get_traced_pool_proxy = _traced_pool
-    _aiopg.get_traced_connection_proxy = _TracedConnection
 
 
 def _standard_propagation() -> bool:
@@ -92,11 +89,12 @@ def server_middleware(tracer_provider: trace.TracerProvider | None = None) -> Mi
         tracer_provider.get_tracer(aiohttp_server.__name__, _server.__version__) if tracer_provider else _server.tracer
     )
     standard = _standard_propagation()
-    collected: dict[tuple[Any, ...], tuple[str, dict[str, Any]]] = {}
+    collected: dict[tuple[Any, ...], tuple[str, dict[str, Any]] | None] = {}
     mode = _server._sem_conv_opt_in_mode
+    old_names = mode is _server._StabilityMode.DEFAULT
 
-    def described(request: web.Request) -> tuple[str, dict[str, Any]]:
-        """The span's name and first attributes, which follow from these parts of a request alone."""
+    def described(request: web.Request) -> tuple[str, dict[str, Any]] | None:
+        """The span's name and first attributes, which follow from these parts of a request alone; if it gets one."""
         resource = request.match_info.route.resource
         key = (
             request.method,
@@ -107,36 +105,48 @@ def server_middleware(tracer_provider: trace.TracerProvider | None = None) -> Mi
             request.version,
             None if resource is None else resource.canonical,
         )
-        known = collected.get(key)
-        if known is None:
+        try:
+            return collected[key]
+        except KeyError:
+            pass
+        known = None
+        if not _server._excluded_urls.url_disabled(request.path):
+            name = aiohttp_server.get_default_span_name(request)
+            known = name, aiohttp_server.collect_request_attributes(request, mode)
+        if len(request.raw_path) + len(request.host) + len(request.headers.get("User-Agent", "")) <= LONGEST_REMEMBERED:
             if len(collected) >= MAX_REMEMBERED:
                 collected.clear()
-            known = collected[key] = (
-                aiohttp_server.get_default_span_name(request),
-                aiohttp_server.collect_request_attributes(request, mode),
-            )
+            collected[key] = known
         return known
+
+    def answered(span: Span, status: int | str) -> None:
+        if old_names and type(span) is LeanSpan and type(status) is int:
+            span.attributes["http.status_code"] = status
+            if status < 500:
+                return
+        aiohttp_server.set_status_code(span, status, sem_conv_opt_in_mode=mode)  # type: ignore[arg-type]
 
     @web.middleware
     async def traced(request: web.Request, handler: Handler) -> web.StreamResponse:
-        if not is_http_instrumentation_enabled() or _server._excluded_urls.url_disabled(request.path):
+        known = described(request)
+        if known is None or not is_http_instrumentation_enabled():
             return await handler(request)
-        name, attributes = described(request)
+        name, attributes = known
         above = _extracted(request) if standard else propagate.extract(request, getter=aiohttp_server.getter)
         span: Span = tracer.start_span(name, context=above, kind=SpanKind.SERVER, attributes=attributes)
         with Active(span, record=False, set_status=False):
             try:
                 response = await handler(request)
             except web.HTTPException as raised:
-                aiohttp_server.set_status_code(span, raised.status_code, sem_conv_opt_in_mode=mode)
+                answered(span, raised.status_code)
                 if isinstance(raised, web.HTTPServerError):
                     span.record_exception(raised)
                 raise
             except Exception as raised:
-                aiohttp_server.set_status_code(span, type(raised).__qualname__, sem_conv_opt_in_mode=mode)  # type: ignore[arg-type]
+                answered(span, type(raised).__qualname__)
                 span.record_exception(raised)
                 raise
-            aiohttp_server.set_status_code(span, response.status, sem_conv_opt_in_mode=mode)
+            answered(span, response.status)
             return response
 
     return traced
@@ -173,25 +183,23 @@ def client_trace_config() -> TraceConfig:
     tracer = trace.get_tracer(aiohttp_client.__name__, _client.__version__, schema_url=_client._get_schema_url(mode))
     standard = _standard_propagation()
     excluded = _client.get_excluded_urls("AIOHTTP_CLIENT")
-    collected: dict[tuple[str, URL], tuple[str, dict[str, Any]]] = {}
 
-    def described(method: str, url: URL) -> tuple[str, dict[str, Any]]:
-        """The span's name and first attributes; a service asks for a handful of URLs."""
-        known = collected.get((method, url))
-        if known is None:
-            if len(collected) >= MAX_REMEMBERED:
-                collected.clear()
-            attributes: dict[str, Any] = {}
-            _client._set_http_method(attributes, method, _client.sanitize_method(method), mode)
-            _client._set_http_url(attributes, _client.redact_url(str(url)), mode)
-            known = collected[method, url] = (_client._get_span_name(method), attributes)
-        return known
+    @lru_cache(MAX_REMEMBERED)
+    def described(method: str, url: URL) -> tuple[str, dict[str, Any]] | None:
+        """The span's name and first attributes, if there is to be one; a service asks for a handful of URLs."""
+        if excluded.url_disabled(str(url)):
+            return None
+        attributes: dict[str, Any] = {}
+        _client._set_http_method(attributes, method, _client.sanitize_method(method), mode)
+        _client._set_http_url(attributes, _client.redact_url(str(url)), mode)
+        return _client._get_span_name(method), attributes
 
     async def started(_: ClientSession, request: SimpleNamespace, params: TraceRequestStartParams) -> None:
         request.span = None
-        if not is_http_instrumentation_enabled() or excluded.url_disabled(str(params.url)):
+        known = described(params.method, params.url)
+        if known is None or not is_http_instrumentation_enabled():
             return
-        name, attributes = described(params.method, params.url)
+        name, attributes = known
         span = request.span = tracer.start_span(name, kind=SpanKind.CLIENT, attributes=attributes)
         if standard and type(span) is LeanSpan and not span.trace_state and get_current().keys() <= {SPAN_KEY}:
             params.headers["traceparent"] = f"00-{span.trace_id:032x}-{span.span_id:016x}-{span.flags:02x}"
@@ -233,26 +241,29 @@ def client_trace_config() -> TraceConfig:
 
 
 def _traced_pool(pool: Any, integration: AiopgIntegration) -> Any:
-    """The pool itself, handing out traced connections; the package wraps each call of it."""
+    """The pool itself, whose connections hand out cursors that trace; the package wraps pool, connection and cursor."""
     acquire = pool._acquire
 
     async def traced_acquire() -> Any:
         connection = await acquire()
-        return connection if isinstance(connection, AsyncProxyObject) else _TracedConnection(connection, integration)
+        if "_cursor" not in vars(connection):
+            connection._cursor = _traced_cursors(connection, _CursorTracer(integration))
+        return connection
 
     pool._acquire = traced_acquire
     return pool
 
 
-class _TracedConnection(AsyncProxyObject):
-    def __init__(self, connection: Any, integration: AiopgIntegration) -> None:
-        super().__init__(connection)
-        self._self_tracer = _CursorTracer(integration)
+def _traced_cursors(connection: Any, tracer: _CursorTracer) -> Callable[..., Any]:
+    make = connection._cursor
 
-    @asynccontextmanager
-    async def cursor(self, *args: Any, **kwargs: Any) -> AsyncIterator[_TracedCursor]:
-        async with self.__wrapped__.cursor(*args, **kwargs) as cursor:
-            yield _TracedCursor(cursor, self._self_tracer)
+    async def traced_cursor(*args: Any, **kwargs: Any) -> Any:
+        cursor = await make(*args, **kwargs)
+        for name in ("execute", "executemany", "callproc"):
+            setattr(cursor, name, partial(tracer.traced_execution, cursor, getattr(cursor, name)))
+        return cursor
+
+    return traced_cursor
 
 
 class _CursorTracer(AsyncCursorTracer):
@@ -281,18 +292,3 @@ class _CursorTracer(AsyncCursorTracer):
             return await query_method(*args, **kwargs)
 
         return await super().traced_execution(cursor, watched, *args, **kwargs)
-
-
-class _TracedCursor(AsyncProxyObject):
-    def __init__(self, cursor: Any, tracer: _CursorTracer) -> None:
-        super().__init__(cursor)
-        self._self_tracer = tracer
-
-    async def execute(self, *args: Any, **kwargs: Any) -> Any:
-        return await self._self_tracer.traced_execution(self, self.__wrapped__.execute, *args, **kwargs)
-
-    async def executemany(self, *args: Any, **kwargs: Any) -> Any:
-        return await self._self_tracer.traced_execution(self, self.__wrapped__.executemany, *args, **kwargs)
-
-    async def callproc(self, *args: Any, **kwargs: Any) -> Any:
-        return await self._self_tracer.traced_execution(self, self.__wrapped__.callproc, *args, **kwargs)

@@ -158,7 +158,7 @@ def _read_first(
         try:
             if request.host not in good_hosts:
                 request.url.host  # noqa: B018  # built of the Host header
-                if len(good_hosts) < MAX_GOOD_HOSTS:
+                if len(good_hosts) < MAX_GOOD_HOSTS and len(request.host) < 256:
                     good_hosts.add(request.host)
             if "baggage" in request.headers:
                 request.headers["baggage"].encode()
