@@ -43,7 +43,14 @@ def create_app(settings: Settings) -> web.Application:
         yield
 
     app.cleanup_ctx.append(announced)
-    furnish(app, registry, title="die-service", description="Knows which dice there are.", readiness=readiness)
+    furnish(
+        app,
+        registry,
+        title="die-service",
+        description="Knows which dice there are.",
+        readiness=readiness,
+        workers_dir=settings.server.workers_dir,
+    )
     return app
 
 

@@ -29,6 +29,13 @@ def _seconds(text: str) -> float:
     return seconds
 
 
+def _workers(text: str) -> int:
+    number = int(text)
+    if not 1 <= number <= 64:
+        raise argparse.ArgumentTypeError(f"{text} is not from 1 to 64")
+    return number
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="dicelab", description="An observability lab small enough to understand.", allow_abbrev=False
@@ -44,6 +51,9 @@ def _parser() -> argparse.ArgumentParser:
     up_parser.add_argument("--roll-delay", type=_seconds, metavar="SECONDS", help="longest wait of a roll (default 1)")
     up_parser.add_argument(
         "--engines", action="store_true", help="start Prometheus, Tempo and the like too, those that are on PATH"
+    )
+    up_parser.add_argument(
+        "--workers", type=_workers, default=1, metavar="N", help="processes of roller and die-service each (default 1)"
     )
     up_parser.add_argument("--detach", action="store_true", help="return once the lab is ready; it runs on")
     up_parser.add_argument("--no-tail", action="store_true", help="do not follow the logs")
@@ -91,6 +101,7 @@ def main(arguments: list[str] | None = None) -> int:
             args.roll_delay,
             args.engines,
             tail=not (args.no_tail or args.detach),
+            workers=args.workers,
         )
         if args.detach:
             inner = [argument for argument in arguments if argument != "--detach"]

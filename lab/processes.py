@@ -112,7 +112,7 @@ class Process:
     def _keep(self, file: RotatingFile | None, path: Path, lines: bytes) -> RotatingFile | None:
         """Write to the file; a full disk is said, and neither stalls the service nor stops the lab."""
         try:
-            file = file or RotatingFile(path)
+            file = file or RotatingFile.shared(path)
             file.write(lines)
         except OSError as error:
             self._tell([f"{path}: {error.strerror}; lines are lost".encode()])

@@ -7,7 +7,7 @@ import json
 import os
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from lab import LabError
 
@@ -98,12 +98,24 @@ class RotatingFile:
     of a core at ten thousand lines a second; this one takes any number of lines a call.
     """
 
+    _open: ClassVar[dict[Path, RotatingFile]] = {}
+
     def __init__(self, path: Path, max_bytes: int = LOG_BYTES, backups: int = LOG_BACKUPS) -> None:
+        self._users = 0
         self._path = path
         self._max_bytes = max_bytes
         self._backups = backups
         self._file = open(path, "ab", buffering=0)
         self._size = self._file.tell()
+
+    @classmethod
+    def shared(cls, path: Path) -> RotatingFile:
+        """The file at this path, one and the same for all who have it open; each closes it once."""
+        file = cls._open.get(path)
+        if file is None:
+            file = cls._open[path] = cls(path)
+        file._users += 1
+        return file
 
     def write(self, lines: bytes) -> None:
         """Append whole lines."""
@@ -113,7 +125,10 @@ class RotatingFile:
         self._size += len(lines)
 
     def close(self) -> None:
-        self._file.close()
+        self._users -= 1
+        if self._users <= 0:
+            self._open.pop(self._path, None)
+            self._file.close()
 
     def _rotate(self) -> None:
         self._file.close()

@@ -20,13 +20,15 @@ class Service:
     module: str
     port_offset: int
     url_variable: str
+    many: bool = True  # whether it may run as several processes
 
 
 # In the order they start; they stop in the opposite one.
 SERVICES = (
     Service("die-service", "dieservice", 1, "DIE_SERVICE_URL"),
     Service("dice-roller", "roller", 0, "DICE_ROLLER_URL"),
-    Service("frontend", "frontend", 2, "FRONTEND_URL"),
+    # One process: the sessions of its page live in it.
+    Service("frontend", "frontend", 2, "FRONTEND_URL", many=False),
 )
 
 

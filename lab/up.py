@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -43,6 +45,7 @@ class Options:
     roll_delay: float | None
     engines: bool  # start those that are found on PATH
     tail: bool  # follow the services' logs
+    workers: int = 1  # processes of each service that may have several
 
 
 class Lab:
@@ -61,8 +64,14 @@ class Lab:
             if options.engines
             else None
         )
+<<<<<<< HEAD
         self._postgres: KeptPostgres | None = None
         self._faults: FaultServer | None = None
+=======
+        self._workers_dir: Path | None = None
+        self._postgres: EmbeddedPostgres | None = None
+        self._postgres_start: asyncio.Future[None] | None = None
+>>>>>>> 3be6d0f (dicelab up --workers N: processes that share a port, and metrics that are right across them)
         self._database_url = environ.get("DATABASE_URL", "")
 
     async def run(self) -> int:
@@ -139,7 +148,11 @@ class Lab:
             self._database_url = self._postgres.url
         if self._plan:
             await self._start_engines(self._plan)
+        if self._options.workers > 1:
+            # Not in the run dir: the path of a socket must be short.
+            self._workers_dir = Path(tempfile.mkdtemp(prefix="dicelab-"))
         for service in self._stage.services:
+<<<<<<< HEAD
             launch = self._launch(
                 service.name,
                 [sys.executable, "-m", service.module],
@@ -149,6 +162,20 @@ class Lab:
                 on_lines,
             )
             self._processes.append(await self._started(service.name, launch))
+=======
+            for worker in range(1, self._workers(service) + 1):
+                self._processes.append(
+                    await Process.start(
+                        service.name,
+                        [sys.executable, "-m", service.module],
+                        self._service_environ(service, worker),
+                        self._run_dir.logs / f"{service.name}.jsonl",
+                        self._run_dir.logs / f"{service.name}.stderr",
+                        on_lines,
+                    )
+                )
+        await self._workers_ready()
+>>>>>>> 3be6d0f (dicelab up --workers N: processes that share a port, and metrics that are right across them)
         await self._ready({service.name: f"{self._url(service)}/readyz" for service in self._stage.services})
         self._faults = FaultServer(self._kept(), self._links())
         await self._faults.open()
@@ -214,11 +241,16 @@ class Lab:
             self._engines.append(await self._started(engine.name, launch))
         await self._ready({engine.name: plan.url(engine) + engine.ready_path for engine, _ in plan.found})
 
-    def _service_environ(self, service: Service) -> dict[str, str]:
+    def _workers(self, service: Service) -> int:
+        return self._options.workers if service.many else 1
+
+    def _service_environ(self, service: Service, worker: int) -> dict[str, str]:
         environ = {**self._environ, **self._stage.variables}
         environ["HOST"] = self._options.host
         environ["PORT"] = str(self._port(service))
         environ["DATABASE_URL"] = self._database_url
+        if self._workers_dir is not None and service.many:
+            environ["WORKERS_DIR"] = str(self._workers_dir)
         for other in self._stage.services:
             environ[other.url_variable] = self._url(other)
         environ.setdefault("TELEMETRY_DIR", str(self._run_dir.path))
@@ -235,9 +267,34 @@ class Lab:
             if endpoint:
                 environ["OTEL_EXPORTER_OTLP_ENDPOINT"] = endpoint
                 return environ
-            environ["TRACES_FILE"] = str(self._run_dir.traces / f"{service.name}.jsonl")
+            environ["TRACES_FILE"] = str(
+                self._run_dir.traces / f"{service.name}{f'-{worker}' if worker > 1 else ''}.jsonl"
+            )
             environ.setdefault("OTEL_BSP_SCHEDULE_DELAY", FILE_EXPORT_DELAY_MS)
         return environ
+
+    async def _workers_ready(self) -> None:
+        """Wait until each worker has said that it is ready; which one answers at a port is anybody's guess.
+
+        Raises:
+            LabError: as :meth:`_ready` does.
+        """
+        if self._workers_dir is None:
+            return
+        deadline = time.monotonic() + READY_TIMEOUT
+        for service in self._stage.services:
+            while service.many and len(list(self._workers_dir.glob(f"{service.name}-*.ready"))) < self._options.workers:
+                await self._check_running()
+                if time.monotonic() > deadline:
+                    raise LabError(f"not every {service.name} is ready after {READY_TIMEOUT:.0f} s")
+                await asyncio.sleep(READY_POLL)
+
+    async def _check_running(self) -> None:
+        ended = next((p for p in self._processes + self._engines if not p.running), None)
+        if ended is not None:
+            status = await ended.ended()
+            self._report_end(ended, status)
+            raise LabError(f"the {ended.name} ended with status {status} before it was ready")
 
     async def _ready(self, urls: Mapping[str, str]) -> None:
         """Wait until each of these answers 200.
@@ -249,11 +306,15 @@ class Lab:
             deadline = time.monotonic() + READY_TIMEOUT
             for name, url in urls.items():
                 while (missing := await readiness(session, url)) is not None:
+<<<<<<< HEAD
                     ended = next((k for k in self._processes + self._engines if not k.process.running), None)
                     if ended is not None:
                         status = await ended.process.ended()
                         self._report_end(ended.process, status)
                         raise LabError(f"the {ended.name} ended with status {status} before it was ready")
+=======
+                    await self._check_running()
+>>>>>>> 3be6d0f (dicelab up --workers N: processes that share a port, and metrics that are right across them)
                     if time.monotonic() > deadline:
                         raise LabError(f"the {name} is not ready after {READY_TIMEOUT:.0f} s: {missing}")
                     await asyncio.sleep(READY_POLL)
@@ -262,11 +323,15 @@ class Lab:
         state: dict[str, Any] = {
             "stage": self._stage.number,
             "pid": os.getpid(),
+<<<<<<< HEAD
             "services": [
                 {"name": service.name, "url": self._url(service), **_ran(kept)}
                 for service, kept in zip(self._stage.services, self._processes, strict=True)
             ],
             "roll_delay": float(self._service_environ(self._stage.services[0]).get("ROLL_DELAY") or 1.0),
+=======
+            "services": [self._service_state(service) for service in self._stage.services],
+>>>>>>> 3be6d0f (dicelab up --workers N: processes that share a port, and metrics that are right across them)
         }
         if self._faults:
             state["faults"] = str(self._faults.path)
@@ -282,6 +347,11 @@ class Lab:
         elif self._stage.postgres:
             state["postgres"] = {"url": self._database_url, "pid": None}
         return state
+
+    def _service_state(self, service: Service) -> dict[str, Any]:
+        pids = [process.pid for process in self._processes if process.name == service.name]
+        state = {"name": service.name, "url": self._url(service), "pid": pids[0]}
+        return state | {"workers": pids} if len(pids) > 1 else state
 
     # --- follow ---
 
@@ -330,11 +400,19 @@ class Lab:
         for kept in [*reversed(self._processes), *reversed(self._engines)]:
             await kept.process.stop()
         if self._postgres is not None:
+<<<<<<< HEAD
             await self._postgres.stop()
 
 
 def _ran(kept: Kept) -> dict[str, Any]:
     return {"pid": kept.pid, "restarts": kept.restarts}
+=======
+            if self._postgres_start is not None:
+                await asyncio.gather(self._postgres_start, return_exceptions=True)
+            await asyncio.to_thread(self._postgres.stop)
+        if self._workers_dir is not None:
+            shutil.rmtree(self._workers_dir, ignore_errors=True)
+>>>>>>> 3be6d0f (dicelab up --workers N: processes that share a port, and metrics that are right across them)
 
 
 def _ignore(service: str, lines: list[bytes]) -> None:
@@ -361,7 +439,18 @@ def table(title: str, state: dict[str, Any], ready: Mapping[str, str] | None = N
     rows = Table(title=title, title_justify="left")
     for column in ("Service", "URL", "pid", *(["State"] if ready is not None else [])):
         rows.add_column(column)
+<<<<<<< HEAD
     entries = [*state["services"], *state.get("engines", [])]
+=======
+    for service in state["services"]:
+        extra = [ready[service["name"]]] if ready is not None else []
+        rows.add_row(
+            service["name"], service["url"], ", ".join(map(str, service.get("workers", [service["pid"]]))), *extra
+        )
+    for engine in state.get("engines", []):
+        extra = [ready.get(engine["name"], "")] if ready is not None else []
+        rows.add_row(engine["name"], engine["url"], str(engine["pid"]), *extra)
+>>>>>>> 3be6d0f (dicelab up --workers N: processes that share a port, and metrics that are right across them)
     if "postgres" in state and state["postgres"]["pid"]:
         entries.append({**state["postgres"], "name": "postgres", "url": ""})
     for entry in entries:

@@ -45,6 +45,11 @@ def create_app(settings: Settings) -> web.Application:
 
     app.cleanup_ctx.append(announced)
     furnish(
-        app, registry, title="dice-roller", description="Rolls dice, one by one or many at once.", readiness=readiness
+        app,
+        registry,
+        title="dice-roller",
+        description="Rolls dice, one by one or many at once.",
+        readiness=readiness,
+        workers_dir=settings.server.workers_dir,
     )
     return app

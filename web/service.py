@@ -23,6 +23,7 @@ from prometheus_client.aiohttp import make_aiohttp_handler
 from otel import http, logs, tracing, trimmed
 from web import apidocs, health, problems
 from web.settings import EVENT_LOOPS, Environment, ServerSettings, SettingsError
+from web.workers import Workers
 
 log = logging.getLogger(__name__)
 
@@ -58,11 +59,16 @@ def furnish(
     description: str,
     readiness: health.Readiness = health.always_ready,
     templates: Sequence[Path] = (),
+    workers_dir: Path | None = None,
 ) -> None:
     """Add what every service has: metrics, health, API documents. Call it after the service's own routes."""
     app[health.READINESS] = readiness
     app[health.STOPPING] = asyncio.Event()
-    app.router.add_get("/metrics", _metrics(registry), allow_head=False)
+    siblings: Workers | None = None
+    if workers_dir is not None:
+        siblings = Workers(workers_dir, title, registry)
+        app.cleanup_ctx.append(siblings.run)
+    app.router.add_get("/metrics", _metrics(registry, siblings), allow_head=False)
     app.router.add_get("/healthz", health.healthz, allow_head=False)
     app.router.add_get("/readyz", health.readyz, allow_head=False)
     app.router.add_get("/openapi.json", apidocs.openapi, allow_head=False)
@@ -72,11 +78,13 @@ def furnish(
     http.observe_requests(app, registry)
 
 
-def _metrics(registry: CollectorRegistry) -> Handler:
+def _metrics(registry: CollectorRegistry, workers: Workers | None) -> Handler:
     expose = make_aiohttp_handler(registry)
 
     async def metrics(request: web.Request) -> web.StreamResponse:
         try:
+            if workers is not None:
+                return await make_aiohttp_handler(await workers.gathered())(request)
             return await expose(request)
         except (TypeError, ValueError) as error:  # an Accept header that names no version of the format
             raise problems.bad_request("The Accept header names no format that metrics come in.") from error
@@ -223,7 +231,8 @@ async def serve(app: web.Application, settings: ServerSettings) -> None:
         loop.add_signal_handler(number, on_signal)
     try:
         await runner.setup()
-        await web.TCPSite(runner, settings.host, settings.port).start()
+        reuse_port = True if settings.workers_dir else None
+        await web.TCPSite(runner, settings.host, settings.port, reuse_port=reuse_port).start()
         _spare_collections()
         await stopping.wait()
         log.info("Stopping", extra={"fields": {}})

@@ -108,17 +108,22 @@ class ServerSettings:
     log_level: str
     shutdown_timeout: float  # seconds that requests in flight get to finish after SIGTERM
     event_loop: str  # uvloop or asyncio
+    workers_dir: Path | None  # where the processes of a service that share its port meet; None: there is one
     trace_file: TraceFile | None
 
     @classmethod
     def read(cls, env: Environment, default_port: int) -> ServerSettings:
         traces = env.text("TRACES_FILE")
+        workers_dir = env.text("WORKERS_DIR")
+        if workers_dir and not Path(workers_dir).is_dir():
+            raise SettingsError(f"WORKERS_DIR={workers_dir!r}: there is no such directory")
         return cls(
             host=env.text("HOST", "127.0.0.1"),
             port=env.integer("PORT", default_port, 0, 65535),
             log_level=env.choice("LOG_LEVEL", "INFO", LEVELS),
             shutdown_timeout=env.number("SHUTDOWN_TIMEOUT", 8.0, 0.0, 600.0),
             event_loop=env.choice("EVENT_LOOP", "uvloop", tuple(EVENT_LOOPS)),
+            workers_dir=Path(workers_dir) if workers_dir else None,
             trace_file=TraceFile(
                 Path(traces),
                 max_bytes=env.integer("TRACES_FILE_MAX_BYTES", 64 * 1024 * 1024, 4096, 2**40),
