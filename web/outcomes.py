@@ -10,8 +10,9 @@ import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from prometheus_client import CollectorRegistry, Counter
+from prometheus_client import CollectorRegistry
 
+from otel.metrics import Counter
 from web.problems import Problem
 
 ROLL_FAILED = "roll-failed"  # the problem's kind
