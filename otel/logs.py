@@ -49,6 +49,7 @@ class LineWriter:
         self._lines: deque[bytes] = deque()
         self.dropped = 0
         self._filled = threading.Event()
+        self._woken = False  # the same, looked at without a call
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="log-writer", daemon=True)
         self._thread.start()
@@ -58,7 +59,8 @@ class LineWriter:
             self.dropped += 1
             return
         self._lines.append(line)
-        if not self._filled.is_set():
+        if not self._woken:
+            self._woken = True
             self._filled.set()
 
     def stop(self, timeout: float = 5.0) -> None:
@@ -75,6 +77,7 @@ class LineWriter:
             stopping = self._stopping.is_set()
             # Cleared before the lines are taken: a line added in between sets it again.
             self._filled.clear()
+            self._woken = False
             lines = [self._lines.popleft() for _ in range(len(self._lines))]
             if dropped := self.dropped - reported:
                 reported += dropped

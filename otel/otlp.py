@@ -16,13 +16,14 @@ from typing import Any
 import orjson
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
-from opentelemetry.trace import SpanKind
+from opentelemetry.trace import SpanKind, StatusCode
 
-from otel.spans import LeanSpan
+from otel.spans import NO_STATE, LeanSpan
 
 # SPAN_FLAGS_CONTEXT_HAS_IS_REMOTE_MASK, and with SPAN_FLAGS_CONTEXT_IS_REMOTE_MASK.
 FLAGS_LOCAL, FLAGS_REMOTE = 0x100, 0x300
-KINDS = {kind: kind.value + 1 for kind in SpanKind}
+# By value: a member of an enumeration is hashed by a function in Python.
+KINDS = {kind.value: kind.value + 1 for kind in SpanKind}
 MAX_REMEMBERED = 4096
 LONGEST_REMEMBERED = 512
 STANDARD_LIMIT = 128  # of attributes, events and an event's attributes
@@ -48,14 +49,11 @@ class _Attributes:
         self._known: dict[type, dict[tuple[str, Any], bytes]] = {str: {}, bool: {}, int: {}}
 
     def __call__(self, attributes: Mapping[str, Any]) -> list[bytes]:
-        fragments = []
-        for item in attributes.items():
-            kind = type(item[1])
-            try:
-                fragments.append(self._known[kind][item])
-            except KeyError:
-                fragments.append(self._new(kind, item))
-        return fragments
+        known = self._known
+        try:
+            return [known[type(item[1])][item] for item in attributes.items()]
+        except KeyError:
+            return [self._new(type(item[1]), item) for item in attributes.items()]
 
     def _new(self, kind: type, item: tuple[str, Any]) -> bytes:
         key, value = item
@@ -80,10 +78,10 @@ def _plain(span: LeanSpan) -> bool:
     return (
         span.tracer.default_limits
         and not span.links
-        and not span.trace_state
+        and span.trace_state is NO_STATE
         and len(span.attributes) <= STANDARD_LIMIT
         and len(span.events) <= STANDARD_LIMIT
-        and all(len(attributes) <= STANDARD_LIMIT for _, _, attributes in span.events)
+        and (not span.events or all(len(attributes) <= STANDARD_LIMIT for _, _, attributes in span.events))
     )
 
 
@@ -140,7 +138,7 @@ def _json_plain(span: LeanSpan) -> bytes:
         )
     if span.status_description:
         status = b'"message":%b,' % _json_text(span.status_description)
-    if span.status_code.value:
+    if span.status_code is not StatusCode.UNSET:
         status += b'"code":%d' % span.status_code.value
     return (
         b'{"traceId":"%032x","spanId":"%016x"%b,"flags":%d,"name":%b,"kind":%d,'
@@ -151,7 +149,7 @@ def _json_plain(span: LeanSpan) -> bytes:
             parent,
             FLAGS_REMOTE if span.parent_is_remote else FLAGS_LOCAL,
             _json_text(span.name),
-            KINDS[span.kind],
+            KINDS[span.kind._value_],
             span.start_time,
             span.end_time,
             b",".join(_json_attributes(span.attributes)),
@@ -229,14 +227,14 @@ def _protobuf_plain(span: LeanSpan) -> bytes:
     if span.parent_id:
         parts += (b"\x22\x08", span.parent_id.to_bytes(8, "big"))
     parts.append(_text(b"\x2a", span.name))
-    parts.append(_TIMES.pack(b"\x30", KINDS[span.kind], b"\x39", span.start_time, b"\x41", span.end_time))
+    parts.append(_TIMES.pack(b"\x30", KINDS[span.kind._value_], b"\x39", span.start_time, b"\x41", span.end_time))
     parts += _protobuf_attributes(span.attributes)
     for name, timestamp, attributes in span.events:
         event = [b"\x09", timestamp.to_bytes(8, "little"), _text(b"\x12", name)]
         event += [_field(b"\x1a", _key_value(key, value)) for key, value in attributes.items()]
         parts.append(_field(b"\x5a", b"".join(event)))
     status = _text(b"\x12", span.status_description or "")
-    if span.status_code.value:
+    if span.status_code is not StatusCode.UNSET:
         status += b"\x18" + _varint(span.status_code.value)
     parts.append(_field(b"\x7a", status))
     parts.append(_FLAGS.pack(b"\x85\x01", FLAGS_REMOTE if span.parent_is_remote else FLAGS_LOCAL))

@@ -12,20 +12,22 @@ from __future__ import annotations
 import logging
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from contextvars import Token
+from contextvars import ContextVar, Token
 from random import getrandbits
 from time import time_ns
 from types import TracebackType
 from typing import Any, cast
 
 from opentelemetry.attributes import BoundedAttributes
-from opentelemetry.context import Context, attach, detach, get_current
+from opentelemetry.context import _RUNTIME_CONTEXT, Context, detach
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import Event, ReadableSpan, SpanLimits, TracerProvider
 from opentelemetry.sdk.trace.sampling import Decision, ParentBased, Sampler
 from opentelemetry.sdk.util import BoundedList
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import (
+    DEFAULT_TRACE_STATE,
+    INVALID_SPAN_CONTEXT,
     Link,
     NonRecordingSpan,
     Span,
@@ -36,7 +38,6 @@ from opentelemetry.trace import (
     TraceFlags,
     Tracer,
     TraceState,
-    get_current_span,
 )
 from opentelemetry.trace.propagation import _SPAN_KEY
 from opentelemetry.util.types import Attributes
@@ -46,7 +47,10 @@ log = logging.getLogger(__name__)
 SPAN_KEY = _SPAN_KEY  # below which the API keeps the current span in its context
 SAMPLED = TraceFlags.SAMPLED
 RANDOM = TraceFlags.RANDOM_TRACE_ID
-_NO_STATE = TraceState()
+NO_STATE = DEFAULT_TRACE_STATE
+# The API keeps its context in this variable; through its functions a look at it takes four calls instead of one.
+_variable: ContextVar[Context] = _RUNTIME_CONTEXT._current_context  # type: ignore[attr-defined]
+current_context: Callable[[], Context] = _variable.get
 
 # Called with each span that has ended.
 Sink = Callable[["LeanSpan"], None]
@@ -123,29 +127,42 @@ class LeanSpan(Span):
         return not self.end_time
 
     def set_attribute(self, key: str, value: Any) -> None:
-        if self._open("attribute"):
+        if self.end_time:
+            self._late("attribute")
+        else:
             self.attributes[key] = value
 
     def set_attributes(self, attributes: Mapping[str, Any]) -> None:
-        if self._open("attribute"):
+        if self.end_time:
+            self._late("attribute")
+        else:
             self.attributes.update(attributes)
 
     def add_event(self, name: str, attributes: Attributes = None, timestamp: int | None = None) -> None:
-        if self._open("event"):
+        if self.end_time:
+            self._late("event")
+        else:
             self.events.append((name, timestamp or time_ns(), dict(attributes or {})))
 
     def add_link(self, context: SpanContext, attributes: Attributes = None) -> None:
-        if self._open("link"):
+        if self.end_time:
+            self._late("link")
+        else:
             self.links = [*self.links, Link(context, attributes)]
 
     def update_name(self, name: str) -> None:
-        if self._open("name"):
+        if self.end_time:
+            self._late("name")
+        else:
             self.name = name
 
     def set_status(self, status: Status | StatusCode, description: str | None = None) -> None:
         code = status.status_code if isinstance(status, Status) else status
         # As the specification has it: OK is final, and nothing becomes unset again.
-        if self.status_code is StatusCode.OK or code is StatusCode.UNSET or not self._open("status"):
+        if self.status_code is StatusCode.OK or code is StatusCode.UNSET:
+            return
+        if self.end_time:
+            self._late("status")
             return
         self.status_code = code
         if code is StatusCode.ERROR:  # no other may have a description
@@ -173,15 +190,15 @@ class LeanSpan(Span):
         )
 
     def end(self, end_time: int | None = None) -> None:
-        if self._open("end"):
-            self.end_time = end_time or time_ns()
-            for sink in self.tracer.sinks:
-                sink(self)
-
-    def _open(self, what: str) -> bool:
         if self.end_time:
-            log.warning("Setting %s on an ended span: %s", what, self.name)
-        return not self.end_time
+            self._late("end")
+            return
+        self.end_time = end_time or time_ns()
+        for sink in self.tracer.sinks:
+            sink(self)
+
+    def _late(self, what: str) -> None:
+        log.warning("Setting %s on an ended span: %s", what, self.name)
 
     # --- what sinks look at ---
 
@@ -239,13 +256,16 @@ class Active:
         self._end = end
 
     def __enter__(self) -> Span:
-        self._token: Token[Context] = attach(Context({**get_current(), SPAN_KEY: self._span}))
+        self._token: Token[Context] = _variable.set(Context({**current_context(), SPAN_KEY: self._span}))
         return self._span
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        detach(self._token)
+        try:
+            _variable.reset(self._token)
+        except ValueError:  # left in another context than it was entered in; the API says so
+            detach(self._token)
         span = self._span
         if isinstance(error, Exception) and span.is_recording():
             if self._record:
@@ -285,18 +305,17 @@ class LeanTracer(Tracer):
         record_exception: bool = True,
         set_status_on_exception: bool = True,
     ) -> Span:
-        parent = get_current_span(context)
+        parent = (current_context() if context is None else context).get(SPAN_KEY)
+        remote = False
         if type(parent) is LeanSpan:
             trace_id, parent_id, flags, state = parent.trace_id, parent.span_id, parent.flags, parent.trace_state
-            remote = False
         else:
-            above = parent.get_span_context()
-            if above.is_valid:
-                trace_id, parent_id, flags, state = above.trace_id, above.span_id, above.trace_flags, above.trace_state
-                remote = above.is_remote
-            else:
-                trace_id, parent_id, flags, state = getrandbits(128) or 1, 0, RANDOM, _NO_STATE
-                remote = False
+            above = parent.get_span_context() if isinstance(parent, Span) else INVALID_SPAN_CONTEXT
+            trace_id, parent_id, remote, flags, state, valid = above
+            if not valid:
+                trace_id, parent_id, flags, state = getrandbits(128) or 1, 0, RANDOM, NO_STATE
+            elif not state:
+                state = NO_STATE
         given = dict(attributes) if attributes else {}
         if parent_id and self._follows_parent:
             sampled = flags & SAMPLED
@@ -304,7 +323,7 @@ class LeanTracer(Tracer):
             result = self._sampler.should_sample(context, trace_id, name, kind, given, links)
             sampled = SAMPLED if result.decision is Decision.RECORD_AND_SAMPLE else 0
             given = dict(result.attributes or {})
-            state = result.trace_state if result.trace_state is not None else _NO_STATE
+            state = result.trace_state or NO_STATE
         flags = (flags & RANDOM) | sampled
         if not sampled:
             return NonRecordingSpan(SpanContext(trace_id, getrandbits(64) or 1, False, TraceFlags(flags), state))
@@ -376,13 +395,13 @@ class LeanTracerProvider(TracerProvider):
 
 def current() -> LeanSpan | None:
     """The current span if it is one of ours; ``None`` outside of spans and inside one that is not sampled."""
-    span = get_current().get(SPAN_KEY)
+    span = current_context().get(SPAN_KEY)
     return span if type(span) is LeanSpan else None
 
 
 def current_ids() -> tuple[int, int, bool]:
     """Trace id, span id and whether the current span is sampled; zeros outside a span."""
-    span = get_current().get(SPAN_KEY)
+    span = current_context().get(SPAN_KEY)
     if type(span) is LeanSpan:
         return span.trace_id, span.span_id, True
     if span is None:
@@ -393,7 +412,7 @@ def current_ids() -> tuple[int, int, bool]:
 
 def current_ids_json() -> bytes:
     """The current span's ids as members of a JSON object, a comma in front; nothing outside a span."""
-    span = get_current().get(SPAN_KEY)
+    span = current_context().get(SPAN_KEY)
     if type(span) is LeanSpan:
         if not span._ids_json:  # several lines are written inside a span
             span._ids_json = b',"trace_id":"%032x","span_id":"%016x"' % (span.trace_id, span.span_id)

@@ -173,6 +173,7 @@ class SpanQueue:
         self._spans: deque[Any] = deque()
         self.dropped = 0
         self._reported = 0
+        self._closed = False
         self._filled = threading.Event()
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="span-queue", daemon=True)
@@ -180,7 +181,7 @@ class SpanQueue:
 
     def add(self, span: spans.LeanSpan) -> None:
         """Take a span that has ended."""
-        if len(self._spans) >= self._capacity or self._stopping.is_set():
+        if len(self._spans) >= self._capacity or self._closed:
             self.dropped += 1
             return
         self._spans.append(self._exporter.encode(span))
@@ -189,6 +190,7 @@ class SpanQueue:
 
     def shutdown(self) -> None:
         """Send what is waiting; gives up after :data:`FLUSH_TIMEOUT` seconds."""
+        self._closed = True
         self._stopping.set()
         self._filled.set()
         self._thread.join(FLUSH_TIMEOUT)

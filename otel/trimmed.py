@@ -39,7 +39,7 @@ from aiohttp import (
 from aiohttp.typedefs import Handler, Middleware
 from opentelemetry import propagate, trace
 from opentelemetry.baggage.propagation import W3CBaggagePropagator
-from opentelemetry.context import Context, get_current
+from opentelemetry.context import Context
 from opentelemetry.instrumentation import aiohttp_client, aiohttp_server
 from opentelemetry.instrumentation.aiopg import aiopg_integration
 from opentelemetry.instrumentation.aiopg.aiopg_integration import AiopgIntegration, AsyncCursorTracer
@@ -49,7 +49,7 @@ from opentelemetry.trace import NonRecordingSpan, Span, SpanContext, SpanKind, S
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 from yarl import URL
 
-from otel.spans import SPAN_KEY, Active, LeanSpan, current
+from otel.spans import NO_STATE, SPAN_KEY, Active, LeanSpan, current, current_context
 
 # What is remembered of requests is bounded, in number and in length: callers decide what they ask for.
 MAX_REMEMBERED = 4096
@@ -67,6 +67,12 @@ def trim() -> None:
     if not any(name.startswith(CAPTURED_HEADERS) for name in os.environ):
         _server.create_aiohttp_middleware = server_middleware
     _aiopg.get_traced_pool_proxy = _traced_pool
+
+
+def _enabled() -> bool:
+    """``is_http_instrumentation_enabled()``, asked only where the context holds more than a span."""
+    context = current_context()
+    return not context or (len(context) == 1 and SPAN_KEY in context) or is_http_instrumentation_enabled()
 
 
 def _standard_propagation() -> bool:
@@ -103,7 +109,7 @@ def server_middleware(tracer_provider: trace.TracerProvider | None = None) -> Mi
             request.raw_path,
             request.headers.get("User-Agent"),
             request.version,
-            None if resource is None else resource.canonical,
+            resource,
         )
         try:
             return collected[key]
@@ -129,7 +135,7 @@ def server_middleware(tracer_provider: trace.TracerProvider | None = None) -> Mi
     @web.middleware
     async def traced(request: web.Request, handler: Handler) -> web.StreamResponse:
         known = described(request)
-        if known is None or not is_http_instrumentation_enabled():
+        if known is None or not _enabled():
             return await handler(request)
         name, attributes = known
         above = _extracted(request) if standard else propagate.extract(request, getter=aiohttp_server.getter)
@@ -197,11 +203,16 @@ def client_trace_config() -> TraceConfig:
     async def started(_: ClientSession, request: SimpleNamespace, params: TraceRequestStartParams) -> None:
         request.span = None
         known = described(params.method, params.url)
-        if known is None or not is_http_instrumentation_enabled():
+        if known is None or not _enabled():
             return
         name, attributes = known
         span = request.span = tracer.start_span(name, kind=SpanKind.CLIENT, attributes=attributes)
-        if standard and type(span) is LeanSpan and not span.trace_state and get_current().keys() <= {SPAN_KEY}:
+        if (
+            standard
+            and type(span) is LeanSpan
+            and span.trace_state is NO_STATE
+            and current_context().keys() <= {SPAN_KEY}
+        ):
             params.headers["traceparent"] = f"00-{span.trace_id:032x}-{span.span_id:016x}-{span.flags:02x}"
         else:
             propagate.inject(params.headers, context=trace.set_span_in_context(span))
