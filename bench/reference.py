@@ -61,7 +61,7 @@ def roller_app(settings: roller.settings.Settings) -> web.Application:
 
     app.cleanup_ctx.append(sessions)
     app[roller.routes.TABLE] = Table(settings.max_delay, settings.seed)
-    app[roller.routes.CATALOGUE] = RemoteCatalogue(lambda: app[session], remote.url, SILENCE)
+    app[roller.routes.CATALOGUE] = RemoteCatalogue(lambda: app[session], remote.url, remote.connections, SILENCE)
     app[roller.routes.ROLLS] = app[roller.routes.BATCHES] = app[roller.routes.DIE_SERVICE] = SILENCE
     app.router.add_get("/roll", roller.routes.roll, allow_head=False)
     app.router.add_get("/roll-async", roller.routes.roll_async(settings.max_rolls), allow_head=False)

@@ -64,14 +64,9 @@ class Lab:
             if options.engines
             else None
         )
-<<<<<<< HEAD
         self._postgres: KeptPostgres | None = None
         self._faults: FaultServer | None = None
-=======
         self._workers_dir: Path | None = None
-        self._postgres: EmbeddedPostgres | None = None
-        self._postgres_start: asyncio.Future[None] | None = None
->>>>>>> 3be6d0f (dicelab up --workers N: processes that share a port, and metrics that are right across them)
         self._database_url = environ.get("DATABASE_URL", "")
 
     async def run(self) -> int:
@@ -152,30 +147,18 @@ class Lab:
             # Not in the run dir: the path of a socket must be short.
             self._workers_dir = Path(tempfile.mkdtemp(prefix="dicelab-"))
         for service in self._stage.services:
-<<<<<<< HEAD
-            launch = self._launch(
-                service.name,
-                [sys.executable, "-m", service.module],
-                self._service_environ(service),
-                self._run_dir.logs / f"{service.name}.jsonl",
-                self._run_dir.logs / f"{service.name}.stderr",
-                on_lines,
-            )
-            self._processes.append(await self._started(service.name, launch))
-=======
             for worker in range(1, self._workers(service) + 1):
-                self._processes.append(
-                    await Process.start(
-                        service.name,
-                        [sys.executable, "-m", service.module],
-                        self._service_environ(service, worker),
-                        self._run_dir.logs / f"{service.name}.jsonl",
-                        self._run_dir.logs / f"{service.name}.stderr",
-                        on_lines,
-                    )
+                name = service.name if worker == 1 else f"{service.name}-{worker}"
+                launch = self._launch(
+                    service.name,
+                    [sys.executable, "-m", service.module],
+                    self._service_environ(service, worker),
+                    self._run_dir.logs / f"{service.name}.jsonl",
+                    self._run_dir.logs / f"{service.name}.stderr",
+                    on_lines,
                 )
+                self._processes.append(await self._started(name, launch))
         await self._workers_ready()
->>>>>>> 3be6d0f (dicelab up --workers N: processes that share a port, and metrics that are right across them)
         await self._ready({service.name: f"{self._url(service)}/readyz" for service in self._stage.services})
         self._faults = FaultServer(self._kept(), self._links())
         await self._faults.open()
@@ -290,10 +273,10 @@ class Lab:
                 await asyncio.sleep(READY_POLL)
 
     async def _check_running(self) -> None:
-        ended = next((p for p in self._processes + self._engines if not p.running), None)
+        ended = next((k for k in self._processes + self._engines if not k.process.running), None)
         if ended is not None:
-            status = await ended.ended()
-            self._report_end(ended, status)
+            status = await ended.process.ended()
+            self._report_end(ended.process, status)
             raise LabError(f"the {ended.name} ended with status {status} before it was ready")
 
     async def _ready(self, urls: Mapping[str, str]) -> None:
@@ -306,15 +289,7 @@ class Lab:
             deadline = time.monotonic() + READY_TIMEOUT
             for name, url in urls.items():
                 while (missing := await readiness(session, url)) is not None:
-<<<<<<< HEAD
-                    ended = next((k for k in self._processes + self._engines if not k.process.running), None)
-                    if ended is not None:
-                        status = await ended.process.ended()
-                        self._report_end(ended.process, status)
-                        raise LabError(f"the {ended.name} ended with status {status} before it was ready")
-=======
                     await self._check_running()
->>>>>>> 3be6d0f (dicelab up --workers N: processes that share a port, and metrics that are right across them)
                     if time.monotonic() > deadline:
                         raise LabError(f"the {name} is not ready after {READY_TIMEOUT:.0f} s: {missing}")
                     await asyncio.sleep(READY_POLL)
@@ -323,15 +298,8 @@ class Lab:
         state: dict[str, Any] = {
             "stage": self._stage.number,
             "pid": os.getpid(),
-<<<<<<< HEAD
-            "services": [
-                {"name": service.name, "url": self._url(service), **_ran(kept)}
-                for service, kept in zip(self._stage.services, self._processes, strict=True)
-            ],
-            "roll_delay": float(self._service_environ(self._stage.services[0]).get("ROLL_DELAY") or 1.0),
-=======
             "services": [self._service_state(service) for service in self._stage.services],
->>>>>>> 3be6d0f (dicelab up --workers N: processes that share a port, and metrics that are right across them)
+            "roll_delay": float(self._service_environ(self._stage.services[0], 1).get("ROLL_DELAY") or 1.0),
         }
         if self._faults:
             state["faults"] = str(self._faults.path)
@@ -349,9 +317,9 @@ class Lab:
         return state
 
     def _service_state(self, service: Service) -> dict[str, Any]:
-        pids = [process.pid for process in self._processes if process.name == service.name]
-        state = {"name": service.name, "url": self._url(service), "pid": pids[0]}
-        return state | {"workers": pids} if len(pids) > 1 else state
+        workers = [kept for kept in self._processes if kept.process.name == service.name]
+        state = {"name": service.name, "url": self._url(service), **_ran(workers[0])}
+        return state | {"workers": [kept.pid for kept in workers]} if len(workers) > 1 else state
 
     # --- follow ---
 
@@ -400,19 +368,13 @@ class Lab:
         for kept in [*reversed(self._processes), *reversed(self._engines)]:
             await kept.process.stop()
         if self._postgres is not None:
-<<<<<<< HEAD
             await self._postgres.stop()
+        if self._workers_dir is not None:
+            shutil.rmtree(self._workers_dir, ignore_errors=True)
 
 
 def _ran(kept: Kept) -> dict[str, Any]:
     return {"pid": kept.pid, "restarts": kept.restarts}
-=======
-            if self._postgres_start is not None:
-                await asyncio.gather(self._postgres_start, return_exceptions=True)
-            await asyncio.to_thread(self._postgres.stop)
-        if self._workers_dir is not None:
-            shutil.rmtree(self._workers_dir, ignore_errors=True)
->>>>>>> 3be6d0f (dicelab up --workers N: processes that share a port, and metrics that are right across them)
 
 
 def _ignore(service: str, lines: list[bytes]) -> None:
@@ -439,18 +401,7 @@ def table(title: str, state: dict[str, Any], ready: Mapping[str, str] | None = N
     rows = Table(title=title, title_justify="left")
     for column in ("Service", "URL", "pid", *(["State"] if ready is not None else [])):
         rows.add_column(column)
-<<<<<<< HEAD
     entries = [*state["services"], *state.get("engines", [])]
-=======
-    for service in state["services"]:
-        extra = [ready[service["name"]]] if ready is not None else []
-        rows.add_row(
-            service["name"], service["url"], ", ".join(map(str, service.get("workers", [service["pid"]]))), *extra
-        )
-    for engine in state.get("engines", []):
-        extra = [ready.get(engine["name"], "")] if ready is not None else []
-        rows.add_row(engine["name"], engine["url"], str(engine["pid"]), *extra)
->>>>>>> 3be6d0f (dicelab up --workers N: processes that share a port, and metrics that are right across them)
     if "postgres" in state and state["postgres"]["pid"]:
         entries.append({**state["postgres"], "name": "postgres", "url": ""})
     for entry in entries:
@@ -458,7 +409,7 @@ def table(title: str, state: dict[str, Any], ready: Mapping[str, str] | None = N
         if ready is not None:
             again = f"started again {entry['restarts']}x" if entry["restarts"] else ""
             extra = [", ".join(filter(None, (ready.get(entry["name"], ""), again)))]
-        rows.add_row(entry["name"], entry["url"], str(entry["pid"]), *extra)
+        rows.add_row(entry["name"], entry["url"], ", ".join(map(str, entry.get("workers", [entry["pid"]]))), *extra)
     return rows
 
 

@@ -334,6 +334,10 @@ def start(
     return stop
 
 
+# What traces an aiohttp client session.
+client_trace_config = trimmed.client_trace_config
+
+
 def current_trace_id() -> str | None:
     """The 32 hex digits of the current span's trace, or ``None`` outside a span."""
     trace_id, _, _ = spans.current_ids()

@@ -20,7 +20,7 @@ from opentelemetry import trace
 from prometheus_client import CollectorRegistry
 from prometheus_client.aiohttp import make_aiohttp_handler
 
-from otel import http, logs, tracing, trimmed
+from otel import http, logs, tracing
 from web import apidocs, health, problems
 from web.settings import EVENT_LOOPS, Environment, ServerSettings, SettingsError
 from web.workers import Workers
@@ -107,7 +107,7 @@ def client_session(
         async with ClientSession(
             connector=TCPConnector(limit=limit),
             timeout=ClientTimeout(total=timeout, connect=connect_timeout),
-            trace_configs=[trimmed.client_trace_config()],
+            trace_configs=[tracing.client_trace_config()],
             cookie_jar=DummyCookieJar(),  # it speaks for many users and must never mix them up
             auto_decompress=False,  # bodies are small or passed on as they are
         ) as session:
