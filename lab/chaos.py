@@ -14,27 +14,22 @@ import math
 import random
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import aiohttp
 from rich.console import Console
 
-from lab import LabError, check, engines, load, observed, running
+from lab import LabError, check, load, observed, running
 from lab.check import Missing, NotRunning
 from lab.load import Answer, Client, Record
 from lab.observed import Expectation, Observed
-from lab.rundir import RunDir
 from lab.running import Running
-from lab.stages import SERVICES
-from lab.target import ComposeLab, ContainerLab, SupervisedLab, Target, containers
+from lab.target import PROJECT, ComposeLab, ContainerLab, SupervisedLab, Target, containers, in_containers
 from otel.logs import events
 
-PROJECT = "dicelab"  # the compose project
-BASE_PORT = 8000
 POLL = 0.1  # seconds
 SETTLE = 2.0  # seconds of traffic after the recovery
 WELL_SHARE = 0.99  # of the answers must be 200 for a steady state
@@ -278,24 +273,6 @@ def _refuse(name: str, experiment: Experiment, there: Running) -> None:
         raise LabError(f"{name} needs a database of the lab's own; this lab uses another")
 
 
-def _in_containers(run_dir: Path, parts: Collection[str]) -> Running:
-    """The lab of the compose file, which publishes the ports that ``dicelab up --engines`` uses by default."""
-    services = {one.name: f"http://127.0.0.1:{BASE_PORT + one.port_offset}" for one in SERVICES if one.name in parts}
-    known = {
-        one.name: f"http://127.0.0.1:{BASE_PORT + engines.FIRST_PORT + engines.PORTS.index(one.ports[0])}"
-        for one in engines.ENGINES
-        if one.name in parts
-    }
-    stage = 5 if "postgres" in parts else 3 if DICE in parts else 2 if FRONT in parts else 1
-    collector = engines.PORTS.index("COLLECTOR_HTTP_PORT") + BASE_PORT + engines.FIRST_PORT
-    state = {
-        "stage": stage,  # at the least
-        "postgres": {},  # a container like the others
-        "otlp_endpoint": f"http://127.0.0.1:{collector}",
-    }
-    return Running(services.get(FRONT, services.get(ROLLER, "")), RunDir(run_dir), services, known, state)
-
-
 async def _well(lab: check.Lab) -> None:
     for service in lab.services:
         state = await observed.look(lab, service)
@@ -506,7 +483,7 @@ def _show(summary: dict[str, Any], console: Console) -> None:
 def run(args: argparse.Namespace, console: Console) -> int:
     """Run the command; returns 0 when every expectation that could be checked was met, else 1."""
     engine = asyncio.run(containers(PROJECT)) if args.compose else None
-    there = running.find(args.run_dir) if engine is None else _in_containers(args.run_dir, engine[1])
+    there = running.find(args.run_dir) if engine is None else in_containers(args.run_dir, engine[1])
     if not args.json:
         console.print(
             f"{args.experiment}: {EXPERIMENTS[args.experiment].hypothesis}",

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import re
 import secrets
 import sys
@@ -71,6 +72,7 @@ class Lab:
     services: dict[str, str]  # name → URL
     engines: dict[str, str]
     session: aiohttp.ClientSession
+    otlp_endpoint: str = ""  # where our own spans go; without, the run dir's state file says it
     rolls: Rolls = field(default_factory=Rolls)
 
     @property
@@ -432,6 +434,7 @@ async def _command(lab: Lab, *arguments: str) -> dict[str, Any]:
         ),
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
+        env={**os.environ, "OTEL_EXPORTER_OTLP_ENDPOINT": lab.otlp_endpoint} if lab.otlp_endpoint else None,
     )
     output, complaint = await process.communicate()
     if process.returncode:
@@ -512,16 +515,10 @@ async def _answer(check: Callable[[Lab], Awaitable[str]], lab: Lab, deadline: fl
         await asyncio.sleep(POLL)
 
 
-async def _check(run_dir: RunDir, state: dict[str, Any], stage: int, timeout: float, console: Console) -> int:
+async def _ask(make: Callable[[aiohttp.ClientSession], Lab], stage: int, timeout: float, console: Console) -> int:
     failed = 0
     async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=10)) as session:
-        lab = Lab(
-            stage,
-            run_dir,
-            {entry["name"]: entry["url"] for entry in state["services"]},
-            {entry["name"]: entry["url"] for entry in state.get("engines", [])},
-            session,
-        )
+        lab = make(session)
         for feature, first, check in ROWS:
             if stage < first:
                 continue
@@ -539,11 +536,22 @@ async def _check(run_dir: RunDir, state: dict[str, Any], stage: int, timeout: fl
     return 1 if failed else 0
 
 
-def check(run_dir: Path, stage: int | None, timeout: float, console: Console) -> int:
-    """Check the lab that runs in a run dir against its stage, or another; returns 0 when nothing is missing.
+def ask(make: Callable[[aiohttp.ClientSession], Lab], stage: int, timeout: float, console: Console) -> int:
+    """Check the lab that ``make`` describes against a stage; returns 0 when nothing is missing.
 
     Args:
         timeout: seconds that each feature gets to show itself.
+
+    Raises:
+        LabError: when there is no such stage.
+    """
+    if stage not in STAGES:
+        raise LabError(f"there is no stage {stage}; stages are {STAGES[0]} to {STAGES[-1]}")
+    return asyncio.run(_ask(make, stage, timeout, console))
+
+
+def check(run_dir: Path, stage: int | None, timeout: float, console: Console) -> int:
+    """:func:`ask` about the lab that runs in a run dir, whose own stage is meant where none is said.
 
     Raises:
         LabError: when nothing runs there, or there is no such stage.
@@ -552,6 +560,7 @@ def check(run_dir: Path, stage: int | None, timeout: float, console: Console) ->
     state = directory.state()
     if state is None or directory.owner() is None:
         raise LabError(f"nothing runs in {directory.path}; start it with dicelab up")
-    if stage is not None and stage not in STAGES:
-        raise LabError(f"there is no stage {stage}; stages are {STAGES[0]} to {STAGES[-1]}")
-    return asyncio.run(_check(directory, state, stage or int(state["stage"]), timeout, console))
+    stage = int(state["stage"]) if stage is None else stage
+    services = {entry["name"]: entry["url"] for entry in state["services"]}
+    engines = {entry["name"]: entry["url"] for entry in state.get("engines", [])}
+    return ask(lambda session: Lab(stage, directory, services, engines, session), stage, timeout, console)

@@ -10,6 +10,7 @@ from rich.console import Console
 
 from lab import LabError, bench, control, options, stages
 from lab.check import check
+from lab.target import check_containers
 from lab.up import Options, up, up_detached
 
 RUN_DIR = Path(".dicelab")
@@ -66,6 +67,8 @@ def _parser() -> argparse.ArgumentParser:
         "--timeout", type=_seconds, default=20.0, metavar="SECONDS", help="patience with each feature (default 20)"
     )
 
+    check_parser.add_argument("--compose", action="store_true", help="the lab in containers, by docker or podman")
+
     commands.add_parser("status", help="show what runs and whether it is ready", allow_abbrev=False)
     commands.add_parser("down", help="stop the lab", allow_abbrev=False)
     options.add_parsers(commands)
@@ -88,7 +91,8 @@ def main(arguments: list[str] | None = None) -> int:
         if args.command == "bench":
             return bench.bench(args, console)
         if args.command == "check":
-            return check(args.run_dir, args.stage, args.timeout, console)
+            ask = check_containers if args.compose else check
+            return ask(args.run_dir, args.stage, args.timeout, console)
         if args.command == "down":
             return control.down(args.run_dir, console)
         if "run" in args:

@@ -8,23 +8,30 @@ import shutil
 import signal
 import subprocess
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+import aiohttp
 import psycopg2
+from rich.console import Console
 
-from lab import LabError, check
+from lab import LabError, check, engines
 from lab.faults import Faults
+from lab.rundir import RunDir
 from lab.running import Running
+from lab.stages import SERVICES
 
 # Each engine, and how its client is asked for a container's service.
 ENGINES = {
     "docker": '{{.Label "com.docker.compose.service"}}',
     "podman": '{{index .Labels "com.docker.compose.service"}}',
 }
+PROJECT = "dicelab"  # the compose project
+BASE_PORT = 8000  # the port from which the compose file counts
 # A paused container runs for this long, in seconds, between two pauses.
 BREATH = 0.05
 PSQL = ("psql", "--username=dice", "--dbname=dice", "--command")
@@ -267,6 +274,46 @@ async def containers(project: str) -> tuple[str, dict[str, str]]:
                     found = (line.partition(" ") for line in lines.splitlines())
                     return engine, {name: container for container, _, name in found}
     raise LabError(f"no containers of the project {project} run here; make compose starts some")
+
+
+def in_containers(run_dir: Path, parts: Collection[str]) -> Running:
+    """The lab of the compose file, which publishes the ports that ``dicelab up --engines`` uses by default."""
+    services = {one.name: f"http://127.0.0.1:{BASE_PORT + one.port_offset}" for one in SERVICES if one.name in parts}
+    known = {
+        one.name: f"http://127.0.0.1:{BASE_PORT + engines.FIRST_PORT + engines.PORTS.index(one.ports[0])}"
+        for one in engines.ENGINES
+        if one.name in parts
+    }
+    stage = 5 if "postgres" in parts else 3 if check.DICE in parts else 2 if check.FRONT in parts else 1
+    collector = engines.PORTS.index("COLLECTOR_HTTP_PORT") + BASE_PORT + engines.FIRST_PORT
+    state = {
+        "stage": stage,  # at the least
+        "postgres": {},  # a container like the others
+        "otlp_endpoint": f"http://127.0.0.1:{collector}",
+    }
+    return Running(services.get(check.FRONT, services.get(check.ROLLER, "")), RunDir(run_dir), services, known, state)
+
+
+def check_containers(run_dir: Path, stage: int | None, timeout: float, console: Console) -> int:
+    """As :func:`lab.check.check`, for the lab of the compose file.
+
+    Raises:
+        LabError: when no containers of it run, or the stage is not said, which they do not show.
+    """
+    if stage is None:
+        raise LabError("which stage it is has to be said of containers, by --stage")
+    engine, parts = asyncio.run(containers(PROJECT))
+    there = in_containers(run_dir, parts)
+
+    def lab(session: aiohttp.ClientSession) -> check.Lab:
+        return ContainerLab(
+            *(stage, there.run_dir, dict(there.services), dict(there.engines), session),
+            otlp_endpoint=there.state["otlp_endpoint"],
+            engine=engine,
+            containers=parts,
+        )
+
+    return check.ask(lab, stage, timeout, console)
 
 
 async def _output(command: Sequence[str]) -> str:
