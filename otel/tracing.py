@@ -43,6 +43,9 @@ EXPORT_BATCH = 512
 # nothing, and a batch that no receiver will ever take does not hold up the others for ever.
 RETRY_INTERVAL = 1.0
 RETRY_FOR = 300.0
+# A receiver that stands still for a minute still takes what it was sent once it goes on. Who gives up on an answer
+# sooner, the standard exporter after 10 s, sends the batch again and has its spans there twice.
+EXPORT_TIMEOUT = 90.0
 # How long, in seconds, the end of a process waits for its last spans to leave.
 FLUSH_TIMEOUT = 5.0
 
@@ -95,19 +98,26 @@ class _FileExporter:
 
 
 class _HttpExporter:
-    """OTLP/HTTP with protobuf, by the client of the standard exporter: its endpoint, headers, TLS and retries."""
+    """OTLP/HTTP with protobuf, by the client of the standard exporter: its endpoint, headers, TLS and compression.
 
-    def __init__(self, resource: Resource) -> None:
+    Its retries are not used: they wait longer and longer, and a collector that is back would not be noticed.
+    """
+
+    def __init__(self, resource: Resource, timeout: float) -> None:
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 
         self._resource = resource
+        self._timeout = timeout
         self._standard = OTLPSpanExporter()
 
     def encode(self, span: spans.LeanSpan) -> otlp.Encoded:
         return span.tracer.scope, otlp.protobuf_span(span)
 
     def export(self, batch: list[otlp.Encoded]) -> bool:
-        return self._standard._client.export(otlp.protobuf_batch(self._resource, batch)).success
+        client = self._standard._client
+        data = client._compress(otlp.protobuf_batch(self._resource, batch))
+        status = client._submit(data, self._timeout).status_code
+        return status is not None and 200 <= status < 400
 
     def shutdown(self) -> None:
         self._standard.shutdown()  # type: ignore[no-untyped-call]
@@ -116,7 +126,7 @@ class _HttpExporter:
 class _GrpcExporter:
     """OTLP over gRPC, by the standard exporter, handed requests that are made already."""
 
-    def __init__(self, resource: Resource) -> None:
+    def __init__(self, resource: Resource, timeout: float) -> None:
         # Imported where it is needed: it costs a quarter of a second and 20 MB.
         from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
         from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
@@ -128,7 +138,7 @@ class _GrpcExporter:
                 )
                 return request
 
-        self._standard = Standard()
+        self._standard = Standard(timeout=timeout)
 
     def encode(self, span: spans.LeanSpan) -> otlp.Encoded:
         return span.tracer.scope, otlp.protobuf_span(span)
@@ -214,12 +224,18 @@ class SpanQueue:
 
     def _send(self, batch: list[Any]) -> None:
         deadline = time.monotonic() + RETRY_FOR
+        refused = False
         while True:
             try:
                 if self._exporter.export(batch):
+                    if refused:
+                        log.info("Spans are taken again", extra={"fields": {}})
                     return
             except Exception:
                 log.exception("Spans not exported", extra={"fields": {}})
+            if not refused:
+                refused = True
+                log.warning("Spans are not taken: they wait and are sent again", extra={"fields": {}})
             if self._stopping.is_set() or time.monotonic() > deadline:
                 self.dropped += len(batch)
                 return
@@ -259,10 +275,15 @@ def _otlp_exporter(environ: Mapping[str, str], resource: Resource, file: TraceFi
         or environ.get("OTEL_EXPORTER_OTLP_PROTOCOL")
         or "http/protobuf"
     )
+    given = environ.get("OTEL_EXPORTER_OTLP_TRACES_TIMEOUT") or environ.get("OTEL_EXPORTER_OTLP_TIMEOUT")
+    try:
+        timeout = float(given) if given else EXPORT_TIMEOUT
+    except ValueError:
+        raise TracingError(f"OTEL_EXPORTER_OTLP_TIMEOUT={given!r}: must be a number of seconds") from None
     if protocol == "http/protobuf":
-        return _HttpExporter(resource)
+        return _HttpExporter(resource, timeout)
     if protocol == "grpc":
-        return _GrpcExporter(resource)
+        return _GrpcExporter(resource, timeout)
     raise TracingError(f"OTEL_EXPORTER_OTLP_PROTOCOL={protocol!r}: must be http/protobuf or grpc")
 
 

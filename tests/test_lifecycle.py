@@ -199,6 +199,7 @@ def run_service(module: str, **variables: str) -> subprocess.CompletedProcess[st
         ("roller", "OTEL_PROPAGATORS", "smoke-signals"),
         ("roller", "OTEL_BSP_MAX_QUEUE_SIZE", "none"),
         ("roller", "OTEL_EXPORTER_OTLP_PROTOCOL", "smoke"),
+        ("roller", "OTEL_EXPORTER_OTLP_TIMEOUT", "soon"),
         ("dieservice", "DICE_FILE", "/no/such/file"),
         ("dieservice", "DB_POOL_SIZE", "many"),
         ("frontend", "DICE_ROLLER_URL", "not a url"),
