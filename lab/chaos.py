@@ -265,6 +265,8 @@ def _refuse(name: str, experiment: Experiment, there: Running) -> None:
     """Raise for a lab that the experiment makes no sense in."""
     if int(there.state["stage"]) < experiment.stage:
         raise LabError(f"stage {there.state['stage']} has nothing to break by {name}; stage {experiment.stage} has")
+    if any(len(service.get("workers", [])) > 1 for service in there.state.get("services", [])):
+        raise LabError("experiments break one process a service: start the lab without --workers")
     missing = [engine for engine in experiment.needs if engine not in there.engines]
     if missing:
         raise LabError(f"{name} needs {' and '.join(missing)}: dicelab up --engines, with them on PATH")

@@ -91,7 +91,7 @@ class FaultServer:
                         await _reply(writer, await faults.answer(line))
             finally:
                 self._busy = False
-        except ConnectionError:
+        except (ConnectionError, ValueError):  # gone, or a line longer than any request
             pass
         finally:
             writer.close()
@@ -135,7 +135,11 @@ class _Faults:
             else:
                 await self._slow(request["slow"], float(request["seconds"]))
         except (LabError, ValueError, KeyError, TypeError) as error:
-            return {"error": str(error) if isinstance(error, LabError) else f"no such request: {line.decode()[:200]}"}
+            return {
+                "error": str(error)
+                if isinstance(error, LabError)
+                else f"no such request: {line.decode(errors='replace')[:200]}"
+            }
         return {"done": True}
 
     async def _hold(self, name: str) -> None:

@@ -130,11 +130,15 @@ class KeptProcess(Kept):
         self.status = await self.process.ended()
 
     async def _start(self) -> bool:
-        try:
-            self._process = await self._launch(self._variables)
-        except OSError:  # no process to be had just now
-            return False
-        return True
+        while True:
+            variables = self._variables
+            try:
+                self._process = await self._launch(variables)
+            except OSError:  # no process to be had just now
+                return False
+            if variables is self._variables:
+                return True
+            await self._process.stop()  # it was to be started with others meanwhile
 
 
 class KeptPostgres(Kept):

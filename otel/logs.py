@@ -171,7 +171,11 @@ class JsonHandler(logging.Handler):
         return document
 
 
-LEVELS = {level: name.encode() for name, level in logging.getLevelNamesMapping().items() if level and name != "WARN"}
+LEVELS = {
+    level: name.encode()
+    for name, level in logging.getLevelNamesMapping().items()
+    if level and name not in ("WARN", "FATAL")
+}
 
 
 class _Events:

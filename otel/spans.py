@@ -203,7 +203,7 @@ class LeanSpan(Span):
     # --- what sinks look at ---
 
     def readable(self) -> ReadableSpan:
-        """The same as the SDK has it: attributes validated, limits applied."""
+        """The same as the SDK has it: attributes validated, limits applied; text is such that UTF-8 can say it."""
         limits = self.tracer.limits
         parent = None
         if self.parent_id:
@@ -212,10 +212,12 @@ class LeanSpan(Span):
             )
 
         def bounded(most: int | None, longest: int | None, attributes: Attributes) -> BoundedAttributes:
-            return BoundedAttributes(most, attributes, immutable=True, max_value_len=longest)
+            return BoundedAttributes(most, _sayable(attributes or {}), immutable=True, max_value_len=longest)
 
         events = [
-            Event(name, bounded(limits.max_event_attributes, limits.max_attribute_length, attributes), timestamp)
+            Event(
+                _sayable(name), bounded(limits.max_event_attributes, limits.max_attribute_length, attributes), timestamp
+            )
             for name, timestamp, attributes in self.events
         ]
         links = [
@@ -223,7 +225,7 @@ class LeanSpan(Span):
             for link in self.links
         ]
         return ReadableSpan(
-            name=self.name,
+            name=_sayable(self.name),
             context=self.get_span_context(),
             parent=parent,
             resource=self.tracer.resource,
@@ -231,11 +233,22 @@ class LeanSpan(Span):
             events=_bounded_list(limits.max_events, events),
             links=_bounded_list(limits.max_links, links),
             kind=self.kind,
-            status=Status(self.status_code, self.status_description),
+            status=Status(self.status_code, _sayable(self.status_description)),
             start_time=self.start_time,
             end_time=self.end_time,
             instrumentation_scope=self.tracer.scope,
         )
+
+
+def _sayable(value: Any) -> Any:
+    """The value with lone surrogates, which bytes of a request that were no UTF-8 become, replaced in all its texts."""
+    if isinstance(value, str):
+        return value if value.isascii() else value.encode(errors="replace").decode()
+    if isinstance(value, Mapping):
+        return {_sayable(key): _sayable(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(map(_sayable, value))
+    return value
 
 
 def _bounded_list(most: int | None, entries: Sequence[Any]) -> Sequence[Any]:

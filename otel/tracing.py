@@ -194,7 +194,13 @@ class SpanQueue:
         if len(self._spans) >= self._capacity or self._closed:
             self.dropped += 1
             return
-        self._spans.append(self._exporter.encode(span))
+        try:
+            encoded = self._exporter.encode(span)
+        except Exception:  # a span that cannot be written must not fail the request it is of
+            self.dropped += 1
+            log.exception("Span not encoded", extra={"fields": {}})
+            return
+        self._spans.append(encoded)
         if len(self._spans) >= self._batch and not self._filled.is_set():
             self._filled.set()
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from typing import Any
 
+import orjson
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -120,6 +121,33 @@ def test_text_that_is_no_unicode_is_written_all_the_same() -> None:
         otlp.protobuf_batch(made.resource, [(span.tracer.scope, otlp.protobuf_span(span))])
     )
     assert message.resource_spans[0].scope_spans[0].spans[0].name == "bad ?"
+
+
+@pytest.mark.parametrize("state", [None, TraceState([("a", "b")])])
+def test_such_text_reaches_the_standard_encoders_mended(state: TraceState | None) -> None:
+    """A caller with a trace state and a header that is no UTF-8: its span goes the standard way."""
+    odd = "caf\udce9"
+    content = {"scope": ("x", None), "above": (1, 2, state), "links": [], "name": odd, "kind": SpanKind.SERVER}
+    span = finished(
+        {
+            **content,
+            "attributes": {"user_agent": odd, "list": [odd, "b"]},
+            "more": {},
+            "events": [(odd, {"k": odd}, 1)],
+            "status": (StatusCode.ERROR, odd),
+        }
+    )
+    (scope,) = orjson.loads(otlp.json_batch(span.tracer.resource, [(span.tracer.scope, otlp.json_span(span))]))[
+        "resourceSpans"
+    ][0]["scopeSpans"]
+    assert scope["spans"][0]["name"] == "caf?"
+    assert scope["spans"][0]["status"]["message"] == "caf?"
+    request = ExportTraceServiceRequest.FromString(
+        otlp.protobuf_batch(span.tracer.resource, [(span.tracer.scope, otlp.protobuf_span(span))])
+    )
+    written = request.resource_spans[0].scope_spans[0].spans[0]
+    assert {entry.key for entry in written.attributes} == {"user_agent", "list"}
+    assert written.attributes[0].value.string_value == "caf?"
 
 
 def test_numbers_without_bounds_go_the_standard_way() -> None:

@@ -82,10 +82,9 @@ def _metrics(registry: CollectorRegistry, workers: Workers | None) -> Handler:
     expose = make_aiohttp_handler(registry)
 
     async def metrics(request: web.Request) -> web.StreamResponse:
+        handler = expose if workers is None else make_aiohttp_handler(await workers.gathered())
         try:
-            if workers is not None:
-                return await make_aiohttp_handler(await workers.gathered())(request)
-            return await expose(request)
+            return await handler(request)
         except (TypeError, ValueError) as error:  # an Accept header that names no version of the format
             raise problems.bad_request("The Accept header names no format that metrics come in.") from error
 
