@@ -78,14 +78,15 @@ class EmbeddedPostgres:
             self.running()  # reaps it
 
     def running(self) -> bool:
-        if self.pid is None:
+        pid = self.pid  # another thread may find the end of it, too
+        if pid is None:
             return False
         try:
-            if os.waitpid(self.pid, os.WNOHANG) == (0, 0):
+            if os.waitpid(pid, os.WNOHANG) == (0, 0):
                 return True
         except ChildProcessError:  # left running by a lab that died; not ours to reap
             with suppress(OSError):
-                os.kill(self.pid, 0)
+                os.kill(pid, 0)
                 return True
         self.pid = None
         return False

@@ -17,7 +17,6 @@ from lab.rundir import RotatingFile
 
 LAST_LINES = 15
 STOP_TIMEOUT = 30.0  # seconds; the frontend gives its page 8, its requests 8 and its last spans 5
-OUTPUT_TIMEOUT = 2.0
 CHUNK = 256 * 1024
 
 # Called with the service's name and lines it wrote, each without its newline.
@@ -73,20 +72,9 @@ class Process:
         return self._process.returncode is None
 
     async def ended(self) -> int:
-        """Wait for the process's end and for the last of its output; returns its exit status.
-
-        A child of its own that lives on may hold the output open: that is not waited for longer than
-        :data:`OUTPUT_TIMEOUT` seconds.
-        """
+        """Wait for the process's end and for the last of its output; returns its exit status."""
         status = await self._process.wait()
-        _, late = await asyncio.wait(self._pumps, timeout=OUTPUT_TIMEOUT)
-        if late:
-            for pump in late:
-                pump.cancel()
-            await asyncio.gather(*late, return_exceptions=True)
-            # The only way to close our ends of the pipes before the child does.
-            self._process._transport.close()  # type: ignore[attr-defined]
-            await asyncio.sleep(0)  # in which it does so
+        await asyncio.gather(*self._pumps)
         return status
 
     def last_lines(self) -> list[str]:
@@ -109,19 +97,17 @@ class Process:
     async def _pump(self, stream: asyncio.StreamReader, path: Path) -> None:
         file: RotatingFile | None = None
         rest = b""
-        try:
-            while chunk := await stream.read(CHUNK):
-                whole, newline, rest = (rest + chunk).rpartition(b"\n")
-                if not newline:
-                    continue
-                file = self._keep(file, path, whole + newline)
-                self._tell(whole.split(b"\n"))
-        finally:
-            if rest:  # cut off in the middle of a line
-                file = self._keep(file, path, rest)
-                self._tell([rest])
-            if file is not None:
-                file.close()
+        while chunk := await stream.read(CHUNK):
+            whole, newline, rest = (rest + chunk).rpartition(b"\n")
+            if not newline:
+                continue
+            file = self._keep(file, path, whole + newline)
+            self._tell(whole.split(b"\n"))
+        if rest:  # cut off in the middle of a line
+            file = self._keep(file, path, rest)
+            self._tell([rest])
+        if file is not None:
+            file.close()
 
     def _keep(self, file: RotatingFile | None, path: Path, lines: bytes) -> RotatingFile | None:
         """Write to the file; a full disk is said, and neither stalls the service nor stops the lab."""

@@ -17,7 +17,6 @@ import pytest
 
 from lab.chaos import EXPERIMENTS
 from lab.options import EXPERIMENTS as NAMES
-from lab.processes import Process
 from lab.proxy import Proxy
 from lab.supervisor import Kept
 from tests.labs import Held, Lab, dicelab, get, wait_for
@@ -233,19 +232,3 @@ async def test_the_proxy_passes_the_end_of_a_server_on() -> None:
     assert await reader.read() == b""
     writer.close()
     await proxy.close()
-
-
-async def test_a_child_that_lives_on_does_not_hold_up_the_end_of_its_parent(tmp_path: Path) -> None:
-    """It has inherited the output, which so stays open."""
-    process = await Process.start(
-        "parent",
-        ["sh", "-c", "sleep 60 & echo $!; kill -9 $$"],
-        dict(os.environ),
-        tmp_path / "out",
-        tmp_path / "err",
-        lambda name, lines: None,
-    )
-    assert await asyncio.wait_for(process.ended(), 20) == -signal.SIGKILL
-    (child,) = process.last_lines()
-    os.kill(int(child), signal.SIGKILL)
-    assert (tmp_path / "out").read_text() == f"{child}\n"
