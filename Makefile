@@ -2,9 +2,7 @@
 STAGE ?= 6
 PYTHON ?= python3
 VENV := .venv
-# Podman's goes too: make compose COMPOSE=podman-compose COMPOSE_UP=
 COMPOSE ?= docker compose
-COMPOSE_UP ?= --wait
 BIN := $(VENV)/bin
 # What the tests need beside Python: installed where we may and where it is missing.
 CHROMIUM ?= $(or $(shell command -v chromium || command -v chromium-browser || command -v google-chrome),/usr/bin/chromium)
@@ -31,8 +29,9 @@ compose: compose/.env  ## run the lab in containers: make compose STAGE=3
 	mkdir -p compose/.targets
 	set -a; STAGE=$(STAGE); . compose/stages/$(STAGE).env; . compose/.env; \
 	( cd compose/targets; cat engines.yml $$(echo $$COMPOSE_PROFILES | sed 's/,/.yml /g').yml ) > compose/.targets/lab.yml; \
-	$(COMPOSE) -f compose/compose.yaml up --build --detach $(COMPOSE_UP)
-	@echo "The page: http://127.0.0.1:8002  Grafana: http://127.0.0.1:8023  (its admin's password is in compose/.env)"
+	$(COMPOSE) -f compose/compose.yaml up --build --detach --wait
+	@echo "Rolls: http://127.0.0.1:8000/roll?die=fair$(if $(filter-out 1,$(STAGE)),  The page: http://127.0.0.1:8002)" \
+	  " Grafana: http://127.0.0.1:8023 (its admin's password is in compose/.env)"
 
 compose-down: compose/.env  ## stop the containers; their data stays (ARGS=--volumes deletes it)
 	set -a; STAGE=$(STAGE); . compose/stages/6.env; . compose/.env; $(COMPOSE) -f compose/compose.yaml down $(ARGS)

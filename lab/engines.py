@@ -12,6 +12,7 @@ import secrets
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from lab.stages import Stage
@@ -102,26 +103,13 @@ def _postgres_exporter(setting: Setting) -> list[str]:
     ]
 
 
-def _tempo(setting: Setting) -> list[str]:
-    return [
-        setting.binary,
-        "-target=all",
-        f"-config.file={COMPOSE / 'tempo' / 'tempo.yaml'}",
-        "-config.expand-env=true",
-    ]
+def _single_binary(config: str, setting: Setting) -> list[str]:
+    """Tempo and Loki: all their parts in one process, variables in the configuration filled in."""
+    return [setting.binary, "-target=all", f"-config.file={COMPOSE / config}", "-config.expand-env=true"]
 
 
 def _collector(setting: Setting) -> list[str]:
     return [setting.binary, "--config", str(ROOT / "otel" / "collector.yaml")]
-
-
-def _loki(setting: Setting) -> list[str]:
-    return [
-        setting.binary,
-        "-target=all",
-        f"-config.file={COMPOSE / 'loki' / 'loki.yaml'}",
-        "-config.expand-env=true",
-    ]
 
 
 def _alloy(setting: Setting) -> list[str]:
@@ -166,7 +154,7 @@ ENGINES = (
         "tempo",
         ("tempo",),
         ("TEMPO_PORT", "TEMPO_GRPC_PORT", "TEMPO_OTLP_GRPC_PORT", "TEMPO_OTLP_HTTP_PORT"),
-        _tempo,
+        partial(_single_binary, "tempo/tempo.yaml"),
         "/ready",
         "traces stay in the run dir's files, and there is no service graph",
         "https://github.com/grafana/tempo/releases",
@@ -193,7 +181,7 @@ ENGINES = (
         "loki",
         ("loki",),
         ("LOKI_PORT", "LOKI_GRPC_PORT"),
-        _loki,
+        partial(_single_binary, "loki/loki.yaml"),
         "/ready",
         "log lines stay in the run dir's files",
         "https://github.com/grafana/loki/releases",

@@ -17,6 +17,8 @@ from lab.rundir import RotatingFile
 
 LAST_LINES = 15
 STOP_TIMEOUT = 30.0  # seconds; the frontend gives its page 8, its requests 8 and its last spans 5
+# How long, in seconds, the last output of an ended process is waited for: a child of its own may hold the pipe open.
+OUTPUT_TIMEOUT = 2.0
 CHUNK = 256 * 1024
 
 # Called with the service's name and lines it wrote, each without its newline.
@@ -27,18 +29,13 @@ class Process:
     """A running process; what it writes goes byte for byte to the two files, which appear with the first line."""
 
     def __init__(
-        self, name: str, process: asyncio.subprocess.Process, stdout: Path, stderr: Path, on_lines: OnLines
+        self, name: str, process: asyncio.subprocess.Process, outputs: Sequence[tuple[_Pipe, Path]], on_lines: OnLines
     ) -> None:
         self.name = name
         self._process = process
         self._on_lines = on_lines
         self._last: deque[bytes] = deque(maxlen=LAST_LINES)
-        assert process.stdout is not None
-        assert process.stderr is not None
-        self._pumps = [
-            asyncio.create_task(self._pump(process.stdout, stdout)),
-            asyncio.create_task(self._pump(process.stderr, stderr)),
-        ]
+        self._pumps = [asyncio.create_task(self._pump(pipe, path)) for pipe, path in outputs]
 
     @classmethod
     async def start(
@@ -50,18 +47,26 @@ class Process:
         stderr: Path,
         on_lines: OnLines,
     ) -> Process:
-        process = await asyncio.create_subprocess_exec(
-            *command,
-            env=dict(environ),
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-            limit=CHUNK,
-            # Ctrl-C is for us; the processes are stopped in their order.
-            start_new_session=True,
-            preexec_fn=partial(_die_with, os.getpid()) if sys.platform == "linux" else None,
-        )
-        return cls(name, process, stdout, stderr, on_lines)
+        pipes = [await _Pipe.opened(), await _Pipe.opened()]
+        try:
+            process = await asyncio.create_subprocess_exec(
+                *command,
+                env=dict(environ),
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=pipes[0].entrance,
+                stderr=pipes[1].entrance,
+                # Ctrl-C is for us; the processes are stopped in their order.
+                start_new_session=True,
+                preexec_fn=partial(_die_with, os.getpid()) if sys.platform == "linux" else None,
+            )
+        except BaseException:
+            for pipe in pipes:
+                pipe.close()
+            raise
+        finally:
+            for pipe in pipes:
+                os.close(pipe.entrance)
+        return cls(name, process, list(zip(pipes, (stdout, stderr), strict=True)), on_lines)
 
     @property
     def pid(self) -> int:
@@ -74,7 +79,10 @@ class Process:
     async def ended(self) -> int:
         """Wait for the process's end and for the last of its output; returns its exit status."""
         status = await self._process.wait()
-        await asyncio.gather(*self._pumps)
+        _, unfinished = await asyncio.wait(self._pumps, timeout=OUTPUT_TIMEOUT)
+        for pump in unfinished:
+            pump.cancel()
+        await asyncio.gather(*self._pumps, return_exceptions=bool(unfinished))
         return status
 
     def last_lines(self) -> list[str]:
@@ -94,20 +102,23 @@ class Process:
         with contextlib.suppress(ProcessLookupError):
             self._process.kill()
 
-    async def _pump(self, stream: asyncio.StreamReader, path: Path) -> None:
+    async def _pump(self, pipe: _Pipe, path: Path) -> None:
         file: RotatingFile | None = None
         rest = b""
-        while chunk := await stream.read(CHUNK):
-            whole, newline, rest = (rest + chunk).rpartition(b"\n")
-            if not newline:
-                continue
-            file = self._keep(file, path, whole + newline)
-            self._tell(whole.split(b"\n"))
-        if rest:  # cut off in the middle of a line
-            file = self._keep(file, path, rest)
-            self._tell([rest])
-        if file is not None:
-            file.close()
+        try:
+            while chunk := await pipe.reader.read(CHUNK):
+                whole, newline, rest = (rest + chunk).rpartition(b"\n")
+                if not newline:
+                    continue
+                file = self._keep(file, path, whole + newline)
+                self._tell(whole.split(b"\n"))
+        finally:
+            if rest:  # cut off in the middle of a line
+                file = self._keep(file, path, rest)
+                self._tell([rest])
+            if file is not None:
+                file.close()
+            pipe.close()
 
     def _keep(self, file: RotatingFile | None, path: Path, lines: bytes) -> RotatingFile | None:
         """Write to the file; a full disk is said, and neither stalls the service nor stops the lab."""
@@ -121,6 +132,33 @@ class Process:
     def _tell(self, lines: list[bytes]) -> None:
         self._last.extend(lines)
         self._on_lines(self.name, lines)
+
+
+class _Pipe:
+    """A pipe of our own: of one that asyncio makes for a process it waits for the end, however long who holds it lives.
+
+    Attributes:
+        entrance: the descriptor to write to; whoever opened the pipe closes it.
+        reader: what was written.
+    """
+
+    def __init__(self, entrance: int, reader: asyncio.StreamReader, transport: asyncio.ReadTransport) -> None:
+        self.entrance = entrance
+        self.reader = reader
+        self._transport = transport
+
+    @classmethod
+    async def opened(cls) -> _Pipe:
+        loop = asyncio.get_running_loop()
+        outlet, entrance = os.pipe()
+        reader = asyncio.StreamReader(limit=CHUNK, loop=loop)
+        transport, _ = await loop.connect_read_pipe(
+            lambda: asyncio.StreamReaderProtocol(reader, loop=loop), os.fdopen(outlet, "rb", buffering=0)
+        )
+        return cls(entrance, reader, transport)
+
+    def close(self) -> None:
+        self._transport.close()
 
 
 def _die_with(supervisor: int) -> None:

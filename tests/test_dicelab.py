@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from lab import stages
+from lab.processes import Process
 from lab.rundir import RotatingFile
 from lab.tail import render
 from tests.labs import Lab, dicelab, free_base_port, get, wait_for
@@ -49,6 +52,27 @@ def test_everything_stops_with_it(own_lab: Callable[..., Lab], stop: int) -> Non
     assert not (run_dir / "state.json").exists()
     for service in lab.services:
         assert all(json.loads(line) for line in lab.log_lines(service))
+
+
+async def test_a_child_that_outlives_its_process_does_not_hide_its_end(tmp_path: Path) -> None:
+    leaves_a_child = "import subprocess; print('done', flush=True); subprocess.Popen(['sleep', '60']); exit(3)"
+    told: list[bytes] = []
+    process = await Process.start(
+        "parent",
+        [sys.executable, "-c", leaves_a_child],
+        os.environ,
+        tmp_path / "stdout",
+        tmp_path / "stderr",
+        lambda _, lines: told.extend(lines),
+    )
+    try:
+        assert await asyncio.wait_for(process.ended(), 30) == 3
+        assert not process.running
+        await process.stop()
+        assert told == [b"done"]
+        assert (tmp_path / "stdout").read_bytes() == b"done\n"
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
 
 
 def test_detach_status_and_down(tmp_path: Path) -> None:
