@@ -9,9 +9,7 @@ import runpy
 import sys
 from typing import Any
 
-from prometheus_client import Gauge
-
-from otel.metrics import Counter, Histogram
+from otel.metrics import Counter, Gauge, Histogram
 
 
 def _nothing(*_: Any, **__: Any) -> None:

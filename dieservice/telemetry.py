@@ -9,11 +9,11 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 
-from prometheus_client import CollectorRegistry, Gauge
+from prometheus_client import CollectorRegistry
 
 from otel import tracing
 from otel.logs import events
-from otel.metrics import DURATION_BUCKETS, Counter, Histogram
+from otel.metrics import DURATION_BUCKETS, Counter, Gauge, Histogram
 
 SERVICE = "die-service"
 UNKNOWN = "unknown"

@@ -97,9 +97,10 @@ class Client:
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=0),
             timeout=aiohttp.ClientTimeout(total=self._timeout),
-            trace_configs=[tracing.client_trace_config()] if self._traced else [],
             cookie_jar=aiohttp.DummyCookieJar(),  # users carry their own
         )
+        if self._traced:
+            tracing.trace_session(self._session)
         return self
 
     async def __aexit__(

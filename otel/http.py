@@ -80,12 +80,10 @@ def log_access(method: str, target: str, status: int, seconds: float) -> None:
         log,
         logging.INFO,
         f"{method} {target} {status}",
-        {
-            "http_method": method,
-            "http_target": target,
-            "http_status": status,
-            "duration_ms": round(seconds * 1000, 3),
-        },
+        http_method=method,
+        http_target=target,
+        http_status=status,
+        duration_ms=round(seconds * 1000, 3),
     )
 
 

@@ -78,6 +78,26 @@ class Counter(prometheus_client.Counter):
         yield Sample("_total", {}, self._count, None, None)
 
 
+class Gauge(prometheus_client.Gauge):
+    """The library's gauge for one thread, like :class:`Counter`."""
+
+    def _metric_init(self) -> None:
+        super()._metric_init()
+        self._now = 0.0
+
+    def inc(self, amount: float = 1) -> None:
+        self._now += amount
+
+    def dec(self, amount: float = 1) -> None:
+        self._now -= amount
+
+    def set(self, value: float) -> None:
+        self._now = float(value)
+
+    def _child_samples(self) -> Iterable[Sample]:
+        yield Sample("", {}, self._now, None, None)
+
+
 class Histogram(prometheus_client.Histogram):
     """The library's histogram, with the current span as exemplar of each observation; one thread may observe.
 
@@ -100,8 +120,8 @@ class Histogram(prometheus_client.Histogram):
         bucket = bisect_left(self._upper_bounds, amount)
         self._counts[bucket] += 1
         self._total += amount
-        trace_id, _, sampled = spans.current_ids()
-        if sampled:
+        trace_id = spans.sampled_trace_id()
+        if trace_id:
             self._exemplars[bucket] = (trace_id, amount, time())
 
     def _child_samples(self) -> Iterable[Sample]:

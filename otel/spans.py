@@ -22,7 +22,7 @@ from opentelemetry.attributes import BoundedAttributes
 from opentelemetry.context import _RUNTIME_CONTEXT, Context, detach
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import Event, ReadableSpan, SpanLimits, TracerProvider
-from opentelemetry.sdk.trace.sampling import Decision, ParentBased, Sampler
+from opentelemetry.sdk.trace.sampling import DEFAULT_ON, Decision, ParentBased, Sampler
 from opentelemetry.sdk.util import BoundedList
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import (
@@ -61,7 +61,7 @@ class LeanSpan(Span):
 
     __slots__ = (
         "_context",
-        "_ids_json",
+        "_hex_ids",
         "attributes",
         "end_time",
         "events",
@@ -111,7 +111,7 @@ class LeanSpan(Span):
         self.start_time = start_time
         self.end_time = 0  # 0: still under way
         self._context: SpanContext | None = None
-        self._ids_json = b""
+        self._hex_ids: tuple[str, str] | None = None
 
     # --- the API's span ---
 
@@ -240,6 +240,23 @@ class LeanSpan(Span):
         )
 
 
+class RemoteSpan(NonRecordingSpan):
+    """A caller's span, of which nothing but its ids came along; the API's context of it is made if anybody asks."""
+
+    __slots__ = ("flags", "span_id", "trace_id")
+
+    def __init__(self, trace_id: int, span_id: int, flags: int) -> None:
+        self.trace_id = trace_id
+        self.span_id = span_id
+        self.flags = flags
+
+    def get_span_context(self) -> SpanContext:
+        return SpanContext(self.trace_id, self.span_id, True, TraceFlags(self.flags), NO_STATE)
+
+    def __repr__(self) -> str:
+        return f"RemoteSpan({self.get_span_context()!r})"
+
+
 def _sayable(value: Any) -> Any:
     """The value with lone surrogates, which bytes of a request that were no UTF-8 become, replaced in all its texts."""
     if isinstance(value, str):
@@ -306,6 +323,7 @@ class LeanTracer(Tracer):
         self._sampler = sampler
         # What all samplers of the standard variables but always_on, always_off and traceidratio do.
         self._follows_parent = isinstance(sampler, ParentBased)
+        self._keeps_all = sampler is DEFAULT_ON
 
     def start_span(
         self,
@@ -322,6 +340,8 @@ class LeanTracer(Tracer):
         remote = False
         if type(parent) is LeanSpan:
             trace_id, parent_id, flags, state = parent.trace_id, parent.span_id, parent.flags, parent.trace_state
+        elif type(parent) is RemoteSpan:
+            trace_id, parent_id, flags, state, remote = parent.trace_id, parent.span_id, parent.flags, NO_STATE, True
         else:
             above = parent.get_span_context() if isinstance(parent, Span) else INVALID_SPAN_CONTEXT
             trace_id, parent_id, remote, flags, state, valid = above
@@ -332,6 +352,8 @@ class LeanTracer(Tracer):
         given = dict(attributes) if attributes else {}
         if parent_id and self._follows_parent:
             sampled = flags & SAMPLED
+        elif self._keeps_all:
+            sampled = SAMPLED
         else:
             result = self._sampler.should_sample(context, trace_id, name, kind, given, links)
             sampled = SAMPLED if result.decision is Decision.RECORD_AND_SAMPLE else 0
@@ -406,29 +428,35 @@ class LeanTracerProvider(TracerProvider):
         return tracer
 
 
+def current_span() -> Span | None:
+    """The current span, whosever it is; ``None`` outside of spans."""
+    return current_context().get(SPAN_KEY)  # type: ignore[return-value]
+
+
 def current() -> LeanSpan | None:
     """The current span if it is one of ours; ``None`` outside of spans and inside one that is not sampled."""
     span = current_context().get(SPAN_KEY)
     return span if type(span) is LeanSpan else None
 
 
-def current_ids() -> tuple[int, int, bool]:
-    """Trace id, span id and whether the current span is sampled; zeros outside a span."""
+def sampled_trace_id() -> int:
+    """The current span's trace id if that trace is kept, else 0."""
     span = current_context().get(SPAN_KEY)
     if type(span) is LeanSpan:
-        return span.trace_id, span.span_id, True
+        return span.trace_id
     if span is None:
-        return 0, 0, False
+        return 0
     context = cast(Span, span).get_span_context()
-    return context.trace_id, context.span_id, context.trace_flags.sampled
+    return context.trace_id if context.trace_flags.sampled else 0
 
 
-def current_ids_json() -> bytes:
-    """The current span's ids as members of a JSON object, a comma in front; nothing outside a span."""
-    span = current_context().get(SPAN_KEY)
+def hex_ids(span: Span | None) -> tuple[str, str] | None:
+    """Trace id and span id as 32 and 16 hex digits; ``None`` for no span and for one without ids."""
     if type(span) is LeanSpan:
-        if not span._ids_json:  # several lines are written inside a span
-            span._ids_json = b',"trace_id":"%032x","span_id":"%016x"' % (span.trace_id, span.span_id)
-        return span._ids_json
-    trace_id, span_id, _ = current_ids()
-    return b',"trace_id":"%032x","span_id":"%016x"' % (trace_id, span_id) if trace_id else b""
+        if span._hex_ids is None:  # asked for by several lines, among others
+            span._hex_ids = f"{span.trace_id:032x}", f"{span.span_id:016x}"
+        return span._hex_ids
+    if span is None:
+        return None
+    context = span.get_span_context()
+    return (f"{context.trace_id:032x}", f"{context.span_id:016x}") if context.trace_id else None

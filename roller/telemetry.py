@@ -10,13 +10,13 @@ import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from time import perf_counter
-from typing import Any
+from types import TracebackType
 
-from prometheus_client import CollectorRegistry, Gauge
+from prometheus_client import CollectorRegistry
 
 from otel import tracing
 from otel.logs import events
-from otel.metrics import DURATION_BUCKETS, Counter, Histogram
+from otel.metrics import DURATION_BUCKETS, Counter, Gauge, Histogram
 from roller.dice import RollFailed
 from web.outcomes import RollOutcomes
 
@@ -139,64 +139,86 @@ class BatchTelemetry:
             finally:
                 self._duration.observe(perf_counter() - started)
 
-    @contextmanager
-    def _roll(self, die: str, size: int, index: int) -> Iterator[Callable[[int], None]]:
+    def roll_started(self) -> None:
         self._in_progress.inc()
-        try:
-            with tracing.span(f"roll {index}", async_roll_index=index, die_type=die):
 
-                def completed(face: int) -> None:
-                    self._single.count(die, face)
-                    self._rolls.labels(die, "success").inc()
-                    tracing.set_attributes(die_result=face)
-                    _line(
-                        logging.INFO,
-                        "Roll of a batch completed",
-                        die_type=die,
-                        roll_value=face,
-                        async_batch_size=size,
-                        async_roll_index=index,
-                    )
+    def roll_ended(self) -> None:
+        self._in_progress.dec()
 
-                try:
-                    yield completed
-                except RollFailed as error:
-                    self._single.count(die, None)
-                    self._rolls.labels(die, "error").inc()
-                    tracing.set_attributes(die_error=str(error))
-                    _line(
-                        logging.ERROR,
-                        "Roll of a batch failed",
-                        die_type=die,
-                        async_batch_size=size,
-                        async_roll_index=index,
-                    )
-                    raise
-        finally:
-            self._in_progress.dec()
+    def count(self, die: str, face: int | None) -> None:
+        """Count one roll of a batch; ``face`` is ``None`` when it failed."""
+        self._single.count(die, face)
+        self._rolls.labels(die, "error" if face is None else "success").inc()
 
 
 class Batch:
     """One batch under way."""
 
     def __init__(self, telemetry: BatchTelemetry, die: str, size: int) -> None:
-        self._telemetry = telemetry
-        self._die = die
-        self._size = size
+        self.telemetry = telemetry
+        self.die = die
+        self.size = size
 
-    def roll(self, index: int) -> Any:
+    def roll(self, index: int) -> _BatchRoll:
         """Around the roll of this index, from 1; see :data:`roller.dice.WatchRoll`."""
-        return self._telemetry._roll(self._die, self._size, index)
+        return _BatchRoll(self, index)
 
     def completed(self, total: int) -> None:
         tracing.set_attributes(async_total_result=total)
         _line(
             logging.INFO,
             "Batch completed",
-            die_type=self._die,
-            async_batch_size=self._size,
+            die_type=self.die,
+            async_batch_size=self.size,
             async_total_result=total,
         )
+
+
+class _BatchRoll:
+    """One roll of a batch: its span, its counts, its line."""
+
+    __slots__ = ("_batch", "_index", "_span")
+
+    def __init__(self, batch: Batch, index: int) -> None:
+        self._batch = batch
+        self._index = index
+
+    def __enter__(self) -> Callable[[int], None]:
+        batch = self._batch
+        batch.telemetry.roll_started()
+        self._span = tracing.span(f"roll {self._index}", async_roll_index=self._index, die_type=batch.die)
+        self._span.__enter__()
+        return self._completed
+
+    def _completed(self, face: int) -> None:
+        batch = self._batch
+        batch.telemetry.count(batch.die, face)
+        tracing.set_attributes(die_result=face)
+        _line(
+            logging.INFO,
+            "Roll of a batch completed",
+            die_type=batch.die,
+            roll_value=face,
+            async_batch_size=batch.size,
+            async_roll_index=self._index,
+        )
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        batch = self._batch
+        if isinstance(error, RollFailed):
+            batch.telemetry.count(batch.die, None)
+            tracing.set_attributes(die_error=str(error))
+            _line(
+                logging.ERROR,
+                "Roll of a batch failed",
+                die_type=batch.die,
+                async_batch_size=batch.size,
+                async_roll_index=self._index,
+            )
+        self._span.__exit__(kind, error, trace)
+        batch.telemetry.roll_ended()
 
 
 class DieServiceTelemetry:

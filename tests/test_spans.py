@@ -305,10 +305,12 @@ async def main():
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", int(sys.argv[2]))
     await site.start()
-    config = trimmed.client_trace_config() if mine else create_trace_config()
+    configs = [] if mine else [create_trace_config()]
     base = f"http://127.0.0.1:{sys.argv[2]}"
     with trace.get_tracer("test").start_as_current_span("all"):
-        async with ClientSession(trace_configs=[config], headers={"User-Agent": "tests"}) as session:
+        async with ClientSession(trace_configs=configs, headers={"User-Agent": "tests"}) as session:
+            if mine:
+                trimmed.trace_session(session)
             async def ask(method, path, **headers):
                 async with session.request(method, base + path, headers=headers) as answer:
                     await answer.read()

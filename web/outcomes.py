@@ -7,8 +7,6 @@ outcome does, for single rolls and batches alike.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 from prometheus_client import CollectorRegistry
 
@@ -38,21 +36,25 @@ class RollOutcomes:
         )
         self._counters = {outcome: requests.labels(outcome) for outcome in OUTCOMES}
 
-    @contextmanager
-    def request(self) -> Iterator[None]:
-        """Around one request whose parameters make sense."""
-        outcome = ERROR
-        try:
-            yield
-            outcome = SUCCESS
-        except Problem as problem:
-            if problem.kind == ROLL_FAILED:
-                outcome = DIE_FAILED
-            elif problem.status < 500:
-                outcome = REFUSED
-            raise
-        except asyncio.CancelledError:
-            outcome = ABANDONED
-            raise
-        finally:
-            self._counters[outcome].inc()
+    def request(self) -> RollOutcomes:
+        """To be entered for one request whose parameters make sense."""
+        return self
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        self._counters[_outcome(error)].inc()
+
+
+def _outcome(error: BaseException | None) -> str:
+    if error is None:
+        return SUCCESS
+    if isinstance(error, asyncio.CancelledError):
+        return ABANDONED
+    if isinstance(error, Problem):
+        if error.kind == ROLL_FAILED:
+            return DIE_FAILED
+        if error.status < 500:
+            return REFUSED
+    return ERROR

@@ -106,10 +106,10 @@ def client_session(
         async with ClientSession(
             connector=TCPConnector(limit=limit),
             timeout=ClientTimeout(total=timeout, connect=connect_timeout),
-            trace_configs=[tracing.client_trace_config()],
             cookie_jar=DummyCookieJar(),  # it speaks for many users and must never mix them up
             auto_decompress=False,  # bodies are small or passed on as they are
         ) as session:
+            tracing.trace_session(session)
             app[CLIENT_SESSION] = session
             yield
 
@@ -133,8 +133,7 @@ class _Protocol(web.RequestHandler):
             raise ConnectionError("the answer was already under way")
         if isinstance(exc, _UnreadableError):
             status, message = 400, "a header makes no sense"
-        tracer = trace.get_tracer("dicelab")
-        with tracer.start_as_current_span("HTTP", kind=trace.SpanKind.SERVER) as span:
+        with tracing.tracer().start_as_current_span("HTTP", kind=trace.SpanKind.SERVER) as span:
             span.set_attribute("http.status_code", status)
             if status >= 500:
                 log.error("Unhandled error", exc_info=exc, extra={"fields": {}})
@@ -161,7 +160,8 @@ def _read_first(
 
     good_hosts: set[str] = set()
 
-    async def read(request: web.BaseRequest) -> web.StreamResponse:
+    # No coroutine of its own: it hands on the handler's.
+    def read(request: web.BaseRequest) -> Awaitable[web.StreamResponse]:
         try:
             if request.host not in good_hosts:
                 request.url.host  # noqa: B018  # built of the Host header
@@ -171,7 +171,7 @@ def _read_first(
                 request.headers["baggage"].encode()
         except ValueError as error:
             raise _UnreadableError from error
-        return await handler(request)
+        return handler(request)
 
     return read
 
