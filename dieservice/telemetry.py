@@ -53,14 +53,14 @@ class DiceTelemetry:
 
     def die_requested(self, identifier: str) -> None:
         self._requested.labels(identifier if identifier in self._known else UNKNOWN).inc()
-        tracing.set_attributes(die_identifier=identifier)
+        tracing.set_attribute("die.identifier", identifier)
 
     def die_found(self, identifier: str) -> None:
-        tracing.set_attributes(die_found=True)
+        tracing.set_attribute("die.found", True)
         _line(logging.INFO, "Die requested", die_identifier=identifier, die_found=True)
 
     def die_not_found(self, identifier: str) -> None:
-        tracing.set_attributes(die_found=False)
+        tracing.set_attribute("die.found", False)
         _line(logging.WARNING, "Unknown die", die_identifier=identifier, die_found=False)
 
 

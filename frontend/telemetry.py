@@ -94,7 +94,7 @@ class FrontendTelemetry:
 
     def clicked(self, die: str, times: int | None) -> None:
         """The user asked for a roll; a batch where ``times`` says of how many."""
-        with tracing.span("button click", die_type=die):
+        with tracing.span("button click", {"die.type": die}):
             _line(logging.INFO, "Button clicked", die_type=die)
             if times is not None:
                 if self._async_requests is not None:

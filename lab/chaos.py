@@ -345,7 +345,9 @@ class _Run:
 
     async def _traffic(self, client: Client, url: str, enough: asyncio.Event) -> None:
         async def ask(number: int, due: float) -> None:
-            self._seen.answers.append(await client.ask(url, "/roll", {"die": "fair"}, due=due, die_type="fair"))
+            self._seen.answers.append(
+                await client.ask(url, "/roll", {"die": "fair"}, due=due, attributes={"die.type": "fair"})
+            )
 
         due = load.arrivals(self._args.rate, TRAFFIC_SECONDS, load.PROFILES["steady"])
         await load.open_loop(due, ask, enough, Record())

@@ -47,13 +47,13 @@ def expected_speedup(rolls: int) -> float:
 async def _one_by_one(client: Client, url: str, die: str, rolls: int) -> Run:
     started = time.monotonic()
     # To the end even when one fails, as a batch does.
-    answers = [await client.ask(url, "/roll", {"die": die}, die_type=die) for _ in range(rolls)]
+    answers = [await client.ask(url, "/roll", {"die": die}, attributes={"die.type": die}) for _ in range(rolls)]
     return Run(time.monotonic() - started, tuple(answer for answer in answers if answer.failed))
 
 
 async def _at_once(client: Client, url: str, die: str, rolls: int) -> Run:
     started = time.monotonic()
-    answer = await client.ask(url, "/roll-async", {"die": die, "times": str(rolls)}, die_type=die)
+    answer = await client.ask(url, "/roll-async", {"die": die, "times": str(rolls)}, attributes={"die.type": die})
     return Run(time.monotonic() - started, (answer,) if answer.failed else ())
 
 

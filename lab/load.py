@@ -123,7 +123,7 @@ class Client:
         form: Mapping[str, str] | None = None,
         headers: Mapping[str, str] | None = None,
         due: float | None = None,
-        **attributes: str,
+        attributes: Mapping[str, str] | None = None,
     ) -> Answer:
         """One request, whatever becomes of it.
 
@@ -134,7 +134,7 @@ class Client:
         started = time.monotonic() if due is None else due
         status, document, trace_id = "connection_error", {}, ""
         answered: Mapping[str, str] = {}
-        with tracing.span(f"user {method} {route}", **attributes) if self._traced else nullcontext():
+        with tracing.span(f"user {method} {route}", attributes) if self._traced else nullcontext():
             trace_id = tracing.current_trace_id() or ""
             try:
                 async with self.session.request(

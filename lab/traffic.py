@@ -101,7 +101,7 @@ class User:
 
     async def roll(self, die: str, times: int | None, due: float | None = None) -> None:
         query = {"die": die} if times is None else {"die": die, "times": str(times)}
-        answer = await self._ask("/roll" if times is None else "/roll-async", query, due=due, die_type=die)
+        answer = await self._ask("/roll" if times is None else "/roll-async", query, due=due, die=die)
         self._rolls += self._traffic.rolls.add(die, times, answer)
 
     async def leave(self) -> None:
@@ -117,9 +117,12 @@ class User:
             seconds=round(time.monotonic() - self._started, 3),
         )
 
-    async def _ask(self, route: str, query: Mapping[str, str] | None = None, **how: Any) -> Answer:
+    async def _ask(
+        self, route: str, query: Mapping[str, str] | None = None, die: str | None = None, **how: Any
+    ) -> Answer:
         traffic = self._traffic
-        answer = await traffic.client.ask(traffic.url, route, query, headers=self._cookie, user_name=self.name, **how)
+        attributes = {"user.name": self.name} | ({"die.type": die} if die else {})
+        answer = await traffic.client.ask(traffic.url, route, query, headers=self._cookie, attributes=attributes, **how)
         traffic.record.add(answer, timed=route in ROLLS)
         self._requests += 1
         self._failed += answer.failed

@@ -259,11 +259,12 @@ def start(service: str, level: str = "INFO", descriptor: int = 1) -> Callable[[]
         if args.exc_value is not None:
             uncaught(args.exc_type, args.exc_value, args.exc_traceback)
 
-    sys.excepthook = uncaught
-    threading.excepthook = uncaught_in_thread
+    hooks = sys.excepthook, threading.excepthook
+    sys.excepthook, threading.excepthook = uncaught, uncaught_in_thread
 
     def stop() -> None:
         _Events.writer = None
+        sys.excepthook, threading.excepthook = hooks  # what fails from now on is said where it was said before
         writer.stop()
 
     return stop

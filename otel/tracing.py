@@ -30,6 +30,7 @@ from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import ConsoleSpanExporter, SpanExportResult
 from opentelemetry.trace import Span, SpanKind, Status, StatusCode, Tracer
+from opentelemetry.util.types import Attributes
 
 from otel import otlp, spans, trimmed
 
@@ -395,12 +396,11 @@ def current_trace_id() -> str | None:
     return ids[0] if ids else None
 
 
-def set_attributes(**attributes: str | int | float | bool) -> None:
-    """Set attributes on the current span; ``die_type=...`` becomes ``die.type``."""
+def set_attribute(key: str, value: str | int | float | bool) -> None:
+    """Set an attribute on the current span."""
     span = spans.current()
     if span is not None:
-        for name, value in attributes.items():
-            span.set_attribute(name.replace("_", ".", 1), value)
+        span.set_attribute(key, value)
 
 
 def record_failure(error: BaseException) -> None:
@@ -410,19 +410,14 @@ def record_failure(error: BaseException) -> None:
     span.set_status(Status(StatusCode.ERROR, f"{type(error).__name__}: {error}"))
 
 
-def span(name: str, **attributes: str | int | float | bool) -> AbstractContextManager[Span]:
-    """A business span around a block; ``async_batch_size=10`` becomes ``async.batch_size``.
-
-    An exception that leaves the block marks the span as failed.
-    """
-    named = {key.replace("_", ".", 1): value for key, value in attributes.items()}
-    return tracer().start_as_current_span(name, attributes=named)
+def span(name: str, attributes: Attributes = None) -> AbstractContextManager[Span]:
+    """A business span around a block. An exception that leaves the block marks the span as failed."""
+    return tracer().start_as_current_span(name, attributes=attributes)
 
 
-def root_span(name: str, **attributes: str | int | float | bool) -> AbstractContextManager[Span]:
+def root_span(name: str) -> AbstractContextManager[Span]:
     """The root of a new trace, for something that a user starts other than by an HTTP request."""
-    named = {key.replace("_", ".", 1): value for key, value in attributes.items()}
-    return tracer().start_as_current_span(name, context=Context(), kind=SpanKind.SERVER, attributes=named)
+    return tracer().start_as_current_span(name, context=Context(), kind=SpanKind.SERVER)
 
 
 def rename_span(name: str) -> None:

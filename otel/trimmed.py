@@ -52,10 +52,9 @@ def trim() -> None:
     _aiopg.get_traced_pool_proxy = _traced_pool
 
 
-def _enabled() -> bool:
-    """``is_http_instrumentation_enabled()``, asked only where the context holds more than a span."""
-    context = current_context()
-    return not context or (len(context) == 1 and SPAN_KEY in context) or is_http_instrumentation_enabled()
+def _plain(context: Context) -> bool:
+    """Whether the context holds nothing but a span: no baggage, and nothing that switches instrumentation off."""
+    return not context or (len(context) == 1 and SPAN_KEY in context)
 
 
 def _standard_propagation() -> bool:
@@ -118,7 +117,7 @@ def server_middleware(tracer_provider: trace.TracerProvider | None = None) -> Mi
     @web.middleware
     async def traced(request: web.Request, handler: Handler) -> web.StreamResponse:
         known = described(request)
-        if known is None or not _enabled():
+        if known is None or not (_plain(current_context()) or is_http_instrumentation_enabled()):
             return await handler(request)
         name, attributes = known
         above = _extracted(request) if standard else propagate.extract(request, getter=aiohttp_server.getter)
@@ -195,18 +194,14 @@ def trace_session(session: ClientSession) -> None:
             except (TypeError, ValueError):
                 return await request(method, url, **kwargs)  # which says what is wrong
         known = described(method.upper(), target)
-        if known is None or not _enabled():
+        plain = _plain(current_context())
+        if known is None or not (plain or is_http_instrumentation_enabled()):
             return await request(method, url, **kwargs)
         name, attributes = known
         span = tracer.start_span(name, kind=SpanKind.CLIENT, attributes=attributes)
         given = kwargs.pop("headers", None)
         headers: MutableMapping[str, str] = CIMultiDict(given) if given else {}
-        if (
-            standard
-            and type(span) is LeanSpan
-            and span.trace_state is NO_STATE
-            and current_context().keys() <= {SPAN_KEY}
-        ):
+        if standard and plain and type(span) is LeanSpan and span.trace_state is NO_STATE:
             headers["traceparent"] = f"00-{span.trace_id:032x}-{span.span_id:016x}-{span.flags:02x}"
         else:
             propagate.inject(headers, context=trace.set_span_in_context(span))

@@ -67,12 +67,12 @@ class RollTelemetry:
         self._values.labels(die)
 
     def requested(self, die: str) -> None:
-        tracing.set_attributes(die_type=die)
+        tracing.set_attribute("die.type", die)
         _line(logging.INFO, "Roll requested", die_type=die)
 
     def unknown_die(self, die: str) -> None:
         self._rolls.labels(UNKNOWN, "error").inc()
-        tracing.set_attributes(die_error="unknown die")
+        tracing.set_attribute("die.error", "unknown die")
         _line(logging.WARNING, "Unknown die", die_type=die)
 
     def count(self, die: str, face: int | None) -> None:
@@ -83,12 +83,12 @@ class RollTelemetry:
 
     def completed(self, die: str, face: int) -> None:
         self.count(die, face)
-        tracing.set_attributes(die_result=face)
+        tracing.set_attribute("die.result", face)
         _line(logging.INFO, "Roll completed", die_type=die, roll_value=face)
 
     def failed(self, die: str, error: RollFailed) -> None:
         self.count(die, None)
-        tracing.set_attributes(die_error=str(error))
+        tracing.set_attribute("die.error", str(error))
         _line(logging.ERROR, "Roll failed", die_type=die)
 
 
@@ -128,12 +128,12 @@ class BatchTelemetry:
         self.expect(die)
         self._size.observe(size)
         started = perf_counter()
-        with tracing.span("async roll batch", async_batch_size=size):
+        with tracing.span("async roll batch", {"async.batch_size": size}):
             _line(logging.INFO, "Batch started", die_type=die, async_batch_size=size)
             try:
                 yield Batch(self, die, size)
             except RollFailed as error:
-                tracing.set_attributes(die_error=str(error))
+                tracing.set_attribute("die.error", str(error))
                 _line(logging.ERROR, "Batch failed", die_type=die, async_batch_size=size)
                 raise
             finally:
@@ -164,7 +164,7 @@ class Batch:
         return _BatchRoll(self, index)
 
     def completed(self, total: int) -> None:
-        tracing.set_attributes(async_total_result=total)
+        tracing.set_attribute("async.total_result", total)
         _line(
             logging.INFO,
             "Batch completed",
@@ -186,14 +186,14 @@ class _BatchRoll:
     def __enter__(self) -> Callable[[int], None]:
         batch = self._batch
         batch.telemetry.roll_started()
-        self._span = tracing.span(f"roll {self._index}", async_roll_index=self._index, die_type=batch.die)
+        self._span = tracing.span(f"roll {self._index}", {"async.roll_index": self._index, "die.type": batch.die})
         self._span.__enter__()
         return self._completed
 
     def _completed(self, face: int) -> None:
         batch = self._batch
         batch.telemetry.count(batch.die, face)
-        tracing.set_attributes(die_result=face)
+        tracing.set_attribute("die.result", face)
         _line(
             logging.INFO,
             "Roll of a batch completed",
@@ -209,7 +209,7 @@ class _BatchRoll:
         batch = self._batch
         if isinstance(error, RollFailed):
             batch.telemetry.count(batch.die, None)
-            tracing.set_attributes(die_error=str(error))
+            tracing.set_attribute("die.error", str(error))
             _line(
                 logging.ERROR,
                 "Roll of a batch failed",
