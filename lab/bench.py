@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -33,6 +34,7 @@ from lab.postgres import EmbeddedPostgres
 from lab.processes import Process
 
 READY_TIMEOUT = 60.0  # seconds
+TABLE_WIDTH = 110  # columns
 TICK = 1 / os.sysconf("SC_CLK_TCK")
 HEAVY_SPANS = {"TRACES_FILE_MAX_BYTES": str(2**30), "TRACES_FILE_BACKUPS": "1"}
 NO_TRACES = {"OTEL_SDK_DISABLED": "true"}
@@ -121,6 +123,7 @@ def bench(args: argparse.Namespace, console: Console) -> int:
         raise LabError(f"bench knows signals, paths and scale, not {', '.join(sorted(unknown))}")
     if args.json == Path("-"):
         console = Console(stderr=True)
+    console.width = max(console.width, TABLE_WIDTH)  # a figure that is cut off says nothing
     return asyncio.run(_bench(args, console))
 
 
@@ -330,7 +333,7 @@ async def _output(*command: str) -> str:
 
 
 def _percentile(out: str, percentile: int) -> float:
-    found = re.search(rf"^\s+{percentile}%\s+([\d.]+)(us|ms|s|m)$", out, re.MULTILINE)
+    found = re.search(rf"^\s+{percentile}%\s+([\d.]+)(us|ms|s|m)\s*$", out, re.MULTILINE)
     return _milliseconds(found[1], found[2]) if found else 0.0
 
 
@@ -386,8 +389,9 @@ async def _paths(args: argparse.Namespace, console: Console, bed: Bed, faults: l
     runs = await _rounds(bed, (BARE, ALL), PATHS, args, faults)
     rows = _table(f"All three signals against none, {args.clients} clients", console)
     for path in PATHS:
+        rows.add_row(path, style="bold")
         for variant in (BARE, ALL):
-            _row(rows, f"{path}  {variant.name}", runs[variant.name, path], runs[BARE.name, path])
+            _row(rows, f"  {variant.name}", runs[variant.name, path], runs[BARE.name, path])
     console.print(rows)
     return [asdict(run) for group in runs.values() for run in group]
 
@@ -489,7 +493,7 @@ async def _scale(args: argparse.Namespace, console: Console, bed: Bed, faults: l
 
 
 class Scraping:
-    """Asks the dice-roller for its metrics while it is entered, ten times a second; notes how long each took, in ms."""
+    """Asks the dice-roller for its metrics while it is entered, once a second; notes how long each took, in ms."""
 
     def __init__(self, running: Running, took: list[float]) -> None:
         self._url = running.url("/metrics")
@@ -510,11 +514,11 @@ class Scraping:
                 async with session.get(self._url) as answer:
                     await answer.read()
                 self._took.append((loop.time() - started) * 1000)
-                await asyncio.sleep(0.1)
+                await asyncio.sleep(1)
 
 
 def _table(title: str, console: Console) -> Table:
-    rows = Table(title=f"{title}. {_machine()}", title_justify="left")
+    rows = Table(title=f"{title}. {_machine()}", title_justify="left", box=SIMPLE_HEAD)
     rows.add_column("", no_wrap=True)
     for column in ("req/s", "ratio", "p50 ms", "p99 ms", "CPU µs", "roller", "die-s.", "postgres", "MB"):
         rows.add_column(column, justify="right")

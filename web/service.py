@@ -32,6 +32,9 @@ CLIENT_SESSION = web.AppKey("client_session", ClientSession)
 # Long enough that a parameter of 10 kB reaches the handler, which can say what is wrong with it.
 MAX_REQUEST_LINE = 32 * 1024
 MAX_GOOD_HOSTS = 1024
+# Of connections that wait to be taken. A thousand clients that come at once would find aiohttp's 128 places taken, and
+# who is not let in tries again after a second.
+BACKLOG = 4096
 
 
 class ServiceSettings(Protocol):
@@ -231,7 +234,8 @@ async def serve(app: web.Application, settings: ServerSettings) -> None:
     try:
         await runner.setup()
         reuse_port = True if settings.workers_dir else None
-        await web.TCPSite(runner, settings.host, settings.port, reuse_port=reuse_port).start()
+        site = web.TCPSite(runner, settings.host, settings.port, backlog=BACKLOG, reuse_port=reuse_port)
+        await site.start()
         _spare_collections()
         await stopping.wait()
         log.info("Stopping", extra={"fields": {}})
