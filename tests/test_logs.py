@@ -72,6 +72,37 @@ def test_anything_can_be_logged(message: str, value: object) -> None:
     assert "value" in line
 
 
+class Wordless:
+    def __str__(self) -> str:
+        raise RuntimeError("no words")
+
+
+@pytest.mark.usefixtures("root_logger")
+@settings(max_examples=60, deadline=None)
+@given(
+    message=st.text(st.characters(blacklist_categories=())),
+    value=st.one_of(st.text(st.characters(blacklist_categories=())), st.integers(), st.floats(), st.binary()),
+)
+def test_anything_can_be_an_event(message: str, value: object) -> None:
+    out = Captured()
+    stop = logs.start("frontend", descriptor=out.write)
+    line = logs.events("frontend")
+    line(logging.INFO, "odd", value=Wordless())
+    line(logging.WARNING, message, value=value)
+    stop()
+    odd, plain = out.lines()
+    assert "unprintable log line 'odd'" in odd["message"]
+    assert (plain["level"], plain["message"], plain["logger"]) == ("WARNING", message, "frontend")
+    assert "value" in plain
+
+
+def test_what_fails_after_the_end_is_said_where_it_was_said_before() -> None:
+    program = "from otel import logs; logs.start('traffic')(); raise RuntimeError('too late')"
+    result = subprocess.run([sys.executable, "-c", program], check=False, capture_output=True, text=True)
+    assert result.returncode == 1
+    assert result.stderr.splitlines()[-1] == "RuntimeError: too late"
+
+
 @pytest.mark.usefixtures("root_logger")
 def test_a_library_line_says_which_library_and_keeps_its_traceback() -> None:
     out = Captured()

@@ -6,6 +6,7 @@ import asyncio
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import orjson
@@ -21,6 +22,7 @@ from opentelemetry.trace import Link, NonRecordingSpan, SpanContext, SpanKind, S
 
 from otel import otlp, spans
 from otel.spans import LeanSpan, LeanTracerProvider
+from otel.tracing import SpanQueue
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 SIMPLE = st.one_of(
@@ -270,6 +272,36 @@ async def test_spans_of_tasks_do_not_mix() -> None:
     assert all(by_id[span.parent_id].name == span.name.replace("inner", "outer") for span in inner)
 
 
+def test_a_span_that_cannot_be_written_costs_no_other() -> None:
+    class Picky:
+        def __init__(self) -> None:
+            self.names: list[str] = []
+
+        def encode(self, span: LeanSpan) -> str:
+            if span.name == "bad":
+                raise ValueError("bad")
+            return span.name
+
+        def export(self, batch: list[str]) -> bool:
+            self.names += batch
+            return True
+
+        def shutdown(self) -> None:
+            pass
+
+    exporter = Picky()
+    queue = SpanQueue(exporter, capacity=10, delay=60, batch=4)
+    made, _ = provider()
+    made.add_sink(queue.add)
+    tracer = made.get_tracer("t")
+    for name in ("a", "bad", "c", "d", "e"):
+        tracer.start_span(name).end()
+    queue.shutdown()
+    tracer.start_span("too late").end()
+    assert exporter.names == ["a", "c", "d", "e"]
+    assert queue.dropped == 2
+
+
 # One process that serves and asks, once with the packages as they come and once with the trimmed hooks.
 PROGRAM = """
 import asyncio, json, sys
@@ -295,6 +327,12 @@ async def hello(request):
 
 async def fails(request):
     raise {"http": web.HTTPBadGateway, "client": web.HTTPNotFound, "other": RuntimeError}[request.match_info["how"]]()
+
+async def once(reader, writer):
+    await reader.readuntil(b"\\r\\n\\r\\n")
+    writer.write(b"HTTP/1.1 200 OK\\r\\nContent-Length: 0\\r\\n\\r\\n")
+    await reader.read(1)
+    writer.close()
 
 async def main():
     app = web.Application()
@@ -326,10 +364,16 @@ async def main():
                 await ask("GET", f"/fails/{how}")
             with suppress_http_instrumentation():
                 await ask("GET", "/hello/untraced")
-            try:
-                await session.get("http://127.0.0.1:1/")
-            except Exception:
-                pass
+            for nowhere in ("http://127.0.0.1:1/", "http://127.0.0.1:1/more?x=1"):
+                try:
+                    await session.get(nowhere, params={"y": "2"})
+                except Exception:
+                    pass
+            # A kept connection that breaks under the second request: it is sent again, and still one call.
+            async with await asyncio.start_server(once, "127.0.0.1", int(sys.argv[3])):
+                for _ in range(2):
+                    async with session.get(f"http://127.0.0.1:{sys.argv[3]}/kept") as answer:
+                        await answer.read()
     # What callers may send along.
     good, caller = "1" * 32, "2" * 16
     for traceparent in (
@@ -365,10 +409,14 @@ print(json.dumps(spans))
 """
 
 
-def test_trimmed_http_hooks_make_the_spans_that_the_packages_make(unused_tcp_port: int) -> None:
+def test_trimmed_http_hooks_make_the_spans_that_the_packages_make(
+    unused_tcp_port_factory: Callable[[], int],
+) -> None:
+    ports = str(unused_tcp_port_factory()), str(unused_tcp_port_factory())
+
     def spans_of(which: str) -> list[dict[str, Any]]:
         result = subprocess.run(
-            [sys.executable, "-W", "ignore", "-c", PROGRAM, which, str(unused_tcp_port)],
+            [sys.executable, "-W", "ignore", "-c", PROGRAM, which, *ports],
             check=False, capture_output=True, text=True, timeout=60,
         )  # fmt: skip
         assert result.returncode == 0, result.stderr
@@ -377,6 +425,7 @@ def test_trimmed_http_hooks_make_the_spans_that_the_packages_make(unused_tcp_por
 
     theirs, ours = spans_of("package"), spans_of("trimmed")
     assert len(theirs) > 30
+    assert sum(a["value"].get("stringValue", "").endswith("/kept") for span in ours for a in span["attributes"]) == 2
     for span in ours:
         # The one thing that is added: why a call that was answered by 500 or above has failed.
         if span["kind"] == 3 and span["status"] == {"code": 2}:
