@@ -82,7 +82,9 @@ class Process:
         _, unfinished = await asyncio.wait(self._pumps, timeout=OUTPUT_TIMEOUT)
         for pump in unfinished:
             pump.cancel()
-        await asyncio.gather(*self._pumps, return_exceptions=bool(unfinished))
+        for outcome in await asyncio.gather(*self._pumps, return_exceptions=True):
+            if isinstance(outcome, Exception):
+                raise outcome
         return status
 
     def last_lines(self) -> list[str]:

@@ -162,6 +162,8 @@ def test_lines_reach_loki_each_once_and_usage_apart(lab: Lab) -> None:
             found = Counter(line for _, line in in_loki(lab, tenant, query))
             assert not found - Counter(line for line in lab.log_lines(service))
             assert not found & (written - expected)
+        # The page asks for both at once.
+        assert Counter(line for _, line in in_loki(lab, "operations|usage", query)) & written == written
         assert (service == "frontend") == bool(usage)
 
 

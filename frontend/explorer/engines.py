@@ -29,7 +29,7 @@ from frontend.explorer.model import (
 
 TIMEOUT = ClientTimeout(total=10.0)  # seconds
 LOOK_BACK = 24 * 3600  # seconds that a search goes back
-TENANT = {"X-Scope-OrgID": "operations"}  # of Loki: the lines of the services' work
+TENANTS = {"X-Scope-OrgID": "operations|usage"}  # of Loki: the lines of the services' work, and what users do
 KINDS = ("UNSPECIFIED", "INTERNAL", "SERVER", "CLIENT", "PRODUCER", "CONSUMER")
 
 
@@ -112,7 +112,7 @@ class Loki(Engine):
         answer = await self.get(
             "loki/api/v1/query_range",
             {"query": query.logql(), "limit": str(query.limit), "direction": "backward", "since": f"{LOOK_BACK}s"},
-            TENANT,
+            TENANTS,
         )
         streams = ((answer or {}).get("data") or {}).get("result") or ()
         found = [
