@@ -108,7 +108,7 @@ def main(which: str) -> None:
         port=server.port,
         access_log=None,
         handler_cancellation=True,
-        backlog=BACKLOG,
+        backlog=BACKLOG if server.event_loop == "uvloop" else 128,
         print=None,
         loop=EVENT_LOOPS[server.event_loop](),
     )

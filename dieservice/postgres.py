@@ -61,7 +61,7 @@ class PostgresCatalogue:
         self._seed = seed
         self._dice = dice
         self._telemetry = telemetry
-        self._pool: Any = None  # an aiopg.Pool, behind the instrumentation's proxy
+        self._pool: Any = None  # an aiopg.Pool
         self._connections: WeakSet[Connection] = WeakSet()
         self._in_use = 0
         self._suspected_lost = asyncio.Event()

@@ -15,6 +15,7 @@ import platform
 import random
 import re
 import shutil
+import signal
 import socket
 import statistics
 import sys
@@ -124,25 +125,28 @@ def bench(args: argparse.Namespace, console: Console) -> int:
     if args.json == Path("-"):
         console = Console(stderr=True)
     console.width = max(console.width, TABLE_WIDTH)  # a figure that is cut off says nothing
-    return asyncio.run(_bench(args, console))
-
-
-async def _bench(args: argparse.Namespace, console: Console) -> int:
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # leaves nothing behind, as Ctrl-C
     directory = Path(tempfile.mkdtemp(prefix="dicelab-bench-"))
     postgres = EmbeddedPostgres(directory / "postgres")
-    url = os.environ.get("DATABASE_URL", "")
+    try:
+        url = os.environ.get("DATABASE_URL", "")
+        if not url:
+            postgres.start()
+            url = postgres.url
+        return asyncio.run(_bench(args, console, Bed(directory, url, postgres.pid)))
+    except KeyboardInterrupt:
+        raise LabError("stopped before all was measured") from None
+    finally:
+        postgres.stop()
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+async def _bench(args: argparse.Namespace, console: Console, bed: Bed) -> int:
     document: dict[str, Any] = {"machine": _machine(), "load": "wrk" if shutil.which("wrk") else "bench.load"}
     faults: list[str] = []
-    try:
-        if not url:
-            await asyncio.to_thread(postgres.start)
-            url = postgres.url
-        for part in dict.fromkeys(args.what):
-            measure = {"signals": _signals, "paths": _paths, "scale": _scale}[part]
-            document[part] = await measure(args, console, Bed(directory, url, postgres.pid), faults)
-    finally:
-        await asyncio.to_thread(postgres.stop)
-        shutil.rmtree(directory, ignore_errors=True)
+    for part in dict.fromkeys(args.what):
+        measure = {"signals": _signals, "paths": _paths, "scale": _scale}[part]
+        document[part] = await measure(args, console, bed, faults)
     for fault in faults:
         console.print(fault, style="bold red", soft_wrap=True)
     if args.json:
@@ -237,13 +241,16 @@ class Running:
                             return
                 except aiohttp.ClientError:
                     pass
-                process = self._processes[name]
-                if not process.running:
-                    said = "\n".join(process.last_lines())
-                    raise LabError(f"the {name} of {self.variant.name!r} ended before it was ready: {said}")
+                self._check_running()
                 if loop.time() > deadline:
                     raise LabError(f"the {name} of {self.variant.name!r} is not ready")
                 await asyncio.sleep(0.05)
+
+    def _check_running(self) -> None:
+        for name, process in self._processes.items():
+            if not process.running:
+                said = "\n".join(process.last_lines())
+                raise LabError(f"the {name} of {self.variant.name!r} has ended: {said}")
 
     def pids(self) -> dict[str, list[int]]:
         pids = {name: [process.pid] for name, process in self._processes.items()}
@@ -277,6 +284,7 @@ class Running:
     async def run(self, path: str, clients: int, seconds: float) -> Run:
         before = {name: {pid: _cpu(pid) for pid in group} for name, group in self.pids().items()}
         result = await load(self.url(path), clients, seconds)
+        self._check_running()
         requests = int(result["requests"])
         if not requests:
             raise LabError(f"no request to {path} was answered in {seconds:g} s")

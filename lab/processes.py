@@ -47,8 +47,10 @@ class Process:
         stderr: Path,
         on_lines: OnLines,
     ) -> Process:
-        pipes = [await _Pipe.opened(), await _Pipe.opened()]
+        pipes: list[_Pipe] = []
         try:
+            for _ in range(2):
+                pipes.append(await _Pipe.opened())
             process = await asyncio.create_subprocess_exec(
                 *command,
                 env=dict(environ),
@@ -154,9 +156,13 @@ class _Pipe:
         loop = asyncio.get_running_loop()
         outlet, entrance = os.pipe()
         reader = asyncio.StreamReader(limit=CHUNK, loop=loop)
-        transport, _ = await loop.connect_read_pipe(
-            lambda: asyncio.StreamReaderProtocol(reader, loop=loop), os.fdopen(outlet, "rb", buffering=0)
-        )
+        file = os.fdopen(outlet, "rb", buffering=0)
+        try:
+            transport, _ = await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader, loop=loop), file)
+        except BaseException:
+            os.close(entrance)
+            file.close()
+            raise
         return cls(entrance, reader, transport)
 
     def close(self) -> None:

@@ -32,6 +32,8 @@ from otel import spans
 # A reader of stdout that stalls must neither block the event loop nor let memory grow for ever:
 # beyond this many waiting lines new ones are dropped and the loss is itself logged.
 MAX_WAITING_LINES = 100_000
+# So many are made and written at a time: after a stall neither memory nor the event loop feels how many waited.
+LINES_AT_ONCE = 1000
 # Lines wait this long, in seconds, for company, so that a busy service writes once for many lines.
 WRITE_INTERVAL = 0.02
 
@@ -85,29 +87,37 @@ class LineWriter:
             # Cleared before the lines are taken: a line added in between sets it again.
             self._filled.clear()
             self._woken = False
-            waiting = [self._lines.popleft() for _ in range(len(self._lines))]
-            lines = [line if type(line) is bytes else self._made(line) for line in waiting]
+            for _ in range(0, len(self._lines), LINES_AT_ONCE):
+                if not self._write_all(self._some()):
+                    return
             if dropped := self.dropped - reported:
                 reported += dropped
-                lines.append(plain_line(self._service, f"{dropped} log lines dropped: stdout is not being read"))
-            if not self._write_all(b"".join(lines)) or (stopping and not self._lines):
+                said = f"{dropped} log lines dropped: stdout is not being read"
+                if not self._write_all(plain_line(self._service, said)):
+                    return
+            if stopping and not self._lines:
                 return
+
+    def _some(self) -> bytes:
+        """The next lines in one piece; each alone would keep the 4 kB that its encoder took for it."""
+        waiting = [self._lines.popleft() for _ in range(min(LINES_AT_ONCE, len(self._lines)))]
+        return b"".join([line if type(line) is bytes else self._made(line) for line in waiting])
 
     def _made(self, event: Any) -> bytes:
         moment, level, message, span, fields = event
-        document = {
-            "timestamp": _timestamp(moment),
-            "level": LEVELS.get(level) or logging.getLevelName(level),
-            "message": message,
-            "logger": self._service,
-        }
-        if ids := spans.hex_ids(span):
-            document["trace_id"], document["span_id"] = ids
-        document.update(fields)
         try:
+            document = {
+                "timestamp": _timestamp(moment),
+                "level": LEVELS.get(level) or logging.getLevelName(level),
+                "message": message,
+                "logger": self._service,
+            }
+            if ids := spans.hex_ids(span):
+                document["trace_id"], document["span_id"] = ids
+            document.update(fields)
             return _dump(document)
         except Exception as error:  # a value that cannot be turned into text must not end the thread
-            return plain_line(self._service, f"unprintable log line {message!r}: {error!r}")
+            return plain_line(self._service, f"unprintable log line {message!r}: {type(error).__name__}")
 
     def _write_all(self, data: bytes) -> bool:
         view = memoryview(data)
@@ -239,6 +249,7 @@ def start(service: str, level: str = "INFO", descriptor: int = 1) -> Callable[[]
     writer = LineWriter(descriptor, service)
     _writers.append(writer)
     root = logging.getLogger()
+    handlers, root_level = root.handlers[:], root.level
     root.handlers[:] = [JsonHandler(service, writer)]
     root.setLevel(level)
     _Events.writer, _Events.level = writer, root.level
@@ -263,8 +274,12 @@ def start(service: str, level: str = "INFO", descriptor: int = 1) -> Callable[[]
     sys.excepthook, threading.excepthook = uncaught, uncaught_in_thread
 
     def stop() -> None:
+        # What is logged or fails from now on is said where it was said before.
         _Events.writer = None
-        sys.excepthook, threading.excepthook = hooks  # what fails from now on is said where it was said before
+        root.handlers[:] = handlers
+        root.setLevel(root_level)
+        logging.captureWarnings(False)
+        sys.excepthook, threading.excepthook = hooks
         writer.stop()
 
     return stop

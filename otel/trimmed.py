@@ -165,7 +165,8 @@ def trace_session(session: ClientSession) -> None:
     """Do for a session what the package's ``create_trace_config()`` does for traces.
 
     Each request has a span, one also where it is sent again on a fresh connection, and sends its trace context along.
-    An answer of 500 or above leaves the exception event that a failed call leaves anyway. Put around the one method
+    An answer of 500 or above leaves the exception event that a failed call leaves anyway; a call that aiohttp refuses
+    before it sends anything leaves a failed span, where the package leaves none. Put around the one method
     that all requests go through, because a trace configuration is told of a dozen more things, each with an object
     of its own: that takes 15 µs a request, this 3.
     """
@@ -193,14 +194,17 @@ def trace_session(session: ClientSession) -> None:
                 target = session._build_url(target).update_query(kwargs.get("params") or {})
             except (TypeError, ValueError):
                 return await request(method, url, **kwargs)  # which says what is wrong
-        known = described(method.upper(), target)
         plain = _plain(current_context())
-        if known is None or not (plain or is_http_instrumentation_enabled()):
+        if not (plain or is_http_instrumentation_enabled()):
+            return await request(method, url, **kwargs)
+        short = len(target.raw_path) + len(target.raw_query_string) <= LONGEST_REMEMBERED
+        known = (described if short else described.__wrapped__)(method.upper(), target)
+        if known is None:
             return await request(method, url, **kwargs)
         name, attributes = known
-        span = tracer.start_span(name, kind=SpanKind.CLIENT, attributes=attributes)
         given = kwargs.pop("headers", None)
         headers: MutableMapping[str, str] = CIMultiDict(given) if given else {}
+        span = tracer.start_span(name, kind=SpanKind.CLIENT, attributes=attributes)
         if standard and plain and type(span) is LeanSpan and span.trace_state is NO_STATE:
             headers["traceparent"] = f"00-{span.trace_id:032x}-{span.span_id:016x}-{span.flags:02x}"
         else:

@@ -301,3 +301,17 @@ def start(run_dir: Path, stage: int, *arguments: str, roll_delay: float = 0.05, 
         process.kill()
         raise
     return Lab(stage, run_dir, base_port, process, found)
+
+
+def processes_of(run_dir: Path) -> list[str]:
+    """Command lines of all processes that speak of a run dir."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        try:
+            command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+            environ = (entry / "environ").read_bytes().decode(errors="replace")
+        except OSError:
+            continue
+        if entry.name.isdigit() and int(entry.name) != os.getpid() and str(run_dir) in command + environ:
+            found.append(command)
+    return found

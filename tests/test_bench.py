@@ -14,7 +14,7 @@ import pytest
 
 from lab.bench import read_wrk
 from lab.cli import main
-from tests.labs import clean_environ
+from tests.labs import clean_environ, processes_of, wait_for
 
 
 def test_signals_and_paths_are_measured(tmp_path: Path) -> None:
@@ -54,6 +54,24 @@ def test_signals_and_paths_are_measured(tmp_path: Path) -> None:
         assert run["failed"] == 0
         assert 0 < run["p50"] <= run["p99"]
         assert run["memory"]["dice-roller"] > 20
+
+
+def test_stopped_it_leaves_nothing_behind() -> None:
+    short = Path(tempfile.mkdtemp(prefix="b"))
+    process = subprocess.Popen(
+        [sys.executable, "-m", "lab.cli", "bench", "paths", "--rounds", "1000"],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=clean_environ(TMPDIR=str(short)),
+    )
+    wait_for(lambda: len(list(short.glob("dicelab-bench-*/tmp*/*.spans"))) >= 2, say="the services' spans")
+    process.terminate()
+    _, said = process.communicate(timeout=60)
+    assert (process.returncode, said) == (1, "dicelab: stopped before all was measured\n")
+    assert not list(short.glob("dicelab-bench-*"))
+    assert not processes_of(short)
+    shutil.rmtree(short)
 
 
 def test_wrk_is_understood() -> None:

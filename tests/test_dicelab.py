@@ -19,26 +19,12 @@ from lab import stages
 from lab.processes import Process
 from lab.rundir import RotatingFile
 from lab.tail import render
-from tests.labs import Lab, dicelab, free_base_port, get, wait_for
+from tests.labs import Lab, dicelab, free_base_port, get, processes_of, wait_for
 
 
 def finished(process: subprocess.Popen[bytes], timeout: float = 60) -> tuple[int, str]:
     output, _ = process.communicate(timeout=timeout)
     return process.returncode, output.decode()
-
-
-def processes_of(run_dir: Path) -> list[str]:
-    """Command lines of all processes that speak of a run dir."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        try:
-            command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode()
-            environ = (entry / "environ").read_bytes().decode(errors="replace")
-        except OSError:
-            continue
-        if entry.name.isdigit() and int(entry.name) != os.getpid() and str(run_dir) in command + environ:
-            found.append(command)
-    return found
 
 
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
@@ -73,6 +59,45 @@ async def test_a_child_that_outlives_its_process_does_not_hide_its_end(tmp_path:
         assert (tmp_path / "stdout").read_bytes() == b"done\n"
     finally:
         os.killpg(process.pid, signal.SIGKILL)
+
+
+SHORT_OF_DESCRIPTORS = """if True:
+    import asyncio, os, resource
+    from pathlib import Path
+    from lab.processes import Process
+
+    def open_now():
+        return len(os.listdir("/proc/self/fd"))
+
+    async def start():
+        process = await Process.start(
+            "true", ["true"], os.environ, Path("/dev/null"), Path("/dev/null"), lambda *_: None
+        )
+        await process.ended()
+
+    async def main():
+        await start()
+        before, limits, failed = open_now(), resource.getrlimit(resource.RLIMIT_NOFILE), 0
+        for more in range(12):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (before - 1 + more, limits[1]))
+            try:
+                await start()
+            except OSError:
+                failed += 1
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+            await asyncio.sleep(0)  # transports close in the loop's next round
+            assert open_now() == before, (more, before, open_now())
+        assert 3 < failed < 12, failed
+
+    asyncio.run(main())
+"""
+
+
+def test_a_process_that_cannot_be_started_leaves_no_descriptor_open() -> None:
+    result = subprocess.run(
+        [sys.executable, "-c", SHORT_OF_DESCRIPTORS], check=False, capture_output=True, text=True, timeout=60
+    )
+    assert result.returncode == 0, result.stderr
 
 
 def test_detach_status_and_down(tmp_path: Path) -> None:

@@ -72,9 +72,11 @@ def test_anything_can_be_logged(message: str, value: object) -> None:
     assert "value" in line
 
 
-class Wordless:
+class Wordless(Exception):
     def __str__(self) -> str:
-        raise RuntimeError("no words")
+        raise self
+
+    __repr__ = __str__
 
 
 @pytest.mark.usefixtures("root_logger")
@@ -97,9 +99,16 @@ def test_anything_can_be_an_event(message: str, value: object) -> None:
 
 
 def test_what_fails_after_the_end_is_said_where_it_was_said_before() -> None:
-    program = "from otel import logs; logs.start('traffic')(); raise RuntimeError('too late')"
+    program = """if True:
+        import logging
+        from otel import logs
+        logs.start('traffic')()
+        logging.getLogger('asyncio').error('never retrieved')
+        raise RuntimeError('too late')
+    """
     result = subprocess.run([sys.executable, "-c", program], check=False, capture_output=True, text=True)
     assert result.returncode == 1
+    assert result.stderr.splitlines()[0] == "never retrieved"
     assert result.stderr.splitlines()[-1] == "RuntimeError: too late"
 
 

@@ -33,7 +33,8 @@ CLIENT_SESSION = web.AppKey("client_session", ClientSession)
 MAX_REQUEST_LINE = 32 * 1024
 MAX_GOOD_HOSTS = 1024
 # Of connections that wait to be taken. A thousand clients that come at once would find aiohttp's 128 places taken, and
-# who is not let in tries again after a second.
+# who is not let in tries again after a second. For uvloop: asyncio's own loop takes so many in a row that, once it is
+# out of descriptors, it fails as often before it does anything else.
 BACKLOG = 4096
 
 
@@ -234,7 +235,8 @@ async def serve(app: web.Application, settings: ServerSettings) -> None:
     try:
         await runner.setup()
         reuse_port = True if settings.workers_dir else None
-        site = web.TCPSite(runner, settings.host, settings.port, backlog=BACKLOG, reuse_port=reuse_port)
+        backlog = BACKLOG if settings.event_loop == "uvloop" else 128
+        site = web.TCPSite(runner, settings.host, settings.port, backlog=backlog, reuse_port=reuse_port)
         await site.start()
         _spare_collections()
         await stopping.wait()
