@@ -52,7 +52,7 @@ async def open_page(browser: Browser) -> AsyncIterator[Open]:
         return page
 
     yield opened
-    assert complaints == []
+    assert not complaints, complaints
 
 
 def button(page: Page, name: str = "Roll"):  # type: ignore[no-untyped-def]

@@ -345,12 +345,13 @@ async def main():
     await site.start()
     configs = [] if mine else [create_trace_config()]
     base = f"http://127.0.0.1:{sys.argv[2]}"
+    flaky = await asyncio.start_server(once, "127.0.0.1", int(sys.argv[3]))
     with trace.get_tracer("test").start_as_current_span("all"):
         async with ClientSession(trace_configs=configs, headers={"User-Agent": "tests"}) as session:
             if mine:
                 trimmed.trace_session(session)
-            async def ask(method, path, **headers):
-                async with session.request(method, base + path, headers=headers) as answer:
+            async def ask(method, path, port=int(sys.argv[2])):
+                async with session.request(method, f"http://127.0.0.1:{port}{path}") as answer:
                     await answer.read()
             await ask("GET", "/hello/a?x=1&sig=secret")
             await ask("GET", "/hello/a?x=1&sig=secret")
@@ -370,10 +371,8 @@ async def main():
                 except Exception:
                     pass
             # A kept connection that breaks under the second request: it is sent again, and still one call.
-            async with await asyncio.start_server(once, "127.0.0.1", int(sys.argv[3])):
-                for _ in range(2):
-                    async with session.get(f"http://127.0.0.1:{sys.argv[3]}/kept") as answer:
-                        await answer.read()
+            for _ in range(2):
+                await ask("GET", "/kept", port=int(sys.argv[3]))
     # What callers may send along.
     good, caller = "1" * 32, "2" * 16
     for traceparent in (
@@ -385,6 +384,8 @@ async def main():
             headers = {"traceparent": traceparent, **more}
             async with ClientSession() as session, session.get(base + "/hello/c", headers=headers) as answer:
                 await answer.read()
+    flaky.close()
+    await flaky.wait_closed()
     await runner.cleanup()
 
 asyncio.run(main())
