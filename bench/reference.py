@@ -22,7 +22,7 @@ from dieservice.postgres import PostgresCatalogue
 from roller.catalogue import RemoteCatalogue
 from roller.dice import Table
 from web import health, problems
-from web.service import BACKLOG
+from web.service import backlog
 from web.settings import EVENT_LOOPS, Environment
 
 
@@ -108,7 +108,7 @@ def main(which: str) -> None:
         port=server.port,
         access_log=None,
         handler_cancellation=True,
-        backlog=BACKLOG if server.event_loop == "uvloop" else 128,
+        backlog=backlog(server),
         print=None,
         loop=EVENT_LOOPS[server.event_loop](),
     )

@@ -283,8 +283,10 @@ class Running:
 
     async def run(self, path: str, clients: int, seconds: float) -> Run:
         before = {name: {pid: _cpu(pid) for pid in group} for name, group in self.pids().items()}
-        result = await load(self.url(path), clients, seconds)
-        self._check_running()
+        try:
+            result = await load(self.url(path), clients, seconds)
+        finally:
+            self._check_running()  # says more than a load that found nobody
         requests = int(result["requests"])
         if not requests:
             raise LabError(f"no request to {path} was answered in {seconds:g} s")

@@ -37,7 +37,6 @@ LINES_AT_ONCE = 1000
 # Lines wait this long, in seconds, for company, so that a busy service writes once for many lines.
 WRITE_INTERVAL = 0.02
 
-
 # A line of ours before it is one: seconds since the epoch, level, message, the span it was written in, fields.
 Event = tuple[float, int, str, Span | None, dict[str, Any]]
 
@@ -106,16 +105,7 @@ class LineWriter:
     def _made(self, event: Any) -> bytes:
         moment, level, message, span, fields = event
         try:
-            document = {
-                "timestamp": _timestamp(moment),
-                "level": LEVELS.get(level) or logging.getLevelName(level),
-                "message": message,
-                "logger": self._service,
-            }
-            if ids := spans.hex_ids(span):
-                document["trace_id"], document["span_id"] = ids
-            document.update(fields)
-            return _dump(document)
+            return _dump(_document(self._service, moment, level, message, span) | fields)
         except Exception as error:  # a value that cannot be turned into text must not end the thread
             return plain_line(self._service, f"unprintable log line {message!r}: {type(error).__name__}")
 
@@ -157,9 +147,22 @@ def _dump(document: dict[str, Any]) -> bytes:
         return json.dumps(document, default=str).encode() + b"\n"
 
 
+def _document(service: str, moment: float, level: int, message: str, span: Span | None) -> dict[str, Any]:
+    """What every line says."""
+    document = {
+        "timestamp": _timestamp(moment),
+        "level": logging.getLevelName(level),
+        "message": message,
+        "logger": service,
+    }
+    if ids := spans.hex_ids(span):
+        document["trace_id"], document["span_id"] = ids
+    return document
+
+
 def plain_line(service: str, error: str) -> bytes:
     """An ERROR line about the logging itself."""
-    return _dump({"timestamp": _timestamp(time.time()), "level": "ERROR", "message": error, "logger": service})
+    return _dump(_document(service, time.time(), logging.ERROR, error, None))
 
 
 class JsonHandler(logging.Handler):
@@ -185,14 +188,7 @@ class JsonHandler(logging.Handler):
             self._writer.write(plain_line(self._service, unprintable))
 
     def _document(self, record: logging.LogRecord) -> dict[str, Any]:
-        document: dict[str, Any] = {
-            "timestamp": _timestamp(record.created),
-            "level": record.levelname,
-            "message": record.getMessage(),
-            "logger": self._service,
-        }
-        if ids := spans.hex_ids(spans.current_span()):
-            document["trace_id"], document["span_id"] = ids
+        document = _document(self._service, record.created, record.levelno, record.getMessage(), spans.current_span())
         fields = getattr(record, "fields", None)
         if fields is None:
             document["source"] = record.name  # a library's line: say which library's
@@ -201,11 +197,6 @@ class JsonHandler(logging.Handler):
         if record.exc_info and record.exc_info[0] is not None:
             document["exception"] = logging.Formatter().formatException(record.exc_info)
         return document
-
-
-LEVELS = {
-    level: name for name, level in logging.getLevelNamesMapping().items() if level and name not in ("WARN", "FATAL")
-}
 
 
 class _Events:

@@ -207,6 +207,7 @@ class _BatchRoll:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         batch = self._batch
+        batch.telemetry.roll_ended()
         if isinstance(error, RollFailed):
             batch.telemetry.count(batch.die, None)
             tracing.set_attribute("die.error", str(error))
@@ -218,7 +219,6 @@ class _BatchRoll:
                 async_roll_index=self._index,
             )
         self._span.__exit__(kind, error, trace)
-        batch.telemetry.roll_ended()
 
 
 class DieServiceTelemetry:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -56,7 +57,8 @@ def test_signals_and_paths_are_measured(tmp_path: Path) -> None:
         assert run["memory"]["dice-roller"] > 20
 
 
-def test_stopped_it_leaves_nothing_behind() -> None:
+@pytest.mark.parametrize("end", ["stopped", "without a service"])
+def test_ended_early_it_says_so_and_leaves_nothing_behind(end: str) -> None:
     short = Path(tempfile.mkdtemp(prefix="b"))
     process = subprocess.Popen(
         [sys.executable, "-m", "lab.cli", "bench", "paths", "--rounds", "1000"],
@@ -66,9 +68,19 @@ def test_stopped_it_leaves_nothing_behind() -> None:
         env=clean_environ(TMPDIR=str(short)),
     )
     wait_for(lambda: len(list(short.glob("dicelab-bench-*/tmp*/*.spans"))) >= 2, say="the services' spans")
-    process.terminate()
+    if end == "stopped":
+        process.terminate()
+    else:
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        commands = {int(child): Path(f"/proc/{child}/cmdline").read_text() for child in children}
+        (service,) = (pid for pid, command in commands.items() if command.endswith("bench.reference\0roller\0"))
+        os.kill(service, signal.SIGKILL)
     _, said = process.communicate(timeout=60)
-    assert (process.returncode, said) == (1, "dicelab: stopped before all was measured\n")
+    assert process.returncode == 1
+    if end == "stopped":
+        assert said == "dicelab: stopped before all was measured\n"
+    else:
+        assert "dicelab: the dice-roller of 'no telemetry' has ended" in said
     assert not list(short.glob("dicelab-bench-*"))
     assert not processes_of(short)
     shutil.rmtree(short)

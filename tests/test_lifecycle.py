@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.server
 import json
+import os
 import signal
 import socket
 import subprocess
@@ -45,6 +46,24 @@ def test_sigterm_lets_requests_finish_and_flushes(own_lab: Callable[..., Lab]) -
         lines = [line for line in lab.logs() if line.get("trace_id") == answer.trace_id]
         assert {line["http_status"] for line in lines if "http_status" in line} == {200}
         assert len([line for line in lines if "http_status" in line]) == 3
+
+
+def test_who_comes_in_a_crowd_finds_a_place_to_wait(own_lab: Callable[..., Lab]) -> None:
+    lab = own_lab(1)
+    (service,) = lab.state["services"]
+    os.kill(service["pid"], signal.SIGSTOP)  # takes nobody in now: the kernel's queue is all there is
+    crowd = []
+    try:
+        for _ in range(400):
+            crowd.append(socket.create_connection(("127.0.0.1", int(service["url"].rpartition(":")[2])), timeout=0.9))
+    finally:
+        os.kill(service["pid"], signal.SIGCONT)
+    for connection in crowd:
+        connection.settimeout(30)
+        connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+    assert {connection.recv(12) for connection in crowd} == {b"HTTP/1.1 200"}
+    for connection in crowd:
+        connection.close()
 
 
 def test_a_client_that_goes_away_takes_its_rolls_along(own_lab: Callable[..., Lab]) -> None:

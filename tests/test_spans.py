@@ -350,8 +350,8 @@ async def main():
         async with ClientSession(trace_configs=configs, headers={"User-Agent": "tests"}) as session:
             if mine:
                 trimmed.trace_session(session)
-            async def ask(method, path, port=int(sys.argv[2])):
-                async with session.request(method, f"http://127.0.0.1:{port}{path}") as answer:
+            async def ask(method, path, port=int(sys.argv[2]), headers=None):
+                async with session.request(method, f"http://127.0.0.1:{port}{path}", headers=headers) as answer:
                     await answer.read()
             await ask("GET", "/hello/a?x=1&sig=secret")
             await ask("GET", "/hello/a?x=1&sig=secret")
@@ -359,6 +359,7 @@ async def main():
             await ask("GET", "/hello/a?status=404")
             await ask("GET", "/hello/a?status=503")
             await ask("POST", "/hello/b")
+            await ask("GET", "/hello/b", headers=[("User-Agent", "own"), ("X-Own", "1")])
             await ask("PROPFIND", "/hello/b")
             await ask("GET", "/nowhere")
             for how in ("http", "client", "other"):

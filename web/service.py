@@ -32,10 +32,6 @@ CLIENT_SESSION = web.AppKey("client_session", ClientSession)
 # Long enough that a parameter of 10 kB reaches the handler, which can say what is wrong with it.
 MAX_REQUEST_LINE = 32 * 1024
 MAX_GOOD_HOSTS = 1024
-# Of connections that wait to be taken. A thousand clients that come at once would find aiohttp's 128 places taken, and
-# who is not let in tries again after a second. For uvloop: asyncio's own loop takes so many in a row that, once it is
-# out of descriptors, it fails as often before it does anything else.
-BACKLOG = 4096
 
 
 class ServiceSettings(Protocol):
@@ -208,6 +204,16 @@ def _spare_collections() -> None:
     gc.set_threshold(20_000, 20, 20)
 
 
+def backlog(settings: ServerSettings) -> int:
+    """How many connections may wait to be taken.
+
+    A thousand clients that come at once would find aiohttp's 128 places taken, and who is not let in tries again after
+    a second. asyncio's own loop takes as many in a row, and once it is out of descriptors fails as often before it
+    does anything else; it keeps to the 128.
+    """
+    return 4096 if settings.event_loop == "uvloop" else 128
+
+
 async def serve(app: web.Application, settings: ServerSettings) -> None:
     """Serve until SIGTERM or SIGINT; then requests in flight finish, and everything that was opened closes.
 
@@ -235,8 +241,7 @@ async def serve(app: web.Application, settings: ServerSettings) -> None:
     try:
         await runner.setup()
         reuse_port = True if settings.workers_dir else None
-        backlog = BACKLOG if settings.event_loop == "uvloop" else 128
-        site = web.TCPSite(runner, settings.host, settings.port, backlog=backlog, reuse_port=reuse_port)
+        site = web.TCPSite(runner, settings.host, settings.port, backlog=backlog(settings), reuse_port=reuse_port)
         await site.start()
         _spare_collections()
         await stopping.wait()
