@@ -12,7 +12,7 @@ import sys
 from collections.abc import AsyncIterator
 from typing import Any
 
-from aiohttp import ClientSession, ClientTimeout, DummyCookieJar, TCPConnector, web
+from aiohttp import ClientSession, ClientTimeout, DummyCookieJar, web
 
 import dieservice.routes
 import dieservice.settings
@@ -22,7 +22,7 @@ from dieservice.postgres import PostgresCatalogue
 from roller.catalogue import RemoteCatalogue
 from roller.dice import Table
 from web import health, problems
-from web.service import backlog
+from web.service import LastFirst, backlog
 from web.settings import EVENT_LOOPS, Environment
 
 
@@ -53,7 +53,7 @@ def roller_app(settings: roller.settings.Settings) -> web.Application:
 
     async def sessions(app: web.Application) -> AsyncIterator[None]:
         async with ClientSession(
-            connector=TCPConnector(limit=remote.connections),
+            connector=LastFirst(limit=remote.connections),
             timeout=ClientTimeout(total=remote.timeout, connect=remote.connect_timeout),
             cookie_jar=DummyCookieJar(),
             auto_decompress=False,

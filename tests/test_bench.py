@@ -13,12 +13,12 @@ from pathlib import Path
 
 import pytest
 
-from lab.bench import read_wrk
+from lab.bench import CROWD, read_wrk
 from lab.cli import main
 from tests.labs import clean_environ, processes_of, wait_for
 
 
-def test_signals_and_paths_are_measured(tmp_path: Path) -> None:
+def test_all_is_measured(tmp_path: Path) -> None:
     # A PATH without wrk, which would want a second for each run.
     tools = tmp_path / "bin"
     tools.mkdir()
@@ -30,20 +30,21 @@ def test_signals_and_paths_are_measured(tmp_path: Path) -> None:
     short = Path(tempfile.mkdtemp(prefix="b"))  # PostgreSQL's socket lies below it, and may have no long path
     result = subprocess.run(
         [
-            *(sys.executable, "-m", "lab.cli", "bench", "signals", "paths"),
-            *("--rounds", "1", "--seconds", "0.2", "--clients", "4", "--json", str(figures)),
+            *(sys.executable, "-m", "lab.cli", "bench", "signals", "paths", "scale"),
+            *("--rounds", "1", "--seconds", "0.2", "--clients", "4", "--minutes", "0.01", "--json", str(figures)),
         ],
         check=False,
         capture_output=True,
         text=True,
         env=clean_environ(PATH=str(tools), TMPDIR=str(short)),
-        timeout=110,
+        timeout=170,
     )
-    assert result.returncode == 0, result.stdout + result.stderr
+    document = json.loads(figures.read_text())
+    # A machine with much else to do may refuse some of a thousand who come at once; nothing else may fail.
+    assert all(f"{CROWD} clients failed" in fault for fault in document["faults"])
+    assert result.returncode == bool(document["faults"]), result.stdout + result.stderr
     assert "all, over OTLP/HTTP" in result.stdout
     assert "…" not in result.stdout  # nothing is cut off where there is no terminal
-    document = json.loads(figures.read_text())
-    assert document["faults"] == []
     assert document["load"] == "bench.load"
     assert not list(short.glob("dicelab-bench-*"))  # cleaned up
     shutil.rmtree(short)
@@ -55,6 +56,14 @@ def test_signals_and_paths_are_measured(tmp_path: Path) -> None:
         assert run["failed"] == 0
         assert 0 < run["p50"] <= run["p99"]
         assert run["memory"]["dice-roller"] > 20
+    crowd, *others = document["scale"]
+    assert crowd["clients"] == CROWD
+    assert 0 < crowd["sustained"] < 2000
+    assert crowd["scrape_ms"] > 0
+    assert crowd["p50"] > 250  # the delay is real
+    assert [run["rolls"] for run in others] == [1, 2, 5, 10, 20, 50, 100] + [1] * 6
+    assert [run["clients"] for run in others[7:]] == [8, 64, 256, CROWD, 4, 4]
+    assert others[-1]["resident_mb"] > 50
 
 
 @pytest.mark.parametrize("end", ["stopped", "without a service"])

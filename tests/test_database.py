@@ -117,6 +117,24 @@ def test_a_broken_pooled_connection_is_never_handed_out(lab: Lab) -> None:
     wait_for(lambda: pool(lab) == (4, 4))
 
 
+def test_broken_connections_are_replaced_though_nobody_asks(lab: Lab) -> None:
+    def pooled() -> set[int]:
+        cursor.execute(
+            "SELECT pid FROM pg_stat_activity"
+            " WHERE pid <> pg_backend_pid() AND datname = current_database() AND query <> 'SELECT 1'"
+        )
+        return {pid for (pid,) in cursor.fetchall()}
+
+    wait_for(lambda: pool(lab) == (4, 4))
+    with connection(lab) as cursor:
+        cursor.connection.autocommit = True  # a transaction would see the activity of its beginning only
+        before = pooled()
+        assert len(before) == 4
+        cursor.execute("SELECT pg_terminate_backend(pid) FROM unnest(%s) AS pid", (list(before),))
+        wait_for(lambda: len(pooled() - before) == 4)
+        assert pool(lab) == (4, 4)
+
+
 def test_a_slow_query_is_cancelled_and_a_full_pool_is_said(lab: Lab) -> None:
     with connection(lab) as cursor:
         cursor.execute("LOCK TABLE dice IN ACCESS EXCLUSIVE MODE")

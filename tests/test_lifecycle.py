@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.server
 import json
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -251,6 +252,24 @@ def test_a_taken_port_is_said(tmp_path: Path) -> None:
     assert port in result.stderr
     assert len(result.stderr.splitlines()) == 1
     assert all(json.loads(line) for line in result.stdout.splitlines())
+
+
+def test_spans_that_find_the_disk_full_are_written_once_there_is_room(own_lab: Callable[..., Lab]) -> None:
+    lab = own_lab(1, OTEL_BSP_SCHEDULE_DELAY="20")
+    (service,) = lab.state["services"]
+    assert get(f"{lab.front}/roll?die=fair").status == 200
+    wait_for(lambda: len(lab.spans()) == 1)
+    (file,) = (lab.run_dir / "traces").iterdir()
+    unlimited = resource.prlimit(service["pid"], resource.RLIMIT_FSIZE)
+    # Room for some more bytes, but not for a whole batch.
+    resource.prlimit(service["pid"], resource.RLIMIT_FSIZE, (file.stat().st_size + 100, unlimited[1]))
+    answers = [get(f"{lab.front}/roll?die=fair") for _ in range(20)]
+    wait_for(lambda: any("exported" in line["message"] for line in lab.logs() if line["level"] == "ERROR"))
+    resource.prlimit(service["pid"], resource.RLIMIT_FSIZE, unlimited)
+    wait_for(lambda: len(lab.spans()) == 21)
+    assert {answer.status for answer in answers} == {200}
+    assert lab.value("dice-roller", "telemetry_dropped_total", signal="traces") == 0
+    assert all(json.loads(line) for line in file.read_text().splitlines())
 
 
 def test_standard_variables_and_bounded_trace_files(tmp_path: Path) -> None:
