@@ -208,10 +208,10 @@ class PostgresCatalogue:
 
     async def _replace_broken(self) -> None:
         """Take a connection as aiopg does it, which looks at all of them and makes new ones for those that broke."""
-        pool = self._pool
-        if pool.freesize:
-            with suppress(asyncio.TimeoutError, *_LOST):  # whoever needs one tries again, and says so
-                pool.release(await pool.acquire())
+        if self._in_use < self._settings.pool_size:
+            # Whoever needs one and gets none says so.
+            with suppress(asyncio.TimeoutError, QueryCancelled, psycopg2.Error):
+                self._pool.release(await self._pool.acquire())
 
     async def _connection_made(self, connection: Connection) -> None:
         limit_ms = int((self._settings.query_timeout + SERVER_CANCEL_MARGIN) * 1000)

@@ -311,7 +311,9 @@ class Running:
 async def load(url: str, clients: int, seconds: float) -> dict[str, float]:
     """Load a URL; ``requests``, ``seconds``, ``failed``, and ``p50`` and ``p99`` in milliseconds."""
     if shutil.which("wrk"):
-        return read_wrk(await _output("wrk", "-t1", f"-c{clients}", f"-d{max(1, round(seconds))}s", "--latency", url))
+        duration = f"-d{max(1, round(seconds))}s"
+        # wrk gives up on an answer after 2 s, which many clients at once may well wait for.
+        return read_wrk(await _output("wrk", "-t1", f"-c{clients}", duration, "--timeout", "10s", "--latency", url))
     found: dict[str, float] = json.loads(
         await _output(sys.executable, "-m", "bench.load", url, str(clients), str(seconds))
     )
