@@ -126,6 +126,8 @@ class PostgresCatalogue:
             self._telemetry.query_failed(query_type, perf_counter() - started, "took too long and was cancelled")
             raise CatalogueTimeout("The database did not answer in time.") from error
         except _LOST as error:
+            # A server that ends a connection says so before it hangs up: until then this one looks sound.
+            connection.close()
             self._suspected_lost.set()
             if retried or self._pool is not pool:
                 self._telemetry.query_failed(query_type, perf_counter() - started, _reason(error))
