@@ -213,7 +213,7 @@ class PostgresCatalogue:
         if self._in_use < self._settings.pool_size:
             # Whoever needs one and gets none says so.
             with suppress(asyncio.TimeoutError, QueryCancelled, psycopg2.Error):
-                self._pool.release(await self._pool.acquire())
+                await self._pool.release(await self._pool.acquire())
 
     async def _connection_made(self, connection: Connection) -> None:
         limit_ms = int((self._settings.query_timeout + SERVER_CANCEL_MARGIN) * 1000)

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,7 +19,8 @@ from lab.cli import main
 from tests.labs import clean_environ, processes_of, wait_for
 
 
-def test_all_is_measured(tmp_path: Path) -> None:
+def measured(tmp_path: Path, *arguments: str) -> tuple[subprocess.CompletedProcess[str], dict[str, Any]]:
+    """A short ``bench``: how it ended and its figures."""
     # A PATH without wrk, which would want a second for each run.
     tools = tmp_path / "bin"
     tools.mkdir()
@@ -30,24 +32,28 @@ def test_all_is_measured(tmp_path: Path) -> None:
     short = Path(tempfile.mkdtemp(prefix="b"))  # PostgreSQL's socket lies below it, and may have no long path
     result = subprocess.run(
         [
-            *(sys.executable, "-m", "lab.cli", "bench", "signals", "paths", "scale"),
-            *("--rounds", "1", "--seconds", "0.2", "--clients", "4", "--minutes", "0.01", "--json", str(figures)),
+            *(sys.executable, "-m", "lab.cli", "bench", *arguments),
+            *("--rounds", "1", "--seconds", "0.2", "--clients", "4", "--json", str(figures)),
         ],
         check=False,
         capture_output=True,
         text=True,
         env=clean_environ(PATH=str(tools), TMPDIR=str(short)),
-        timeout=170,
+        timeout=110,
     )
-    document = json.loads(figures.read_text())
-    # A machine with much else to do may refuse some of a thousand who come at once; nothing else may fail.
-    assert all(f"{CROWD} clients failed" in fault for fault in document["faults"])
-    assert result.returncode == bool(document["faults"]), result.stdout + result.stderr
-    assert "all, over OTLP/HTTP" in result.stdout
+    assert figures.exists(), result.stdout + result.stderr
     assert "…" not in result.stdout  # nothing is cut off where there is no terminal
-    assert document["load"] == "bench.load"
     assert not list(short.glob("dicelab-bench-*"))  # cleaned up
     shutil.rmtree(short)
+    return result, json.loads(figures.read_text())
+
+
+def test_signals_and_paths_are_measured(tmp_path: Path) -> None:
+    result, document = measured(tmp_path, "signals", "paths")
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "all, over OTLP/HTTP" in result.stdout
+    assert document["faults"] == []
+    assert document["load"] == "bench.load"
     signals, paths = document["signals"], document["paths"]
     assert len({run["variant"] for run in signals}) == len(signals) == 9
     assert len({(run["variant"], run["path"]) for run in paths}) == len(paths) == 10
@@ -56,11 +62,19 @@ def test_all_is_measured(tmp_path: Path) -> None:
         assert run["failed"] == 0
         assert 0 < run["p50"] <= run["p99"]
         assert run["memory"]["dice-roller"] > 20
+
+
+def test_scale_is_measured(tmp_path: Path) -> None:
+    result, document = measured(tmp_path, "scale", "--minutes", "0.01")
     crowd, *others = document["scale"]
+    # A machine with much else to do may refuse some of a thousand who come at once, which then is said.
+    assert len(document["faults"]) == (crowd["failed"] > 0), document["faults"]
+    assert result.returncode == (crowd["failed"] > 0), result.stdout + result.stderr
     assert crowd["clients"] == CROWD
-    assert 0 < crowd["sustained"] < 2000
-    assert crowd["scrape_ms"] > 0
     assert crowd["p50"] > 250  # the delay is real
+    # Two ways to count the same rolls; the first of them came all at once.
+    assert crowd["rate"] / 2 < crowd["sustained"] < crowd["rate"] * 2
+    assert crowd["scrape_ms"] > 0
     assert [run["rolls"] for run in others] == [1, 2, 5, 10, 20, 50, 100] + [1] * 6
     assert [run["clients"] for run in others[7:]] == [8, 64, 256, CROWD, 4, 4]
     assert others[-1]["resident_mb"] > 50

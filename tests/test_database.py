@@ -117,6 +117,23 @@ def test_a_broken_pooled_connection_is_never_handed_out(lab: Lab) -> None:
     wait_for(lambda: pool(lab) == (4, 4))
 
 
+def test_who_asks_alone_keeps_to_the_connections_used_last(lab: Lab) -> None:
+    def last_used() -> dict[int, Any]:
+        cursor.execute(
+            "SELECT pid, state_change FROM pg_stat_activity"
+            " WHERE pid <> pg_backend_pid() AND datname = current_database() AND query <> 'SELECT 1'"
+        )
+        return dict(cursor.fetchall())
+
+    with connection(lab) as cursor:
+        cursor.connection.autocommit = True  # a transaction would see the activity of its beginning only
+        before = last_used()
+        assert len(before) == 4
+        assert {get(lab.url("die-service") + "/dice?identifier=fair").status for _ in range(8)} == {200}
+        # One; another each second, when they are looked over.
+        assert 1 <= len(set(last_used().items()) - set(before.items())) < 4
+
+
 def test_broken_connections_are_replaced_though_nobody_asks(lab: Lab) -> None:
     def pooled() -> set[int]:
         cursor.execute(

@@ -102,7 +102,8 @@ class LastFirst(TCPConnector):
 
     def _release(self, key: ConnectionKey, protocol: ResponseHandler, *, should_close: bool = False) -> None:
         super()._release(key, protocol, should_close=should_close)
-        if idle := self._conns.get(key):
+        idle = self._conns.get(key)
+        if idle and idle[-1][0] is protocol:  # else it was closed
             idle.rotate(1)
 
 
