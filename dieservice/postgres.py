@@ -267,9 +267,8 @@ class _BrokenConnection(Exception):
 def _taken_at_once(pool: aiopg.Pool) -> Connection | None:
     """The connection that was used last, if one is free, nobody waits for one and none is to be made.
 
-    aiopg takes a lock, a timer and a look at every connection for this, and a task to give one back: 45 µs for a query
-    where this takes 5. And it hands out its connections in turn, so that each of the server's processes finds its
-    caches cold.
+    aiopg takes a lock, a timer and a look at every connection for this, and a task to give one back: some 45 µs a query
+    under load. And it hands out its connections in turn, so that each of the server's processes finds its caches cold.
     """
     free = pool._free
     if not free or pool._closing or pool._cond.locked() or pool._cond._waiters or pool.size < pool.minsize:
