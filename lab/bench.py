@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import json
 import os
 import platform
@@ -451,7 +452,7 @@ async def _scale(args: argparse.Namespace, console: Console, bed: Bed, faults: l
 
     async with Running(bed, ALL, ROLL_DELAY="1") as running:
         await running.run(ROLL, CROWD, 2)
-        async with Scraping(running) as scraping:
+        async with Scraping(running, every=args.seconds / 3) as scraping:
             run = await running.run(ROLL, CROWD, args.seconds * 10)
         # They all come at once at first, and the rolls that are under way at the end are nobody's: what goes on in
         # between is counted by the dice-roller.
@@ -509,10 +510,12 @@ async def _scale(args: argparse.Namespace, console: Console, bed: Bed, faults: l
 
 
 class Scraping:
-    """Asks the dice-roller for its metrics while it is entered, once a second."""
+    """Asks the dice-roller for its metrics while it is entered, pausing for ``every`` seconds."""
 
-    def __init__(self, running: Running) -> None:
+    def __init__(self, running: Running, every: float) -> None:
         self._url = running.url("/metrics")
+        self._every = every
+        self._ending = asyncio.Event()
         self.took: list[float] = []  # milliseconds, of each
         self._counted: list[tuple[float, float]] = []  # seconds since the start, rolls until then
 
@@ -521,11 +524,12 @@ class Scraping:
         return self
 
     async def __aexit__(self, kind: object, *_: object) -> None:
-        self._task.cancel()
-        await asyncio.wait([self._task])
-        ended_by = None if self._task.cancelled() else self._task.exception()
-        if kind is None and ended_by is not None:
-            raise ended_by  # the figures would be of a part of the time only
+        if kind is not None:
+            self._task.cancel()
+            await asyncio.wait([self._task])
+            return
+        self._ending.set()
+        await self._task  # the answer under way counts; an error would leave figures of a part of the time only
 
     def rate(self, after: float) -> float:
         """Rolls a second between the first and the last that was asked more than ``after`` seconds since the start."""
@@ -539,7 +543,7 @@ class Scraping:
         loop = asyncio.get_running_loop()
         begin = loop.time()
         async with aiohttp.ClientSession() as session:
-            while True:
+            while not self._ending.is_set():
                 started = loop.time()
                 try:
                     async with session.get(self._url) as answer:
@@ -552,7 +556,8 @@ class Scraping:
                 if rolls is None:
                     raise LabError("the dice-roller does not say how many rolls it made")
                 self._counted.append((ended - begin, float(rolls[1])))
-                await asyncio.sleep(1)
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._ending.wait(), self._every)
 
 
 def _table(title: str, console: Console) -> Table:

@@ -19,7 +19,9 @@ from lab.cli import main
 from tests.labs import clean_environ, processes_of, wait_for
 
 
-def measured(tmp_path: Path, *arguments: str) -> tuple[subprocess.CompletedProcess[str], dict[str, Any]]:
+def measured(
+    tmp_path: Path, *arguments: str, seconds: float = 0.2
+) -> tuple[subprocess.CompletedProcess[str], dict[str, Any]]:
     """A short ``bench``: how it ended and its figures."""
     # A PATH without wrk, which would want a second for each run.
     tools = tmp_path / "bin"
@@ -33,7 +35,7 @@ def measured(tmp_path: Path, *arguments: str) -> tuple[subprocess.CompletedProce
     result = subprocess.run(
         [
             *(sys.executable, "-m", "lab.cli", "bench", *arguments),
-            *("--rounds", "1", "--seconds", "0.2", "--clients", "4", "--json", str(figures)),
+            *("--rounds", "1", "--seconds", str(seconds), "--clients", "4", "--json", str(figures)),
         ],
         check=False,
         capture_output=True,
@@ -65,7 +67,7 @@ def test_signals_and_paths_are_measured(tmp_path: Path) -> None:
 
 
 def test_scale_is_measured(tmp_path: Path) -> None:
-    result, document = measured(tmp_path, "scale", "--minutes", "0.01")
+    result, document = measured(tmp_path, "scale", "--minutes", "0.01", seconds=0.4)
     crowd, *others = document["scale"]
     # A machine with much else to do may refuse some of a thousand who come at once, which then is said.
     assert len(document["faults"]) == (crowd["failed"] > 0), document["faults"]
