@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -114,6 +115,38 @@ async def test_many_rolls_overlap_and_failures_are_marked(stage_lab: Callable[[i
     assert at_once > 10
     failed = {span.span_id for span in spans if span.failed}
     assert 0 < len(failed) == sum(row["label"].startswith("✖") for row in rows)
+
+
+async def test_what_is_drawn_arrives_in_the_order_it_was_drawn(
+    stage_lab: Callable[[int], Lab], open_page: Open
+) -> None:
+    page = await open_page(stage_lab(4))
+    changes: list[dict[str, Any]] = []  # that the server tells the browser of
+
+    def listen(frame: str | bytes) -> None:
+        if isinstance(frame, str) and frame.startswith('{"events"'):
+            changes.extend(json.loads(frame)["events"])
+
+    page.on("websocket", lambda socket: socket.on("framereceived", listen))
+    await page.reload()
+    await expect(button(page)).to_be_enabled()
+    await roll(page, "fair")
+    await waterfall(page, 1)
+    await expect(page.locator(".detail")).to_contain_text("Click a span")
+
+    def first(attribute: str, *parts: str) -> int:
+        return next(
+            place
+            for place, change in enumerate(changes)
+            if change.get("attr") == attribute and all(part in json.dumps(change) for part in parts)
+        )
+
+    plot = first("children", "ColumnDataSource", "took_align")
+    headline = first("text", "of the path")
+    figures = first("data", "took_align")
+    height = first("frame_height")
+    hint = first("text", "Click a span")
+    assert plot < headline < figures < height < hint
 
 
 async def test_a_shared_link_opens_its_trace(stage_lab: Callable[[int], Lab], open_page: Open) -> None:

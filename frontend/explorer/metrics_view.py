@@ -21,7 +21,7 @@ from frontend.explorer.metrics import (
     latency_query,
 )
 from frontend.explorer.model import duration_text
-from frontend.explorer.parts import bar, failure, grafana_link, html
+from frontend.explorer.parts import bar, change, failure, grafana_link, html
 from frontend.explorer.sources import Telemetry
 from frontend.explorer.waterfall import colour
 
@@ -190,11 +190,11 @@ class Lines:
         columns = {
             name: list(values) or [math.nan] * len(times) for name, values in zip(self._names, series, strict=True)
         }
-        self._source.data = {"time": [at * 1000 for at in times], **columns}
+        change(self._source, data={"time": [at * 1000 for at in times], **columns})
         if times:
-            self.plot.x_range.update(start=times[0] * 1000, end=max(times[-1], times[0] + INTERVAL) * 1000)
+            change(self.plot.x_range, start=times[0] * 1000, end=max(times[-1], times[0] + INTERVAL) * 1000)
         top = max((value for values in columns.values() for value in values if value > 0), default=1.0)
-        self.plot.y_range.end = 1.08 * top
+        change(self.plot.y_range, end=1.08 * top)
 
 
 class Faces:
@@ -224,16 +224,18 @@ class Faces:
         promised = list(promise[0]) if promise else []
         shown = sorted({*faces, *promised})
         total = sum(faces.values())
-        self.plot.x_range.factors = [str(face) for face in shown]
+        change(self.plot.x_range, factors=[str(face) for face in shown])
         shares = [promised.count(face) / len(promised) if promised else None for face in shown]
-        self._source.data = {
+        seen = [faces.get(face, 0.0) / total if total else 0.0 for face in shown]
+        columns = {
             "face": [str(face) for face in shown],
-            "seen": [faces.get(face, 0.0) / total if total else 0.0 for face in shown],
+            "seen": seen,
             "promised": shares,
             "count": [faces.get(face, 0.0) for face in shown],
         }
-        self.plot.y_range.end = 1.15 * max((*self._source.data["seen"], *filter(None, shares), 0.1))
+        change(self._source, data=columns)
+        change(self.plot.y_range, end=1.15 * max((*seen, *filter(None, shares), 0.1)))
         succeeded, failed = rolls
         share = f"{100 * failed / (succeeded + failed):.1f} % failed" if succeeded + failed else "none yet"
         expected = f", promised {100 * promise[1]:.0f} %" if promise else ""
-        self.plot.title.text = f"{die}: {succeeded + failed:.0f} rolls, {share}{expected}"
+        change(self.plot.title, text=f"{die}: {succeeded + failed:.0f} rolls, {share}{expected}")

@@ -9,6 +9,8 @@ from typing import Any
 import orjson
 import pandas as pd
 import panel as pn
+from bokeh.model import Model
+from panel.io.document import unlocked
 from yarl import URL
 
 BAD = "#e0413a"
@@ -105,6 +107,17 @@ def grafana_link(grafana: URL | None, kind: str, queries: Sequence[Mapping[str, 
     }
     url = (grafana / "explore").with_query(schemaVersion="1", orgId="1", panes=orjson.dumps({"dicelab": pane}).decode())
     return f'<a href="{escape(str(url))}" target="_blank" rel="noopener">Grafana ↗</a>'
+
+
+def change(model: Model, **values: Any) -> None:
+    """Change a plot or a part of it.
+
+    Bokeh's own way to the browser and Panel's, which all else takes, are two queues: what was drawn into a new plot
+    could arrive before the plot itself. So this takes Panel's, a message a change: with a whole drawing in one, the
+    browser's side of Bokeh now and then counted a plot's colours before it had counted its new rows.
+    """
+    with unlocked():
+        model.update(**values)
 
 
 class TextTable:

@@ -19,7 +19,7 @@ from bokeh.models import (
 from bokeh.plotting import figure
 
 from frontend.explorer.model import Trace, duration_text
-from frontend.explorer.parts import BAD
+from frontend.explorer.parts import BAD, change
 
 ROW = 24  # pixels
 AXIS = 30  # pixels above the first row
@@ -148,22 +148,22 @@ class Waterfall:
             }
             for name, value in values.items():
                 columns[name].append(value)
-        self._source.data = columns
+        change(self._source, data=columns)
         parts = [part for part in trace.critical if part.span.span_id in places]
-        self._critical.data = {
+        critical = {
             "y": [places[part.span.span_id] + 0.5 + 0.36 for part in parts],
             "left": [(part.start - trace.start) / 1e6 for part in parts],
             "right": [(part.finish - trace.start) / 1e6 for part in parts],
         }
+        change(self._critical, data=critical)
         for plot in (self._names, self._bars):
-            plot.frame_height = ROW * count
-            plot.height = ROW * count + AXIS + 6
-        self._y.update(start=count, end=0)
-        self._x.update(start=-0.005 * total, end=1.02 * total, reset_start=-0.005 * total, reset_end=1.02 * total)
+            change(plot, frame_height=ROW * count, height=ROW * count + AXIS + 6)
+        change(self._y, start=count, end=0)
+        change(self._x, start=-0.005 * total, end=1.02 * total, reset_start=-0.005 * total, reset_end=1.02 * total)
 
     def select(self, place: int | None) -> None:
         """Mark a row as the selected one."""
-        self._source.selected.indices = [] if place is None else [place]
+        change(self._source.selected, indices=[] if place is None else [place])
 
     def dark(self, dark: bool) -> None:
         """Write in light letters, for a dark page, or in dark ones."""
