@@ -526,7 +526,7 @@ class Scraping:
     async def __aexit__(self, kind: object, *_: object) -> None:
         if kind is not None:
             self._task.cancel()
-            await asyncio.wait([self._task])
+            await asyncio.gather(self._task, return_exceptions=True)  # what ended the run is said, not what followed
             return
         self._ending.set()
         await self._task  # the answer under way counts; an error would leave figures of a part of the time only
@@ -548,7 +548,7 @@ class Scraping:
                 try:
                     async with session.get(self._url) as answer:
                         page = await answer.text()
-                except aiohttp.ClientError as error:
+                except (aiohttp.ClientError, asyncio.TimeoutError) as error:
                     raise LabError(f"the dice-roller did not answer {self._url}: {error}") from error
                 ended = loop.time()
                 self.took.append((ended - started) * 1000)
