@@ -122,15 +122,19 @@ async def test_what_is_drawn_arrives_in_the_order_it_was_drawn(
 ) -> None:
     page = await open_page(stage_lab(4))
     changes: list[dict[str, Any]] = []  # that the server tells the browser of
+    drawn = asyncio.Event()
 
     def listen(frame: str | bytes) -> None:
         if isinstance(frame, str) and frame.startswith('{"events"'):
             changes.extend(json.loads(frame)["events"])
+            if "Click a span" in frame:
+                drawn.set()
 
     page.on("websocket", lambda socket: socket.on("framereceived", listen))
     await page.reload()
     await expect(button(page)).to_be_enabled()
     await roll(page, "fair")
+    await asyncio.wait_for(drawn.wait(), labs.TIMEOUT)
     await waterfall(page, 1)
     await expect(page.locator(".detail")).to_contain_text("Click a span")
 
