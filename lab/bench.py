@@ -32,6 +32,7 @@ from rich.console import Console
 from rich.table import Table
 
 from lab import LabError
+from lab.options import count_between, number_between
 from lab.postgres import EmbeddedPostgres
 from lab.processes import Process
 
@@ -111,10 +112,19 @@ def add_parser(commands: Any) -> None:
         help="signals: each alone and all; paths: all against none, by path; scale: the real delay, many clients,"
         " batches, time (default: signals paths)",
     )
-    parser.add_argument("--rounds", type=int, default=5, help="how often each is measured (default 5)")
-    parser.add_argument("--seconds", type=float, default=3.0, help="how long each time (default 3)")
-    parser.add_argument("--clients", type=int, default=64, help="connections (default 64)")
-    parser.add_argument("--minutes", type=float, default=1.0, help="scale: how long time is watched (default 1)")
+    parser.add_argument(
+        "--rounds", type=count_between(1, 100_000), default=5, help="how often each is measured (default 5)"
+    )
+    parser.add_argument(
+        "--seconds", type=number_between(0.1, 3600, " seconds"), default=3.0, help="how long each time (default 3)"
+    )
+    parser.add_argument("--clients", type=count_between(1, 4000), default=64, help="connections (default 64)")
+    parser.add_argument(
+        "--minutes",
+        type=number_between(0.001, 7 * 24 * 60, " minutes"),
+        default=1.0,
+        help="scale: how long time is watched (default 1)",
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every run there, too; - is stdout")
 
 

@@ -22,7 +22,7 @@ EXPERIMENTS = (
 MAX_USERS = 5000
 
 
-def _number(low: float, high: float, unit: str = "") -> Callable[[str], float]:
+def number_between(low: float, high: float, unit: str = "") -> Callable[[str], float]:
     def number(text: str) -> float:
         value = float(text)
         if not low <= value <= high:  # also refuses NaN
@@ -32,7 +32,7 @@ def _number(low: float, high: float, unit: str = "") -> Callable[[str], float]:
     return number
 
 
-def _count(low: int, high: int) -> Callable[[str], int]:
+def count_between(low: int, high: int) -> Callable[[str], int]:
     def count(text: str) -> int:
         value = int(text)
         if not low <= value <= high:
@@ -42,10 +42,10 @@ def _count(low: int, high: int) -> Callable[[str], int]:
     return count
 
 
-PROBABILITY = _number(0.0, 1.0)
-DURATION = _number(0.1, 7 * 24 * 3600, " seconds")
-RATE = _number(0.1, 100_000, " a second")
-PATIENCE = _number(0.1, 600, " seconds")
+PROBABILITY = number_between(0.0, 1.0)
+DURATION = number_between(0.1, 7 * 24 * 3600, " seconds")
+RATE = number_between(0.1, 100_000, " a second")
+PATIENCE = number_between(0.1, 600, " seconds")
 
 
 def _dice(text: str) -> dict[str, float]:
@@ -78,9 +78,11 @@ def _url(text: str) -> str:
 def add_parsers(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the commands; the arguments of each have ``run(args, console)``."""
     traffic = commands.add_parser("traffic", help="let users roll dice, and sum up what they got", allow_abbrev=False)
-    traffic.add_argument("--users", type=_count(1, MAX_USERS), default=5, metavar="N", help="at once (default 5)")
     traffic.add_argument(
-        "--max-rolls", type=_count(1, 1_000_000), metavar="N", help="a user rolls 1 to N times (default 10)"
+        "--users", type=count_between(1, MAX_USERS), default=5, metavar="N", help="at once (default 5)"
+    )
+    traffic.add_argument(
+        "--max-rolls", type=count_between(1, 1_000_000), metavar="N", help="a user rolls 1 to N times (default 10)"
     )
     traffic.add_argument(
         "--die", type=_dice, metavar="MIX", help="dice and their proportions, such as fair=3,risky=1 (default: all)"
@@ -89,10 +91,10 @@ def add_parsers(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         "--async-probability", type=PROBABILITY, metavar="P", help="how often many are rolled at once (default 0.2)"
     )
     traffic.add_argument(
-        "--max-async-rolls", type=_count(1, 10_000), metavar="N", help="1 to N rolls at once (default 10)"
+        "--max-async-rolls", type=count_between(1, 10_000), metavar="N", help="1 to N rolls at once (default 10)"
     )
     traffic.add_argument(
-        "--think-time", type=_number(0, 3600, " seconds"), metavar="SECONDS", help="between rolls (default 0.5)"
+        "--think-time", type=number_between(0, 3600, " seconds"), metavar="SECONDS", help="between rolls (default 0.5)"
     )
     traffic.add_argument(
         "--duration",
@@ -112,11 +114,15 @@ def add_parsers(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         "compare", help="rolls one after the other against as many at once", allow_abbrev=False
     )
     compare.add_argument("--die", default="fair", metavar="NAME", help="which die (default fair)")
-    compare.add_argument("--times", type=_count(2, 10_000), default=10, metavar="N", help="rolls a run (default 10)")
-    compare.add_argument("--rounds", type=_count(1, 10_000), default=10, metavar="N", help="runs a side (default 10)")
+    compare.add_argument(
+        "--times", type=count_between(2, 10_000), default=10, metavar="N", help="rolls a run (default 10)"
+    )
+    compare.add_argument(
+        "--rounds", type=count_between(1, 10_000), default=10, metavar="N", help="runs a side (default 10)"
+    )
     compare.add_argument(
         "--delay",
-        type=_number(0, 60, " seconds"),
+        type=number_between(0, 60, " seconds"),
         metavar="SECONDS",
         help="the lab's ROLL_DELAY, for the expectation (default: that of the run dir's lab, else 1)",
     )

@@ -132,3 +132,15 @@ Requests/sec:    931.69
 def test_what_cannot_be_measured_is_said(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", "everything"]) == 1
     assert "not everything" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("option", "value"), [("--seconds", "-1"), ("--rounds", "0"), ("--clients", "0"), ("--minutes", "nan")]
+)
+def test_a_measure_that_measures_nothing_is_refused(
+    capsys: pytest.CaptureFixture[str], option: str, value: str
+) -> None:
+    with pytest.raises(SystemExit) as refused:
+        main(["bench", "signals", option, value])
+    assert refused.value.code == 2
+    assert f"argument {option}: {value} is not from" in capsys.readouterr().err
