@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import tempfile
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import pytest
 from frontend.explorer import index
 from frontend.explorer.files import Files
 from frontend.explorer.metrics import faces_of, quantile
-from frontend.explorer.model import LogQuery, Span, TraceQuery, arrange, duration_text
+from frontend.explorer.model import LogQuery, SourceError, Span, TraceQuery, arrange, duration_text
 
 TRACE = "0af7651916cd43dd8448eb211c80319c"
 
@@ -177,6 +178,34 @@ async def test_the_index_is_started_again_when_it_has_ended(files: Files, tmp_pa
     assert files._process is not None
     files._process.kill()
     assert await messages(files) == ["one"]
+
+
+@pytest.mark.parametrize("end", ["closed", "killed", "deserted"])
+async def test_the_index_leaves_nothing_behind(
+    files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end: str
+) -> None:
+    (tmp_path / "work").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "work"))
+    (tmp_path / "logs" / "frontend.jsonl").write_text(line("one"))
+    assert await messages(files) == ["one"]
+    [first] = (tmp_path / "work").iterdir()
+    process = files._process
+    assert process is not None
+    assert process.stdin is not None
+    if end == "killed":
+        process.kill()
+        await process.wait()
+        assert await messages(files) == ["one"]
+        assert not first.exists()
+    elif end == "deserted":  # as by a page's process that was killed
+        process.stdin.close()
+        await process.wait()
+        assert not first.exists()
+    await files.close()
+    assert list((tmp_path / "work").iterdir()) == []
+    with pytest.raises(SourceError):
+        await files.lines(LogQuery())
+    assert list((tmp_path / "work").iterdir()) == []
 
 
 def span(

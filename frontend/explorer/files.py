@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 import sys
+import tempfile
 from asyncio.subprocess import PIPE, Process
 from contextlib import suppress
 from pathlib import Path
@@ -37,6 +39,8 @@ class Files:
     def __init__(self, run_dir: Path) -> None:
         self._run_dir = run_dir
         self._process: Process | None = None
+        self._work_dir = ""
+        self._closed = False
         self._one_at_a_time = asyncio.Lock()
         self.behind = 0  # bytes of older lines that the index has still to read
 
@@ -79,7 +83,11 @@ class Files:
         return [log_line(row["line"], row["service"], row["level"]) for row in answer["lines"]]
 
     async def close(self) -> None:
-        """End the process, if it runs."""
+        """End the process, if it runs; a question that still waits for it is answered with an error."""
+        self._closed = True
+        await self._end()
+
+    async def _end(self) -> None:
         process, self._process = self._process, None
         if process is not None and process.returncode is None:
             with suppress(ProcessLookupError):
@@ -87,6 +95,9 @@ class Files:
             with suppress(RuntimeError, ConnectionError):  # somebody waits for an answer, and sees the end instead
                 await process.communicate()  # to the end of its pipes, which closes them
             await process.wait()
+        work_dir, self._work_dir = self._work_dir, ""
+        if work_dir:  # one that was killed cannot have removed it itself
+            await asyncio.to_thread(shutil.rmtree, work_dir, ignore_errors=True)
 
     async def _ask(self, what: str, **query: Any) -> dict[str, Any]:
         # To its end even where the asker goes away: its answer must not become the next question's.
@@ -101,7 +112,7 @@ class Files:
             try:
                 return await asyncio.wait_for(self._answer(question), TIMEOUT)
             except (OSError, ValueError, asyncio.TimeoutError):
-                await self.close()
+                await self._end()
                 return {"error": "their index does not answer"}
 
     async def _answer(self, question: dict[str, Any]) -> dict[str, Any]:
@@ -109,8 +120,12 @@ class Files:
         for _ in range(2):  # it may have ended for want of questions
             process = self._process
             if process is None or process.returncode is not None:
+                await self._end()
+                if self._closed:
+                    raise OSError("the index is closed")
+                self._work_dir = tempfile.mkdtemp(prefix="dicelab-index-")
                 process = self._process = await asyncio.create_subprocess_exec(
-                    *(sys.executable, "-m", "frontend.explorer.index", str(self._run_dir)),
+                    *(sys.executable, "-m", "frontend.explorer.index", str(self._run_dir), self._work_dir),
                     stdin=PIPE,
                     stdout=PIPE,
                     limit=MAX_ANSWER,

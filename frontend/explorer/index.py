@@ -1,10 +1,10 @@
 """A process of its own that keeps the run dir's traces and logs in DuckDB tables and answers questions on them.
 
-``python -m frontend.explorer.index RUN_DIR`` reads a question a line from stdin and writes an answer a line to
-stdout, both JSON: ``{"ask": "trace", "trace_id": "..."}`` is answered ``{"spans": [...]}``. It only reads the run
-dir; its tables live in a temporary directory. Between questions it reads on: what was appended first, then
-backwards through what was there before, newest first. Rows leave with the file that they stood in. It ends when
-stdin does, or when nobody has asked for a while.
+``python -m frontend.explorer.index RUN_DIR WORK_DIR`` reads a question a line from stdin and writes an answer a line
+to stdout, both JSON: ``{"ask": "trace", "trace_id": "..."}`` is answered ``{"spans": [...]}``. It only reads the run
+dir; what its tables need on disk is in the work dir, which it removes at its end. Between questions it reads on:
+what was appended first, then backwards through what was there before, newest first. Rows leave with the file that
+they stood in. It ends when stdin does, or when nobody has asked for a while.
 
 A process, so that neither parsing nor a query ever takes the interpreter from the page, and a nice one, so that
 it gets only the time that rolling leaves over.
@@ -15,9 +15,9 @@ from __future__ import annotations
 import os
 import re
 import select
+import shutil
 import signal
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -286,10 +286,10 @@ def _end_of_last_line(path: Path, size: int) -> int:
     return start + _read(path, start, size - start).rfind(b"\n") + 1
 
 
-def serve(run_dir: Path) -> None:
+def serve(run_dir: Path, work_dir: Path) -> None:
     """Answer questions until nobody asks any more."""
-    with tempfile.TemporaryDirectory(prefix="dicelab-") as work_dir:
-        index = Index(run_dir, Path(work_dir))
+    try:
+        index = Index(run_dir, work_dir)
         questions: dict[str, Callable[..., dict[str, Any]]] = {
             "trace": index.trace,
             "search": index.search,
@@ -320,9 +320,11 @@ def serve(run_dir: Path) -> None:
             except (duckdb.Error, OSError) as error:
                 print(f"telemetry index: {error}", file=sys.stderr)
                 time.sleep(POLL)
+    finally:
+        shutil.rmtree(work_dir, ignore_errors=True)
 
 
 if __name__ == "__main__":
     os.nice(NICENESS)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the page's process, with which this one ends
-    serve(Path(sys.argv[1]))
+    serve(Path(sys.argv[1]), Path(sys.argv[2]))
