@@ -34,7 +34,7 @@ from rich.table import Table
 from lab import LabError
 from lab.options import count_between, number_between
 from lab.postgres import EmbeddedPostgres
-from lab.processes import Process
+from lab.processes import Process, take_turns
 
 READY_TIMEOUT = 60.0  # seconds
 TABLE_WIDTH = 120  # columns
@@ -137,6 +137,7 @@ def bench(args: argparse.Namespace, console: Console) -> int:
         console = Console(stderr=True)
     console.width = max(console.width, TABLE_WIDTH)  # a figure that is cut off says nothing
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # leaves nothing behind, as Ctrl-C
+    take_turns()  # as `dicelab up` does
     directory = Path(tempfile.mkdtemp(prefix="dicelab-bench-"))
     postgres = EmbeddedPostgres(directory / "postgres")
     try:
@@ -383,11 +384,13 @@ def _status(pid: int, name: str) -> float:
 
 
 def _free_ports(count: int) -> list[int]:
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [one.getsockname()[1] for one in sockets]
-    for one in sockets:
-        one.close()
-    return ports
+    """Below those that the system gives to outgoing connections, of which a load makes thousands."""
+    ports: set[int] = set()
+    while len(ports) < count:
+        port = random.randrange(15_000, 32_000)
+        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            ports.add(port)
+    return list(ports)
 
 
 def _clean_environ() -> dict[str, str]:

@@ -169,6 +169,17 @@ class _Pipe:
         self._transport.close()
 
 
+def take_turns() -> None:
+    """Let this process, and all that it starts from now on, wait for its turn when there is something to do.
+
+    Every roll wakes the services and the database several times. Each time the kernel would have who is woken interrupt
+    who is at work; where there are fewer CPUs than processes that means more switches, colder caches, and with a
+    thousand clients three times as long a wait. Call it before there are threads.
+    """
+    with contextlib.suppress(OSError, AttributeError):  # a kernel's other than Linux, or a container's that forbids it
+        os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
+
+
 def _die_with(supervisor: int) -> None:
     """Make the kernel send SIGTERM when the supervisor dies, however it dies."""
     PR_SET_PDEATHSIG = 1

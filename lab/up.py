@@ -24,7 +24,7 @@ from yarl import URL
 
 from lab import LabError, engines, stages
 from lab.faults import FaultServer, Link
-from lab.processes import OnLines, Process
+from lab.processes import OnLines, Process, take_turns
 from lab.rundir import RunDir
 from lab.stages import Service, Stage
 from lab.supervisor import Kept, KeptPostgres, KeptProcess, Launch
@@ -414,6 +414,7 @@ def table(title: str, state: dict[str, Any], ready: Mapping[str, str] | None = N
 
 
 def up(options: Options, console: Console) -> int:
+    take_turns()
     return asyncio.run(Lab(options, os.environ, console).run())
 
 

@@ -10,7 +10,6 @@ and limits, asks it for one.
 from __future__ import annotations
 
 import logging
-import traceback
 from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar, Token
 from random import getrandbits
@@ -41,6 +40,8 @@ from opentelemetry.trace import (
 )
 from opentelemetry.trace.propagation import _SPAN_KEY
 from opentelemetry.util.types import Attributes
+
+from otel.stacktraces import stacktrace
 
 log = logging.getLogger(__name__)
 
@@ -182,7 +183,7 @@ class LeanSpan(Span):
             {
                 "exception.type": named,
                 "exception.message": str(exception),
-                "exception.stacktrace": "".join(traceback.format_exception(exception)),
+                "exception.stacktrace": stacktrace(exception),
                 "exception.escaped": str(escaped),
                 **(attributes or {}),
             },

@@ -40,6 +40,18 @@ def test_everything_stops_with_it(own_lab: Callable[..., Lab], stop: int) -> Non
         assert all(json.loads(line) for line in lab.log_lines(service))
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="scheduling policies are Linux's")
+def test_nobody_who_is_woken_interrupts_who_is_at_work(stage_lab: Callable[[int], Lab]) -> None:
+    lab = stage_lab(5)
+    threads = [
+        int(thread.name)
+        for process in (lab.state["postgres"], *lab.state["services"])
+        for thread in Path(f"/proc/{process['pid']}/task").iterdir()
+    ]
+    assert len(threads) > 4  # those that write lines and spans among them
+    assert {os.sched_getscheduler(thread) for thread in threads} == {os.SCHED_BATCH}
+
+
 async def test_a_child_that_outlives_its_process_does_not_hide_its_end(tmp_path: Path) -> None:
     leaves_a_child = "import subprocess; print('done', flush=True); subprocess.Popen(['sleep', '60']); exit(3)"
     told: list[bytes] = []
