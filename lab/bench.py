@@ -181,6 +181,16 @@ class Bed:
         self.directory = directory
         self.database = database
         self.postgres_pid = postgres_pid
+        self._given: set[int] = set()
+
+    def free_port(self) -> int:
+        """One that was not given before, below those of outgoing connections, of which a load makes thousands."""
+        while True:
+            port = random.randrange(15_000, 32_000)
+            with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+                if port not in self._given:
+                    self._given.add(port)
+                    return port
 
 
 class Running:
@@ -192,7 +202,7 @@ class Running:
         self._variables = variant.variables | variables
         self._directory = Path(tempfile.mkdtemp(dir=bed.directory))
         self._processes: dict[str, Process] = {}
-        self._ports = dict(zip(("dice-roller", "die-service", "collector"), _free_ports(3), strict=True))
+        self._ports = {name: bed.free_port() for name in ("dice-roller", "die-service", "collector")}
 
     async def __aenter__(self) -> Running:
         try:
@@ -381,16 +391,6 @@ def _children(pid: int) -> list[int]:
 def _status(pid: int, name: str) -> float:
     found = re.search(rf"^{name}:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
     return round(int(found[1]) / 1024, 1) if found else 0.0
-
-
-def _free_ports(count: int) -> list[int]:
-    """Below those that the system gives to outgoing connections, of which a load makes thousands."""
-    ports: set[int] = set()
-    while len(ports) < count:
-        port = random.randrange(15_000, 32_000)
-        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
-            ports.add(port)
-    return list(ports)
 
 
 def _clean_environ() -> dict[str, str]:
