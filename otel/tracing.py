@@ -41,6 +41,8 @@ log = logging.getLogger(__name__)
 EXPORT_DELAY_MS = 1000
 MAX_WAITING_SPANS = 16_384
 EXPORT_BATCH = 512
+# So many are encoded at a time. Each alone costs twice as much, because the caches hold something else each time.
+ENCODED_AT_ONCE = 32
 # A batch that is not taken is sent again every second, for five minutes: a collector that restarts loses
 # nothing, and a batch that no receiver will ever take does not hold up the others for ever.
 RETRY_INTERVAL = 1.0
@@ -190,13 +192,20 @@ class SpanQueue:
     """
 
     def __init__(self, exporter: Exporter, *, capacity: int, delay: float, batch: int) -> None:
-        """``delay`` is how long, in seconds, spans wait for a batch of ``batch`` to fill."""
+        """``delay`` is how long, in seconds, spans wait for a batch of ``batch`` to fill.
+
+        Spans are encoded by whoever ends the last of :data:`ENCODED_AT_ONCE`, or by the thread where fewer come. The
+        thread alone would take the interpreter from the event loop, and what the spans hold out of its processor's
+        caches.
+        """
         self._exporter = exporter
         self._capacity = capacity
         self._delay = delay
         self._batch = batch
         # A deque's append and popleft are atomic: no lock between the event loop and the thread.
         self._spans: deque[spans.LeanSpan] = deque()
+        self._encoded: deque[Any] = deque()
+        self._encoded_at_once = min(batch, ENCODED_AT_ONCE)
         # Counted apart, each by one thread: adding to a number is no single step.
         self._refused = 0
         self._lost = 0
@@ -214,12 +223,17 @@ class SpanQueue:
 
     def add(self, span: spans.LeanSpan) -> None:
         """Take a span that has ended."""
-        if len(self._spans) >= self._capacity or self._closed:
+        if self._waiting() >= self._capacity or self._closed:
             self._refused += 1
             return
         self._spans.append(span)
-        if len(self._spans) >= self._batch and not self._filled.is_set():
-            self._filled.set()
+        if len(self._spans) >= self._encoded_at_once:
+            self._refused += self._encode(self._encoded_at_once)
+            if len(self._encoded) >= self._batch and not self._filled.is_set():
+                self._filled.set()
+
+    def _waiting(self) -> int:
+        return len(self._spans) + len(self._encoded)
 
     def shutdown(self) -> None:
         """Send what is waiting; gives up after :data:`FLUSH_TIMEOUT` seconds."""
@@ -229,33 +243,32 @@ class SpanQueue:
         self._thread.join(FLUSH_TIMEOUT)
         self._exporter.shutdown()  # ends an attempt that is under way, too
         self._thread.join(1)
-        self._refused += len(self._spans)
+        self._refused += self._waiting()
 
     def _run(self) -> None:
-        while not (self._stopping.is_set() and not self._spans):
+        while not (self._stopping.is_set() and not self._waiting()):
             self._filled.wait(self._delay)
             # Cleared before the spans are taken: a span added in between sets it again.
             self._filled.clear()
-            for _ in range(0, len(self._spans), self._batch):
-                ended = [self._spans.popleft() for _ in range(min(self._batch, len(self._spans)))]
-                if batch := self._encoded(ended):
-                    self._send(batch)
+            self._lost += self._encode(len(self._spans))
+            for _ in range(0, len(self._encoded), self._batch):
+                self._send([self._encoded.popleft() for _ in range(min(self._batch, len(self._encoded)))])
             self._report()
 
-    def _encoded(self, ended: list[spans.LeanSpan]) -> list[Any]:
-        """Encode many in a row: that costs half of what it costs where each ends, with other things in the caches."""
-        encode = self._exporter.encode
-        try:
-            return [encode(span) for span in ended]
-        except Exception:  # those that can be written must not be lost with one that cannot
-            batch = []
-            for span in ended:
-                try:
-                    batch.append(encode(span))
-                except Exception:
-                    self._lost += 1
-                    log.exception("Span not encoded", extra={"fields": {}})
-            return batch
+    def _encode(self, most: int) -> int:
+        """Encode up to so many spans in a row; returns how many could not be."""
+        lost = 0
+        for _ in range(most):
+            try:
+                span = self._spans.popleft()
+            except IndexError:  # another thread has taken the rest
+                break
+            try:
+                self._encoded.append(self._exporter.encode(span))
+            except Exception:  # those that can be written must not be lost with one that cannot
+                lost += 1
+                log.exception("Span not encoded", extra={"fields": {}})
+        return lost
 
     def _report(self) -> None:
         if lost := self.dropped - self._reported:
