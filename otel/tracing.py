@@ -68,7 +68,7 @@ class TraceFile:
 
 
 class Exporter(Protocol):
-    """One way out for spans; called by the queue's thread only, but for ``shutdown``."""
+    """One way out for spans; ``encode`` is called by any thread, ``export`` by the queue's only."""
 
     def encode(self, span: spans.LeanSpan) -> Any: ...
 
