@@ -174,7 +174,7 @@ def take_turns() -> None:
 
     Every roll wakes the services and the database several times. Each time the kernel would have who is woken interrupt
     who is at work; where there are fewer CPUs than processes that means more switches, colder caches, and with a
-    thousand clients three times as long a wait. Call it before there are threads.
+    thousand clients nearly three times as long a wait. Call it before there are threads.
     """
     with contextlib.suppress(OSError, AttributeError):  # a kernel's other than Linux, or a container's that forbids it
         os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))

@@ -26,6 +26,7 @@ from prometheus_client.samples import Sample
 
 T = TypeVar("T")
 TIMEOUT = 20.0  # seconds that something is waited for before its absence is a failure
+PORTS = random.Random()  # of its own: Hypothesis sets the seed of the common one again and again
 OPENMETRICS = "application/openmetrics-text; version=1.0.0"
 
 
@@ -39,9 +40,6 @@ def wait_for(what: Callable[[], T | None], timeout: float = TIMEOUT, say: str = 
         if time.monotonic() > deadline:
             raise AssertionError(f"not within {timeout} s: {say or what}")
         time.sleep(0.02)
-
-
-PORTS = random.Random()
 
 
 def free_base_port() -> int:

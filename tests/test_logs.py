@@ -9,6 +9,7 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -24,6 +25,10 @@ class Captured:
 
     def lines(self) -> list[dict[str, Any]]:
         os.close(self.write)
+        return self.read()
+
+    def read(self) -> list[dict[str, Any]]:
+        """To the end, which comes once ``write`` is closed."""
         with open(self._read, "rb") as file:
             return [json.loads(line) for line in file.read().splitlines()]
 
@@ -149,6 +154,34 @@ def test_a_reader_that_stalls_costs_lines_but_neither_time_nor_memory(monkeypatc
     lost = sum(int(line["message"].split()[0]) for line in lines if "lines dropped" in line["message"])
     assert 0 < len(kept) < written
     assert len(kept) + lost == written
+
+
+@pytest.mark.usefixtures("root_logger")
+def test_lines_of_many_threads_come_once_and_in_their_order() -> None:
+    out = Captured()
+    written = 5000
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        with ThreadPoolExecutor() as pool:
+            read = pool.submit(out.read)
+            stop = logs.start("frontend", descriptor=out.write)
+            line = logs.events("frontend")
+
+            def write(thread: int) -> None:
+                for number in range(written):
+                    line(logging.INFO, "x", thread=thread, number=number)
+
+            try:
+                list(pool.map(write, range(3)))
+            finally:
+                stop()
+                os.close(out.write)
+            lines = read.result()
+    finally:
+        sys.setswitchinterval(interval)
+    for thread in range(3):
+        assert [line["number"] for line in lines if line["thread"] == thread] == list(range(written))
 
 
 def test_uncaught_exceptions_and_warnings_are_lines_too() -> None:

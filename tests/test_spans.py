@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import orjson
@@ -300,6 +301,44 @@ def test_a_span_that_cannot_be_written_costs_no_other() -> None:
     tracer.start_span("too late").end()
     assert exporter.names == ["a", "c", "d", "e"]
     assert queue.dropped == 2
+
+
+def test_spans_of_many_threads_are_sent_once_each() -> None:
+    class Keeping:
+        def __init__(self) -> None:
+            self.names: list[str] = []
+
+        def encode(self, span: LeanSpan) -> str:
+            return span.name
+
+        def export(self, batch: list[str]) -> bool:
+            assert 0 < len(batch) <= 64
+            self.names += batch
+            return True
+
+        def shutdown(self) -> None:
+            pass
+
+    exporter = Keeping()
+    queue = SpanQueue(exporter, capacity=100_000, delay=0.001, batch=64)
+    made, _ = provider()
+    made.add_sink(queue.add)
+    tracer = made.get_tracer("t")
+
+    def end_some(thread: int) -> None:
+        for number in range(5000):
+            tracer.start_span(f"{thread} {number}").end()
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        with ThreadPoolExecutor() as pool:
+            list(pool.map(end_some, range(3)))
+        queue.shutdown()
+    finally:
+        sys.setswitchinterval(interval)
+    assert sorted(exporter.names) == sorted(f"{thread} {number}" for thread in range(3) for number in range(5000))
+    assert queue.dropped == 0
 
 
 # One process that serves and asks, once with the packages as they come and once with the trimmed hooks.

@@ -26,11 +26,11 @@ def caused(message: str) -> None:
         raise LookupError(f"{message} 2") from error
 
 
-def in_the_context_of(message: str) -> None:
+def three_links(message: str) -> None:
     try:
         caused(message)
     except LookupError:
-        raise TimeoutError from None if not message else KeyError(message)
+        plain(message)
 
 
 def of_a_context(message: str) -> None:
@@ -44,11 +44,7 @@ def suppressed(message: str) -> None:
     try:
         plain(message)
     except ValueError:
-        raise stacktraces_error(message) from None
-
-
-def stacktraces_error(message: str) -> Exception:
-    return ConnectionResetError(104, message)
+        raise ConnectionResetError(104, message) from None
 
 
 def recursive(message: str, depth: int = 30) -> None:
@@ -98,7 +94,7 @@ def in_a_circle(message: str) -> None:
 KINDS = (
     plain,
     caused,
-    in_the_context_of,
+    three_links,
     of_a_context,
     suppressed,
     recursive,
@@ -126,6 +122,14 @@ def test_as_the_standard_library_has_it(fail: Callable[[str], None]) -> None:
     for message in ("one", "two!", "", "one"):
         error = raised(fail, message)
         assert stacktraces.stacktrace(error) == "".join(traceback.format_exception(error))
+
+
+def test_a_stack_is_made_into_text_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = "".join(traceback.format_exception(raised(three_links, "two")))
+    stacktraces.stacktrace(raised(three_links, "one"))
+    for name in ("format_tb", "format_exception"):
+        monkeypatch.delattr(traceback, name)
+    assert stacktraces.stacktrace(raised(three_links, "two")) == expected
 
 
 def test_one_that_was_never_raised() -> None:
