@@ -33,8 +33,8 @@ from rich.table import Table
 
 from lab import LabError
 from lab.options import count_between, number_between
-from lab.postgres import EmbeddedPostgres
-from lab.processes import Process, take_turns
+from lab.supervise.postgres import EmbeddedPostgres
+from lab.supervise.processes import Process, take_turns
 
 READY_TIMEOUT = 60.0  # seconds
 TABLE_WIDTH = 120  # columns

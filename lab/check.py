@@ -25,8 +25,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from rich.console import Console
 
 from lab import LabError
-from lab.rundir import RunDir
-from lab.stages import STAGES
+from lab.supervise.rundir import RunDir
+from lab.supervise.stages import STAGES
 
 POLL = 0.2  # seconds
 BATCH = 8

@@ -8,10 +8,11 @@ from pathlib import Path
 
 from rich.console import Console
 
-from lab import LabError, bench, control, options, stages
+from lab import LabError, bench, options
+from lab.chaos.target import check_containers
 from lab.check import check
-from lab.target import check_containers
-from lab.up import Options, up, up_detached
+from lab.supervise import control, stages
+from lab.supervise.up import Options, up, up_detached
 
 RUN_DIR = Path(".dicelab")
 

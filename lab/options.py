@@ -147,7 +147,12 @@ def add_parsers(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
             f"--{phase}", type=DURATION, default=default, metavar="SECONDS", help=f"{what} (default {default:g})"
         )
 
-    for name, module in (("traffic", "traffic"), ("compare", "compare"), ("load-db", "loaddb"), ("chaos", "chaos")):
+    for name, module in (
+        ("traffic", "load.traffic"),
+        ("compare", "load.compare"),
+        ("load-db", "load.load_db"),
+        ("chaos", "chaos.experiments"),
+    ):
         command = commands.choices[name]
         if name != "chaos":
             command.add_argument("--url", type=_url, help="which lab (default: the one of the run dir)")

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from lab import engines
-from tests import labs
-from tests.browser import browser, open_page
-from tests.labs import Lab
+from lab.supervise import engines
+from tests.support import labs
+from tests.support.browser import browser, open_page
+from tests.support.labs import Lab
 
 __all__ = ["browser", "open_page"]  # fixtures
 

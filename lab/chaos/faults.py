@@ -1,0 +1,204 @@
+"""Faults in a running lab: what an experiment asks for, and how it is put back whatever becomes of the experiment.
+
+``dicelab up`` listens on a Unix socket, named in the state file as ``faults``. An experiment connects and asks, a
+JSON object a line, answered by one::
+
+    {"hold": "die-service"}                 stop it by force and keep it down
+    {"release": "die-service"}              start it again
+    {"slow": "die-service", "seconds": 3}   hold its answers back, in a TCP proxy in front of it
+
+The connection *is* the fault: when it closes, by the experiment's end, Ctrl-C or ``kill -9``, all is put back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from lab import LabError
+from lab.chaos.proxy import Address, Proxy
+from lab.supervise.supervisor import Kept, KeptProcess
+
+SLOWEST = 60.0  # seconds
+
+
+@dataclass(frozen=True)
+class Link:
+    """The way from a service to what it depends on.
+
+    Attributes:
+        user: the service.
+        server: where it goes.
+        variables: what the service's environment must say to go by a port of ours instead.
+    """
+
+    user: KeptProcess
+    server: Address
+    variables: Callable[[int], Mapping[str, str]]
+
+
+class FaultServer:
+    """The supervisor's end.
+
+    Args:
+        kept: what can be held down, by name.
+        links: what can be made slow, by the name of what the way leads to.
+    """
+
+    def __init__(self, kept: Mapping[str, Kept], links: Mapping[str, Link]) -> None:
+        self._kept = kept
+        self._links = links
+        self._directory = Path(tempfile.mkdtemp(prefix="dicelab-"))  # a run dir's path may be too long for a socket
+        self._server: asyncio.Server | None = None
+        self._busy = False
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    @property
+    def path(self) -> Path:
+        return self._directory / "faults.sock"
+
+    async def open(self) -> None:
+        self._server = await asyncio.start_unix_server(self._connected, self.path)
+
+    async def close(self) -> None:
+        if self._server is not None:
+            self._server.close()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        shutil.rmtree(self._directory, ignore_errors=True)
+
+    async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._tasks.add(task)
+        try:
+            if self._busy:
+                await _reply(writer, {"error": "another experiment runs in this lab"})
+                return
+            self._busy = True
+            try:
+                async with _Faults(self._kept, self._links) as faults:
+                    while line := await reader.readline():
+                        await _reply(writer, await faults.answer(line))
+            finally:
+                self._busy = False
+        except (ConnectionError, ValueError):  # gone, or a line longer than any request
+            pass
+        finally:
+            writer.close()
+            self._tasks.discard(task)
+
+
+async def _reply(writer: asyncio.StreamWriter, document: Mapping[str, Any]) -> None:
+    writer.write(json.dumps(document).encode() + b"\n")
+    await writer.drain()
+
+
+class _Faults:
+    """What one experiment has done, undone when it is left."""
+
+    def __init__(self, kept: Mapping[str, Kept], links: Mapping[str, Link]) -> None:
+        self._kept = kept
+        self._links = links
+        self._held: set[str] = set()
+        self._proxies: dict[str, Proxy] = {}
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        for name in self._held:
+            self._kept[name].release()
+        for name, proxy in self._proxies.items():
+            proxy.delay = 0
+            await self._links[name].user.restart({})
+            await proxy.close()
+
+    async def answer(self, line: bytes) -> dict[str, Any]:
+        try:
+            request = json.loads(line)
+            if "hold" in request:
+                await self._hold(request["hold"])
+            elif "release" in request:
+                self._release(request["release"])
+            else:
+                await self._slow(request["slow"], float(request["seconds"]))
+        except (LabError, ValueError, KeyError, TypeError) as error:
+            return {
+                "error": str(error)
+                if isinstance(error, LabError)
+                else f"no such request: {line.decode(errors='replace')[:200]}"
+            }
+        return {"done": True}
+
+    async def _hold(self, name: str) -> None:
+        if name not in self._kept:
+            raise LabError(f"this lab runs no {name} of its own")
+        self._held.add(name)
+        await self._kept[name].hold()
+
+    def _release(self, name: str) -> None:
+        if name in self._held:
+            self._held.discard(name)
+            self._kept[name].release()
+
+    async def _slow(self, name: str, seconds: float) -> None:
+        if name not in self._links:
+            raise LabError(f"nothing in this lab depends on a {name} of its own")
+        if not 0 <= seconds <= SLOWEST:
+            raise LabError(f"{seconds} is not from 0 to {SLOWEST:g} seconds")
+        if name not in self._proxies:
+            link = self._links[name]
+            proxy = self._proxies[name] = Proxy(link.server)
+            await link.user.restart(link.variables(await proxy.open()))
+        self._proxies[name].delay = seconds
+
+
+class Faults:
+    """An experiment's end: an asynchronous context; what was asked for lasts no longer than it."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
+
+    async def __aenter__(self) -> Self:
+        try:
+            self._streams = await asyncio.open_unix_connection(self._path)
+        except OSError as error:
+            raise LabError(f"the lab takes no experiments at {self._path}: {error.strerror}") from None
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._streams is not None:
+            self._streams[1].close()
+
+    async def ask(self, **request: Any) -> None:
+        """Ask and wait until it is done.
+
+        Raises:
+            LabError: when the lab refuses, or is gone.
+        """
+        assert self._streams is not None
+        reader, writer = self._streams
+        line = b""
+        with suppress(ConnectionError):
+            with suppress(ConnectionError):  # one that is refused at once may still have said why
+                writer.write(json.dumps(request).encode() + b"\n")
+                await writer.drain()
+            line = await reader.readline()
+        answer = json.loads(line or b'{"error": "the lab has ended"}')
+        if "error" in answer:
+            raise LabError(str(answer["error"]))

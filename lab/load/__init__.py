@@ -1,0 +1,1 @@
+"""Load on a lab: users, rates, comparisons and their statistics."""

@@ -1,0 +1,1 @@
+"""Start, keep and stop a lab: its services, database and engines."""

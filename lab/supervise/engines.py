@@ -1,0 +1,325 @@
+"""The engines beside the services: found on PATH, run with the configuration that the containers use too.
+
+Where they listen and keep their data comes from the environment of their configuration files; here it is
+loopback, ports counted from the base port, and the run dir.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from lab.supervise.stages import Stage
+
+ROOT = Path(__file__).resolve().parents[2]
+COMPOSE = ROOT / "compose"
+ALLOY = ROOT / "alloy"
+GRAFANA = ROOT / "grafana"
+# Engines count their ports from the base port plus this.
+FIRST_PORT = 10
+HOST = "127.0.0.1"
+
+# Every port there is, in the order in which they are counted.
+PORTS = (
+    "PROMETHEUS_PORT",
+    "POSTGRES_EXPORTER_PORT",
+    "TEMPO_PORT",
+    "TEMPO_GRPC_PORT",
+    "TEMPO_OTLP_GRPC_PORT",
+    "TEMPO_OTLP_HTTP_PORT",
+    "COLLECTOR_GRPC_PORT",
+    "COLLECTOR_HTTP_PORT",
+    "COLLECTOR_HEALTH_PORT",
+    "COLLECTOR_METRICS_PORT",
+    "LOKI_PORT",
+    "LOKI_GRPC_PORT",
+    "ALLOY_PORT",
+    "GRAFANA_PORT",
+)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What an engine's command line is made of: its binary, its data directory, the variables."""
+
+    binary: str
+    data: Path
+    variables: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Engine:
+    """One engine.
+
+    Attributes:
+        name: what it is called everywhere: its compose host, its Prometheus job.
+        binaries: the names it may have on PATH; the first that is there is run.
+        ports: those of :data:`PORTS` it listens on; the first answers ``ready_path``.
+        command: its command line.
+        ready_path: answers 200 once the engine is ready.
+        without: what is missing where the engine is.
+        get_it: how it can be had.
+    """
+
+    name: str
+    binaries: tuple[str, ...]
+    ports: tuple[str, ...]
+    command: Callable[[Setting], list[str]]
+    ready_path: str
+    without: str
+    get_it: str
+
+    def find(self, path: str | None = None) -> str | None:
+        """The engine's binary on PATH, or ``None``."""
+        return next((found for name in self.binaries if (found := shutil.which(name, path=path))), None)
+
+
+def _prometheus(setting: Setting) -> list[str]:
+    return [
+        setting.binary,
+        # A copy of compose/prometheus beside which the targets stand.
+        f"--config.file={setting.data / 'config' / 'prometheus.yml'}",
+        f"--storage.tsdb.path={setting.data / 'data'}",
+        "--storage.tsdb.retention.time=31d",  # the objectives look back 30 days
+        f"--web.listen-address={HOST}:{setting.variables['PROMETHEUS_PORT']}",
+        "--web.enable-remote-write-receiver",
+        "--enable-feature=exemplar-storage",
+        "--log.level=warn",
+    ]
+
+
+def _postgres_exporter(setting: Setting) -> list[str]:
+    return [
+        setting.binary,
+        f"--web.listen-address={HOST}:{setting.variables['POSTGRES_EXPORTER_PORT']}",
+        # Asks for columns that PostgreSQL 17 and later no longer have, and complains at each scrape.
+        "--no-collector.bgwriter",
+    ]
+
+
+def _single_binary(config: str, setting: Setting) -> list[str]:
+    """Tempo and Loki: all their parts in one process, variables in the configuration filled in."""
+    return [setting.binary, "-target=all", f"-config.file={COMPOSE / config}", "-config.expand-env=true"]
+
+
+def _collector(setting: Setting) -> list[str]:
+    return [setting.binary, "--config", str(ROOT / "otel" / "collector.yaml")]
+
+
+def _alloy(setting: Setting) -> list[str]:
+    return [
+        setting.binary,
+        "run",
+        f"--server.http.listen-addr={HOST}:{setting.variables['ALLOY_PORT']}",
+        f"--storage.path={setting.data}",
+        "--disable-reporting",
+        str(ALLOY / "files.alloy"),
+    ]
+
+
+def _grafana(setting: Setting) -> list[str]:
+    return [
+        setting.binary,
+        "server",
+        f"--homepath={_grafana_home(Path(setting.binary))}",
+        f"--config={GRAFANA / 'grafana.ini'}",
+    ]
+
+
+def _grafana_home(binary: Path) -> Path:
+    """Where Grafana's own files are: above ``bin`` in its archive, elsewhere in a distribution's package."""
+    above = binary.resolve().parent.parent
+    homes = (above, above / "share" / "grafana", Path("/usr/share/grafana"))
+    return next((home for home in homes if (home / "conf" / "defaults.ini").exists()), above)
+
+
+# In the order they start; they stop in the opposite one, after the services.
+ENGINES = (
+    Engine(
+        "prometheus",
+        ("prometheus",),
+        ("PROMETHEUS_PORT",),
+        _prometheus,
+        "/-/ready",
+        "metrics stay on the services' own /metrics pages",
+        "Debian's package prometheus, or https://prometheus.io/download",
+    ),
+    Engine(
+        "tempo",
+        ("tempo",),
+        ("TEMPO_PORT", "TEMPO_GRPC_PORT", "TEMPO_OTLP_GRPC_PORT", "TEMPO_OTLP_HTTP_PORT"),
+        partial(_single_binary, "tempo/tempo.yaml"),
+        "/ready",
+        "traces stay in the run dir's files, and there is no service graph",
+        "https://github.com/grafana/tempo/releases",
+    ),
+    Engine(
+        "otel-collector",
+        ("otelcol-contrib", "otelcol"),
+        ("COLLECTOR_HEALTH_PORT", "COLLECTOR_GRPC_PORT", "COLLECTOR_HTTP_PORT", "COLLECTOR_METRICS_PORT"),
+        _collector,
+        "/",
+        "the services send their spans to Tempo themselves",
+        "https://github.com/open-telemetry/opentelemetry-collector-releases/releases",
+    ),
+    Engine(
+        "postgres-exporter",
+        ("postgres_exporter", "prometheus-postgres-exporter"),
+        ("POSTGRES_EXPORTER_PORT",),
+        _postgres_exporter,
+        "/metrics",
+        "there are no pg_* metrics",
+        "Debian's package prometheus-postgres-exporter",
+    ),
+    Engine(
+        "loki",
+        ("loki",),
+        ("LOKI_PORT", "LOKI_GRPC_PORT"),
+        partial(_single_binary, "loki/loki.yaml"),
+        "/ready",
+        "log lines stay in the run dir's files",
+        "https://github.com/grafana/loki/releases",
+    ),
+    Engine(
+        "alloy",
+        ("alloy",),
+        ("ALLOY_PORT",),
+        _alloy,
+        "/-/ready",
+        "log lines stay in the run dir's files, and Loki is empty",
+        "https://github.com/grafana/alloy/releases",
+    ),
+    Engine(
+        "grafana",
+        ("grafana",),
+        ("GRAFANA_PORT",),
+        _grafana,
+        "/api/health",
+        "there are no dashboards",
+        "https://grafana.com/grafana/download",
+    ),
+)
+
+# Engines that are of no use without another: who needs whom.
+NEEDS = {"otel-collector": "tempo", "alloy": "loki"}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which engines a stage runs here, and which it would but cannot."""
+
+    found: tuple[tuple[Engine, str], ...]  # with its binary
+    missing: tuple[Engine, ...]
+    stage: Stage
+    base_port: int
+    directory: Path  # the engines' data
+    logs: Path  # the services' log files
+    admin_password: str  # of Grafana; everyone else is an anonymous viewer
+
+    def has(self, name: str) -> bool:
+        return any(engine.name == name for engine, _ in self.found)
+
+    def port(self, name: str) -> int:
+        return self.base_port + FIRST_PORT + PORTS.index(name)
+
+    def url(self, engine: Engine) -> str:
+        return f"http://{HOST}:{self.port(engine.ports[0])}"
+
+    def urls(self) -> dict[str, str]:
+        """Where the page finds the engines that it can ask, by the variable that says so."""
+        asked = {"tempo", "prometheus", "grafana"}
+        if self.has("alloy"):  # without it no line gets to Loki
+            asked.add("loki")
+        return {f"{engine.name.upper()}_URL": self.url(engine) for engine, _ in self.found if engine.name in asked}
+
+    def ports(self) -> list[tuple[int, str]]:
+        """Every port that is needed, and for whom."""
+        return [(self.port(name), engine.name) for engine, _ in self.found for name in engine.ports]
+
+    def variables(self, database_url: str) -> dict[str, str]:
+        """The environment of every engine's configuration."""
+        variables = {name: str(self.port(name)) for name in PORTS}
+        variables |= {
+            "TEMPO_HOST": HOST,
+            "TEMPO_DATA": str(self.directory / "tempo"),
+            "COLLECTOR_HOST": HOST,
+            "PROMETHEUS_URL": f"http://{HOST}:{self.port('PROMETHEUS_PORT')}",
+            "DATA_SOURCE_NAME": database_url,
+            "LOKI_HOST": HOST,
+            "LOKI_DATA": str(self.directory / "loki"),
+            "LOKI_CONFIG": str(COMPOSE / "loki"),
+            "LOKI_URL": f"http://{HOST}:{self.port('LOKI_PORT')}",
+            "TEMPO_URL": f"http://{HOST}:{self.port('TEMPO_PORT')}",
+            "ALLOY_CONFIG": str(ALLOY),
+            "LOGS_DIR": str(self.logs),
+            "LOG_ROUTE": self.stage.variables["LOG_ROUTE"],
+            "GRAFANA_HOST": HOST,
+            "GRAFANA_DATA": str(self.directory / "grafana"),
+            "GRAFANA_CONFIG": str(GRAFANA),
+            "GRAFANA_ADMIN_PASSWORD": self.admin_password,
+            "STAGE": str(self.stage.number),
+        }
+        return variables
+
+    def command(self, engine: Engine, binary: str, variables: Mapping[str, str]) -> list[str]:
+        return engine.command(Setting(binary, self.directory / engine.name, variables))
+
+    def otlp_endpoint(self, protocol: str = "http/protobuf") -> str | None:
+        """Where the services send spans in this OTLP protocol: the collector, else Tempo, else nowhere."""
+        if not self.has("tempo"):
+            return None
+        kind = "GRPC" if protocol == "grpc" else "HTTP"
+        port = f"COLLECTOR_{kind}_PORT" if self.has("otel-collector") else f"TEMPO_OTLP_{kind}_PORT"
+        return f"http://{HOST}:{self.port(port)}"
+
+    def prepare(self, service_addresses: Mapping[str, str]) -> None:
+        """Make the engines' directories, and write Prometheus's targets.
+
+        Args:
+            service_addresses: host and port of each service, by its name.
+        """
+        for engine, _ in self.found:
+            (self.directory / engine.name).mkdir(parents=True, exist_ok=True)
+        if not self.has("prometheus"):
+            return
+        config = self.directory / "prometheus" / "config"
+        shutil.copytree(COMPOSE / "prometheus", config, dirs_exist_ok=True)
+        addresses = dict(service_addresses)
+        for engine, _ in self.found:
+            metrics = "COLLECTOR_METRICS_PORT" if engine.name == "otel-collector" else engine.ports[0]
+            addresses[engine.name] = f"{HOST}:{self.port(metrics)}"
+        targets = [{"targets": [address], "labels": {"job": name}} for name, address in addresses.items()]
+        (config / "targets").mkdir(exist_ok=True)
+        # YAML reads JSON.
+        (config / "targets" / "lab.yml").write_text(json.dumps(targets, indent=2))
+
+
+def plan(
+    stage: Stage,
+    base_port: int,
+    directory: Path,
+    logs: Path,
+    environ: Mapping[str, str] = os.environ,
+) -> Plan:
+    """Look for the engines that a stage can use.
+
+    Args:
+        directory: where the engines keep their data.
+        logs: where the services' log files are.
+        environ: where ``PATH`` and ``GRAFANA_ADMIN_PASSWORD`` are; without the latter nobody is Grafana's admin.
+    """
+    path = environ.get("PATH")
+    wanted = [engine for engine in ENGINES if engine.name != "postgres-exporter" or stage.postgres]
+    there = {engine.name for engine in wanted if engine.find(path)}
+    # Without Tempo behind it the collector would only pile spans up, as would Alloy lines without Loki.
+    wanted = [engine for engine in wanted if engine.name not in NEEDS or NEEDS[engine.name] in there]
+    found = tuple((engine, binary) for engine in wanted if (binary := engine.find(path)))
+    missing = tuple(engine for engine in wanted if engine.name not in there)
+    admin_password = environ.get("GRAFANA_ADMIN_PASSWORD") or secrets.token_urlsafe()
+    return Plan(found, missing, stage, base_port, directory, logs, admin_password)

@@ -1,0 +1,189 @@
+"""One service or engine as a process of its own: started, listened to, stopped."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ctypes
+import os
+import signal
+import sys
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+
+from lab.supervise.rundir import RotatingFile
+
+LAST_LINES = 15
+STOP_TIMEOUT = 30.0  # seconds; the frontend gives its page 8, its requests 8 and its last spans 5
+# How long, in seconds, the last output of an ended process is waited for: a child of its own may hold the pipe open.
+OUTPUT_TIMEOUT = 2.0
+CHUNK = 256 * 1024
+
+# Called with the service's name and lines it wrote, each without its newline.
+OnLines = Callable[[str, list[bytes]], None]
+
+
+class Process:
+    """A running process; what it writes goes byte for byte to the two files, which appear with the first line."""
+
+    def __init__(
+        self, name: str, process: asyncio.subprocess.Process, outputs: Sequence[tuple[_Pipe, Path]], on_lines: OnLines
+    ) -> None:
+        self.name = name
+        self._process = process
+        self._on_lines = on_lines
+        self._last: deque[bytes] = deque(maxlen=LAST_LINES)
+        self._pumps = [asyncio.create_task(self._pump(pipe, path)) for pipe, path in outputs]
+
+    @classmethod
+    async def start(
+        cls,
+        name: str,
+        command: Sequence[str],
+        environ: Mapping[str, str],
+        stdout: Path,
+        stderr: Path,
+        on_lines: OnLines,
+    ) -> Process:
+        pipes: list[_Pipe] = []
+        try:
+            for _ in range(2):
+                pipes.append(await _Pipe.opened())
+            process = await asyncio.create_subprocess_exec(
+                *command,
+                env=dict(environ),
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=pipes[0].entrance,
+                stderr=pipes[1].entrance,
+                # Ctrl-C is for us; the processes are stopped in their order.
+                start_new_session=True,
+                preexec_fn=partial(_die_with, os.getpid()) if sys.platform == "linux" else None,
+            )
+        except BaseException:
+            for pipe in pipes:
+                pipe.close()
+            raise
+        finally:
+            for pipe in pipes:
+                os.close(pipe.entrance)
+        return cls(name, process, list(zip(pipes, (stdout, stderr), strict=True)), on_lines)
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
+    def running(self) -> bool:
+        return self._process.returncode is None
+
+    async def ended(self) -> int:
+        """Wait for the process's end and for the last of its output; returns its exit status."""
+        status = await self._process.wait()
+        _, unfinished = await asyncio.wait(self._pumps, timeout=OUTPUT_TIMEOUT)
+        for pump in unfinished:
+            pump.cancel()
+        for outcome in await asyncio.gather(*self._pumps, return_exceptions=True):
+            if isinstance(outcome, Exception):
+                raise outcome
+        return status
+
+    def last_lines(self) -> list[str]:
+        return [line.decode(errors="replace") for line in self._last]
+
+    async def stop(self) -> None:
+        """SIGTERM, and SIGKILL for one that does not end in :data:`STOP_TIMEOUT` seconds."""
+        with contextlib.suppress(ProcessLookupError):
+            self._process.terminate()
+        try:
+            await asyncio.wait_for(self._process.wait(), STOP_TIMEOUT)
+        except asyncio.TimeoutError:
+            self.kill()
+        await self.ended()
+
+    def kill(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            self._process.kill()
+
+    async def _pump(self, pipe: _Pipe, path: Path) -> None:
+        file: RotatingFile | None = None
+        rest = b""
+        try:
+            while chunk := await pipe.reader.read(CHUNK):
+                whole, newline, rest = (rest + chunk).rpartition(b"\n")
+                if not newline:
+                    continue
+                file = self._keep(file, path, whole + newline)
+                self._tell(whole.split(b"\n"))
+        finally:
+            if rest:  # cut off in the middle of a line
+                file = self._keep(file, path, rest)
+                self._tell([rest])
+            if file is not None:
+                file.close()
+            pipe.close()
+
+    def _keep(self, file: RotatingFile | None, path: Path, lines: bytes) -> RotatingFile | None:
+        """Write to the file; a full disk is said, and neither stalls the service nor stops the lab."""
+        try:
+            file = file or RotatingFile.shared(path)
+            file.write(lines)
+        except OSError as error:
+            self._tell([f"{path}: {error.strerror}; lines are lost".encode()])
+        return file
+
+    def _tell(self, lines: list[bytes]) -> None:
+        self._last.extend(lines)
+        self._on_lines(self.name, lines)
+
+
+class _Pipe:
+    """A pipe of our own: of one that asyncio makes for a process it waits for the end, however long who holds it lives.
+
+    Attributes:
+        entrance: the descriptor to write to; whoever opened the pipe closes it.
+        reader: what was written.
+    """
+
+    def __init__(self, entrance: int, reader: asyncio.StreamReader, transport: asyncio.ReadTransport) -> None:
+        self.entrance = entrance
+        self.reader = reader
+        self._transport = transport
+
+    @classmethod
+    async def opened(cls) -> _Pipe:
+        loop = asyncio.get_running_loop()
+        outlet, entrance = os.pipe()
+        reader = asyncio.StreamReader(limit=CHUNK, loop=loop)
+        file = os.fdopen(outlet, "rb", buffering=0)
+        try:
+            transport, _ = await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader, loop=loop), file)
+        except BaseException:
+            os.close(entrance)
+            file.close()
+            raise
+        return cls(entrance, reader, transport)
+
+    def close(self) -> None:
+        self._transport.close()
+
+
+def take_turns() -> None:
+    """Let this process, and all that it starts from now on, wait for its turn when there is something to do.
+
+    Every roll wakes the services and the database several times. Each time the kernel would have who is woken interrupt
+    who is at work; where there are fewer CPUs than processes that means more switches, colder caches, and with a
+    thousand clients nearly three times as long a wait. Call it before there are threads.
+    """
+    with contextlib.suppress(OSError, AttributeError):  # a kernel's other than Linux, or a container's that forbids it
+        os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
+
+
+def _die_with(supervisor: int) -> None:
+    """Make the kernel send SIGTERM when the supervisor dies, however it dies."""
+    PR_SET_PDEATHSIG = 1
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != supervisor:  # it died before we asked
+        os._exit(1)

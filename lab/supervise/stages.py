@@ -1,0 +1,59 @@
+"""Stages: which services each one has and how they are set, read from the env files that compose reads too."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from lab import LabError
+
+DIRECTORY = Path(__file__).resolve().parents[2] / "compose" / "stages"
+STAGES = range(1, 7)
+POSTGRES = "postgres"
+
+
+@dataclass(frozen=True)
+class Service:
+    """A service of ours: its name, the module that runs it and its port, counted from the base port."""
+
+    name: str
+    module: str
+    port_offset: int
+    url_variable: str
+    many: bool = True  # whether it may run as several processes
+
+
+# In the order they start; they stop in the opposite one.
+SERVICES = (
+    Service("die-service", "dieservice", 1, "DIE_SERVICE_URL"),
+    Service("dice-roller", "roller", 0, "DICE_ROLLER_URL"),
+    # One process: the sessions of its page live in it.
+    Service("frontend", "frontend", 2, "FRONTEND_URL", many=False),
+)
+
+
+@dataclass(frozen=True)
+class Stage:
+    number: int
+    services: tuple[Service, ...]
+    postgres: bool
+    variables: dict[str, str]
+
+
+def load(number: int) -> Stage:
+    """Read one stage.
+
+    Raises:
+        LabError: when there is no such stage or its file is not there.
+    """
+    if number not in STAGES:
+        raise LabError(f"there is no stage {number}; stages are {STAGES[0]} to {STAGES[-1]}")
+    path = DIRECTORY / f"{number}.env"
+    try:
+        lines = path.read_text().splitlines()
+    except OSError as error:
+        raise LabError(f"{path}: {error.strerror}") from None
+    variables = dict(line.split("=", 1) for line in lines if line and not line.startswith("#"))
+    parts = variables.pop("COMPOSE_PROFILES").split(",")
+    services = tuple(service for service in SERVICES if service.name in parts)
+    return Stage(number, services, POSTGRES in parts, variables)

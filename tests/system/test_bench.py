@@ -1,0 +1,146 @@
+"""``dicelab bench`` measures what it says: every variant answers, nothing is dropped, the figures are there."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lab.bench import CROWD, read_wrk
+from lab.cli import main
+from tests.support.labs import clean_environ, processes_of, wait_for
+
+
+def measured(
+    tmp_path: Path, *arguments: str, seconds: float = 0.2
+) -> tuple[subprocess.CompletedProcess[str], dict[str, Any]]:
+    """A short ``bench``: how it ended and its figures."""
+    # A PATH without wrk, which would want a second for each run.
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    for directory in os.environ["PATH"].split(os.pathsep):
+        for tool in Path(directory).iterdir() if Path(directory).is_dir() else ():
+            if tool.name != "wrk" and not (tools / tool.name).exists():
+                (tools / tool.name).symlink_to(tool)
+    figures = tmp_path / "figures.json"
+    short = Path(tempfile.mkdtemp(prefix="b"))  # PostgreSQL's socket lies below it, and may have no long path
+    result = subprocess.run(
+        [
+            *(sys.executable, "-m", "lab.cli", "bench", *arguments),
+            *("--rounds", "1", "--seconds", str(seconds), "--clients", "4", "--json", str(figures)),
+        ],
+        check=False,
+        capture_output=True,
+        text=True,
+        env=clean_environ(PATH=str(tools), TMPDIR=str(short)),
+        timeout=110,
+    )
+    assert figures.exists(), result.stdout + result.stderr
+    assert "…" not in result.stdout  # nothing is cut off where there is no terminal
+    assert not list(short.glob("dicelab-bench-*"))  # cleaned up
+    shutil.rmtree(short)
+    return result, json.loads(figures.read_text())
+
+
+def test_signals_and_paths_are_measured(tmp_path: Path) -> None:
+    result, document = measured(tmp_path, "signals", "paths")
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "all, over OTLP/HTTP" in result.stdout
+    assert document["faults"] == []
+    assert document["load"] == "bench.load"
+    signals, paths = document["signals"], document["paths"]
+    assert len({run["variant"] for run in signals}) == len(signals) == 9
+    assert len({(run["variant"], run["path"]) for run in paths}) == len(paths) == 10
+    for run in signals + paths:
+        assert run["requests"] > 0
+        assert run["failed"] == 0
+        assert 0 < run["p50"] <= run["p99"]
+        assert run["memory"]["dice-roller"] > 20
+
+
+def test_scale_is_measured(tmp_path: Path) -> None:
+    result, document = measured(tmp_path, "scale", "--minutes", "0.01", seconds=0.4)
+    crowd, *others = document["scale"]
+    # A machine with much else to do may refuse some of a thousand who come at once, which then is said.
+    assert len(document["faults"]) == (crowd["failed"] > 0), document["faults"]
+    assert result.returncode == (crowd["failed"] > 0), result.stdout + result.stderr
+    assert crowd["clients"] == CROWD
+    assert crowd["p50"] > 250  # the delay is real
+    # Two ways to count the same rolls; the first of them came all at once.
+    assert crowd["rate"] / 2 < crowd["sustained"] < crowd["rate"] * 2
+    assert crowd["scrape_ms"] > 0
+    assert [run["rolls"] for run in others] == [1, 2, 5, 10, 20, 50, 100] + [1] * 6
+    assert [run["clients"] for run in others[7:]] == [8, 64, 256, CROWD, 4, 4]
+    assert others[-1]["resident_mb"] > 50
+
+
+@pytest.mark.parametrize("end", ["stopped", "without a service"])
+def test_ended_early_it_says_so_and_leaves_nothing_behind(end: str) -> None:
+    short = Path(tempfile.mkdtemp(prefix="b"))
+    process = subprocess.Popen(
+        [sys.executable, "-m", "lab.cli", "bench", "paths", "--rounds", "1000"],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=clean_environ(TMPDIR=str(short)),
+    )
+    wait_for(lambda: len(list(short.glob("dicelab-bench-*/tmp*/*.spans"))) >= 2, say="the services' spans")
+    if end == "stopped":
+        process.terminate()
+    else:
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        commands = {int(child): Path(f"/proc/{child}/cmdline").read_text() for child in children}
+        (service,) = (pid for pid, command in commands.items() if command.endswith("bench.reference\0roller\0"))
+        os.kill(service, signal.SIGKILL)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 1
+    if end == "stopped":
+        assert said == "dicelab: stopped before all was measured\n"
+    else:
+        assert "dicelab: the dice-roller of 'no telemetry' has ended" in said
+    assert not list(short.glob("dicelab-bench-*"))
+    assert not processes_of(short)
+    shutil.rmtree(short)
+
+
+def test_wrk_is_understood() -> None:
+    out = """Running 3s test @ http://127.0.0.1:8000/roll
+  1 threads and 64 connections
+  Thread Stats   Avg      Stdev     Max   +/- Stdev
+    Latency    69.60ms   37.69ms 297.82ms   67.74%
+  Latency Distribution
+     50%  730.00us
+     75%   92.44ms
+     90%    1.12s\x20
+     99%    1.73s\x20
+  7461 requests in 3.01s, 1.42MB read
+  Socket errors: connect 0, read 1, write 0, timeout 2
+  Non-2xx or 3xx responses: 5
+Requests/sec:    931.69
+"""
+    assert read_wrk(out) == {"requests": 7461, "seconds": 3.01, "failed": 8, "p50": 0.73, "p99": 1730.0}
+
+
+def test_what_cannot_be_measured_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "everything"]) == 1
+    assert "not everything" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("option", "value"), [("--seconds", "-1"), ("--rounds", "0"), ("--clients", "0"), ("--minutes", "nan")]
+)
+def test_a_measure_that_measures_nothing_is_refused(
+    capsys: pytest.CaptureFixture[str], option: str, value: str
+) -> None:
+    with pytest.raises(SystemExit) as refused:
+        main(["bench", "signals", option, value])
+    assert refused.value.code == 2
+    assert f"argument {option}: {value} is not from" in capsys.readouterr().err

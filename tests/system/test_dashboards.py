@@ -1,0 +1,469 @@
+"""The dashboards: made from their code, well laid out, and every query of every panel run where it can be."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import shutil
+import signal
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+from urllib.parse import urlencode
+
+import pytest
+
+from grafana import dashboards
+from lab.supervise import engines
+from tests.support import labs, matrix, traffic
+from tests.support.labs import Lab, get, wait_for
+from tests.support.matrix import has
+from tests.support.queries import (
+    RANGE,
+    Parsed,
+    Query,
+    Selector,
+    dashboard,
+    fill,
+    finds_line,
+    finds_spans,
+    holds,
+    linked_queries,
+    links,
+    panels,
+    parse,
+    queries,
+)
+
+STAGES = {stage: f"stage-{stage}" for stage in matrix.STAGES}
+NAMES = [*STAGES.values(), "slo"]
+COUNTS = {1: 12, 2: 18, 3: 26, 4: 32, 5: 42, 6: 46}
+# Panels that show zero while all is well.
+QUIET = {"Alerts firing"}
+
+
+# --- the files ---
+
+
+def test_the_files_are_what_the_code_makes() -> None:
+    made = dict(dashboards.files())
+    assert set(dashboards.DIRECTORY.iterdir()) == made.keys()
+    for path, content in made.items():
+        assert path.read_text() == content, f"{path.name} is not what the code makes; run make dashboards"
+
+
+@pytest.mark.parametrize(("stage", "count"), COUNTS.items())
+def test_panels_of_a_stage(stage: int, count: int) -> None:
+    name = STAGES[stage]
+    assert dashboard(name)["title"].startswith(f"Dice Roller - Stage {stage}")
+    titles = [panel["title"] for panel in panels(name)]
+    assert len(titles) == len(set(titles)) == count
+    if stage > 1:  # each stage has all that the one before it has, unchanged, and then its own
+        before = panels(STAGES[stage - 1])
+        assert panels(name)[: len(before)] == before
+
+
+def test_uids_are_different_and_data_sources_are_variables_with_the_known_defaults() -> None:
+    provisioned = (engines.ROOT / "grafana" / "provisioning" / "datasources" / "dicelab.yml").read_text()
+    for kind, uid, shown in dashboards.DATA_SOURCES.values():
+        assert f"- name: {shown}\n    uid: {uid}\n    type: {kind}\n" in provisioned
+    assert len({dashboard(name)["uid"] for name in NAMES}) == len(NAMES)
+    for name in NAMES:
+        variables = {variable["name"]: variable for variable in dashboard(name)["templating"]["list"]}
+        wanted = {"prometheus", "loki", "tempo", "die", "min_step"} | ({"loki_usage"} if name == "stage-6" else set())
+        assert variables.keys() == wanted
+        for source, (kind, uid, _) in dashboards.DATA_SOURCES.items():
+            if source in variables:
+                assert variables[source]["query"] == kind
+                assert variables[source]["current"]["value"] == uid
+        used = {panel["datasource"]["uid"] for panel in panels(name) if "datasource" in panel}
+        assert used <= {f"${{{source}}}" for source in variables}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_nothing_overlaps_and_no_line_has_a_gap(name: str) -> None:
+    cells: dict[tuple[int, int], str] = {}
+    lines: dict[int, int] = {}
+    for panel in dashboard(name)["panels"]:
+        place = panel["gridPos"]
+        assert place["x"] + place["w"] <= 24
+        lines[place["y"]] = lines.get(place["y"], 0) + place["w"]
+        for x in range(place["x"], place["x"] + place["w"]):
+            for y in range(place["y"], place["y"] + place["h"]):
+                assert (x, y) not in cells, f"{panel['title']} lies on {cells[x, y]}"
+                cells[x, y] = panel["title"]
+    assert set(lines.values()) == {24}
+    assert len(cells) == 24 * (max(y for _, y in cells) + 1)
+    assert len({panel["id"] for panel in dashboard(name)["panels"]}) == len(dashboard(name)["panels"])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_panel_explains_itself(name: str) -> None:
+    for panel in panels(name):
+        shows, wrong = panel["description"].split("\n\n**Looks wrong?** ")
+        assert len(shows) > 20, panel["title"]
+        assert len(wrong) > 20, panel["title"]
+        if panel["type"] not in ("timeseries", "stat", "bargauge"):
+            continue
+        defaults = panel["fieldConfig"]["defaults"]
+        assert defaults["unit"]
+        assert defaults["thresholds"]["steps"][0]["value"] is None
+        assert [link["title"].split()[0] for link in defaults["links"]] == ["Logs", "Traces"]
+        assert all(target["legendFormat"] for target in panel["targets"])
+        assert len({target["refId"] for target in panel["targets"]}) == len(panel["targets"])
+    assert sum(panel["type"] == "text" for panel in panels(name)) <= 2
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_rates_are_taken_over_the_rate_interval_and_latencies_show_exemplars(name: str) -> None:
+    for panel in panels(name):
+        for target in panel.get("targets", []):
+            expression = target.get("expr", "")
+            for window in re.findall(r"rate\([^][]*\[([^]]*)\]", expression):
+                assert window == "$__rate_interval", panel["title"]
+                assert target["interval"] == "$min_step"
+            if "histogram_quantile" in expression:
+                assert target["exemplar"] is True, panel["title"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_data_links_keep_the_time_range(name: str) -> None:
+    found = list(links(name))
+    assert found
+    for _, pane in found:
+        assert pane["range"] == {"from": "1700000000000", "to": "1700000900000"}
+        assert pane["datasource"] == pane["queries"][0]["datasource"]["uid"]
+
+
+# --- what a stage has is what its dashboard names ---
+
+
+def read(every: list[Query]) -> list[tuple[Query, Parsed]]:
+    """Each query and what it says; all of them parse."""
+    parsed = parse((query.language, query.filled()) for query in every)
+    for query, said in zip(every, parsed, strict=True):
+        assert not said.errors, f"{query.panel}: {query.filled()} does not parse: {said.errors}"
+    return list(zip(every, parsed, strict=True))
+
+
+def test_the_grammars_refuse_what_is_wrong() -> None:
+    wrong = [("promql", "sum(rate(up[5m]"), ("logql", '{a="b"} | json |'), ("traceql", '{name="x" && }')]
+    assert all(said.errors for said in parse(wrong))
+
+
+@pytest.fixture(scope="module")
+def used_lab(stage_lab: Callable[[int], Lab]) -> Callable[[int], Lab]:
+    """A stage's lab after all its features were used."""
+    used: set[int] = set()
+
+    def of_stage(stage: int) -> Lab:
+        lab = stage_lab(stage)
+        if stage not in used:
+            traffic.use_every_feature(lab)
+            lab.settle()
+            used.add(stage)
+        return lab
+
+    return of_stage
+
+
+@pytest.mark.parametrize("stage", matrix.STAGES)
+def test_every_name_in_a_dashboard_is_one_that_its_stage_has(used_lab: Callable[[int], Lab], stage: int) -> None:
+    """Metrics, jobs and labels; log labels, fields and their values; span names, attributes and their values."""
+    lab = used_lab(stage)
+    samples = [
+        {**sample.labels, "job": service, "__name__": sample.name}
+        for service in lab.services
+        for sample in lab.samples(service)
+    ]
+    lines, spans = lab.logs(), lab.spans()
+    usage = [line for line in lines if "usage" in line]
+    operations = [line for line in lines if "usage" not in line]
+    for query, said in read([*queries(STAGES[stage]), *linked_queries(STAGES[stage])]):
+        if query.language == "logql":
+            assert finds_line(said, usage if query.source == "loki-usage" else operations), (query.panel, query.text)
+        elif query.language == "traceql":
+            if not finds_spans(said, spans):  # the last ones may be on their way still
+                wait_for(partial(finds_span, said, lab), say=f"{query.panel}: {query.text}")
+        else:
+            for selector in alternatives(said.selectors):
+                if ("job", "=", "postgres-exporter") in selector.matchers:
+                    assert has("postgres", stage)  # the real exporter is asked below
+                    continue
+                found = [sample for sample in samples if matches(selector, sample)]
+                assert found, (query.panel, str(selector))
+            known = {label for sample in samples for label in sample} | (
+                {"datname", "state"} if has("postgres", stage) else set()
+            )
+            assert said.labels <= known, query.panel
+
+
+def finds_span(said: Parsed, lab: Lab) -> bool:
+    return finds_spans(said, lab.spans())
+
+
+def matches(selector: Selector, sample: dict[str, str]) -> bool:
+    return sample["__name__"] == selector.name and all(
+        holds(matcher, sample.get(matcher[0])) for matcher in selector.matchers
+    )
+
+
+def alternatives(selectors: tuple[Selector, ...]) -> Iterator[Selector]:
+    """The selectors, those with a list of words (``a|b``) once for each word: every single one must be there."""
+    for selector in selectors:
+        lists = [m for m in selector.matchers if m[1] == "=~" and re.fullmatch(r"[\w-]+(\|[\w-]+)+", m[2])]
+        yield selector
+        for matcher in lists:
+            for word in matcher[2].split("|"):
+                others = tuple(m for m in selector.matchers if m != matcher)
+                yield Selector(selector.name, (*others, (matcher[0], "=", word)))
+
+
+# --- every query run by the real engines ---
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    """Stage 6 with its engines, scraped every second, after traffic that also met a die-service that hung."""
+    patience = 1.7  # seconds, longer than the objective
+    lab = labs.start(
+        tmp_path_factory.mktemp("dashboards") / "run",
+        6,
+        "--engines",
+        DIE_SERVICE_TIMEOUT=str(patience),
+        roll_delay=0.02,
+    )
+    try:
+        scrape_and_evaluate_every_second(lab)
+        # Each counter's start at zero is seen before it counts.
+        wait_for(lambda: len(ask(lab, 'roll_requests_total{outcome="error"} == 0')) == 2, say="first scrapes")
+        traffic.use_every_feature(lab, traffic.EVERY_SIZE)
+        os.kill(lab.pid("die-service"), signal.SIGSTOP)
+        try:
+            assert traffic.roll_at_once(lab, ["/roll?die=fair", "/roll-async?die=fair&times=2"]) == {504}
+        finally:
+            os.kill(lab.pid("die-service"), signal.SIGCONT)
+        traffic.use_every_feature(lab)
+        # A die's series begin with its first roll, with what the first scrape of them finds: only more is a rate.
+        wait_for(lambda: ask(lab, 'dice_rolls_total{die_type="risky",result="error"}'), say="a risky die's failures")
+        traffic.fail_a_risky_roll(lab)
+        wait_for(partial(caught_rolling, lab), timeout=60, say="a scrape while rolls are in progress")
+        yield lab
+    finally:
+        lab.stop()
+
+
+def caught_rolling(lab: Lab) -> bool:
+    traffic.roll_at_once(lab, ["/roll-async?die=fair&times=20"] * 4)
+    return any(value > 0 for row in ask(lab, "max_over_time(async_rolls_in_progress[20s])") for value in row)
+
+
+def scrape_and_evaluate_every_second(lab: Lab) -> None:
+    config = lab.run_dir / "engines" / "prometheus" / "config"
+    for path in (config / "prometheus.yml", *(config / "rules").iterdir()):
+        path.write_text(re.sub(r"((?:interval|timeout): )\d+s", r"\g<1>1s", path.read_text()))
+    os.kill(engine(lab, "prometheus")["pid"], signal.SIGHUP)
+
+
+def engine(lab: Lab, name: str) -> dict[str, Any]:
+    return next(entry for entry in lab.state["engines"] if entry["name"] == name)
+
+
+def ask(lab: Lab, expression: str, instant: bool = True) -> list[list[float]]:
+    """The values of each series that Prometheus answers a PromQL query with; no answer of ours is not a number."""
+    now = time.time()
+    arguments: dict[str, str | float] = {"query": expression}
+    path = "query"
+    if instant:
+        arguments["time"] = now
+    else:
+        path = "query_range"
+        arguments |= {"start": now - RANGE, "end": now, "step": 5}
+    answer = get(f"{engine(lab, 'prometheus')['url']}/api/v1/{path}?{urlencode(arguments)}").json
+    assert answer["status"] == "success", (expression, answer)
+    rows = answer["data"]["result"]
+    values = [[float(value) for _, value in row.get("values") or [row["value"]]] for row in rows]
+    return [finite for row in values if (finite := [value for value in row if math.isfinite(value)])]
+
+
+def shown(lab: Lab, query: Query, dice: str = ".*") -> bool:
+    """Whether a panel's PromQL query shows something, and not zeros alone."""
+    answer = ask(lab, query.filled(dice), query.instant)
+    return bool(answer) and (query.panel in QUIET or any(value != 0 for row in answer for value in row))
+
+
+PROMQL = {
+    (query.panel, query.text): query
+    for name in ("stage-6", "slo")
+    for query in queries(name)
+    if query.language == "promql"
+}
+
+
+@pytest.mark.parametrize("query", PROMQL.values(), ids=lambda query: query.panel)
+def test_promql_shows_data(lab: Lab, query: Query) -> None:
+    wait_for(partial(shown, lab, query), timeout=30, say=query.filled())
+    if "$die" in query.text:
+        wait_for(partial(shown, lab, query, "(fair|risky)"), timeout=30, say=query.filled("(fair|risky)"))
+
+
+def test_counts_are_exact(lab: Lab) -> None:
+    """Bars count every roll and batch there was, those before a series' first scrape too, and none twice."""
+
+    def counts(title: str) -> list[float]:
+        return [sum(row[0] for row in ask(lab, query.filled())) for query in PROMQL.values() if query.panel == title]
+
+    def rolled(**labels: str) -> float:
+        return lab.value("dice-roller", "dice_rolls_total", **labels)
+
+    def exact() -> bool:
+        return (
+            counts("Rolls by die") == [rolled()]
+            and sum(counts("Faces of the fair die")) == rolled(die_type="fair", result="success")
+            and sum(counts("Faces of the risky die")) == rolled(die_type="risky", result="success")
+            and sum(counts("Batch sizes")) == lab.value("dice-roller", "async_roll_batch_size_count")
+            and counts("Dice requested") == [lab.value("die-service", "die_specifications_requested_total")]
+        )
+
+    wait_for(exact, say="the counts of the services")
+
+
+def test_latency_panels_have_exemplars_that_lead_to_traces(lab: Lab) -> None:
+    expressions = {
+        fill(target["expr"]): panel["title"]
+        for panel in panels("stage-6")
+        for target in panel.get("targets", [])
+        if "histogram_quantile(0.95" in target.get("expr", "")
+    }
+    assert len(expressions) >= 6
+    for expression, title in expressions.items():
+        now = time.time()
+        arguments = urlencode({"query": expression, "start": now - RANGE, "end": now})
+        found = get(f"{engine(lab, 'prometheus')['url']}/api/v1/query_exemplars?{arguments}").json["data"]
+        ids = {exemplar["labels"]["trace_id"] for series in found for exemplar in series["exemplars"]}
+        assert ids, title
+        assert all(re.fullmatch("[0-9a-f]{32}", trace_id) for trace_id in ids)
+
+
+def test_every_series_that_a_query_names_is_there(lab: Lab) -> None:
+    """Metric, job and label values together; a panel's ``or vector(0)`` cannot hide that one is missing."""
+    annotations = [
+        Query("annotation", "prometheus", "promql", entry["expr"])
+        for name in NAMES
+        for entry in dashboard(name)["annotations"]["list"]
+    ]
+    for query, said in read([*PROMQL.values(), *annotations]):
+        labels: set[str] = set()
+        for selector in alternatives(said.selectors):
+            if selector.name == "ALERTS":  # there only while an alert is pending or fires; see test_rules.py
+                continue
+            series = wait_for(partial(series_of, lab, str(selector)), timeout=30, say=f"{query.panel}: {selector}")
+            labels |= {label for each in series for label in each}
+        assert said.labels <= labels, query.panel
+
+
+def series_of(lab: Lab, selector: str) -> list[dict[str, str]]:
+    arguments = urlencode({"match[]": selector, "start": time.time() - RANGE})
+    found: list[dict[str, str]] = get(f"{engine(lab, 'prometheus')['url']}/api/v1/series?{arguments}").json["data"]
+    return found
+
+
+def test_the_die_variable_offers_the_dice_there_are(lab: Lab) -> None:
+    (variable,) = [v for v in dashboard("stage-6")["templating"]["list"] if v["name"] == "die"]
+    call = re.fullmatch(r"label_values\((.+), (\w+)\)", variable["query"]["query"])
+    assert call
+    offered = {series[call[2]] for series in series_of(lab, call[1])}
+    assert offered == {"fair", "risky", "extreme", "unknown"}
+
+
+def test_rules_are_evaluated_and_record_data(lab: Lab) -> None:
+    url = f"{engine(lab, 'prometheus')['url']}/api/v1/rules"
+
+    def evaluated() -> list[dict[str, Any]] | None:
+        rules = [rule for group in get(url).json["data"]["groups"] for rule in group["rules"]]
+        return rules if all(rule["health"] == "ok" for rule in rules) else None
+
+    rules = wait_for(evaluated, say="all rules evaluated")
+    assert len(rules) > 40
+    assert not any(rule.get("lastError") for rule in rules)
+    for rule in rules:
+        if rule["type"] == "recording":
+            wait_for(partial(ask, lab, rule["name"]), timeout=30, say=rule["name"])
+    known = {entry.name for entry in engines.ENGINES} | {"frontend", "dice-roller", "die-service"}
+    read_rules = read([Query(rule["name"], "prometheus", "promql", rule["query"]) for rule in rules])
+    for query, said in read_rules:
+        for selector in said.selectors:
+            jobs = {name for label, _, value in selector.matchers if label == "job" for name in value.split("|")}
+            assert jobs <= known, query.panel
+            wait_for(partial(series_of, lab, str(selector)), timeout=30, say=f"{query.panel}: {selector}")
+
+
+def test_designed_failures_are_told_from_real_ones(lab: Lab) -> None:
+    """Four requests met a table that was gone or a die-service that hung; every other failure was a die's own."""
+    for service in ("frontend", "dice-roller"):
+        assert lab.value(service, "roll_requests_total", outcome="error") == 4
+        failed = lab.value(service, "http_requests_total", status="500")
+        assert lab.value(service, "roll_requests_total", outcome="die_failed") == failed > 0
+        real = [lab.value(service, "http_requests_total", status=status) for status in ("503", "504")]
+        assert real == [2, 2]
+
+
+@pytest.mark.skipif(not shutil.which("tempo"), reason="Tempo is not on PATH")
+def test_traceql_finds_traces(lab: Lab) -> None:
+    url = f"{engine(lab, 'tempo')['url']}/api/search"
+    every = {(query.panel, query.text): query for query in [*queries("stage-6"), *linked_queries("stage-6")]}
+    every |= {(query.panel, query.text): query for query in linked_queries("slo")}
+    asked = {query.filled(): query.panel for query in every.values() if query.language == "traceql"}
+    assert len(asked) > 10
+    for text, panel in asked.items():
+
+        def found(text: str = text) -> bool:
+            now = int(time.time())
+            answer = get(f"{url}?{urlencode({'q': text, 'limit': 20, 'start': now - RANGE, 'end': now})}")
+            assert answer.status == 200, (text, answer.body)
+            return bool(answer.json["traces"])
+
+        wait_for(found, timeout=30, say=f"{panel}: {text}")
+
+
+@pytest.mark.skipif(not shutil.which("tempo"), reason="Tempo is not on PATH")
+def test_the_service_map_has_its_edges(lab: Lab) -> None:
+    """What Grafana's Tempo data source asks Prometheus to draw a service map."""
+    (panel,) = [panel for panel in panels("stage-6") if panel["type"] == "nodeGraph"]
+    assert panel["targets"][0]["queryType"] == "serviceMap"
+    chosen = panel["targets"][0]["serviceMapQuery"]
+    for metric in ("request_total", "request_server_seconds_sum", "request_failed_total"):
+        expression = f"sum by (client, server) (rate(traces_service_graph_{metric}{chosen}[{RANGE}s]))"
+        wait_for(partial(edges, lab, expression), timeout=60, say=expression)
+
+
+def edges(lab: Lab, expression: str) -> bool:
+    answer = get(f"{engine(lab, 'prometheus')['url']}/api/v1/query?{urlencode({'query': expression})}").json
+    found = {(row["metric"]["client"], row["metric"]["server"]) for row in answer["data"]["result"]}
+    return {("frontend", "dice-roller"), ("dice-roller", "die-service")} <= found
+
+
+@pytest.mark.skipif(
+    not {"loki", "alloy"} <= {entry.name for entry in engines.ENGINES if entry.find()},
+    reason="Loki or Alloy is not on PATH",
+)
+def test_logql_finds_lines(lab: Lab) -> None:
+    tenants = {"loki": "operations", "loki-usage": "usage"}
+    every = [*queries("stage-6"), *linked_queries("stage-6"), *linked_queries("slo")]
+    asked = {(query.filled(), query.source): query for query in every if query.language == "logql"}
+    assert len(asked) > 15
+    for (text, source), query in asked.items():
+
+        def found(text: str = text, source: str = source, query: Query = query) -> bool:
+            now = time.time()
+            arguments: dict[str, Any] = {"query": text, "limit": 100}
+            path = "query" if query.instant else "query_range"
+            arguments |= {"time": int(now)} if query.instant else {"start": int(now) - RANGE, "end": int(now) + 1}
+            url = f"{engine(lab, 'loki')['url']}/loki/api/v1/{path}?{urlencode(arguments)}"
+            answer = get(url, headers={"X-Scope-OrgID": tenants[source]})
+            assert answer.status == 200, (text, answer.body)
+            return bool(answer.json["data"]["result"])
+
+        wait_for(found, timeout=30, say=f"{query.panel}: {text}")

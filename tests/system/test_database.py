@@ -1,0 +1,247 @@
+"""The die-service and a PostgreSQL that goes away, hangs, is full, and comes back."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from typing import Any
+
+import psycopg2
+import pytest
+
+from tests.support.labs import Held, Lab, get, wait_for
+
+
+@contextmanager
+def connection(lab: Lab) -> Iterator[Any]:
+    database = psycopg2.connect(lab.state["postgres"]["url"])
+    try:
+        with database.cursor() as cursor:
+            yield cursor
+    finally:
+        with suppress(psycopg2.Error):
+            database.close()
+
+
+@contextmanager
+def closing_event(event: threading.Event) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        event.set()
+
+
+def ready(lab: Lab, service: str = "die-service") -> bool:
+    return get(lab.url(service) + "/readyz").status == 200
+
+
+def pool(lab: Lab) -> tuple[float, float]:
+    return (
+        lab.value("die-service", "database_connection_pool_size"),
+        lab.value("die-service", "database_connection_pool_available"),
+    )
+
+
+@pytest.fixture
+def lab(own_lab: Callable[..., Lab]) -> Lab:
+    return own_lab(5, roll_delay=0, DB_POOL_SIZE="4", DB_QUERY_TIMEOUT="0.6", DB_POOL_TIMEOUT="0.3")
+
+
+def test_loss_and_return_under_traffic(lab: Lab) -> None:
+    before = {service: lab.pid(service) for service in lab.services}
+    answers: list[tuple[float, int, float, str | None]] = []
+    stop = threading.Event()
+
+    def traffic() -> None:
+        while not stop.is_set():
+            started = time.monotonic()
+            answer = get(f"{lab.front}/roll?die=fair")
+            answers.append((started, answer.status, time.monotonic() - started, answer.headers.get("Retry-After")))
+            time.sleep(0.02)
+
+    with ThreadPoolExecutor(4) as users, closing_event(stop):
+        for _ in range(4):
+            users.submit(traffic)
+        wait_for(lambda: len(answers) > 20)
+        postgres = Held(lab, "postgres")
+        wait_for(lambda: not ready(lab))
+        gone = time.monotonic()
+        assert not ready(lab, "dice-roller")
+        assert not ready(lab, "frontend")
+        assert get(lab.url("die-service") + "/healthz").status == 200
+        assert pool(lab) == (0, 0)
+        wait_for(lambda: sum(1 for started, *_ in answers if started > gone) > 40)
+        postgres.close()
+        back = time.monotonic()
+        wait_for(lambda: any(status == 200 and started > back for started, status, _, _ in answers))
+        first_good = min(started for started, status, _, _ in answers if status == 200 and started > back)
+        wait_for(lambda: ready(lab, "frontend"))
+        settled = time.monotonic()
+        wait_for(lambda: sum(1 for started, *_ in answers if started > settled) > 20)
+
+    statuses = Counter(status for _, status, _, _ in answers)
+    assert set(statuses) == {200, 503}
+    assert all(retry for _, status, _, retry in answers if status == 503)
+    assert all(seconds < 1.0 for _, status, seconds, _ in answers if status == 503)
+    assert {status for started, status, *_ in answers if gone < started < back} == {503}
+    assert {status for started, status, *_ in answers if started > settled} == {200}
+    assert first_good - back < 2.0
+    assert {service: lab.pid(service) for service in lab.services} == before
+    assert all(os.path.exists(f"/proc/{pid}") for pid in before.values())
+    wait_for(lambda: pool(lab) == (4, 4))
+    lab.settle("die-service")
+    said = Counter((line["level"], line["message"]) for line in lab.logs("die-service"))
+    assert said["INFO", "Database connected"] == 2
+    assert said["ERROR", "Database connection failed"] >= 1
+    assert said["ERROR", "Query failed"] >= 1
+
+
+def test_a_broken_pooled_connection_is_never_handed_out(lab: Lab) -> None:
+    assert get(f"{lab.front}/roll?die=fair").status == 200
+    with connection(lab) as cursor:
+        for _ in range(3):
+            # All but the one that watches: without it the database counts as gone for a moment, which is a 503.
+            cursor.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+                " WHERE pid <> pg_backend_pid() AND datname = current_database() AND query <> 'SELECT 1'"
+            )
+            assert cursor.rowcount >= 4
+            # The very next requests find new connections, whether the service has noticed yet or not.
+            assert [get(f"{lab.front}/roll?die=fair").status for _ in range(6)] == [200] * 6
+    wait_for(lambda: pool(lab) == (4, 4))
+
+
+def test_who_asks_alone_keeps_to_the_connections_used_last(lab: Lab) -> None:
+    def last_used() -> dict[int, Any]:
+        cursor.execute(
+            "SELECT pid, state_change FROM pg_stat_activity"
+            " WHERE pid <> pg_backend_pid() AND datname = current_database() AND query <> 'SELECT 1'"
+        )
+        return dict(cursor.fetchall())
+
+    with connection(lab) as cursor:
+        cursor.connection.autocommit = True  # a transaction would see the activity of its beginning only
+        before = last_used()
+        assert len(before) == 4
+        assert {get(lab.url("die-service") + "/dice?identifier=fair").status for _ in range(8)} == {200}
+        # One; another each second, when they are looked over.
+        assert 1 <= len(set(last_used().items()) - set(before.items())) < 4
+
+
+def test_broken_connections_are_replaced_though_nobody_asks(lab: Lab) -> None:
+    def pooled() -> set[int]:
+        cursor.execute(
+            "SELECT pid FROM pg_stat_activity"
+            " WHERE pid <> pg_backend_pid() AND datname = current_database() AND query <> 'SELECT 1'"
+        )
+        return {pid for (pid,) in cursor.fetchall()}
+
+    wait_for(lambda: pool(lab) == (4, 4))
+    with connection(lab) as cursor:
+        cursor.connection.autocommit = True  # a transaction would see the activity of its beginning only
+        before = pooled()
+        assert len(before) == 4
+        cursor.execute("SELECT pg_terminate_backend(pid) FROM unnest(%s) AS pid", (list(before),))
+        wait_for(lambda: len(pooled() - before) == 4)
+        assert pool(lab) == (4, 4)
+
+
+def test_a_slow_query_is_cancelled_and_a_full_pool_is_said(lab: Lab) -> None:
+    with connection(lab) as cursor:
+        cursor.execute("LOCK TABLE dice IN ACCESS EXCLUSIVE MODE")
+        started = time.monotonic()
+        with ThreadPoolExecutor(12) as users:
+            asked = [users.submit(get, lab.url("die-service") + "/dice?identifier=fair") for _ in range(12)]
+            wait_for(lambda: pool(lab) == (4, 0))
+            answers = [answer.result() for answer in asked]
+        assert time.monotonic() - started < 2.5
+        statuses = Counter(answer.status for answer in answers)
+        assert statuses[504] >= 4
+        assert statuses[503] >= 1
+        assert set(statuses) == {503, 504}
+        assert all("Retry-After" in answer.headers for answer in answers if answer.status == 503)
+        slow = next(answer for answer in answers if answer.status == 504)
+        select = next(span for span in lab.trace(slow.trace_id, 2) if span.name == "SELECT")
+        assert select.failed
+        assert "exception" in select.events
+        # Nothing runs on in the database for clients that have been answered.
+        with connection(lab) as other:
+            other.connection.autocommit = True  # a transaction would see the activity of its beginning only
+
+            def waiting() -> bool:
+                other.execute(
+                    "SELECT count(*) FROM pg_stat_activity WHERE state = 'active'"
+                    " AND query LIKE 'SELECT identifier%' AND pid <> pg_backend_pid()"
+                )
+                return bool(other.fetchone()[0] == 0)
+
+            wait_for(waiting, timeout=3)
+        assert get(f"{lab.front}/roll?die=fair").status in (503, 504)
+        assert ready(lab)
+    wait_for(lambda: get(f"{lab.front}/roll?die=fair").status == 200)
+    wait_for(lambda: pool(lab) == (4, 4))
+    lab.settle("die-service")
+    said = Counter((line["level"], line["message"]) for line in lab.logs("die-service"))
+    assert said["WARNING", "Connection pool exhausted"] == statuses[503] + (
+        lab.value("dice-roller", "die_service_requests_total", status="503")
+    )
+    assert said["ERROR", "Query failed"] >= statuses[504]
+
+
+def test_a_frozen_database_is_noticed_and_refused_at_once(lab: Lab) -> None:
+    assert get(f"{lab.front}/roll?die=fair").status == 200
+    servers = [lab.state["postgres"]["pid"], *children(lab.state["postgres"]["pid"])]
+    for pid in servers:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        wait_for(lambda: not ready(lab), timeout=8)
+        started = time.monotonic()
+        assert get(f"{lab.front}/roll?die=fair").status == 503
+        assert time.monotonic() - started < 1
+    finally:
+        for pid in servers:
+            os.kill(pid, signal.SIGCONT)
+    wait_for(lambda: get(f"{lab.front}/roll?die=fair").status == 200)
+
+
+def children(parent: int) -> list[int]:
+    with open(f"/proc/{parent}/task/{parent}/children") as file:
+        return [int(pid) for pid in file.read().split()]
+
+
+def test_a_query_that_the_database_refuses_is_an_error_that_counts(lab: Lab) -> None:
+    with connection(lab) as cursor:
+        cursor.execute("ALTER TABLE dice RENAME TO hidden")
+        cursor.connection.commit()
+        answer = get(f"{lab.front}/roll?die=fair")
+        assert answer.status == 503
+        assert "Retry-After" in answer.headers
+        assert lab.value("die-service", "database_queries_total", query_type="get", result="error") == 1
+        assert pool(lab) == (4, 4)
+        cursor.execute("ALTER TABLE hidden RENAME TO dice")
+        cursor.connection.commit()
+    assert get(f"{lab.front}/roll?die=fair").status == 200
+    lab.settle("die-service")
+    (failed,) = [line for line in lab.logs("die-service") if line["message"] == "Query failed"]
+    assert failed["trace_id"] == answer.trace_id
+    assert failed["db_query_type"] == "get"
+
+
+def test_seed_keeps_what_is_there(lab: Lab) -> None:
+    with connection(lab) as cursor:
+        cursor.execute("UPDATE dice SET faces = '{9}' WHERE identifier = 'fair'")
+        cursor.execute("INSERT INTO dice VALUES ('coin', '{0,1}', 0)")
+        cursor.connection.commit()
+    assert get(f"{lab.front}/roll?die=fair").json == {"roll": 9}
+    Held(lab, "postgres").close()
+    wait_for(lambda: sum(line["message"] == "Database connected" for line in lab.logs("die-service")) == 2)
+    wait_for(lambda: ready(lab))
+    assert get(lab.url("die-service") + "/dice").json == {"identifiers": ["coin", "extreme", "fair", "risky"]}
+    assert get(f"{lab.front}/roll?die=fair").json == {"roll": 9}
+    assert lab.value("die-service", "die_specifications_loaded") == 4

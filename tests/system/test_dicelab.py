@@ -1,0 +1,301 @@
+"""The command: what it starts, what it says, and that it leaves nothing behind."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from lab.supervise import stages
+from lab.supervise.processes import Process
+from lab.supervise.rundir import RotatingFile
+from lab.supervise.tail import render
+from tests.support.labs import Lab, dicelab, free_base_port, get, processes_of, wait_for
+
+
+def finished(process: subprocess.Popen[bytes], timeout: float = 60) -> tuple[int, str]:
+    output, _ = process.communicate(timeout=timeout)
+    return process.returncode, output.decode()
+
+
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_everything_stops_with_it(own_lab: Callable[..., Lab], stop: int) -> None:
+    lab = own_lab(5)
+    run_dir = lab.run_dir
+    assert len(processes_of(run_dir)) >= 5  # the command, three services, PostgreSQL and its workers
+    assert get(f"{lab.front}/roll?die=fair").status == 200
+    assert lab.stop(stop) == 0
+    assert processes_of(run_dir) == []
+    assert not (run_dir / "state.json").exists()
+    for service in lab.services:
+        assert all(json.loads(line) for line in lab.log_lines(service))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="scheduling policies are Linux's")
+def test_nobody_who_is_woken_interrupts_who_is_at_work(stage_lab: Callable[[int], Lab]) -> None:
+    lab = stage_lab(5)
+    threads = [
+        int(thread.name)
+        for process in (lab.state["postgres"], *lab.state["services"])
+        for thread in Path(f"/proc/{process['pid']}/task").iterdir()
+    ]
+    assert len(threads) > 4  # those that write lines and spans among them
+    assert {os.sched_getscheduler(thread) for thread in threads} == {os.SCHED_BATCH}
+
+
+async def test_a_child_that_outlives_its_process_does_not_hide_its_end(tmp_path: Path) -> None:
+    leaves_a_child = "import subprocess; print('done', flush=True); subprocess.Popen(['sleep', '60']); exit(3)"
+    told: list[bytes] = []
+    process = await Process.start(
+        "parent",
+        [sys.executable, "-c", leaves_a_child],
+        os.environ,
+        tmp_path / "stdout",
+        tmp_path / "stderr",
+        lambda _, lines: told.extend(lines),
+    )
+    try:
+        assert await asyncio.wait_for(process.ended(), 30) == 3
+        assert not process.running
+        await process.stop()
+        assert told == [b"done"]
+        assert (tmp_path / "stdout").read_bytes() == b"done\n"
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+
+
+SHORT_OF_DESCRIPTORS = """if True:
+    import asyncio, os, resource
+    from pathlib import Path
+    from lab.processes import Process
+
+    def open_now():
+        return len(os.listdir("/proc/self/fd"))
+
+    async def start():
+        process = await Process.start(
+            "true", ["true"], os.environ, Path("/dev/null"), Path("/dev/null"), lambda *_: None
+        )
+        await process.ended()
+
+    async def main():
+        await start()
+        before, limits, failed = open_now(), resource.getrlimit(resource.RLIMIT_NOFILE), 0
+        for more in range(12):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (before - 1 + more, limits[1]))
+            try:
+                await start()
+            except OSError:
+                failed += 1
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+            await asyncio.sleep(0)  # transports close in the loop's next round
+            assert open_now() == before, (more, before, open_now())
+        assert 3 < failed < 12, failed
+
+    asyncio.run(main())
+"""
+
+
+def test_a_process_that_cannot_be_started_leaves_no_descriptor_open() -> None:
+    result = subprocess.run(
+        [sys.executable, "-c", SHORT_OF_DESCRIPTORS], check=False, capture_output=True, text=True, timeout=60
+    )
+    assert result.returncode == 0, result.stderr
+
+
+def test_detach_status_and_down(tmp_path: Path) -> None:
+    run_dir, base = tmp_path / "run", str(free_base_port())
+    code, output = finished(
+        dicelab("up", "--stage", "2", "--detach", "--base-port", base, "--run-dir", run_dir, "--roll-delay", "0")
+    )
+    try:
+        assert code == 0, output
+        assert f"http://127.0.0.1:{base}" in output
+        state = json.loads((run_dir / "state.json").read_text())
+        assert state["stage"] == 2
+        assert [service["name"] for service in state["services"]] == ["dice-roller", "frontend"]
+        assert "postgres" not in state
+        assert get(f"http://127.0.0.1:{int(base) + 2}/roll?die=fair").status == 200
+        code, output = finished(dicelab("status", "--run-dir", run_dir))
+        assert code == 0
+        assert output.count("ready") == 2
+        os.kill(state["services"][0]["pid"], signal.SIGKILL)
+        wait_for(lambda: "dice-roller ended with signal SIGKILL" in (run_dir / "dicelab.log").read_text())
+        assert "Dice roller started" in (run_dir / "dicelab.log").read_text()
+        wait_for(lambda: "dice-roller is started again, as process" in (run_dir / "dicelab.log").read_text())
+        wait_for(lambda: finished(dicelab("status", "--run-dir", run_dir))[0] == 0)
+        code, output = finished(dicelab("status", "--run-dir", run_dir))
+        assert "started again 1x" in output
+        again = json.loads((run_dir / "state.json").read_text())["services"][0]
+        assert again["pid"] != state["services"][0]["pid"]
+        os.kill(again["pid"], signal.SIGSTOP)
+        try:
+            code, output = finished(dicelab("status", "--run-dir", run_dir))
+        finally:
+            os.kill(again["pid"], signal.SIGCONT)
+        assert code == 1
+        assert "does not answer" in output
+    finally:
+        code, output = finished(dicelab("down", "--run-dir", run_dir))
+    assert code == 0
+    assert processes_of(run_dir) == []
+    assert finished(dicelab("status", "--run-dir", run_dir))[0] == 3
+    assert finished(dicelab("down", "--run-dir", run_dir))[0] == 0
+
+
+def one_line(code: int, output: str) -> str:
+    assert code == 1
+    (line,) = output.splitlines()
+    assert line.startswith("dicelab: ")
+    return line
+
+
+@pytest.mark.parametrize("detach", [(), ("--detach",)])
+def test_what_is_in_the_way_is_said_before_anything_starts(tmp_path: Path, detach: tuple[str, ...]) -> None:
+    base = free_base_port()
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", base + 2))
+        taken.listen()
+        line = one_line(*finished(dicelab("up", "--base-port", str(base), "--run-dir", tmp_path / "run", *detach)))
+    assert str(base + 2) in line
+    assert "frontend" in line
+    assert not (tmp_path / "run" / "postgres").exists()
+    assert "stage 7" in one_line(*finished(dicelab("up", "--stage", "7", "--run-dir", tmp_path / "run", *detach)))
+    (tmp_path / "file").write_text("")
+    assert "file" in one_line(*finished(dicelab("up", "--run-dir", tmp_path / "file" / "run", *detach)))
+
+
+def test_a_run_dir_in_use(own_lab: Callable[..., Lab]) -> None:
+    lab = own_lab(1)
+    line = one_line(*finished(dicelab("up", "--stage", "1", "--run-dir", lab.run_dir)))
+    assert str(lab.process.pid) in line
+    assert get(f"{lab.front}/roll?die=fair").status == 200
+    assert (lab.run_dir / "state.json").exists()
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--roll-delay", "-1"], ["--base-port", "99999"], ["--stage", "x"], ["--det"], ["--engine"]]
+)
+def test_wrong_usage(tmp_path: Path, arguments: list[str]) -> None:
+    code, output = finished(dicelab("up", *arguments, "--run-dir", tmp_path / "run"))
+    assert code == 2
+    assert arguments[0] in output
+
+
+def test_a_bad_setting_is_reported_at_once_with_the_services_words(tmp_path: Path) -> None:
+    started = time.monotonic()
+    process = dicelab(
+        "up", "--stage", "1", "--run-dir", tmp_path / "run", "--base-port", str(free_base_port()), MAX_ROLLS="no"
+    )
+    code, output = finished(process)
+    assert code == 1
+    assert "MAX_ROLLS='no': must be a whole number" in output
+    assert "dice-roller ended with status 2" in output
+    assert time.monotonic() - started < 15
+    assert processes_of(tmp_path / "run") == []
+
+
+def test_services_do_not_outlive_a_killed_supervisor(own_lab: Callable[..., Lab]) -> None:
+    lab = own_lab(1)
+    lab.process.kill()
+    lab.process.wait()
+    wait_for(lambda: not processes_of(lab.run_dir))
+    again = dicelab("up", "--stage", "1", "--detach", "--run-dir", lab.run_dir, "--base-port", str(free_base_port()))
+    assert finished(again)[0] == 0
+    assert finished(dicelab("down", "--run-dir", lab.run_dir))[0] == 0
+
+
+def test_a_database_left_behind_is_stopped_by_down(own_lab: Callable[..., Lab]) -> None:
+    lab = own_lab(5)
+    lab.process.kill()
+    lab.process.wait()
+    postgres = lab.state["postgres"]["pid"]
+    assert Path(f"/proc/{postgres}").exists()
+    code, output = finished(dicelab("down", "--run-dir", lab.run_dir))
+    assert code == 0
+    assert "database" in output
+    wait_for(lambda: not running(postgres))
+
+
+@pytest.mark.parametrize("name", ["with a space & more é", "x" * 120])
+def test_run_dirs_of_any_name(tmp_path: Path, name: str) -> None:
+    run_dir, base = tmp_path / name, free_base_port()
+    up = dicelab("up", "--stage", "5", "--detach", "--base-port", str(base), "--run-dir", run_dir, "--roll-delay", "0")
+    try:
+        assert finished(up)[0] == 0
+        assert get(f"http://127.0.0.1:{base + 2}/roll?die=fair").status == 200
+    finally:
+        assert finished(dicelab("down", "--run-dir", run_dir))[0] == 0
+    assert processes_of(run_dir) == []
+
+
+def running(pid: int) -> bool:
+    """Whether a process runs; one that has ended and waits to be reaped does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+@pytest.mark.parametrize("moment", ["initdb", "postmaster.pid"])
+def test_interrupted_while_the_database_starts(tmp_path: Path, moment: str) -> None:
+    run_dir = tmp_path / "run"
+    process = dicelab("up", "--no-tail", "--run-dir", run_dir, "--base-port", str(free_base_port()))
+    wait_for((run_dir / "postgres" / ("PG_VERSION" if moment == "initdb" else moment)).exists)
+    process.send_signal(signal.SIGINT)
+    assert finished(process)[0] == 0
+    assert processes_of(run_dir) == []
+
+
+def test_an_external_database(own_lab: Callable[..., Lab], stage_lab: Callable[[int], Lab]) -> None:
+    url = stage_lab(5).state["postgres"]["url"]
+    lab = own_lab(5, DATABASE_URL=url)
+    assert lab.state["postgres"] == {"url": url, "pid": None}
+    assert not (lab.run_dir / "postgres").exists()
+    assert get(f"{lab.front}/roll?die=fair").status == 200
+    assert lab.stop() == 0
+    assert get(f"{stage_lab(5).front}/roll?die=fair").status == 200  # not ours to stop
+
+
+def test_log_files_rotate_at_whole_lines(tmp_path: Path) -> None:
+    file = RotatingFile(tmp_path / "service.jsonl", max_bytes=1000, backups=2)
+    for number in range(100):
+        file.write(b'{"number": %d}\n' % number * 3)
+    file.close()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["service.jsonl", "service.jsonl.1", "service.jsonl.2"]
+    for path in tmp_path.iterdir():
+        assert path.stat().st_size <= 1000
+        assert all(json.loads(line) for line in path.read_text().splitlines())
+    assert (tmp_path / "service.jsonl").read_text().endswith('{"number": 99}\n')
+
+
+def test_the_tail_is_readable_and_cannot_be_made_to_steer_the_terminal() -> None:
+    line = json.dumps(
+        {
+            "timestamp": "2026-01-02T03:04:05.678Z",
+            "level": "ERROR",
+            "message": "Roll \x1b[2Jfailed",
+            "logger": "dice-roller",
+            "trace_id": "ab" * 16,
+            "span_id": "cd" * 8,
+            "die_type": "ris\x07ky",
+        }
+    )
+    assert render("dice-roller", line.encode()).plain == (
+        "03:04:05.678 dice-roller ERROR    Roll \\x1b[2Jfailed die_type=ris\\x07ky trace=abababab"
+    )
+    assert render("dice-roller", b"\x1b[31mnot json").plain.endswith("\\x1b[31mnot json")
+
+
+def test_each_stage_file_is_complete() -> None:
+    names = [set(stages.load(number).variables) - {"DICE_STORE", "OTEL_PROPAGATORS"} for number in stages.STAGES]
+    assert all(variables == names[0] for variables in names)

@@ -1,0 +1,60 @@
+"""README and docs hold what the code has: settings, metrics, fields, files and commands."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from lab.cli import _parser
+from tests.support import matrix
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text()
+TELEMETRY = (ROOT / "docs" / "telemetry.md").read_text()
+ROOMS = ("roller", "dieservice", "frontend", "web")
+
+
+def variables_read() -> set[str]:
+    """Every environment variable that a service's settings name."""
+    call = re.compile(r"env\.(?:text|choice|flag|integer|number|optional_integer|optional_url|url)\(\s*\"([A-Z_]+)\"")
+    return {name for room in ROOMS for path in (ROOT / room).glob("*.py") for name in call.findall(path.read_text())}
+
+
+def test_readme_lists_exactly_the_settings_there_are() -> None:
+    table = README.split("## Settings")[1].split("## ")[0]
+    rows = [line.split("|")[1] for line in table.splitlines() if line.startswith("| `")]
+    documented = {name for row in rows for name in re.findall(r"`([A-Z_]+)`", row)}
+    assert documented == variables_read()
+
+
+@pytest.mark.parametrize(("stage", "service", "name"), [row[:3] for row in matrix.METRICS])
+def test_metrics_are_documented_with_their_stage_and_labels(stage: int, service: str, name: str) -> None:
+    kind, labels = next(row[3:] for row in matrix.METRICS if row[2] == name)
+    shown = f"{name}_total" if kind == "counter" else name
+    (row,) = [line for line in TELEMETRY.splitlines() if line.startswith(f"| {stage} | {service} | `{shown}` |")]
+    assert set(re.findall(r"`(\w+)`", row.split("|")[4])) == labels
+
+
+@pytest.mark.parametrize(("stage", "name"), [row[:2] for row in matrix.LOG_FIELDS])
+def test_log_fields_are_documented_with_their_stage(stage: int, name: str) -> None:
+    assert f"\n| {stage} | `{name}` |" in TELEMETRY
+
+
+def test_every_option_of_the_command_is_in_the_readme() -> None:
+    commands = _parser()._subparsers._group_actions[0].choices  # type: ignore[union-attr]
+    for name, parser in commands.items():  # type: ignore[union-attr]
+        assert f"dicelab {name}" in README
+        for action in parser._actions:
+            for option in action.option_strings:
+                if option not in ("-h", "--help", "--no-tail"):
+                    assert option in README, option
+
+
+def test_files_and_targets_that_the_readme_names_are_there() -> None:
+    for path in re.findall(r"\]\((?!http)([\w./-]+)\)", README + TELEMETRY):
+        assert (ROOT / path).exists(), path
+    makefile = (ROOT / "Makefile").read_text()
+    for target in re.findall(r"`?make ([a-z]+)", README):
+        assert target == "and" or f"\n{target}:" in makefile

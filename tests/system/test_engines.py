@@ -1,0 +1,363 @@
+"""The engines beside the services: the real ones, with the configuration that is shipped."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import socket
+import subprocess
+import time
+from collections import Counter
+from collections.abc import Callable
+from functools import partial
+from http.cookiejar import CookieJar
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlencode
+from urllib.request import HTTPCookieProcessor, ProxyHandler, build_opener
+
+import pytest
+
+from lab.supervise import engines, stages
+from tests.support.labs import Lab, dicelab, free_base_port, get, wait_for
+
+ENGINES = [engine.name for engine in engines.ENGINES]
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    from tests.support import labs
+
+    lab = labs.start(tmp_path_factory.mktemp("engines") / "run", 6, "--engines", roll_delay=0)
+    yield lab
+    lab.stop()
+
+
+def engine_url(lab: Lab, name: str) -> str:
+    return next(str(entry["url"]) for entry in lab.state["engines"] if entry["name"] == name)
+
+
+def query(lab: Lab, expression: str) -> list[dict[str, Any]]:
+    url = f"{engine_url(lab, 'prometheus')}/api/v1/query?{urlencode({'query': expression})}"
+    answer = get(url).json
+    assert answer["status"] == "success"
+    result: list[dict[str, Any]] = answer["data"]["result"]
+    return result
+
+
+def running(lab: Lab, name: str) -> bool:
+    return any(entry["name"] == name for entry in lab.state["engines"])
+
+
+def test_every_engine_that_is_on_path_runs(lab: Lab) -> None:
+    on_path = {engine.name for engine in engines.ENGINES if engine.find()}
+    on_path -= {name for name, other in engines.NEEDS.items() if other not in on_path}
+    assert {entry["name"] for entry in lab.state["engines"]} == on_path
+    assert {"prometheus", "postgres-exporter"} <= on_path
+    output = lab.run_dir.with_name("run.out").read_text()
+    for engine in engines.ENGINES:
+        missing = engine.name not in on_path and engines.NEEDS.get(engine.name) not in set(ENGINES) - on_path
+        assert (f"{engine.name} is not on PATH: {engine.without}" in output) is missing
+
+
+def test_prometheus_scrapes_every_job(lab: Lab) -> None:
+    jobs = {*lab.services, *(entry["name"] for entry in lab.state["engines"])}
+
+    def all_up() -> bool:
+        up = {row["metric"]["job"]: row["value"][1] for row in query(lab, "up")}
+        return up == dict.fromkeys(jobs, "1")
+
+    wait_for(all_up, timeout=40)
+    for name in ("pg_stat_database_numbackends", "pg_stat_activity_count", "pg_database_size_bytes"):
+        wait_for(partial(query, lab, name), say=name)
+    (size,) = query(lab, 'pg_database_size_bytes{datname="dice"}')
+    assert float(size["value"][1]) > 1_000_000
+
+
+def test_what_prometheus_has_is_what_was_rolled(lab: Lab) -> None:
+    for _ in range(20):
+        assert get(f"{lab.front}/roll?die=fair").status == 200
+    rolled = lab.value("dice-roller", "dice_rolls_total", die_type="fair")
+    wait_for(lambda: query(lab, f'sum(dice_rolls_total{{job="dice-roller",die_type="fair"}}) == {rolled}'))
+
+
+def test_exemplars_are_stored_and_lead_to_traces(lab: Lab) -> None:
+    trace_id = get(f"{lab.front}/roll?die=fair").trace_id
+    now = time.time()
+    arguments = urlencode({"query": "http_request_duration_seconds_bucket", "start": now - 60, "end": now + 60})
+
+    def found() -> bool:
+        answer = get(f"{engine_url(lab, 'prometheus')}/api/v1/query_exemplars?{arguments}").json
+        return trace_id in {row["labels"]["trace_id"] for series in answer["data"] for row in series["exemplars"]}
+
+    # The newest observation of a bucket is its exemplar, and this was the last request.
+    wait_for(found, timeout=30)
+    if not running(lab, "tempo"):
+        lab.trace(trace_id, count=7)
+
+
+@pytest.mark.engines("tempo")
+def test_a_roll_is_whole_in_tempo_and_in_the_service_graph(lab: Lab) -> None:
+    trace_id = get(f"{lab.front}/roll?die=fair").trace_id
+    tempo = engine_url(lab, "tempo")
+    expected = {
+        *(("frontend", name) for name in ("HTTP GET", "button click", "GET")),
+        *(("dice-roller", name) for name in ("GET /roll", "GET")),
+        *(("die-service", name) for name in ("GET /dice", "SELECT")),
+    }
+
+    def whole() -> bool:
+        answer = get(f"{tempo}/api/v2/traces/{trace_id}", headers={"Accept": "application/json"})
+        if answer.status != 200:
+            return False
+        found = set()
+        for resource in answer.json["trace"].get("resourceSpans", []):
+            attributes = {entry["key"]: entry["value"] for entry in resource["resource"]["attributes"]}
+            service = attributes["service.name"]["stringValue"]
+            found |= {(service, span["name"]) for scope in resource["scopeSpans"] for span in scope["spans"]}
+        return found == expected
+
+    wait_for(whole, timeout=30)
+    assert not any(path.stat().st_size for path in (lab.run_dir / "traces").iterdir())
+    pairs = {("frontend", "dice-roller"), ("dice-roller", "die-service")}
+
+    def graph() -> bool:
+        rows = query(lab, "traces_service_graph_request_total")
+        return pairs <= {(row["metric"]["client"], row["metric"]["server"]) for row in rows}
+
+    wait_for(graph, timeout=60)
+
+
+def in_loki(lab: Lab, tenant: str, expression: str) -> list[tuple[dict[str, str], str]]:
+    """Labels (structured metadata among them) and text of the lines that a LogQL query finds, the oldest first."""
+    arguments = urlencode(
+        {"query": expression, "limit": 5000, "start": int(time.time() - 3600), "direction": "forward"}
+    )
+    url = f"{engine_url(lab, 'loki')}/loki/api/v1/query_range?{arguments}"
+    streams = get(url, headers={"X-Scope-OrgID": tenant}).json["data"]["result"]
+    lines = [(int(time), stream["stream"], line) for stream in streams for time, line in stream["values"]]
+    return [(labels, line) for _, labels, line in sorted(lines, key=lambda row: row[0])]
+
+
+@pytest.mark.engines("loki", "alloy")
+def test_lines_reach_loki_each_once_and_usage_apart(lab: Lab) -> None:
+    user = build_opener(ProxyHandler({}), HTTPCookieProcessor(CookieJar()))
+    user.open(f"{lab.front}/sign-in", data=urlencode({"name": "alice"}).encode())
+    for _ in range(50):
+        user.open(f"{lab.front}/roll?die=fair").read()
+    lab.settle()
+    for service in lab.services:
+        written = Counter(line for line in lab.log_lines(service))
+        usage = Counter({line: count for line, count in written.items() if json.loads(line).get("usage") is True})
+        for tenant, expected in (("usage", usage), ("operations", written - usage)):
+            query = f'{{service_name="{service}"}}'
+            wait_for(
+                lambda query=query, tenant=tenant, expected=expected: (  # type: ignore[misc]
+                    Counter(line for _, line in in_loki(lab, tenant, query)) & expected == expected
+                ),
+                say=f"{tenant} {service}",
+            )
+            # Nothing twice, and nothing of the other tenant's.
+            found = Counter(line for _, line in in_loki(lab, tenant, query))
+            assert not found - Counter(line for line in lab.log_lines(service))
+            assert not found & (written - expected)
+        # The page asks for both at once.
+        assert Counter(line for _, line in in_loki(lab, "operations|usage", query)) & written == written
+        assert (service == "frontend") == bool(usage)
+
+
+@pytest.mark.engines("loki", "alloy")
+def test_labels_are_few_and_the_trace_id_is_no_label(lab: Lab) -> None:
+    trace_id = get(f"{lab.front}/roll?die=fair").trace_id
+    query = f'{{service_name=~".+"}} | trace_id="{trace_id}"'
+    wait_for(lambda: {labels["service_name"] for labels, _ in in_loki(lab, "operations", query)} == set(lab.services))
+    for labels, line in in_loki(lab, "operations", query):
+        document = json.loads(line)
+        assert labels == {
+            "service_name": document["logger"],
+            "level": document["level"],
+            "trace_id": document["trace_id"],
+            "span_id": document["span_id"],
+        }
+    url = f"{engine_url(lab, 'loki')}/loki/api/v1/labels"
+    assert get(url, headers={"X-Scope-OrgID": "operations"}).json["data"] == ["level", "service_name"]
+    newest = in_loki(lab, "operations", query)[-1][1]
+    assert json.loads(newest)["message"] == "GET /roll?die=fair 200"  # in the order of their own timestamps
+
+
+@pytest.mark.engines("loki", "alloy")
+def test_malformed_lines_are_kept_and_marked(lab: Lab) -> None:
+    """What a process prints past its logging, a crash for example."""
+    mark = "malformed-by-the-test"
+    now = time.strftime("%Y-%m-%dT%H:%M:%S.000Z", time.gmtime())
+    known = {"timestamp": now, "logger": "die-service", "message": mark}
+    malformed = [
+        f"Traceback {mark}",
+        f'["{mark}"]',
+        f'"{mark}"',
+        f'{{"message": "{mark}"}}',
+        f"{{{mark}",
+        f"{mark}\t\\",
+    ]
+    odd_level = json.dumps({**known, "level": "TRACE"})
+    odd_usage = json.dumps({**known, "level": "INFO", "usage": "true"})
+    odd_time = json.dumps({**known, "level": "INFO", "timestamp": "yesterday"})
+    long = mark + "x" * 2_000_000
+    with open(lab.run_dir / "logs" / "die-service.jsonl", "a") as file:
+        file.write("".join(line + "\n" for line in (*malformed, odd_level, odd_usage, odd_time, long)))
+
+    query = f'{{service_name=~".+"}} |= "{mark}"'
+    wait_for(lambda: len(in_loki(lab, "operations", query)) == len(malformed) + 4)
+    lines = {line: labels for labels, line in in_loki(lab, "operations", query)}
+    service = {"service_name": "die-service"}
+    for line in malformed:
+        assert lines[line] == {**service, "level": "unknown", "malformed": "true"}
+    assert lines[odd_level] == {**service, "level": "unknown"}
+    assert lines[odd_usage] == {**service, "level": "INFO"}  # only the JSON boolean is a usage event
+    assert lines[odd_time] == {**service, "level": "INFO"}
+    assert any(line == long[: 1024 * 1024] for line in lines)
+    assert not in_loki(lab, "usage", query)
+
+
+def listening(pid: int) -> set[str]:
+    """The addresses, in the kernel's hexadecimal, on which a process takes TCP connections."""
+    inodes = {os.readlink(link) for link in Path(f"/proc/{pid}/fd").iterdir() if link.is_symlink()}
+    return {
+        local.rpartition(":")[0]
+        for table in ("tcp", "tcp6")
+        for _, local, _, state, *rest in map(str.split, Path(f"/proc/net/{table}").read_text().splitlines()[1:])
+        if state == "0A" and f"socket:[{rest[5]}]" in inodes
+    }
+
+
+def test_engines_listen_on_loopback_only(lab: Lab) -> None:
+    loopback = {"0100007F", "0000000000000000FFFF00000100007F"}
+    for entry in lab.state["engines"]:
+        addresses = listening(entry["pid"])
+        assert addresses, entry["name"]
+        assert addresses <= loopback, entry["name"]
+
+
+@pytest.mark.engines("tempo", "loki")
+def test_engines_keep_their_data_in_the_run_dir(lab: Lab) -> None:
+    unused = {"tasks_disk_directory: /tmp/bloom-planner-queue"}  # of Loki's bloom filters, which are off
+    for engine, path in (("tempo", "/status/config"), ("loki", "/config")):
+        config = get(engine_url(lab, engine) + path, headers={"X-Scope-OrgID": "operations"}).body.decode()
+        paths = {line.strip() for line in config.splitlines() if re.search(r": /\w", line)} - unused
+        assert len(paths) > 5
+        assert {line for line in paths if f" {lab.run_dir}" not in line and f" {engines.COMPOSE}" not in line} == set()
+
+
+def test_shipped_configuration_is_what_prometheus_understands(lab: Lab) -> None:
+    config = lab.run_dir / "engines" / "prometheus" / "config" / "prometheus.yml"
+    assert config.read_bytes() == (engines.COMPOSE / "prometheus" / "prometheus.yml").read_bytes()
+    checked = subprocess.run(["promtool", "check", "config", config], check=False, capture_output=True, text=True)
+    assert checked.returncode == 0, checked.stdout + checked.stderr
+
+
+def test_engines_stop_with_the_lab(own_lab: Callable[..., Lab]) -> None:
+    lab = own_lab(1, "--engines")
+    assert not running(lab, "postgres-exporter")
+    pids = [entry["pid"] for entry in lab.state["engines"]]
+    assert pids
+    assert lab.stop() == 0
+    assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
+
+
+def test_a_taken_engine_port_is_said(tmp_path: Path) -> None:
+    base = free_base_port()
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", base + engines.FIRST_PORT))
+        taken.listen()
+        process = dicelab("up", "--engines", "--stage", "1", "--base-port", str(base), "--run-dir", tmp_path / "run")
+        output, _ = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert f"port {base + engines.FIRST_PORT}" in output.decode()
+    assert "prometheus" in output.decode()
+
+
+def test_without_any_engine_everything_still_runs(own_lab: Callable[..., Lab], tmp_path: Path) -> None:
+    lab = own_lab(2, "--engines", PATH=str(tmp_path))
+    assert lab.state["engines"] == []
+    assert get(f"{lab.front}/roll?die=fair").status == 200
+    output = lab.run_dir.with_name("run0.out").read_text()
+    assert "prometheus is not on PATH" in output
+    assert "tempo is not on PATH" in output
+
+
+def test_plan_depends_on_what_is_there(tmp_path: Path) -> None:
+    binaries = tmp_path / "bin"
+    binaries.mkdir()
+
+    def planned(stage: int) -> engines.Plan:
+        return engines.plan(stages.load(stage), 8000, tmp_path / "run", tmp_path / "logs", {"PATH": str(binaries)})
+
+    def add(name: str) -> None:
+        (binaries / name).write_text("#!/bin/sh\n")
+        (binaries / name).chmod(0o755)
+
+    assert planned(6).otlp_endpoint() is None
+    add("otelcol")
+    assert planned(6).found == ()  # a collector with nothing behind it is of no use
+    add("tempo")
+    assert planned(6).otlp_endpoint() == "http://127.0.0.1:8017"
+    assert planned(6).otlp_endpoint("grpc") == "http://127.0.0.1:8016"
+    (binaries / "otelcol").unlink()
+    assert planned(6).otlp_endpoint() == "http://127.0.0.1:8015"
+    assert planned(6).otlp_endpoint("grpc") == "http://127.0.0.1:8014"
+    add("prometheus-postgres-exporter")
+    assert [engine.name for engine, _ in planned(4).found] == ["tempo"]
+    assert [engine.name for engine, _ in planned(5).found] == ["tempo", "postgres-exporter"]
+    assert [engine.name for engine in planned(5).missing] == ["prometheus", "otel-collector", "loki", "grafana"]
+    add("alloy")
+    assert not planned(6).has("alloy")  # it would have nowhere to send lines
+    add("loki")
+    assert planned(6).has("alloy")
+    assert planned(5).variables("")["LOG_ROUTE"] == "all"
+    assert planned(6).variables("")["LOG_ROUTE"] == "usage"
+
+
+@pytest.mark.engines("alloy")
+@pytest.mark.parametrize("route", ["all", "usage"])
+@pytest.mark.parametrize("source", ["files", "containers"])
+def test_alloy_accepts_both_sources_with_both_routes(tmp_path: Path, source: str, route: str) -> None:
+    variables = engines.plan(stages.load(6), 8000, tmp_path, tmp_path).variables("")
+    variables |= {"LOG_ROUTE": route, "DOCKER_HOST": "unix:///var/run/docker.sock"}
+    checked = subprocess.run(
+        ["alloy", "validate", engines.ALLOY / f"{source}.alloy"],
+        env={**os.environ, **variables},
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    assert checked.returncode == 0, checked.stdout + checked.stderr
+
+
+@pytest.mark.engines("alloy")
+@pytest.mark.parametrize("file", sorted(engines.ALLOY.glob("*.alloy")), ids=lambda file: file.name)
+def test_alloy_files_are_formatted(file: Path) -> None:
+    assert subprocess.run(["alloy", "fmt", "--test", file], check=False, capture_output=True).returncode == 0
+
+
+# Configuration that reads the environment, and how it names variables.
+CONFIGURATIONS = [
+    *((engines.COMPOSE / engine / f"{engine}.yaml", r"\$\{([A-Z_]+)\}") for engine in ("tempo", "loki")),
+    (engines.ROOT / "otel" / "collector.yaml", r"\$\{env:([A-Z_]+)\}"),
+    (engines.GRAFANA / "grafana.ini", r"\$__env\{([A-Z_]+)\}"),
+    *((path, r"(?<!\$)\$([A-Z_]+)") for path in sorted(engines.GRAFANA.glob("provisioning/*/*.yml"))),
+    *((path, r"sys\.env\(\"([A-Z_]+)\"\)") for path in sorted(engines.ALLOY.glob("*.alloy"))),
+]
+# In containers alone.
+ELSEWHERE = {"DOCKER_HOST"}
+
+
+def test_every_variable_of_a_configuration_is_given(tmp_path: Path) -> None:
+    given = engines.plan(stages.load(6), 8000, tmp_path, tmp_path, {"PATH": ""}).variables("postgresql:///x")
+    named = set()
+    for file, pattern in CONFIGURATIONS:
+        here = set(re.findall(pattern, file.read_text()))
+        assert here <= given.keys() | ELSEWHERE, file
+        named |= here
+    assert {"TEMPO_PORT", "LOKI_DATA", "COLLECTOR_HOST", "LOG_ROUTE", "GRAFANA_DATA", "PROMETHEUS_URL"} <= named
+    assert "0.0.0.0" not in json.dumps(given)

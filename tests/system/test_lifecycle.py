@@ -1,0 +1,342 @@
+"""Starting and stopping services, clients that go away, and a collector that is not there."""
+
+from __future__ import annotations
+
+import asyncio
+import http.server
+import json
+import os
+import resource
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+from aiohttp import ClientSession, web
+from aiohttp.test_utils import TestServer
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+
+from tests.support.labs import Lab, clean_environ, get, parse_spans, wait_for
+from web.service import LastFirst
+
+
+def test_sigterm_lets_requests_finish_and_flushes(own_lab: Callable[..., Lab]) -> None:
+    lab = own_lab(5, roll_delay=1.0, OTEL_BSP_SCHEDULE_DELAY="60000")
+    results = []
+    users = [
+        threading.Thread(target=lambda: results.append(get(f"{lab.front}/roll-async?die=fair&times=5")))
+        for _ in range(8)
+    ]
+    for user in users:
+        user.start()
+    wait_for(lambda: lab.value("dice-roller", "async_rolls_in_progress") >= 10)
+    assert lab.stop() == 0
+    for user in users:
+        user.join()
+    assert [answer.status for answer in results] == [200] * 8
+    spans = lab.spans()
+    ids = {(span.trace_id, span.span_id) for span in spans}
+    assert all(not span.parent_id or (span.trace_id, span.parent_id) in ids for span in spans)
+    for answer in results:
+        # frontend 3; roller: server, question, its call, batch, 5 rolls; die-service 1, SELECT 1
+        assert len([span for span in spans if span.trace_id == answer.trace_id]) == 14
+        lines = [line for line in lab.logs() if line.get("trace_id") == answer.trace_id]
+        assert {line["http_status"] for line in lines if "http_status" in line} == {200}
+        assert len([line for line in lines if "http_status" in line]) == 3
+
+
+def test_who_comes_in_a_crowd_finds_a_place_to_wait(own_lab: Callable[..., Lab]) -> None:
+    lab = own_lab(1)
+    (service,) = lab.state["services"]
+    os.kill(service["pid"], signal.SIGSTOP)  # takes nobody in now: the kernel's queue is all there is
+    crowd = []
+    try:
+        for _ in range(400):
+            crowd.append(socket.create_connection(("127.0.0.1", int(service["url"].rpartition(":")[2])), timeout=0.9))
+    finally:
+        os.kill(service["pid"], signal.SIGCONT)
+    for connection in crowd:
+        connection.settimeout(30)
+        connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+    assert {connection.recv(12) for connection in crowd} == {b"HTTP/1.1 200"}
+    for connection in crowd:
+        connection.close()
+
+
+async def test_the_connection_that_came_back_last_is_used_next() -> None:
+    crowd = asyncio.Barrier(5)
+
+    async def port(request: web.Request) -> web.Response:
+        assert request.transport is not None
+        return web.Response(text=str(request.transport.get_extra_info("peername")[1]))
+
+    async def together(request: web.Request) -> web.Response:
+        await crowd.wait()
+        return await port(request)
+
+    app = web.Application()
+    app.add_routes([web.get("/alone", port), web.get("/together", together)])
+    async with TestServer(app) as server, ClientSession(connector=LastFirst(limit=10)) as session:
+
+        async def ask(path: str) -> str:
+            async with session.get(server.make_url(path)) as answer:
+                return await answer.text()
+
+        assert len(set(await asyncio.gather(*(ask("/together") for _ in range(5))))) == 5
+        assert len({await ask("/alone") for _ in range(5)}) == 1
+
+
+def test_a_client_that_goes_away_takes_its_rolls_along(own_lab: Callable[..., Lab]) -> None:
+    lab = own_lab(4, roll_delay=30)
+    host, port = lab.front.removeprefix("http://").split(":")
+    connection = socket.create_connection((host, int(port)))
+    connection.sendall(b"GET /roll-async?die=fair&times=50 HTTP/1.1\r\nHost: x\r\n\r\n")
+    wait_for(lambda: lab.value("dice-roller", "async_rolls_in_progress") == 50)
+    connection.close()
+    wait_for(lambda: lab.value("dice-roller", "async_rolls_in_progress") == 0)
+    wait_for(lambda: lab.value("dice-roller", "http_requests_total", handler="/roll-async", status="499") == 1)
+    assert lab.value("frontend", "http_requests_total", handler="/roll-async", status="499") == 1
+    assert lab.value("frontend", "streamlit_button_clicks_total") == 1
+
+
+class Collector(http.server.BaseHTTPRequestHandler):
+    """Takes OTLP over HTTP as the real one does and keeps what it got."""
+
+    names: ClassVar[list[str]] = []
+
+    def do_POST(self) -> None:
+        request = ExportTraceServiceRequest.FromString(self.rfile.read(int(self.headers["Content-Length"])))
+        Collector.names += [
+            span.name for resource in request.resource_spans for scope in resource.scope_spans for span in scope.spans
+        ]
+        self.send_response(200)
+        self.send_header("Content-Type", "application/x-protobuf")
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@contextmanager
+def collector(port: int) -> Iterator[list[str]]:
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", port), Collector)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield Collector.names
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def test_a_collector_that_is_away_costs_no_request(own_lab: Callable[..., Lab]) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    lab = own_lab(
+        2,
+        roll_delay=0,
+        OTEL_EXPORTER_OTLP_ENDPOINT=f"http://127.0.0.1:{port}",
+        OTEL_BSP_SCHEDULE_DELAY="100",
+        OTEL_BSP_MAX_QUEUE_SIZE="100",
+    )
+    for _ in range(300):
+        started = time.monotonic()
+        assert get(f"{lab.front}/roll?die=fair").status == 200
+        assert time.monotonic() - started < 1.0
+    assert not list((lab.run_dir / "traces").iterdir())
+    # Once it is there, all that had found room arrives, and all that had not has been counted.
+    lost = lab.value("dice-roller", "telemetry_dropped_total", signal="traces")
+    assert 300 - 100 - 100 <= lost <= 300 - 100  # a batch is under way while 100 more wait
+    wait_for(lambda: any("spans dropped" in line["message"] for line in lab.logs("dice-roller")))
+    with collector(port) as names:
+        wait_for(lambda: names.count("GET /roll") >= 300 - lost, timeout=40)
+        assert get(f"{lab.front}/roll?die=fair").status == 200
+        wait_for(lambda: names.count("GET /roll") >= 301 - lost)
+    assert names.count("GET /roll") == 301 - lost
+    assert lab.value("dice-roller", "telemetry_dropped_total", signal="traces") == lost
+    started = time.monotonic()
+    get(f"{lab.front}/roll?die=fair")
+    assert lab.stop() == 0
+    assert time.monotonic() - started < 25  # away again, and the last spans are given up on
+
+
+class Nonsense(http.server.BaseHTTPRequestHandler):
+    """Says it is a dice-roller and answers with JSON that holds no roll."""
+
+    def do_GET(self) -> None:
+        body = b'{"nothing": 1}'
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def test_an_answer_that_is_no_roll_is_not_passed_on() -> None:
+    roller = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Nonsense)
+    threading.Thread(target=roller.serve_forever, daemon=True).start()
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    frontend = subprocess.Popen(
+        [sys.executable, "-m", "frontend"],
+        env=clean_environ(
+            PORT=str(port),
+            DICE_ROLLER_URL=f"http://127.0.0.1:{roller.server_address[1]}",
+            ASYNC_ROLLS="true",
+            OTEL_TRACES_EXPORTER="none",
+        ),
+        stdout=subprocess.DEVNULL,
+    )
+    try:
+        wait_for(partial(_answers, f"http://127.0.0.1:{port}/readyz"))
+        for path in ("/roll?die=fair", "/roll-async?die=fair&times=2"):
+            answer = get(f"http://127.0.0.1:{port}{path}")
+            assert answer.status == 503
+            assert "no roll" in answer.json["detail"]
+    finally:
+        frontend.terminate()
+        frontend.wait(20)
+        roller.shutdown()
+        roller.server_close()
+
+
+def _answers(url: str) -> bool:
+    try:
+        return get(url).status == 200
+    except OSError:
+        return False
+
+
+def run_service(module: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", module],
+        check=False,
+        env=clean_environ(**variables),
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+@pytest.mark.parametrize(
+    ("module", "variable", "value"),
+    [
+        ("roller", "PORT", "eighty"),
+        ("roller", "PORT", "70000"),
+        ("roller", "ROLL_DELAY", "-1"),
+        ("roller", "ROLL_DELAY", "nan"),
+        ("roller", "MAX_ROLLS", "0"),
+        ("roller", "ASYNC_ROLLS", "perhaps"),
+        ("roller", "DICE_SOURCE", "heaven"),
+        ("roller", "LOG_LEVEL", "LOUD"),
+        ("roller", "RANDOM_SEED", "x"),
+        ("roller", "OTEL_TRACES_EXPORTER", "pigeon"),
+        ("roller", "OTEL_PROPAGATORS", "smoke-signals"),
+        ("roller", "OTEL_BSP_MAX_QUEUE_SIZE", "none"),
+        ("roller", "OTEL_EXPORTER_OTLP_PROTOCOL", "smoke"),
+        ("roller", "OTEL_EXPORTER_OTLP_TIMEOUT", "soon"),
+        ("dieservice", "DICE_FILE", "/no/such/file"),
+        ("dieservice", "DB_POOL_SIZE", "many"),
+        ("frontend", "DICE_ROLLER_URL", "not a url"),
+        ("frontend", "ROLLER_TIMEOUT", "0"),
+    ],
+)
+def test_a_bad_setting_stops_the_start_with_one_line(module: str, variable: str, value: str) -> None:
+    result = run_service(module, **{"DICE_STORE": "postgres", "DATABASE_URL": "postgresql:///x", variable: value})
+    assert result.returncode == 2
+    assert not result.stdout
+    assert len(result.stderr.splitlines()) == 1
+    assert variable in result.stderr
+    assert value in result.stderr
+
+
+def test_a_database_password_is_never_shown() -> None:
+    result = run_service("dieservice", DICE_STORE="postgres", DATABASE_URL="postgresql://u:s3cret@[/x")
+    assert result.returncode == 2
+    assert "DATABASE_URL" in result.stderr
+    assert "s3cret" not in result.stderr + result.stdout
+
+
+def test_a_taken_port_is_said(tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        result = run_service("roller", PORT=port, TRACES_FILE=str(tmp_path / "traces.jsonl"))
+    assert result.returncode == 1
+    assert port in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+    assert all(json.loads(line) for line in result.stdout.splitlines())
+
+
+def test_spans_that_find_the_disk_full_are_written_once_there_is_room(own_lab: Callable[..., Lab]) -> None:
+    lab = own_lab(1, OTEL_BSP_SCHEDULE_DELAY="20")
+    (service,) = lab.state["services"]
+    assert get(f"{lab.front}/roll?die=fair").status == 200
+    wait_for(lambda: len(lab.spans()) == 1)
+    (file,) = (lab.run_dir / "traces").iterdir()
+    unlimited = resource.prlimit(service["pid"], resource.RLIMIT_FSIZE)
+    # Room for some more bytes, but not for a whole batch.
+    resource.prlimit(service["pid"], resource.RLIMIT_FSIZE, (file.stat().st_size + 100, unlimited[1]))
+    answers = [get(f"{lab.front}/roll?die=fair") for _ in range(20)]
+    wait_for(lambda: any("exported" in line["message"] for line in lab.logs() if line["level"] == "ERROR"))
+    resource.prlimit(service["pid"], resource.RLIMIT_FSIZE, unlimited)
+    wait_for(lambda: len(lab.spans()) == 21)
+    assert {answer.status for answer in answers} == {200}
+    assert lab.value("dice-roller", "telemetry_dropped_total", signal="traces") == 0
+    assert all(json.loads(line) for line in file.read_text().splitlines())
+
+
+def test_standard_variables_and_bounded_trace_files(tmp_path: Path) -> None:
+    """Sampler, resource attributes and service name work as documented; files rotate and stay bounded."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    file = tmp_path / "traces" / "spans.jsonl"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "roller"],
+        env=clean_environ(
+            PORT=str(port),
+            ROLL_DELAY="0",
+            TRACES_FILE=str(file),
+            TRACES_FILE_MAX_BYTES="20000",
+            TRACES_FILE_BACKUPS="2",
+            OTEL_BSP_SCHEDULE_DELAY="20",
+            OTEL_SERVICE_NAME="other-name",
+            OTEL_TRACES_SAMPLER="parentbased_traceidratio",
+            OTEL_TRACES_SAMPLER_ARG="0",
+        ),
+        stdout=subprocess.PIPE,
+    )
+    url = f"http://127.0.0.1:{port}"
+    try:
+        wait_for(partial(_answers, url + "/readyz"))
+        sampled = {"traceparent": f"00-{'1' * 32}-{'2' * 16}-01"}
+        for _ in range(100):
+            assert get(url + "/roll?die=fair").status == 200  # not sampled: ratio 0
+            assert get(url + "/roll?die=fair", headers=sampled).status == 200  # the caller has decided
+    finally:
+        process.send_signal(signal.SIGTERM)
+        out, _ = process.communicate(timeout=20)
+    assert process.returncode == 0
+    files = sorted(file.parent.iterdir())
+    assert [path.name for path in files] == ["spans.jsonl", "spans.jsonl.1", "spans.jsonl.2"]
+    assert all(path.stat().st_size < 60_000 for path in files)
+    spans = parse_spans(line for path in files for line in path.read_text().splitlines())
+    assert spans
+    assert {span.service for span in spans} == {"other-name"}
+    assert {span.trace_id for span in spans} == {"1" * 32}
+    lines = [json.loads(line) for line in out.splitlines()]
+    assert sum(1 for line in lines if line["message"] == "Roll completed") == 200  # logs stay complete

@@ -1,0 +1,94 @@
+"""The alerting and recording rules, by Prometheus's own tool: what fires, what must not, and where help is."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.support.queries import parse
+
+ROOT = Path(__file__).parents[2]
+RULES = sorted((ROOT / "compose" / "prometheus" / "rules").glob("*.yml"))
+CASES = sorted((ROOT / "tests" / "rules").glob("*.yml"))
+RUNBOOKS = ROOT / "docs" / "runbooks"
+ALERTS = {
+    "ServiceDown",
+    "HighErrorRatio",
+    "HighLatency",
+    "DatabasePoolExhausted",
+    "DatabaseDown",
+    "ExporterDown",
+    "TelemetryDropped",
+    "NoTraffic",
+    "RollAvailabilityBurn",
+    "RollLatencyBurn",
+}
+
+
+def alerts() -> list[dict[str, Any]]:
+    groups = [group for path in RULES for group in yaml.safe_load(path.read_text())["groups"]]
+    return [rule for group in groups for rule in group["rules"] if "alert" in rule]
+
+
+def promtool(*arguments: str | Path) -> None:
+    done = subprocess.run(["promtool", *arguments], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_rules_are_sound() -> None:
+    promtool("check", "rules", "--lint=all", "--lint-fatal", *RULES)
+
+
+@pytest.mark.parametrize("path", CASES, ids=lambda path: path.stem)
+def test_alerts_fire_when_they_should_and_only_then(path: Path) -> None:
+    promtool("test", "rules", path)
+
+
+def test_every_alert_has_a_case_in_which_it_fires_and_one_in_which_it_must_not() -> None:
+    fires: set[tuple[str, str]] = set()
+    silent: set[str] = set()
+    for path in CASES:
+        for test in yaml.safe_load(path.read_text())["tests"]:
+            for case in test.get("alert_rule_test", []):
+                expected = case.get("exp_alerts", [])
+                fires |= {(case["alertname"], alert["exp_labels"]["severity"]) for alert in expected}
+                # Silent for good, not just before it fires: a whole test in which it never does.
+                if not any(
+                    other.get("exp_alerts")
+                    for other in test["alert_rule_test"]
+                    if other["alertname"] == case["alertname"]
+                ):
+                    silent.add(case["alertname"])
+    assert {(rule["alert"], rule["labels"]["severity"]) for rule in alerts()} == fires
+    assert silent == ALERTS == {rule["alert"] for rule in alerts()}
+
+
+@pytest.mark.parametrize("rule", alerts(), ids=lambda rule: rule["alert"] + "-" + rule["labels"]["severity"])
+def test_an_alert_says_what_is_wrong_and_where_help_is(rule: dict[str, Any]) -> None:
+    assert rule["labels"].keys() == {"severity"}
+    assert rule["labels"]["severity"] in ("page", "ticket")
+    annotations = rule["annotations"]
+    assert annotations.keys() == {"summary", "description", "runbook_url"}
+    assert "$value" in annotations["description"]
+    # From the project's root, so that it leads somewhere wherever the project is kept.
+    assert annotations["runbook_url"] == f"docs/runbooks/{rule['alert']}.md"
+    assert (ROOT / annotations["runbook_url"]).is_file()
+
+
+def test_runbooks_are_whole_and_their_queries_parse() -> None:
+    assert {path.stem for path in RUNBOOKS.glob("*.md")} == ALERTS
+    for path in RUNBOOKS.glob("*.md"):
+        text = path.read_text()
+        headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+        assert headings == [path.stem, "What it means", "Confirm it", "Provoke it", "Mend it"]
+        for linked in re.findall(r"\]\(([\w./-]+)\)", text):
+            assert (RUNBOOKS / linked).is_file(), (path.name, linked)
+        found = re.findall(r"```(promql|logql|traceql)\n(.+?)\n```", text, re.DOTALL)
+        assert found, path.name
+        for (language, query), said in zip(found, parse(found), strict=True):
+            assert not said.errors, (path.name, language, query, said.errors)
