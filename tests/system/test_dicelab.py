@@ -76,7 +76,7 @@ async def test_a_child_that_outlives_its_process_does_not_hide_its_end(tmp_path:
 SHORT_OF_DESCRIPTORS = """if True:
     import asyncio, os, resource
     from pathlib import Path
-    from lab.processes import Process
+    from lab.supervise.processes import Process
 
     def open_now():
         return len(os.listdir("/proc/self/fd"))
