@@ -23,7 +23,7 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.aiohttp import make_aiohttp_handler
 
 from otel import http, logs, tracing
-from web import apidocs, health, problems
+from web import apidocs, health, problems, runtime_metrics
 from web.settings import EVENT_LOOPS, Environment, ServerSettings, SettingsError
 from web.workers import Workers
 
@@ -78,6 +78,7 @@ def furnish(
     app[apidocs.DOCUMENT] = apidocs.document(app, title, description)
     aiohttp_jinja2.setup(app, loader=jinja2.FileSystemLoader([*templates, TEMPLATES]), autoescape=True)
     http.observe_requests(app, registry)
+    runtime_metrics.add(app, registry)
 
 
 def _metrics(registry: CollectorRegistry, workers: Workers | None) -> Handler:
@@ -243,6 +244,7 @@ async def serve(app: web.Application, settings: ServerSettings) -> None:
         shutdown_timeout=settings.shutdown_timeout,
         max_line_size=MAX_REQUEST_LINE,
     )
+    app[runtime_metrics.TRAFFIC_EXPECTED].set(settings.traffic_expected)
     stopping = app[health.STOPPING]
     loop = asyncio.get_running_loop()
     forced = loop.create_future()
