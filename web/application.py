@@ -14,7 +14,7 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.aiohttp import make_aiohttp_handler
 
 from otel import http
-from web import apidocs, health, problems
+from web import apidocs, health, problems, runtime_metrics
 from web.workers import Workers
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -54,6 +54,7 @@ def add_common_routes(
     app[apidocs.DOCUMENT] = apidocs.document(app, title, description)
     aiohttp_jinja2.setup(app, loader=jinja2.FileSystemLoader([*templates, TEMPLATES]), autoescape=True)
     http.observe_requests(app, registry)
+    runtime_metrics.add(app, registry)
 
 
 def _metrics(registry: CollectorRegistry, workers: Workers | None) -> Handler:

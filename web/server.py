@@ -13,7 +13,7 @@ from typing import Protocol, TypeVar
 from aiohttp import web
 
 from otel import http, logs, tracing
-from web import health, tuning
+from web import health, runtime_metrics, tuning
 from web.connection import Runner
 from web.settings import EVENT_LOOPS, Environment, ServerSettings, SettingsError
 
@@ -38,6 +38,7 @@ async def serve(app: web.Application, settings: ServerSettings) -> None:
         handler_cancellation=True,  # when the client disconnects, its work is cancelled
         shutdown_timeout=settings.shutdown_timeout,
     )
+    app[runtime_metrics.TRAFFIC_EXPECTED].set(settings.traffic_expected)
     stopping = app[health.STOPPING]
     loop = asyncio.get_running_loop()
     forced = loop.create_future()

@@ -108,6 +108,7 @@ class ServerSettings:
     log_level: str
     shutdown_timeout: float  # seconds that requests in flight get to finish after SIGTERM
     event_loop: str  # uvloop or asyncio
+    traffic_expected: bool  # whether rolls that stop coming are worth an alert
     workers_dir: Path | None  # where the processes of a service that share its port meet; None: there is one
     trace_file: TraceFile | None
 
@@ -123,6 +124,7 @@ class ServerSettings:
             log_level=env.choice("LOG_LEVEL", "INFO", LEVELS),
             shutdown_timeout=env.number("SHUTDOWN_TIMEOUT", 8.0, 0.0, 600.0),
             event_loop=env.choice("EVENT_LOOP", "uvloop", tuple(EVENT_LOOPS)),
+            traffic_expected=env.flag("TRAFFIC_EXPECTED", False),
             workers_dir=Path(workers_dir) if workers_dir else None,
             trace_file=TraceFile(
                 Path(traces),
