@@ -10,7 +10,7 @@ import asyncio
 
 from prometheus_client import CollectorRegistry
 
-from otel.metrics import Counter
+from otel import metrics
 from web.problems import Problem
 
 ROLL_FAILED = "roll-failed"  # the problem's kind
@@ -27,7 +27,7 @@ class RollOutcomes:
     """Counts requests for rolls, a batch as one, by how they ended."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        requests = Counter(
+        requests = metrics.Counter(
             "roll_requests_total",
             "Requests for a roll or a batch, by outcome: success, die_failed (the die's own error rate), refused"
             " (no such die), error (the service's fault) or abandoned (the caller went away).",

@@ -18,11 +18,10 @@ from aiohttp import ClientSession, ClientTimeout, DummyCookieJar, TCPConnector, 
 from aiohttp.client_proto import ResponseHandler
 from aiohttp.client_reqrep import ConnectionKey
 from aiohttp.typedefs import Handler
-from opentelemetry import trace
 from prometheus_client import CollectorRegistry
 from prometheus_client.aiohttp import make_aiohttp_handler
 
-from otel import http, logs, tracing
+from otel import http, logs, traces
 from web import apidocs, health, problems
 from web.settings import EVENT_LOOPS, Environment, ServerSettings, SettingsError
 from web.workers import Workers
@@ -125,7 +124,7 @@ def client_session(
             cookie_jar=DummyCookieJar(),  # it speaks for many users and must never mix them up
             auto_decompress=False,  # bodies are small or passed on as they are
         ) as session:
-            tracing.trace_session(session)
+            traces.instrument_session(session)
             app[CLIENT_SESSION] = session
             yield
 
@@ -149,12 +148,12 @@ class _Protocol(web.RequestHandler):
             raise ConnectionError("the answer was already under way")
         if isinstance(exc, _UnreadableError):
             status, message = 400, "a header makes no sense"
-        with tracing.tracer().start_as_current_span("HTTP", kind=trace.SpanKind.SERVER) as span:
-            span.set_attribute("http.status_code", status)
+        with traces.root_span("HTTP"):
+            traces.set_attribute("http.status_code", status)
             if status >= 500:
                 log.error("Unhandled error", exc_info=exc, extra={"fields": {}})
                 problem = problems.Problem(500, "The service failed; its log has the details.", kind="internal")
-                tracing.record_failure(exc or problem)
+                traces.record_failure(exc or problem)
             else:
                 reason = (message or "malformed").strip().splitlines()[0][:200]
                 problem = problems.Problem(status, f"This is no HTTP request: {reason}", kind="bad-request")
@@ -281,13 +280,13 @@ def main(
     """Run a service to its end and return the exit status: 0 stopped, 1 could not start, 2 bad settings."""
     try:
         settings = read_settings(Environment(environ))
-        stop_tracing = tracing.start(
+        stop_traces = traces.start(
             name,
             file=settings.server.trace_file,
             untraced_paths=[f"^({'|'.join(sorted(http.UNOBSERVED))})$", *untraced_paths],
             environ=environ,
         )
-    except (SettingsError, tracing.TracingError, OSError) as error:
+    except (SettingsError, traces.TracingError, OSError) as error:
         print(f"{name}: {error}", file=sys.stderr)
         return 2
     stop_logs = logs.start(name, settings.server.log_level)
@@ -302,6 +301,6 @@ def main(
         log.critical("Uncaught exception", exc_info=error, extra={"fields": {}})
         return 1
     finally:
-        stop_tracing()
+        stop_traces()
         stop_logs()
     return 0
