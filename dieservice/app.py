@@ -14,7 +14,7 @@ from dieservice.settings import Settings
 from dieservice.telemetry import DatabaseTelemetry, DiceTelemetry
 from otel import metrics
 from web import health
-from web.service import furnish, new_application
+from web.application import add_common_routes, new_application
 
 
 def create_app(settings: Settings) -> web.Application:
@@ -43,7 +43,7 @@ def create_app(settings: Settings) -> web.Application:
         yield
 
     app.cleanup_ctx.append(announced)
-    furnish(
+    add_common_routes(
         app,
         registry,
         title="die-service",

@@ -12,7 +12,8 @@ from roller.catalogue import BUILTIN, BuiltinCatalogue, RemoteCatalogue
 from roller.dice import Table
 from roller.settings import Settings
 from web import health
-from web.service import CLIENT_SESSION, client_session, furnish, new_application
+from web.application import add_common_routes, new_application
+from web.client import CLIENT_SESSION, client_session
 
 
 def create_app(settings: Settings) -> web.Application:
@@ -44,7 +45,7 @@ def create_app(settings: Settings) -> web.Application:
         yield
 
     app.cleanup_ctx.append(announced)
-    furnish(
+    add_common_routes(
         app,
         registry,
         title="dice-roller",

@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 
 CONTENT_TYPE = "application/problem+json"
 RETRY_AFTER_SECONDS = 1
-# Where a person asks, the frontend shows a page instead.
+# Makes the HTML page of a problem; see `answer`.
 ErrorPage = Callable[[web.Request, "Problem"], Awaitable[web.Response]]
 ERROR_PAGE = web.AppKey("error_page", ErrorPage)  # type: ignore[arg-type, var-annotated]
 
@@ -113,14 +113,21 @@ def middleware() -> Middleware:
             problem = Problem(500, "The service failed; its log has the details.", kind="internal", cause=error)
         if problem.status >= 500:
             traces.record_failure(problem.cause or problem)
-        page = request.app.get(ERROR_PAGE)
-        asked_for_page = "text/html" in request.headers.get("Accept", "") and not apidocs.is_api(request)
-        if page is not None and asked_for_page:
-            answer: web.Response = await page(request, problem)
-            return answer
-        return problem.response()
+        return await answer(request, problem)
 
     return answer_problems
+
+
+async def answer(request: web.Request, problem: Problem) -> web.Response:
+    """The answer to a request that failed: a page where a browser asks for one, JSON everywhere else.
+
+    A service without :data:`ERROR_PAGE` and a described route of the API always answer JSON.
+    """
+    page = request.app.get(ERROR_PAGE)
+    if page is None or apidocs.is_api(request) or "text/html" not in request.headers.get("Accept", ""):
+        return problem.response()
+    html: web.Response = await page(request, problem)
+    return html
 
 
 def _of_http_exception(request: web.Request, error: web.HTTPException) -> Problem:

@@ -219,9 +219,8 @@ class Lab:
         variables = plan.variables(self._database_url)
         for engine, binary in plan.found:
             log = self._run_dir.engines / f"{engine.name}.log"
-            launch = self._launch(
-                engine.name, plan.command(engine, binary, variables), {**self._environ, **variables}, log, log, _ignore
-            )
+            command = await asyncio.to_thread(plan.command, engine, binary, variables)
+            launch = self._launch(engine.name, command, {**self._environ, **variables}, log, log, _ignore)
             self._engines.append(await self._started(engine.name, launch))
         await self._ready({engine.name: plan.url(engine) + engine.ready_path for engine, _ in plan.found})
 
