@@ -15,7 +15,7 @@ import aiohttp
 
 from lab import LabError
 from lab.supervise.rundir import RunDir
-from otel import logs, tracing
+from otel import logs, traces
 
 SERVICE = "traffic"  # what experiments call themselves in spans and log lines
 # Spans leave this soon, in milliseconds, as those of a lab without engines do.
@@ -105,15 +105,15 @@ def telemetry(running: Running, environ: MutableMapping[str, str] = os.environ) 
         environ.setdefault("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint)
     environ.setdefault("OTEL_BSP_SCHEDULE_DELAY", EXPORT_DELAY_MS)
     try:
-        file = tracing.TraceFile(directory.traces / f"{name}.jsonl", 64 * 1024 * 1024, 3)
-        stop_tracing = tracing.start(SERVICE, file=file, environ=environ)
-    except (tracing.TracingError, OSError) as error:
+        file = traces.TraceFile(directory.traces / f"{name}.jsonl", 64 * 1024 * 1024, 3)
+        stop_traces = traces.start(SERVICE, file=file, environ=environ)
+    except (traces.TracingError, OSError) as error:
         raise LabError(str(error)) from None
     stop_logs = logs.start(SERVICE, descriptor=log)
     try:
         yield
     finally:
-        stop_tracing()
+        stop_traces()
         stop_logs()
         os.close(log)
         os.close(lock)

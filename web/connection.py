@@ -8,9 +8,8 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from aiohttp import web
-from opentelemetry import trace
 
-from otel import http, tracing
+from otel import http, traces
 from web import problems
 
 log = logging.getLogger(__name__)
@@ -57,12 +56,12 @@ class Connection(web.RequestHandler):
             raise ConnectionError("the answer was already under way")
         if isinstance(exc, UnreadableError):
             status, message = 400, "a header makes no sense"
-        with tracing.tracer().start_as_current_span("HTTP", kind=trace.SpanKind.SERVER) as span:
-            span.set_attribute("http.status_code", status)
+        with traces.root_span("HTTP"):
+            traces.set_attribute("http.status_code", status)
             if status >= 500:
                 log.error("Unhandled error", exc_info=exc, extra={"fields": {}})
                 problem = problems.Problem(500, "The service failed; its log has the details.", kind="internal")
-                tracing.record_failure(exc or problem)
+                traces.record_failure(exc or problem)
             else:
                 reason = (message or "malformed").strip().splitlines()[0][:200]
                 problem = problems.Problem(status, f"This is no HTTP request: {reason}", kind="bad-request")

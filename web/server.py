@@ -12,7 +12,7 @@ from typing import Protocol, TypeVar
 
 from aiohttp import web
 
-from otel import http, logs, tracing
+from otel import http, logs, traces
 from web import health, runtime_metrics, tuning
 from web.connection import Runner
 from web.settings import EVENT_LOOPS, Environment, ServerSettings, SettingsError
@@ -82,13 +82,13 @@ def main(
     """Run a service to its end and return the exit status: 0 stopped, 1 could not start, 2 bad settings."""
     try:
         settings = read_settings(Environment(environ))
-        stop_tracing = tracing.start(
+        stop_traces = traces.start(
             name,
             file=settings.server.trace_file,
             untraced_paths=[f"^({'|'.join(sorted(http.UNOBSERVED))})$", *untraced_paths],
             environ=environ,
         )
-    except (SettingsError, tracing.TracingError, OSError) as error:
+    except (SettingsError, traces.TracingError, OSError) as error:
         print(f"{name}: {error}", file=sys.stderr)
         return 2
     stop_logs = logs.start(name, settings.server.log_level)
@@ -103,6 +103,6 @@ def main(
         log.critical("Uncaught exception", exc_info=error, extra={"fields": {}})
         return 1
     finally:
-        stop_tracing()
+        stop_traces()
         stop_logs()
     return 0
