@@ -147,7 +147,9 @@ class PostgresCatalogue:
     async def _acquire(self, pool: aiopg.Pool, query_type: str) -> Connection:
         connection = _taken_at_once(pool)
         if connection is not None:
-            return connection
+            if self._cursors.get(connection) is not None:
+                return connection
+            _give_back(pool, connection)  # its first use goes through aiopg, which the instrumentation wraps
         started = perf_counter()
         try:
             return await pool.acquire()

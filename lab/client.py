@@ -105,7 +105,7 @@ def telemetry(running: Running, environ: MutableMapping[str, str] = os.environ) 
     environ.setdefault("OTEL_BSP_SCHEDULE_DELAY", EXPORT_DELAY_MS)
     try:
         file = traces.TraceFile(directory.traces / f"{name}.jsonl", 64 * 1024 * 1024, 3)
-        stop_traces = traces.start(SERVICE, file=file, environ=environ)
+        stop_traces = traces.start(SERVICE, file=file)
     except (traces.TracingError, OSError) as error:
         raise LabError(str(error)) from None
     stop_logs = logs.start(SERVICE, descriptor=log)
