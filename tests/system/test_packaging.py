@@ -72,7 +72,7 @@ def test_the_wheel_holds_every_file_of_the_packages_and_no_password(wheel: Path)
 
 def test_a_lab_runs_from_the_wheel_in_another_folder(installed: Path, elsewhere: Path) -> None:
     base_port = free_base_port()
-    command = [installed / "bin" / "dicelab", "up", "--detach", "--base-port", str(base_port), "--roll-delay", "0"]
+    command = [str(installed / "bin" / "dicelab"), "up", "--detach", "--base-port", str(base_port), "--roll-delay", "0"]
     started = subprocess.run(command, cwd=elsewhere, env=clean_environ(), capture_output=True, text=True, check=False)
     assert started.returncode == 0, started.stdout + started.stderr
     state = json.loads((elsewhere / ".dicelab" / "state.json").read_text())
