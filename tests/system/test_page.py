@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from playwright.async_api import Browser, expect
 
-from tests.support.browser import ROLLS, Open, button, roll
+from tests.support.browser import CONNECTED, ROLLS, Open, button, roll
 from tests.support.labs import Held, Lab, get, tree, wait_for
 from tests.support.matrix import spans_of
 
@@ -25,14 +25,14 @@ async def test_a_click_is_followed_down_to_the_last_service(
     page = await open_page(lab)
     dice = ["fair", "risky"] if stage == 2 else ["extreme", "fair", "risky"]
     for die in dice:
-        await expect(button(page, die)).to_be_visible()
+        await expect(page.get_by_role("radio", name=die, exact=True)).to_be_visible()
     before = await asyncio.to_thread(lab.value, "frontend", "streamlit_button_clicks_total", die_type="fair")
     status, trace_id = await roll(page, "fair")
     assert status == "200 OK"
-    face = await page.locator("[role=status] svg").get_attribute("aria-label")
+    face = await page.locator("#result svg").get_attribute("aria-label")
     assert face in {"1", "2", "3", "4", "5", "6"}
-    assert re.search(r"\d+ ms", await page.locator("[role=status]").inner_text())
-    await page.locator("[role=status] .copy").click()
+    assert re.search(r"\d+ ms", await page.locator("#result").inner_text())
+    await page.locator("#result .copy").click()
     assert await page.evaluate("navigator.clipboard.readText()") == trace_id
 
     spans = await asyncio.to_thread(lab.trace, trace_id, spans_of(stage))
@@ -67,9 +67,9 @@ async def test_many_rolls_at_once(stage_lab: Callable[[int], Lab], open_page: Op
     await times.press("Tab")
     status, trace_id = await roll(page, "fair")
     assert status == "200 OK"
-    faces = [int(await svg.get_attribute("aria-label") or "") for svg in await page.locator("[role=status] svg").all()]
+    faces = [int(await svg.get_attribute("aria-label") or "") for svg in await page.locator("#result svg").all()]
     assert len(faces) == 12
-    assert f"Total {sum(faces)} of 12 rolls" in await page.locator("[role=status]").inner_text()
+    assert f"Total {sum(faces)} of 12 rolls" in await page.locator("#result").inner_text()
     spans = await asyncio.to_thread(stage_lab(stage).trace, trace_id, spans_of(stage, 12))
     assert len([span for span in spans if re.fullmatch(r"roll \d+", span.name)]) == 12
 
@@ -90,7 +90,7 @@ async def test_a_failed_roll_is_said_and_the_controls_are_usable_again(
             break
     assert status == "500 failed"
     await expect(page.get_by_role("alert")).to_contain_text("The extreme die failed to roll.")
-    await expect(page.locator("[role=status] svg")).to_have_attribute("aria-label", "failed roll")
+    await expect(page.locator("#result svg")).to_have_attribute("aria-label", "failed roll")
     status, _ = await roll(page, "fair")
     assert status == "200 OK"
     await expect(page.get_by_role("alert")).to_have_count(0)
@@ -124,8 +124,8 @@ async def test_services_down_and_back(own_lab: Callable[..., Lab], open_page: Op
     assert (await roll(page, "fair"))[0] == "200 OK"
 
 
-@pytest.mark.parametrize("times", ["-3", "0", "", "101", "1e9"])
-async def test_a_number_of_rolls_that_is_none_reaches_nobody(
+@pytest.mark.parametrize("times", ["-3", "0", "", "101", "500", "1e9", "2.5"])
+async def test_a_number_of_rolls_that_is_none_is_said_at_once_and_reaches_nobody(
     stage_lab: Callable[[int], Lab], open_page: Open, times: str
 ) -> None:
     lab = stage_lab(4)
@@ -133,17 +133,31 @@ async def test_a_number_of_rolls_that_is_none_reaches_nobody(
     await page.get_by_label("Use async rolling").check()
     number = page.get_by_label("Number of rolls")
     await expect(number).to_be_enabled()
-    await number.fill(times)
     before = {tuple(sample.labels.items()) for sample in await asyncio.to_thread(lab.samples, "frontend")}
+    await number.fill(times)
+    await expect(page.get_by_role("alert")).to_contain_text("whole number from 1 to 100")
     await button(page).click()
-    # The widget may mend the number or hand it on; a number outside the range is rolled by nobody.
-    await expect(page.get_by_role("alert").or_(page.locator(ROLLS)).first).to_be_visible()
+    await number.press("Enter")
+    await page.wait_for_timeout(300)
+    await expect(page.get_by_role("alert")).to_contain_text("whole number from 1 to 100")
+    assert await page.locator(ROLLS).count() == 0
     after = {tuple(sample.labels.items()) for sample in await asyncio.to_thread(lab.samples, "frontend")}
     assert after == before
-    if await page.locator(ROLLS).count():
-        assert 1 <= await page.locator("[role=status] svg").count() <= 100
-    else:
-        await expect(page.get_by_role("alert")).to_contain_text("whole number from 1 to 100")
+
+
+async def test_a_number_field_takes_number_after_number_and_enter_rolls(
+    stage_lab: Callable[[int], Lab], open_page: Open
+) -> None:
+    page = await open_page(stage_lab(4))
+    await page.get_by_label("Use async rolling").check()
+    number = page.get_by_label("Number of rolls")
+    await expect(number).to_be_enabled()
+    for count, rolled in ((25, 1), (7, 2)):
+        await number.fill(str(count))
+        await number.press("Enter")
+        await expect(page.locator(ROLLS)).to_have_count(rolled)
+        await expect(page.locator("#result svg")).to_have_count(count)
+        await expect(number).to_have_value(str(count))
 
 
 async def test_nobody_can_be_lured_into_anothers_session(stage_lab: Callable[[int], Lab], open_page: Open) -> None:
@@ -151,7 +165,7 @@ async def test_nobody_can_be_lured_into_anothers_session(stage_lab: Callable[[in
     victim, attacker = await open_page(lab, name="victim"), await open_page(lab, name="attacker")
     for page in (victim, attacker):
         await page.goto(f"{lab.front}/?bokeh-session-id=fixed")
-        await expect(button(page)).to_be_enabled()
+        await page.wait_for_function(CONNECTED)
     await expect(attacker.get_by_text("attacker", exact=True)).to_be_visible()
     await roll(victim, "fair")
     await attacker.wait_for_timeout(300)
@@ -180,12 +194,13 @@ async def test_a_clicked_roll_is_finished_before_the_service_ends(
     lab = own_lab(4, roll_delay=3)
     page = await browser.new_page()
     await page.goto(lab.front)
+    await page.wait_for_function(CONNECTED)
     await page.get_by_label("Use async rolling").check()
     await button(page).click()
     await asyncio.to_thread(wait_for, lambda: lab.value("dice-roller", "async_rolls_in_progress") > 5)
     assert await asyncio.to_thread(lab.stop) == 0
     await expect(page.locator(ROLLS)).to_have_count(1)
-    assert await page.locator("[role=status] .facts span").first.inner_text() == "200 OK"
+    assert await page.locator("#result .facts span").first.inner_text() == "200 OK"
     answers = [line for line in lab.logs("frontend") if line.get("backend_url", "").endswith("/roll-async")]
     assert [line["backend_status"] for line in answers] == [200]
 
@@ -203,7 +218,7 @@ async def test_no_dice_at_all(own_lab: Callable[..., Lab], browser: Browser) -> 
     finally:
         os.kill(lab.pid("die-service"), signal.SIGCONT)
     await page.get_by_role("button", name="Load the dice again").click()
-    await expect(button(page, "extreme")).to_be_visible()
+    await expect(page.get_by_role("radio", name="extreme")).to_be_visible()
     await expect(button(page)).to_be_enabled()
     assert (await roll(page, "fair"))[0] == "200 OK"
 
@@ -214,14 +229,14 @@ async def test_one_slow_roll_holds_up_no_other_session(own_lab: Callable[..., La
     os.kill(lab.pid("dice-roller"), signal.SIGSTOP)
     try:
         await button(first).click()
-        await expect(first.get_by_role("progressbar")).to_have_count(2)  # the page's own, and the roll's
+        await expect(first.get_by_role("progressbar")).to_have_count(1)
         await button(first).click()  # one roll at a time: this one is not taken
         # The other session's controls answer meanwhile.
         await second.get_by_label("Use async rolling").check()
         await expect(second.get_by_label("Number of rolls")).to_be_enabled()
     finally:
         os.kill(lab.pid("dice-roller"), signal.SIGCONT)
-    await expect(first.get_by_role("progressbar")).to_have_count(1)
+    await expect(first.get_by_role("progressbar")).to_have_count(0)
     await expect(first.locator(ROLLS)).to_have_count(1)
     assert (await roll(first, "fair"))[0] == "200 OK"
     assert await first.locator(ROLLS).count() == 2
@@ -243,20 +258,41 @@ async def test_sign_in_and_out_with_a_name_that_means_harm(stage_lab: Callable[[
     assert len({line["session_id"] for line in mine}) == 1
 
 
+FOCUSED = "document.activeElement.closest('[id]')?.id + ' ' + document.activeElement.textContent.trim()"
+
+
 async def test_keyboard_alone_is_enough(stage_lab: Callable[[int], Lab], open_page: Open) -> None:
+    """From the address bar to a roll, its trace, a span of it, its lines and back, without the mouse."""
     page = await open_page(stage_lab(4))
-    await page.locator("body").press("Tab")
-    for _ in range(30):
-        focused = await page.evaluate(
-            "(() => { let e = document.activeElement; while (e && e.shadowRoot && e.shadowRoot.activeElement)"
-            " e = e.shadowRoot.activeElement; return e ? e.textContent.trim() : '' })()"
-        )
-        if focused.endswith("Roll"):
-            break
+    stops = []
+    for _ in range(20):
         await page.keyboard.press("Tab")
-    assert focused.endswith("Roll")
+        stops.append(await page.evaluate(FOCUSED))
+        if stops[-1].endswith("Roll"):
+            break
+    assert len(stops) == len(set(stops)), stops  # each stop is one place: none is the body
+    assert stops[0].endswith("Skip to the telemetry")
     await page.keyboard.press("Enter")
     await expect(page.locator(ROLLS)).to_have_count(1)
+    spans = page.get_by_role("treegrid").get_by_role("row")
+    await expect(spans).to_have_count(7)  # the head, and the six spans of stage 4
+    for _ in range(30):
+        await page.keyboard.press("Tab")
+        if await page.evaluate("document.activeElement.matches('tbody tr')"):
+            break
+    await page.keyboard.press("End")
+    await page.keyboard.press("Enter")
+    await expect(page.locator(".detail")).to_contain_text("die-service: GET /dice")
+    for _ in range(5):
+        await page.keyboard.press("Tab")
+        if (await page.evaluate(FOCUSED)).endswith("Log lines of this span"):
+            break
+    await page.keyboard.press("Enter")
+    await expect(page.locator("table.lines tbody tr").first).to_be_visible()
+    await page.get_by_role("tab", name="Logs").focus()
+    await page.keyboard.press("ArrowLeft")
+    await expect(page.get_by_role("tab", name="Trace", exact=True)).to_be_focused()
+    await expect(page.locator(".detail")).to_be_visible()
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
