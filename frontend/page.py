@@ -24,7 +24,7 @@ from frontend.explorer.sources import Telemetry
 from frontend.rolls import History, Roll
 from frontend.telemetry import ROOT_SPAN
 from frontend.usage import COOKIE, Sessions, User
-from otel import tracing
+from otel import traces
 from web.problems import Problem
 
 log = logging.getLogger(__name__)
@@ -151,12 +151,12 @@ class RollPage:
             self._loading = asyncio.create_task(self._fetch_dice())
 
     async def _fetch_dice(self) -> None:
-        with tracing.root_span(ROOT_SPAN):
+        with traces.root_span(ROOT_SPAN):
             try:
                 if await self._backend.fetch_dice():
                     self._complain("")
             except Problem as problem:
-                tracing.record_failure(problem.cause or problem)
+                traces.record_failure(problem.cause or problem)
         self._show_dice()
 
     # --- the form ---
@@ -221,8 +221,8 @@ class RollPage:
         faces: list[int | None] = []
         roll: Roll | None = None
         try:
-            with tracing.root_span(ROOT_SPAN):
-                trace_id = tracing.current_trace_id()
+            with traces.root_span(ROOT_SPAN):
+                trace_id, _ = traces.current_ids()
                 try:
                     answer = await self._backend.roll_from_page(die, times, self._user)
                     faces = [answer["roll"]] if times is None else list(answer["rolls"])
@@ -230,7 +230,7 @@ class RollPage:
                     status, message, advice = problem.status, problem.detail, ADVICE.get(problem.kind, "")
                     faces = list(problem.members.get("rolls", [None] if problem.kind == "roll-failed" else []))
                     if problem.status >= 500:
-                        tracing.record_failure(problem.cause or problem)
+                        traces.record_failure(problem.cause or problem)
             roll = Roll(started, die, status, (perf_counter() - began) * 1000, trace_id, tuple(faces), message)
         except asyncio.CancelledError:
             message = "The roll was cancelled."
