@@ -44,7 +44,9 @@ class Context:
 class View(Protocol):
     """One tab. What it shows is fetched by :meth:`refresh`, only while it is open."""
 
-    regions: tuple[str, ...]
+    @property
+    def regions(self) -> tuple[str, ...]:
+        """The regions of the page that it fills, from top to bottom."""
 
     def draw(self) -> None:
         """Fill the regions with what is there before anything was fetched."""

@@ -7,12 +7,13 @@ import os
 import re
 import signal
 from collections.abc import Callable
-from pathlib import Path
+from datetime import datetime, timedelta
+from zoneinfo import ZoneInfo
 
 import pytest
 from playwright.async_api import Browser, expect
 
-from tests.support.browser import CONNECTED, ROLLS, Open, button, roll
+from tests.support.browser import CONNECTED, ROLLS, Open, button, open_tab, roll
 from tests.support.labs import Held, Lab, get, tree, wait_for
 from tests.support.matrix import spans_of
 
@@ -296,11 +297,127 @@ async def test_keyboard_alone_is_enough(stage_lab: Callable[[int], Lab], open_pa
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-async def test_phone_width_and_colour_schemes(
-    stage_lab: Callable[[int], Lab], open_page: Open, scheme: str, tmp_path: Path
-) -> None:
-    page = await open_page(stage_lab(6), viewport={"width": 360, "height": 740}, color_scheme=scheme)
-    await roll(page, "fair")
-    assert await page.evaluate("document.documentElement.scrollWidth") <= 360
-    channels = await page.evaluate("getComputedStyle(document.body).backgroundColor.match(/\\d+/g).map(Number)")
+async def test_colour_schemes(stage_lab: Callable[[int], Lab], open_page: Open, scheme: str) -> None:
+    page = await open_page(stage_lab(6), color_scheme=scheme)
+    ground = "getComputedStyle(document.body).backgroundColor.match(/\\d+/g).map(Number)"
+    channels = await page.evaluate(ground)
     assert (sum(channels[:3]) < 200) is (scheme == "dark")
+    await page.get_by_role("button", name="Dark").click()  # the user's choice counts, and stays
+    await page.reload()
+    channels = await page.evaluate(ground)
+    assert (sum(channels[:3]) < 200) is (scheme == "light")
+
+
+@pytest.mark.parametrize("width", [320, 360, 768, 1024, 1440, 3840])
+async def test_every_width_shows_everything(stage_lab: Callable[[int], Lab], open_page: Open, width: int) -> None:
+    page = await open_page(stage_lab(6), viewport={"width": width, "height": 740})
+    for _ in range(20):
+        if (await roll(page, "extreme"))[0] != "200 OK":
+            break
+    # A message is readable in full in the history, too.
+    message = page.locator(ROLLS).filter(has_text="failed to roll").first
+    await expect(message).to_contain_text("The extreme die failed to roll.")
+    for tab in ("Trace", "Logs", "Metrics", "Service map", "Recent traces"):
+        await open_tab(page, tab)
+        await page.wait_for_timeout(300)
+        assert await page.evaluate("document.documentElement.scrollWidth") <= width, tab
+    margin = await page.locator("#explorer").evaluate("card => card.getBoundingClientRect().left")
+    assert margin >= 8
+    if width >= 1024:  # the page uses the width that there is
+        right = await page.locator("#explorer").evaluate("card => card.getBoundingClientRect().right")
+        assert right > 0.95 * width
+
+
+async def test_the_row_under_the_pointer_is_readable(stage_lab: Callable[[int], Lab], open_page: Open) -> None:
+    page = await open_page(stage_lab(4))
+    await roll(page, "fair")
+    await page.locator(ROLLS).first.hover()
+    ink, ground = (
+        await page.locator(f"{ROLLS} td")
+        .nth(1)
+        .evaluate(
+            """cell => [getComputedStyle(cell).color, getComputedStyle(cell.parentElement).backgroundColor]
+          .map(colour => colour.match(/[\\d.]+/g).slice(0, 3).map(Number).reduce((a, b) => a + b))"""
+        )
+    )
+    assert abs(ink - ground) > 300
+
+
+async def test_a_page_that_loses_its_server_says_so_and_comes_back(
+    own_lab: Callable[..., Lab], browser: Browser
+) -> None:
+    lab = own_lab(4)
+    page = await browser.new_page()
+    await page.goto(lab.front)
+    await page.wait_for_function(CONNECTED)
+    _, trace_id = await roll(page, "fair")
+    await open_tab(page, "Logs")
+    os.kill(lab.pid("frontend"), signal.SIGKILL)  # the lab starts it again
+    await expect(page.get_by_role("alert")).to_contain_text("connection to the server is lost", timeout=3000)
+    await expect(page.get_by_role("alert")).to_have_count(0, timeout=60_000)
+    await page.wait_for_function(CONNECTED)
+    await expect(page.locator(ROLLS)).to_have_count(1)
+    assert page.url == f"{lab.front}/?tab=logs&trace={trace_id}"
+    await expect(page.get_by_role("tab", name="Logs")).to_have_attribute("aria-selected", "true")
+    assert (await roll(page, "fair"))[0] == "200 OK"
+
+
+async def test_a_roll_that_hangs_shows_no_old_result_and_can_be_cancelled(
+    own_lab: Callable[..., Lab], open_page: Open
+) -> None:
+    lab = own_lab(4, ROLLER_TIMEOUT="30")
+    page = await open_page(lab)
+    await roll(page, "fair")
+    await open_tab(page, "Logs")
+    roller = lab.pid("dice-roller")
+    os.kill(roller, signal.SIGSTOP)
+    try:
+        await button(page).click()
+        await expect(page.locator("#result")).to_have_text(re.compile("Rolling"))
+        await expect(page.locator("#result svg")).to_have_count(0)
+        await page.get_by_role("button", name="Cancel").click()
+        await expect(page.get_by_role("alert")).to_contain_text("cancelled")
+        await expect(page.get_by_role("progressbar")).to_have_count(0)
+    finally:
+        os.kill(roller, signal.SIGCONT)
+    await expect(page.get_by_role("tabpanel", name="Logs")).to_be_visible()
+    assert (await roll(page, "fair"))[0] == "200 OK"
+
+
+async def test_all_times_are_of_one_clock_whose_zone_is_said(stage_lab: Callable[[int], Lab], open_page: Open) -> None:
+    page = await open_page(stage_lab(4), timezone_id="Asia/Kolkata")
+    await expect(page.locator("#zone")).to_have_text("Times in UTC+05:30, Asia/Kolkata")
+    before = datetime.now(ZoneInfo("Asia/Kolkata")) - timedelta(seconds=5)
+    await roll(page, "fair")
+    shown = [await page.locator(f"{ROLLS} td").first.inner_text()]
+    await expect(page.locator("#spans tbody tr").first).to_be_visible()
+    head = await page.locator("#trace").inner_text()
+    found = re.search(r"\d{4}-\d\d-\d\d (\d\d:\d\d:\d\d)", head)
+    assert found, head
+    shown.append(found[1])
+    for tab, time in (("Logs", "table.lines tr.line .when"), ("Recent traces", "table.traces td.when")):
+        await open_tab(page, tab)
+        shown.append((await page.locator(time).first.inner_text())[:8])
+    after = datetime.now(ZoneInfo("Asia/Kolkata"))
+    assert all(f"{before:%H:%M:%S}" <= time <= f"{after:%H:%M:%S}" for time in shown) or before.day != after.day, shown
+
+
+async def test_a_face_of_nothing_is_a_number(stage_lab: Callable[[int], Lab], open_page: Open) -> None:
+    page = await open_page(stage_lab(4))
+    await page.get_by_label("Use async rolling").check()
+    await page.get_by_label("Number of rolls").fill("40")
+    await roll(page, "extreme")
+    zero = page.locator("#result svg[aria-label='0']").first
+    await expect(zero).to_have_text("0")  # not an empty die, as one that was not drawn would look
+    await expect(page.get_by_role("alert")).to_contain_text("rolls of the extreme die failed.")
+    await expect(page.get_by_role("alert")).not_to_contain_text("isky")
+
+
+@pytest.mark.parametrize(("stage", "service"), [(1, "dice-roller"), (3, "die-service")])
+def test_a_service_without_a_page_says_what_it_is(stage_lab: Callable[[int], Lab], stage: int, service: str) -> None:
+    answer = get(stage_lab(stage).url(service) + "/")
+    assert answer.status == 200
+    page = answer.body.decode()
+    assert f"<h1>{service}</h1>" in page
+    for path in ("/docs", "/metrics", "/healthz", "/readyz"):
+        assert f'href="{path}"' in page

@@ -113,7 +113,7 @@ def _nodes(edges: Sequence[Edge]) -> dict[str, Node]:
 
 def _line(edge: Edge, nodes: Mapping[str, Node], seconds: float | None) -> Line:
     start, end = nodes[edge.caller], nodes[edge.service]
-    x1, y1, x2, y2 = start.x + WIDTH, start.y + HEIGHT / 2, end.x - 8, end.y + HEIGHT / 2
+    x1, y1, x2, y2 = float(start.x + WIDTH), start.y + HEIGHT / 2, float(end.x - 8), end.y + HEIGHT / 2
     skipped = (end.x - start.x) // ACROSS - 1
     if skipped <= 0:
         bend = (x2 - x1) / 2

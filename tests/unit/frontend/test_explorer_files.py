@@ -216,8 +216,8 @@ def test_older_parts_of_a_file_are_read_backwards(tmp_path: Path, monkeypatch: p
     while tables.behind:
         tables.read_back()
     names = ("service", "level", "trace_id", "span_id", "text", "without", "since", "until")
-    query = {**dict.fromkeys(names, ""), "filters": [], "limit": 1000}
-    assert sorted(row["line"] + "\n" for row in tables.logs(**query)["lines"]) == sorted(lines)
+    query = dict.fromkeys(names, "")
+    assert sorted(row["line"] + "\n" for row in tables.logs([], limit=1000, **query)["lines"]) == sorted(lines)
 
 
 async def test_the_index_is_started_again_when_it_has_ended(files: Files, tmp_path: Path) -> None:
