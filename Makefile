@@ -24,6 +24,7 @@ INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check
 LOCKED = $(INSTALL) --require-hashes --only-binary :all: --requirement
 COMPILE = $(BIN)/uv pip compile setup.cfg --quiet --generate-hashes --custom-compile-command 'make lock' $(ARGS)
 GRAMMAR := tests/grammar/node_modules/.package-lock.json
+AXE := tests/axe/node_modules/.package-lock.json
 
 .DEFAULT_GOAL := help
 .PHONY: help up down compose compose-down lock sbom test dashboards fmt lint clean
@@ -70,7 +71,7 @@ compose/.env:
 	umask 077; for name in POSTGRES_PASSWORD GRAFANA_ADMIN_PASSWORD SESSION_SECRET; do \
 	  echo "$$name=$$(od -An -N24 -tx1 /dev/urandom | tr -d ' \n')"; done > $@
 
-test: $(VENV)/installed-test $(CHROMIUM) $(PROMETHEUS) $(EXPORTER) $(GRAMMAR)  ## run all tests
+test: $(VENV)/installed-test $(CHROMIUM) $(PROMETHEUS) $(EXPORTER) $(GRAMMAR) $(AXE)  ## run all tests
 	CHROMIUM=$(CHROMIUM) $(BIN)/python -m pytest $(ARGS)
 
 dashboards: $(VENV)/installed-test  ## write the dashboards' JSON from their code
@@ -86,7 +87,7 @@ lint: $(VENV)/installed-test  ## check style and types
 	$(BIN)/mypy
 
 clean:  ## remove what the targets above made; a lab's files in .dicelab too
-	rm -rf $(VENV) .dicelab build dicelab.cdx.json tests/grammar/node_modules *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .dicelab build dicelab.cdx.json tests/grammar/node_modules tests/axe/node_modules *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(BIN)/python:
@@ -103,7 +104,7 @@ $(VENV)/installed-test: requirements/test.txt setup.cfg pyproject.toml | $(BIN)/
 	$(INSTALL) --no-deps --no-build-isolation --editable .
 	touch $@ $(VENV)/installed
 
-$(GRAMMAR): tests/grammar/package-lock.json | $(NODE) $(NPM)
+$(GRAMMAR) $(AXE): %/node_modules/.package-lock.json: %/package-lock.json | $(NODE) $(NPM)
 	cd $(<D) && $(NPM) ci --no-audit --no-fund --loglevel=error
 	touch $@
 

@@ -1,9 +1,9 @@
 """A process of its own that keeps the run dir's traces and logs in DuckDB tables and answers questions on them.
 
-``python -m frontend.explorer.index RUN_DIR WORK_DIR`` reads a question a line from stdin and writes an answer a line
-to stdout, both JSON: ``{"ask": "trace", "trace_id": "..."}`` is answered ``{"spans": [...]}``. It only reads the run
-dir; what its tables need on disk is in the work dir, which it removes at its end. Between questions it reads on:
-what was appended first, then backwards through what was there before, newest first. Rows leave with the file that
+``python -m frontend.explorer.index.process RUN_DIR WORK_DIR`` reads a question a line from stdin and writes an answer
+a line to stdout, both JSON: ``{"ask": "trace", "trace_id": "..."}`` is answered ``{"spans": [...]}``. It only reads
+the run dir; what its tables need on disk is in the work dir, which it removes at its end. Between questions it reads
+on: what was appended first, then backwards through what was there before, newest first. Rows leave with the file that
 they stood in. It ends when stdin does, or when nobody has asked for a while.
 
 A process, so that neither parsing nor a query ever takes the interpreter from the page, and a nice one, so that
@@ -27,6 +27,8 @@ from typing import Any
 import duckdb
 import orjson
 
+from frontend.explorer.index.sql import EDGES, HEAT, INSERT_LOGS, INSERT_SPANS, LOGS, SEARCH, TABLES, TRACE, VOLUME
+
 CHUNK = 2 * 1024 * 1024  # bytes read in one go: what a question may have to wait for
 FIRST_CHUNK = 512 * 1024  # of each file, before the first answer
 MAX_LINE = 64 * 1024 * 1024  # a longer line is no line of ours
@@ -35,103 +37,9 @@ POLL = 0.25  # seconds between two looks at the files
 IDLE = 60.0  # seconds without a question, after which it ends
 MEMORY = "256MB"
 NICENESS = 10
+COLUMNS = ("level", "service", "trace_id", "span_id")  # of lines, beside their other fields
+FIELD = re.compile(r"[\w.]{1,100}")  # names of fields that can be filtered by
 FILE_NAME = re.compile(r".+\.jsonl(?:\.(\d+))?$")
-
-TABLES = """
-CREATE TABLE spans (
-    file INTEGER, trace_id VARCHAR, span_id VARCHAR, parent_id VARCHAR, service VARCHAR, name VARCHAR, kind INTEGER,
-    start BIGINT, finish BIGINT, status INTEGER, message VARCHAR, die VARCHAR, attributes VARCHAR, events VARCHAR
-);
-CREATE TABLE logs (
-    file INTEGER, time VARCHAR, level VARCHAR, service VARCHAR, trace_id VARCHAR, span_id VARCHAR, line VARCHAR
-);
-"""
-# An export a line: resources, in them scopes, in them spans. A line that is none is left out.
-INSERT_SPANS = """
-INSERT INTO spans
-WITH resources AS (
-    SELECT unnest(resourceSpans) AS resource
-    FROM read_json(
-        $chunk, format = 'newline_delimited', ignore_errors = true, maximum_object_size = 67108864,
-        columns = {resourceSpans: 'STRUCT(
-            resource STRUCT(attributes STRUCT("key" VARCHAR, "value" STRUCT(stringValue VARCHAR))[]),
-            scopeSpans STRUCT(spans STRUCT(
-                traceId VARCHAR, spanId VARCHAR, parentSpanId VARCHAR, name VARCHAR, kind INTEGER,
-                startTimeUnixNano BIGINT, endTimeUnixNano BIGINT, status STRUCT(code INTEGER, message VARCHAR),
-                attributes JSON, events JSON
-            )[])[]
-        )[]'}
-    )
-), scopes AS (
-    SELECT
-        list_filter(resource.resource.attributes, lambda a: a.key = 'service.name')[1].value.stringValue AS service,
-        unnest(resource.scopeSpans) AS scope
-    FROM resources
-), spans AS (
-    SELECT service, unnest(scope.spans) AS span FROM scopes
-)
-SELECT
-    $file, span.traceId, span.spanId, coalesce(span.parentSpanId, ''), coalesce(service, 'unknown'),
-    coalesce(span.name, ''), coalesce(span.kind, 0), span.startTimeUnixNano,
-    coalesce(span.endTimeUnixNano, span.startTimeUnixNano), coalesce(span.status.code, 0),
-    coalesce(span.status.message, ''),
-    nullif(regexp_extract(span.attributes, '"key":"die\\.type","value":\\{"stringValue":"([^"\\\\]*)"', 1), ''),
-    span.attributes, span.events
-FROM spans
-WHERE span.traceId IS NOT NULL AND span.spanId IS NOT NULL AND span.startTimeUnixNano IS NOT NULL
-"""
-# Line by line rather than as JSON: a line that is no JSON is somebody's output too, and is kept.
-INSERT_LOGS = """
-INSERT INTO logs
-SELECT
-    $file, coalesce(field[1], ''), coalesce(field[2], 'unknown'), coalesce(field[3], $service), field[4], field[5], line
-FROM (
-    SELECT
-        line,
-        json_extract_string(
-            TRY_CAST(line AS JSON), ['$.timestamp', '$.level', '$.logger', '$.trace_id', '$.span_id']
-        ) AS field
-    FROM read_csv(
-        $chunk, columns = {line: 'VARCHAR'}, auto_detect = false, header = false, delim = chr(1), quote = '',
-        escape = '', new_line = '\\n', max_line_size = 67108864, ignore_errors = true
-    )
-    WHERE line <> ''
-)
-"""
-TRACE = """
-SELECT DISTINCT ON (span_id) * EXCLUDE (file, die) FROM spans WHERE trace_id = $trace_id
-ORDER BY start, span_id LIMIT $limit
-"""
-SEARCH = """
-SELECT
-    trace_id,
-    min(start) AS start,
-    max(finish) - min(start) AS duration,
-    count(*) AS spans,
-    coalesce(arg_min(name, start) FILTER (parent_id = ''), arg_min(name, start))
-        || coalesce(' → ' || arg_min(name, start) FILTER (kind = 2 AND parent_id <> ''), '') AS name,
-    list_sort(list_distinct(list(service))) AS services,
-    max(die) AS die,
-    bool_or(status = 2) AS failed
-FROM spans
-GROUP BY trace_id
-HAVING ($service = '' OR list_contains(services, $service))
-    AND ($die = '' OR max(die) = $die)
-    AND ($failed IS NULL OR failed = $failed)
-    AND duration >= $min_duration
-ORDER BY start DESC
-LIMIT $limit
-"""
-LOGS = """
-SELECT line, service, level FROM logs
-WHERE ($service = '' OR service = $service)
-    AND ($level = '' OR level = $level)
-    AND ($trace_id = '' OR trace_id = $trace_id)
-    AND ($span_id = '' OR span_id = $span_id)
-    AND ($text = '' OR contains(lower(line), lower($text)))
-ORDER BY time DESC
-LIMIT $limit
-"""
 
 
 @dataclass
@@ -265,8 +173,29 @@ class Index:
     def search(self, **query: Any) -> dict[str, Any]:
         return {"traces": self._rows(SEARCH, **query), "behind": self.behind}
 
-    def logs(self, **query: Any) -> dict[str, Any]:
-        return {"lines": self._rows(LOGS, **query), "behind": self.behind}
+    def heat(self, **query: Any) -> dict[str, Any]:
+        return {"cells": self._rows(HEAT, **query), "behind": self.behind}
+
+    def edges(self, **query: Any) -> dict[str, Any]:
+        return {"edges": self._rows(EDGES, **query), "behind": self.behind}
+
+    def logs(self, filters: list[tuple[str, str, bool]], **query: Any) -> dict[str, Any]:
+        return {"lines": self._filtered(LOGS, filters, query), "behind": self.behind}
+
+    def volume(self, filters: list[tuple[str, str, bool]], **query: Any) -> dict[str, Any]:
+        """Lines by level in steps of so many milliseconds."""
+        return {"volume": self._filtered(VOLUME, filters, query), "behind": self.behind}
+
+    def _filtered(self, sql: str, filters: list[tuple[str, str, bool]], query: dict[str, Any]) -> list[dict[str, Any]]:
+        """Rows of log lines; ``filters`` are fields with their values, and whether lines that have it are left out."""
+        conditions = ""
+        for place, (name, value, exclude) in enumerate(filters):
+            if not FIELD.fullmatch(name):
+                continue
+            field = name if name in COLUMNS else f"""json_extract_string(TRY_CAST(line AS JSON), '$."{name}"')"""
+            conditions += f" AND {field} IS {'' if exclude else 'NOT '}DISTINCT FROM $filter{place}"
+            query[f"filter{place}"] = value
+        return self._rows(sql.format(filters=conditions), **query)
 
     def _rows(self, sql: str, **values: Any) -> list[dict[str, Any]]:
         result = self._db.execute(sql, values)
@@ -294,6 +223,9 @@ def serve(run_dir: Path, work_dir: Path) -> None:
             "trace": index.trace,
             "search": index.search,
             "logs": index.logs,
+            "volume": index.volume,
+            "heat": index.heat,
+            "edges": index.edges,
         }
         asked = time.monotonic()
         looked = 0.0

@@ -16,19 +16,26 @@ from yarl import URL
 
 from frontend.explorer.model import (
     ERROR,
+    Cell,
+    Edge,
     LogLine,
     LogQuery,
     SourceError,
     Span,
     TraceQuery,
     TraceSummary,
+    Volume,
     log_line,
     otlp_attributes,
     otlp_events,
 )
+from frontend.explorer.sources.calls import cells, edges
 
 TIMEOUT = ClientTimeout(total=10.0)  # seconds
+SECOND = 1_000_000_000  # nanoseconds
 LOOK_BACK = 24 * 3600  # seconds that a search goes back
+TRACES = 40  # that the heat map and the service map are made of
+KEPT = 4.0  # seconds for which these are not fetched again
 TENANTS = {"X-Scope-OrgID": "operations|usage"}  # of Loki: the lines of the services' work, and what users do
 KINDS = ("UNSPECIFIED", "INTERNAL", "SERVER", "CLIENT", "PRODUCER", "CONSUMER")
 
@@ -75,6 +82,7 @@ class Tempo(Engine):
     """Traces from Tempo."""
 
     name = "Tempo"
+    _kept: tuple[tuple[int, int], float, list[Span]] | None = None
 
     async def trace(self, trace_id: str) -> list[Span]:
         answer = await self.get(f"api/v2/traces/{trace_id}", headers={"Accept": "application/json"})
@@ -93,14 +101,32 @@ class Tempo(Engine):
             {
                 "q": query.traceql() + " | select(span.die.type)",
                 "limit": str(query.limit),
-                "start": str(now - LOOK_BACK),
-                "end": str(now + 60),
+                "start": str(query.since // SECOND or now - LOOK_BACK),
+                "end": str(query.until // SECOND or now + 60),
             },
         )
         found = [_summary(trace) for trace in (answer or {}).get("traces") or ()]
         if query.failed is False:
             found = [trace for trace in found if not trace.failed]
         return sorted(found, key=lambda trace: trace.start, reverse=True)
+
+    async def heat(self, since: int, until: int, step: int) -> list[Cell]:
+        return cells(await self._newest(since, until), step)
+
+    async def edges(self, since: int, until: int) -> list[Edge]:
+        return edges(await self._newest(since, until))
+
+    async def _newest(self, since: int, until: int) -> list[Span]:
+        """The spans of the newest traces; Tempo is asked for one trace at a time, so these are few."""
+        now = time.monotonic()
+        asked = (since // (60 * SECOND), until)
+        if self._kept and self._kept[0] == asked and now - self._kept[1] < KEPT:
+            return self._kept[2]
+        found = await self.traces(TraceQuery(limit=TRACES, since=since, until=until))
+        traces = await asyncio.gather(*(self.trace(trace.trace_id) for trace in found))
+        spans = [span for trace in traces for span in trace]
+        self._kept = (asked, now, spans)
+        return spans
 
 
 class Loki(Engine):
@@ -111,7 +137,7 @@ class Loki(Engine):
     async def lines(self, query: LogQuery) -> list[LogLine]:
         answer = await self.get(
             "loki/api/v1/query_range",
-            {"query": query.logql(), "limit": str(query.limit), "direction": "backward", "since": f"{LOOK_BACK}s"},
+            {"query": query.logql(), "limit": str(query.limit), "direction": "backward", **_between(query)},
             TENANTS,
         )
         streams = ((answer or {}).get("data") or {}).get("result") or ()
@@ -122,6 +148,31 @@ class Loki(Engine):
             for value in stream.get("values") or ()
         ]
         return [line for _, line in sorted(found, key=lambda item: item[0], reverse=True)][: query.limit]
+
+    async def volume(self, query: LogQuery, step: int) -> list[Volume]:
+        seconds = max(1, step // SECOND)
+        answer = await self.get(
+            "loki/api/v1/query_range",
+            {
+                "query": f"sum by (level) (count_over_time({query.logql()} [{seconds}s]))",
+                "step": str(seconds),
+                **_between(query),
+            },
+            TENANTS,
+        )
+        return [
+            # Loki counts back from each point.
+            Volume(
+                int(float(at) - seconds) * SECOND // step * step, series["metric"].get("level", "unknown"), int(count)
+            )
+            for series in ((answer or {}).get("data") or {}).get("result") or ()
+            for at, count in series.get("values") or ()
+        ]
+
+
+def _between(query: LogQuery) -> dict[str, str]:
+    now = time.time_ns()
+    return {"start": str(query.since or now - LOOK_BACK * SECOND), "end": str(query.until or now + 60 * SECOND)}
 
 
 def _hex(text: str) -> str:

@@ -6,12 +6,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from aiohttp import ClientSession
+from markupsafe import Markup
 from yarl import URL
 
-from frontend.explorer.engines import Loki, Tempo
-from frontend.explorer.files import Files
-from frontend.explorer.metrics import MetricSource, Pages, Prometheus
 from frontend.explorer.model import LogSource, TraceSource
+from frontend.explorer.sources.engines import Loki, Tempo
+from frontend.explorer.sources.figures import MetricSource
+from frontend.explorer.sources.files import Files
+from frontend.explorer.sources.pages import Pages
+from frontend.explorer.sources.prometheus import Prometheus
 from frontend.settings import Settings
 from web.settings import ServerSettings
 
@@ -33,13 +36,13 @@ class Telemetry:
         """Bytes of older files that are still to be read, where files are read at all."""
         return self.files.behind if self.files else 0
 
-    def badge(self, source: TraceSource | LogSource | MetricSource | None) -> str:
+    def badge(self, source: TraceSource | LogSource | MetricSource | None) -> Markup:
         """HTML that says where a view's content comes from."""
         if source is None:
-            return '<span class="source" data-source="">no source</span>'
+            return Markup('<span class="source" data-source="">no source</span>')
         late = source is self.files and self.behind
         more = f'<span class="soft">reading older files, {self.behind / 1e6:.0f} MB to go</span>' if late else ""
-        return f'{more}<span class="source" data-source="{source.name}">from {source.name}</span>'
+        return Markup(f'{more}<span class="source" data-source="{source.name}">from {source.name}</span>')
 
     async def close(self) -> None:
         await self.pages.close()

@@ -14,17 +14,23 @@ from typing import Any
 import orjson
 
 from frontend.explorer.model import (
+    BOUNDS,
     ERROR,
     MAX_SPANS,
+    PAGE_FILES,
+    Cell,
+    Edge,
     LogLine,
     LogQuery,
     SourceError,
     Span,
     TraceQuery,
     TraceSummary,
+    Volume,
     log_line,
     otlp_attributes,
     otlp_events,
+    rfc3339,
 )
 
 MAX_ANSWER = 64 * 1024 * 1024  # bytes
@@ -55,6 +61,8 @@ class Files:
             failed=query.failed,
             min_duration=int(query.min_duration_ms * 1e6),
             limit=query.limit,
+            since=query.since,
+            until=query.until,
         )
         return [
             TraceSummary(
@@ -70,17 +78,21 @@ class Files:
             for row in answer["traces"]
         ]
 
+    async def heat(self, since: int, until: int, step: int) -> list[Cell]:
+        answer = await self._ask("heat", since=since, until=until, step=step, bounds=BOUNDS)
+        return [Cell(**row) for row in answer["cells"]]
+
+    async def edges(self, since: int, until: int) -> list[Edge]:
+        answer = await self._ask("edges", since=since, until=until)
+        return [Edge(**row) for row in answer["edges"]]
+
     async def lines(self, query: LogQuery) -> list[LogLine]:
-        answer = await self._ask(
-            "logs",
-            service=query.service,
-            level=query.level,
-            text=query.text,
-            trace_id=query.trace_id,
-            span_id=query.span_id,
-            limit=query.limit,
-        )
+        answer = await self._ask("logs", limit=query.limit, **_conditions(query))
         return [log_line(row["line"], row["service"], row["level"]) for row in answer["lines"]]
+
+    async def volume(self, query: LogQuery, step: int) -> list[Volume]:
+        answer = await self._ask("volume", step=max(1, step // 1_000_000), **_conditions(query))
+        return [Volume(row["start"] * 1_000_000, row["level"], row["count"]) for row in answer["volume"]]
 
     async def close(self) -> None:
         """End the process, if it runs; a question that still waits for it is answered with an error."""
@@ -125,7 +137,7 @@ class Files:
                     raise OSError("the index is closed")
                 self._work_dir = tempfile.mkdtemp(prefix="dicelab-index-")
                 process = self._process = await asyncio.create_subprocess_exec(
-                    *(sys.executable, "-m", "frontend.explorer.index", str(self._run_dir), self._work_dir),
+                    *(sys.executable, "-m", "frontend.explorer.index.process", str(self._run_dir), self._work_dir),
                     stdin=PIPE,
                     stdout=PIPE,
                     limit=MAX_ANSWER,
@@ -141,6 +153,20 @@ class Files:
                     return document
             await process.wait()
         raise OSError("the index ended twice")
+
+
+def _conditions(query: LogQuery) -> dict[str, Any]:
+    return {
+        "service": query.service,
+        "level": query.level,
+        "text": query.text,
+        "trace_id": query.trace_id,
+        "span_id": query.span_id,
+        "filters": [(entry.name, entry.value, entry.exclude) for entry in query.filters],
+        "without": "" if query.page_files else PAGE_FILES,
+        "since": rfc3339(query.since),
+        "until": rfc3339(query.until),
+    }
 
 
 def _span(row: dict[str, Any]) -> Span:
