@@ -4,6 +4,8 @@ PYTHON ?= python3
 VENV := .venv
 COMPOSE ?= docker compose
 BIN := $(VENV)/bin
+# Configuration that containers mount: their users must be able to read it, also in a checkout made under umask 077.
+MOUNTED := alloy grafana otel/collector.yaml compose/loki compose/prometheus compose/tempo compose/.targets
 # What the tests need beside Python: installed where we may and where it is missing.
 CHROMIUM ?= $(or $(shell command -v chromium || command -v chromium-browser || command -v google-chrome),/usr/bin/chromium)
 PROMETHEUS := $(or $(shell command -v prometheus),/usr/bin/prometheus)
@@ -27,9 +29,11 @@ down: $(VENV)/installed  ## stop a lab that was started with --detach
 compose: compose/.env  ## run the lab in containers: make compose STAGE=3
 	$(MAKE) --no-print-directory compose-down
 	mkdir -p compose/.targets
-	set -a; STAGE=$(STAGE); . compose/stages/$(STAGE).env; . compose/.env; \
-	( cd compose/targets; cat engines.yml $$(echo $$COMPOSE_PROFILES | sed 's/,/.yml /g').yml ) > compose/.targets/lab.yml; \
-	$(COMPOSE) -f compose/compose.yaml up --build --detach --wait
+	. compose/stages/$(STAGE).env; cd compose/targets; \
+	  cat engines.yml $$(echo $$COMPOSE_PROFILES | sed 's/,/.yml /g').yml > ../.targets/lab.yml
+	find $(MOUNTED) ! -perm -004 -exec chmod a+r {} +
+	find $(MOUNTED) -type d ! -perm -001 -exec chmod a+x {} +
+	set -a; STAGE=$(STAGE); . compose/stages/$(STAGE).env; . compose/.env; $(COMPOSE) -f compose/compose.yaml up --build --detach --wait
 	@echo "Rolls: http://127.0.0.1:8000/roll?die=fair$(if $(filter-out 1,$(STAGE)),  The page: http://127.0.0.1:8002)" \
 	  " Grafana: http://127.0.0.1:8023 (its admin's password is in compose/.env)"
 

@@ -15,10 +15,11 @@ from frontend.page import page_function
 from frontend.panel_server import PanelServer
 from frontend.settings import Settings
 from frontend.usage import Sessions
-from otel.metrics import new_registry
+from otel import metrics
 from web import health
+from web.application import add_common_routes, new_application
+from web.client import CLIENT_SESSION, client_session
 from web.problems import ERROR_PAGE
-from web.service import CLIENT_SESSION, client_session, furnish, new_application
 
 # Seconds that the page gets to show the last rolls before its connection closes.
 LAST_WORDS = 0.1
@@ -27,7 +28,7 @@ TEMPLATES = Path(__file__).parent / "templates"
 
 def create_app(settings: Settings) -> web.Application:
     app = new_application()
-    registry = new_registry()
+    registry = metrics.new_registry()
     dice = [] if settings.die_service_url else list(BUILTIN_DICE)
     sessions = Sessions(settings.session_secret) if settings.sign_in else None
 
@@ -72,7 +73,7 @@ def create_app(settings: Settings) -> web.Application:
 
     app.cleanup_ctx.append(client_session(settings.connect_timeout, settings.timeout, settings.connections))
     app.cleanup_ctx.append(panel_served)
-    furnish(
+    add_common_routes(
         app,
         registry,
         title="frontend",

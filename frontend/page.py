@@ -24,7 +24,7 @@ from frontend.explorer.sources import Telemetry
 from frontend.panel_server import TRACE
 from frontend.telemetry import ROOT_SPAN
 from frontend.usage import COOKIE, Sessions, User
-from otel import tracing
+from otel import traces
 from web.problems import Problem
 
 log = logging.getLogger(__name__)
@@ -200,11 +200,11 @@ class RollPage:
     async def _load_dice(self, _event: Any) -> None:
         self._reload.loading = True
         try:
-            with tracing.root_span(ROOT_SPAN):
+            with traces.root_span(ROOT_SPAN):
                 try:
                     dice = await self._backend.fetch_dice()
                 except Problem as problem:
-                    tracing.record_failure(problem.cause or problem)
+                    traces.record_failure(problem.cause or problem)
                     dice = []
         finally:
             self._reload.loading = False
@@ -245,8 +245,8 @@ class RollPage:
         started = perf_counter()
         status, message, advice = 200, "", ""
         faces: list[int | None] = []
-        with tracing.root_span(ROOT_SPAN):
-            trace_id = tracing.current_trace_id()
+        with traces.root_span(ROOT_SPAN):
+            trace_id, _ = traces.current_ids()
             try:
                 answer = await self._backend.roll_from_page(die, times, self._user)
                 faces = [answer["roll"]] if times is None else list(answer["rolls"])
@@ -254,7 +254,7 @@ class RollPage:
                 status, message, advice = problem.status, problem.detail, ADVICE.get(problem.kind, "")
                 faces = list(problem.members.get("rolls", [None] if problem.kind == "roll-failed" else []))
                 if problem.status >= 500:
-                    tracing.record_failure(problem.cause or problem)
+                    traces.record_failure(problem.cause or problem)
         roll = Roll(
             time=time.strftime("%H:%M:%S"),
             die=die,

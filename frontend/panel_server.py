@@ -18,8 +18,8 @@ from yarl import URL
 
 from frontend.explorer.model import TRACE_ID
 from frontend.origin import refuse_foreign_origin
+from otel import traces
 from otel.http import TRACE_ID_HEADER
-from otel.tracing import current_trace_id
 from web.problems import Problem, unavailable
 
 PASSED_TO_PANEL = ("Cookie", "User-Agent", "Accept-Language", "If-None-Match", "If-Modified-Since")
@@ -75,7 +75,7 @@ class PanelServer:
                     if answer.status >= 400:
                         kind = "not-found" if answer.status < 500 else "internal"
                         raise Problem(answer.status, "The page has no such part.", kind=kind)
-                    trace_id = current_trace_id()
+                    trace_id, _ = traces.current_ids()
                     if trace_id:
                         response.headers[TRACE_ID_HEADER] = trace_id
                     await response.prepare(request)
@@ -93,7 +93,7 @@ class PanelServer:
         browser = web.WebSocketResponse(protocols=(SUBPROTOCOL,), max_msg_size=MAX_MESSAGE, heartbeat=HEARTBEAT)
         if not browser.can_prepare(request):
             raise Problem(400, "This address takes WebSocket connections only.", kind="bad-request")
-        trace_id = current_trace_id()
+        trace_id, _ = traces.current_ids()
         if trace_id:
             browser.headers[TRACE_ID_HEADER] = trace_id
         try:

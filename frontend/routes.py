@@ -15,7 +15,7 @@ from frontend.origin import refuse_foreign_origin
 from frontend.panel_server import TRACE, PanelServer
 from frontend.telemetry import ROOT_SPAN
 from frontend.usage import COOKIE, MAX_AGE, NameRefused, Sessions, User
-from otel import tracing
+from otel import traces
 from web import params
 from web.apidocs import describe
 from web.problems import Problem, bad_request
@@ -93,7 +93,7 @@ def roll_async(highest: int) -> Handler:
 
 
 async def _roll(request: web.Request, die: str, times: int | None) -> web.Response:
-    tracing.rename_span(ROOT_SPAN)
+    traces.rename_span(ROOT_SPAN)
     document = await request.app[BACKEND].roll(die, times, _user(request))
     return web.Response(body=orjson.dumps(document), content_type="application/json")
 
@@ -134,7 +134,7 @@ async def sign_out(request: web.Request) -> web.Response:
 
 async def error_page(request: web.Request, problem: Problem) -> web.Response:
     response = aiohttp_jinja2.render_template(
-        "error.html", request, {"problem": problem, "trace_id": tracing.current_trace_id()}, status=problem.status
+        "error.html", request, {"problem": problem, "trace_id": traces.current_ids()[0]}, status=problem.status
     )
     response.headers.update(problem.headers)
     return response

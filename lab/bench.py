@@ -149,7 +149,7 @@ def bench(args: argparse.Namespace, console: Console) -> int:
     except KeyboardInterrupt:
         raise LabError("stopped before all was measured") from None
     finally:
-        postgres.stop()
+        postgres.close()
         shutil.rmtree(directory, ignore_errors=True)
 
 

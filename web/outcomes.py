@@ -11,7 +11,7 @@ from time import perf_counter
 
 from prometheus_client import CollectorRegistry
 
-from otel.metrics import Counter, Histogram
+from otel import metrics
 from web.problems import Problem
 
 ROLL_FAILED = "roll-failed"  # the problem's kind
@@ -30,14 +30,14 @@ class RollOutcomes:
     """Counts and times requests for rolls, a batch as one, by how they ended."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        requests = Counter(
+        requests = metrics.Counter(
             "roll_requests_total",
             "Requests for a roll or a batch, by outcome: success, die_failed (the die's own error rate), refused"
             " (no such die), error (the service's fault) or abandoned (the caller went away).",
             ["outcome"],
             registry=registry,
         )
-        durations = Histogram(
+        durations = metrics.Histogram(
             "roll_request_duration_seconds",
             "Seconds from a request for a roll or a batch to its end, by outcome as in roll_requests_total.",
             ["outcome"],

@@ -5,7 +5,7 @@ JSON object a line, answered by one::
 
     {"hold": "die-service"}                 stop it by force and keep it down
     {"release": "die-service"}              start it again
-    {"slow": "die-service", "seconds": 3}   hold its answers back, in a TCP proxy in front of it
+    {"slow": "die-service", "seconds": 3}   hold its answers back, in a proxy in front of it
 
 The connection *is* the fault: when it closes, by the experiment's end, Ctrl-C or ``kill -9``, all is put back.
 """
@@ -15,7 +15,6 @@ from __future__ import annotations
 import asyncio
 import json
 import shutil
-import tempfile
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from typing import Any, Self
 
 from lab import LabError
 from lab.chaos.proxy import Address, Proxy
+from lab.supervise.private import private_directory
 from lab.supervise.supervisor import Kept, KeptProcess
 
 SLOWEST = 60.0  # seconds
@@ -37,12 +37,12 @@ class Link:
     Attributes:
         user: the service.
         server: where it goes.
-        variables: what the service's environment must say to go by a port of ours instead.
+        variables: what the service's environment must say to go by the proxy at this address instead.
     """
 
     user: KeptProcess
     server: Address
-    variables: Callable[[int], Mapping[str, str]]
+    variables: Callable[[str], Mapping[str, str]]
 
 
 class FaultServer:
@@ -56,7 +56,7 @@ class FaultServer:
     def __init__(self, kept: Mapping[str, Kept], links: Mapping[str, Link]) -> None:
         self._kept = kept
         self._links = links
-        self._directory = Path(tempfile.mkdtemp(prefix="dicelab-"))  # a run dir's path may be too long for a socket
+        self._directory = private_directory()  # a run dir's path may be too long for a socket
         self._server: asyncio.Server | None = None
         self._busy = False
         self._tasks: set[asyncio.Task[None]] = set()

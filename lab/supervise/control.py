@@ -47,9 +47,7 @@ def down(run_dir: Path, console: Console) -> int:
     directory = RunDir(run_dir)
     owner = directory.owner()
     if owner is None:
-        left = EmbeddedPostgres(directory.postgres)
-        if left.find():
-            left.stop()
+        if EmbeddedPostgres(directory.postgres).stop_left_behind():
             console.print("The lab had died; the database that it left behind is stopped.")
             return 0
         console.print(f"Nothing runs in {directory.path}.", soft_wrap=True, highlight=False)

@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 
 from lab import LabError
-from lab.supervise.postgres import EmbeddedPostgres
+from lab.supervise.postgres import EmbeddedPostgres, socket_in
 from lab.supervise.processes import Process
 
 FIRST_PAUSE = 0.5  # seconds; doubled with each end up to
@@ -146,7 +146,6 @@ class KeptPostgres(Kept):
 
     def __init__(self, data: Path) -> None:
         super().__init__("postgres")
-        self._data = data
         self._server = EmbeddedPostgres(data)
         self._starting: asyncio.Future[None] | None = None
 
@@ -159,8 +158,9 @@ class KeptPostgres(Kept):
         return self._server.url
 
     @property
-    def log(self) -> Path:
-        return self._data / "log"
+    def socket(self) -> Path:
+        assert self._server.socket_directory is not None
+        return socket_in(self._server.socket_directory)
 
     async def start(self) -> None:
         # Its own task: whoever stops us now must wait until there is something to stop.
@@ -170,7 +170,7 @@ class KeptPostgres(Kept):
     async def stop(self) -> None:
         if self._starting is not None:
             await asyncio.gather(self._starting, return_exceptions=True)
-        await asyncio.to_thread(self._server.stop)
+        await asyncio.to_thread(self._server.close)
 
     async def _break(self) -> None:
         await asyncio.to_thread(self._server.stop)

@@ -10,10 +10,10 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,8 @@ from yarl import URL
 
 from lab import LabError
 from lab.chaos.faults import FaultServer, Link
-from lab.supervise import engines, stages
+from lab.supervise import engines, postgres, stages
+from lab.supervise.private import private_directory
 from lab.supervise.processes import OnLines, Process, take_turns
 from lab.supervise.rundir import RunDir
 from lab.supervise.stages import Service, Stage
@@ -82,6 +83,13 @@ class Lab:
         except LabError:
             self._run_dir.release()
             raise
+        if not loopback(self._options.host):
+            self._console.print(
+                f"WARNING: --host {self._options.host} opens the lab to other machines; it asks nobody for a password.",
+                style="bold yellow",
+                soft_wrap=True,
+                highlight=False,
+            )
         tail = Tail(self._console) if self._options.tail else None
         stop = asyncio.Event()
         loop = asyncio.get_running_loop()
@@ -146,7 +154,7 @@ class Lab:
             await self._start_engines(self._plan)
         if self._options.workers > 1:
             # Not in the run dir: the path of a socket must be short.
-            self._workers_dir = Path(tempfile.mkdtemp(prefix="dicelab-"))
+            self._workers_dir = private_directory()
         for service in self._stage.services:
             for worker in range(1, self._workers(service) + 1):
                 name = service.name if worker == 1 else f"{service.name}-{worker}"
@@ -195,15 +203,13 @@ class Lab:
             links["die-service"] = Link(
                 processes["dice-roller"],
                 (str(url.host), int(url.port or 0)),
-                lambda port: {service.url_variable: f"http://127.0.0.1:{port}"},
+                lambda address: {service.url_variable: f"http://{address}"},
             )
         if self._postgres is not None:
-            database = URL(self._database_url)
-            socket_path = Path(database.query["host"]) / ".s.PGSQL.5432"
             links["postgres"] = Link(
                 processes["die-service"],
-                socket_path,
-                lambda port: {"DATABASE_URL": f"postgresql://postgres@127.0.0.1:{port}{database.path}"},
+                self._postgres.socket,
+                lambda address: {"DATABASE_URL": postgres.url(Path(address).parent)},
             )
         return links
 
@@ -219,9 +225,8 @@ class Lab:
         variables = plan.variables(self._database_url)
         for engine, binary in plan.found:
             log = self._run_dir.engines / f"{engine.name}.log"
-            launch = self._launch(
-                engine.name, plan.command(engine, binary, variables), {**self._environ, **variables}, log, log, _ignore
-            )
+            command = await asyncio.to_thread(plan.command, engine, binary, variables)
+            launch = self._launch(engine.name, command, {**self._environ, **variables}, log, log, _ignore)
             self._engines.append(await self._started(engine.name, launch))
         await self._ready({engine.name: plan.url(engine) + engine.ready_path for engine, _ in plan.found})
 
@@ -374,6 +379,15 @@ class Lab:
             shutil.rmtree(self._workers_dir, ignore_errors=True)
 
 
+def loopback(host: str) -> bool:
+    """Whether nothing but this machine reaches this address."""
+    try:
+        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+    except OSError:
+        return False
+    return all(ip_address(str(address[0]).partition("%")[0]).is_loopback for *_, address in found)
+
+
 def _ran(kept: Kept) -> dict[str, Any]:
     return {"pid": kept.pid, "restarts": kept.restarts}
 
@@ -415,6 +429,7 @@ def table(title: str, state: dict[str, Any], ready: Mapping[str, str] | None = N
 
 
 def up(options: Options, console: Console) -> int:
+    os.umask(0o077)  # what we, the services and the engines write is nobody else's to read
     take_turns()
     return asyncio.run(Lab(options, os.environ, console).run())
 
@@ -422,9 +437,9 @@ def up(options: Options, console: Console) -> int:
 def up_detached(options: Options, arguments: list[str]) -> int:
     """Start the lab as a process of its own and return once it is ready, or once it has failed."""
     run_dir = RunDir(options.run_dir)
+    run_dir.make()
     try:
-        run_dir.path.mkdir(parents=True, exist_ok=True)
-        log = open(run_dir.own_log, "ab")
+        log = open(os.open(run_dir.own_log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "ab")
     except OSError as error:
         raise LabError(f"run dir {run_dir.path}: {error.strerror}") from None
     with log:

@@ -206,7 +206,7 @@ async def echo() -> AsyncIterator[Proxy]:
 
 async def test_the_proxy_holds_answers_back_and_lets_them_go() -> None:
     async with echo() as proxy:
-        reader, writer = await asyncio.open_connection("127.0.0.1", await proxy.open())
+        reader, writer = await asyncio.open_connection(*(await proxy.open()).split(":"))
         writer.write(b"one")
         assert await reader.readexactly(3) == b"one"
         proxy.delay = 30
@@ -222,13 +222,12 @@ async def test_the_proxy_holds_answers_back_and_lets_them_go() -> None:
 
 async def test_the_proxy_passes_the_end_of_a_server_on() -> None:
     async with echo() as proxy:
-        port = await proxy.open()
-        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        reader, writer = await asyncio.open_connection(*(await proxy.open()).split(":"))
         writer.write_eof()
         assert await reader.read() == b""
         writer.close()
     proxy = Proxy(("127.0.0.1", 1))
-    reader, writer = await asyncio.open_connection("127.0.0.1", await proxy.open())
+    reader, writer = await asyncio.open_connection(*(await proxy.open()).split(":"))
     assert await reader.read() == b""
     writer.close()
     await proxy.close()

@@ -25,7 +25,7 @@ from aiohttp.test_utils import TestServer
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 from tests.support.labs import Lab, clean_environ, get, parse_spans, wait_for
-from web.service import LastFirst
+from web.client import MostRecentFirstConnector
 
 
 def test_sigterm_lets_requests_finish_and_flushes(own_lab: Callable[..., Lab]) -> None:
@@ -84,7 +84,7 @@ async def test_the_connection_that_came_back_last_is_used_next() -> None:
 
     app = web.Application()
     app.add_routes([web.get("/alone", port), web.get("/together", together)])
-    async with TestServer(app) as server, ClientSession(connector=LastFirst(limit=10)) as session:
+    async with TestServer(app) as server, ClientSession(connector=MostRecentFirstConnector(limit=10)) as session:
 
         async def ask(path: str) -> str:
             async with session.get(server.make_url(path)) as answer:

@@ -41,7 +41,7 @@ from opentelemetry.trace import (
 from opentelemetry.trace.propagation import _SPAN_KEY
 from opentelemetry.util.types import Attributes
 
-from otel.stacktraces import stacktrace
+from otel.fast.stacktraces import stacktrace
 
 log = logging.getLogger(__name__)
 

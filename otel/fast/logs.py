@@ -27,7 +27,7 @@ from typing import Any
 import orjson
 from opentelemetry.trace import Span
 
-from otel import spans
+from otel.fast import spans
 
 # A reader of stdout that stalls must neither block the event loop nor let memory grow for ever:
 # beyond this many waiting lines new ones are dropped and the loss is itself logged.

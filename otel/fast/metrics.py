@@ -1,4 +1,4 @@
-"""Metrics: a registry a process, exemplars, and what every HTTP request leaves behind.
+"""Metrics: a registry a process, and exemplars.
 
 Follows https://prometheus.io/docs/practices/instrumentation/. Histograms carry the trace id of a recent
 observation as an exemplar, visible to scrapers that ask for OpenMetrics.
@@ -24,16 +24,7 @@ from prometheus_client.registry import Collector
 from prometheus_client.samples import Exemplar, Sample
 from prometheus_client.utils import floatToGoString
 
-from otel import logs, spans, tracing
-
-# Resolves 1 ms to 10 s.
-DURATION_BUCKETS = (
-    0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 0.75, 1.0, 1.5, 2.5, 5.0, 10.0,
-)  # fmt: skip
-
-METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT"})
-OTHER_METHOD = "_OTHER"
-UNMATCHED = "unmatched"
+from otel.fast import logs, spans, traces
 
 
 class _Dropped(Collector):
@@ -43,7 +34,7 @@ class _Dropped(Collector):
         family = CounterMetricFamily(
             "telemetry_dropped", "Spans (traces) and log lines (logs) that were dropped.", labels=["signal"]
         )
-        family.add_metric(["traces"], tracing.dropped())
+        family.add_metric(["traces"], traces.dropped())
         family.add_metric(["logs"], logs.dropped())
         yield family
 
@@ -99,10 +90,9 @@ class Gauge(prometheus_client.Gauge):
 
 
 class Histogram(prometheus_client.Histogram):
-    """The library's histogram, with the current span as exemplar of each observation; one thread may observe.
+    """The library's histogram for one thread, like :class:`Counter`.
 
-    Without the library's lock, search and validation an observation takes 1 µs instead of 6. A span that is not
-    sampled is no exemplar: one that leads nowhere helps nobody.
+    Without the library's lock, search and validation an observation takes 1 µs instead of 6.
     """
 
     def labels(self, *labelvalues: str) -> Histogram:  # type: ignore[override]
@@ -115,14 +105,13 @@ class Histogram(prometheus_client.Histogram):
         self._total = 0.0
         self._exemplars: list[tuple[int, float, float] | None] = [None] * len(self._upper_bounds)
 
-    def observe(self, amount: float, exemplar: dict[str, str] | None = None) -> None:
-        """Count ``amount``; a given ``exemplar`` is not taken, the current span is."""
+    def observe(self, amount: float, exemplar: int = 0) -> None:  # type: ignore[override]
+        """Count ``amount``; ``exemplar`` is what :func:`exemplar` returned."""
         bucket = bisect_left(self._upper_bounds, amount)
         self._counts[bucket] += 1
         self._total += amount
-        trace_id = spans.sampled_trace_id()
-        if trace_id:
-            self._exemplars[bucket] = (trace_id, amount, time())
+        if exemplar:
+            self._exemplars[bucket] = (exemplar, amount, time())
 
     def _child_samples(self) -> Iterable[Sample]:
         count = 0
@@ -134,37 +123,5 @@ class Histogram(prometheus_client.Histogram):
         yield Sample("_sum", {}, self._total, None, None)
 
 
-class HttpMetrics:
-    """Counts requests and their durations by route template, method and status.
-
-    Label values are bounded: ``handler`` is a template of a route or ``unmatched``, ``method`` one of
-    HTTP's own or ``_OTHER``.
-    """
-
-    def __init__(self, registry: CollectorRegistry) -> None:
-        self._requests = Counter(
-            "http_requests_total",
-            "HTTP requests answered, by route template, method and exact status code.",
-            ["handler", "method", "status"],
-            registry=registry,
-        )
-        self._duration = Histogram(
-            "http_request_duration_seconds",
-            "Seconds from a request's arrival to its answer, by route template and method.",
-            ["handler", "method"],
-            buckets=DURATION_BUCKETS,
-            registry=registry,
-        )
-
-    def expect(self, handler: str, method: str) -> None:
-        """Make the series of a route exist, at zero, before its first request."""
-        self._requests.labels(handler, method, "200")
-        self._duration.labels(handler, method)
-
-    def answered(self, handler: str, method: str, status: int, seconds: float | None) -> None:
-        """Count one answer. ``seconds`` is ``None`` where a duration says nothing (an upgraded connection)."""
-        if method not in METHODS:
-            method = OTHER_METHOD
-        self._requests.labels(handler, method, str(status)).inc()
-        if seconds is not None:
-            self._duration.labels(handler, method).observe(seconds)
+# The trace id of the current span if its trace is kept, else 0: what ``Histogram.observe`` takes as an exemplar.
+exemplar = spans.sampled_trace_id

@@ -18,7 +18,7 @@ from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import SpanKind, StatusCode
 
-from otel.spans import NO_STATE, LeanSpan
+from otel.fast.spans import NO_STATE, LeanSpan
 
 # SPAN_FLAGS_CONTEXT_HAS_IS_REMOTE_MASK, and with SPAN_FLAGS_CONTEXT_IS_REMOTE_MASK.
 FLAGS_LOCAL, FLAGS_REMOTE = 0x100, 0x300

@@ -21,9 +21,9 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.trace import Link, NonRecordingSpan, SpanContext, SpanKind, StatusCode, TraceFlags, TraceState
 
-from otel import otlp, spans
-from otel.spans import LeanSpan, LeanTracerProvider
-from otel.tracing import SpanQueue
+from otel.fast import otlp, spans
+from otel.fast.queue import SpanQueue
+from otel.fast.spans import LeanSpan, LeanTracerProvider
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 SIMPLE = st.one_of(
@@ -350,15 +350,15 @@ from opentelemetry.instrumentation.aiohttp_client import create_trace_config
 from opentelemetry.instrumentation.aiohttp_server import AioHttpServerInstrumentor
 from opentelemetry.instrumentation.utils import suppress_http_instrumentation
 from opentelemetry.sdk.resources import Resource
-from otel import otlp, trimmed
-from otel.spans import LeanTracerProvider
+from otel.fast import http_client, http_server, otlp
+from otel.fast.spans import LeanTracerProvider
 
 mine = sys.argv[1] == "trimmed"
 provider, ended = LeanTracerProvider(Resource.create({})), []
 provider.add_sink(ended.append)
 trace.set_tracer_provider(provider)
 if mine:
-    trimmed.trim()
+    http_server.trim()
 AioHttpServerInstrumentor().instrument()
 
 async def hello(request):
@@ -388,7 +388,7 @@ async def main():
     with trace.get_tracer("test").start_as_current_span("all"):
         async with ClientSession(trace_configs=configs, headers={"User-Agent": "tests"}) as session:
             if mine:
-                trimmed.trace_session(session)
+                http_client.instrument_session(session)
             async def ask(method, path, port=int(sys.argv[2]), headers=None):
                 async with session.request(method, f"http://127.0.0.1:{port}{path}", headers=headers) as answer:
                     await answer.read()

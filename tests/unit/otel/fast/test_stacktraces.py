@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from otel import stacktraces
+from otel.fast import stacktraces
 
 
 class Unsayable(Exception):
