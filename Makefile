@@ -45,12 +45,12 @@ compose: compose/.env  ## run the lab in containers: make compose STAGE=3
 	  cat engines.yml $$(echo $$COMPOSE_PROFILES | sed 's/,/.yml /g').yml > ../.targets/lab.yml
 	find $(MOUNTED) ! -perm -004 -exec chmod a+r {} +
 	find $(MOUNTED) -type d ! -perm -001 -exec chmod a+x {} +
-	set -a; STAGE=$(STAGE); . compose/stages/$(STAGE).env; . compose/.env; $(COMPOSE) -f compose/compose.yaml up --build --detach --wait
+	set -a; STAGE=$(STAGE); . compose/stages/$(STAGE).env; . compose/.env; cd compose; $(COMPOSE) up --build --detach --wait --wait-timeout 300
 	@echo "Rolls: http://127.0.0.1:8000/roll?die=fair$(if $(filter-out 1,$(STAGE)),  The page: http://127.0.0.1:8002)" \
 	  " Grafana: http://127.0.0.1:8023 (its admin's password is in compose/.env)"
 
 compose-down: compose/.env  ## stop the containers; their data stays (ARGS=--volumes deletes it)
-	set -a; STAGE=$(STAGE); . compose/stages/6.env; . compose/.env; $(COMPOSE) -f compose/compose.yaml down $(ARGS)
+	set -a; STAGE=$(STAGE); . compose/stages/6.env; . compose/.env; cd compose; $(COMPOSE) down $(ARGS)
 
 lock: $(VENV)/installed-test  ## write the locks for what setup.cfg asks for; ARGS=--upgrade for newer versions
 	$(COMPILE) --universal --python-version 3.11 --extra build --output-file requirements/lab.txt
