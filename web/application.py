@@ -39,13 +39,15 @@ def add_common_routes(
     templates: Sequence[Path] = (),
     workers_dir: Path | None = None,
 ) -> None:
-    """Add what every service has: metrics, health, API documents. Call it after the service's own routes."""
+    """Add what every service has: metrics, health, API documents, a front page. Call after the service's routes."""
     app[health.READINESS] = readiness
     app[health.STOPPING] = asyncio.Event()
     siblings: Workers | None = None
     if workers_dir is not None:
         siblings = Workers(workers_dir, title, registry)
         app.cleanup_ctx.append(siblings.run)
+    if not any(resource.canonical == "/" for resource in app.router.resources()):
+        app.router.add_get("/", apidocs.front_page, allow_head=False)
     app.router.add_get("/metrics", _metrics(registry, siblings), allow_head=False)
     app.router.add_get("/healthz", health.healthz, allow_head=False)
     app.router.add_get("/readyz", health.readyz, allow_head=False)
