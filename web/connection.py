@@ -57,7 +57,7 @@ class Connection(web.RequestHandler):
         if isinstance(exc, UnreadableError):
             status, message = 400, "a header makes no sense"
         with traces.root_span("HTTP"):
-            traces.set_attribute("http.status_code", status)
+            http.set_status(status)
             if status >= 500:
                 log.error("Unhandled error", exc_info=exc, extra={"fields": {}})
                 problem = problems.Problem(500, "The service failed; its log has the details.", kind="internal")
