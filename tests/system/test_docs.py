@@ -19,7 +19,8 @@ ROOMS = ("roller", "dieservice", "frontend", "web")
 def variables_read() -> set[str]:
     """Every environment variable that a service's settings name."""
     call = re.compile(r"env\.(?:text|choice|flag|integer|number|optional_integer|optional_url|url)\(\s*\"([A-Z_]+)\"")
-    return {name for room in ROOMS for path in (ROOT / room).glob("*.py") for name in call.findall(path.read_text())}
+    named = {name for room in ROOMS for path in (ROOT / room).glob("*.py") for name in call.findall(path.read_text())}
+    return named | {"TELEMETRY"}  # read by otel/__init__.py, before any settings
 
 
 def test_readme_lists_exactly_the_settings_there_are() -> None:
