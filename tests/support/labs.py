@@ -303,7 +303,8 @@ def start(run_dir: Path, stage: int, *arguments: str, roll_delay: float = 0.05, 
 
 
 def processes_of(run_dir: Path) -> list[str]:
-    """Command lines of all processes that speak of a run dir."""
+    """Command lines of all processes that name a run dir, or the data that is linked in it."""
+    names = {str(run_dir), str((run_dir / "postgres").resolve())}
     found = []
     for entry in Path("/proc").iterdir():
         try:
@@ -311,6 +312,7 @@ def processes_of(run_dir: Path) -> list[str]:
             environ = (entry / "environ").read_bytes().decode(errors="replace")
         except OSError:
             continue
-        if entry.name.isdigit() and int(entry.name) != os.getpid() and str(run_dir) in command + environ:
+        named = any(name in command + environ for name in names)
+        if entry.name.isdigit() and int(entry.name) != os.getpid() and named:
             found.append(command)
     return found
