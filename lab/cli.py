@@ -9,8 +9,7 @@ from pathlib import Path
 from rich.console import Console
 
 from lab import LabError, bench, options
-from lab.chaos.target import check_containers
-from lab.check import check
+from lab.check import check, check_containers
 from lab.supervise import control, stages
 from lab.supervise.up import Options, up, up_detached
 

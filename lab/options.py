@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Callable
+from dataclasses import fields
 from importlib import import_module
 
 from rich.console import Console
@@ -151,7 +152,7 @@ def add_parsers(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         ("traffic", "load.traffic"),
         ("compare", "load.compare"),
         ("load-db", "load.load_db"),
-        ("chaos", "chaos.experiments"),
+        ("chaos", "chaos.command"),
     ):
         command = commands.choices[name]
         if name != "chaos":
@@ -166,7 +167,9 @@ def add_parsers(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
 
 def _runner(module: str) -> Callable[[argparse.Namespace, Console], int]:
     def run(args: argparse.Namespace, console: Console) -> int:
-        done: int = import_module(module).run(args, console)
-        return done
+        command = import_module(module)
+        options = command.Options(**{field.name: getattr(args, field.name) for field in fields(command.Options)})
+        status: int = command.run(options, console)
+        return status
 
     return run
