@@ -21,9 +21,9 @@ from frontend.explorer.explorer import Explorer
 from frontend.explorer.model import TRACE_ID
 from frontend.explorer.parts import TextTable
 from frontend.explorer.sources import Telemetry
-from frontend.panel_server import TRACE
+from frontend.panel_server import TRACE, user_of
 from frontend.telemetry import ROOT_SPAN
-from frontend.usage import COOKIE, Sessions, User
+from frontend.usage import Sessions, User
 from otel import tracing
 from web.problems import Problem
 
@@ -154,6 +154,7 @@ class RollPage:
         footer = pn.pane.HTML(FOOTER, stylesheets=[FOOTER_STYLE], sizing_mode="stretch_width")
         page = pmui.Page(
             title="Dice Lab",
+            busy_indicator=None,  # it shows whether any session is busy, not this one
             header=self._header(),
             main=[
                 pmui.Grid(
@@ -294,7 +295,7 @@ def page_function(
 
     def page() -> pmui.Page:
         try:
-            user = sessions.read(pn.state.cookies.get(COOKIE)) if sessions else None
+            user = user_of(pn.state.headers) if sessions else None
             trace_id = pn.state.session_args.get(TRACE, [b""])[0].decode(errors="replace")
             explorer = Explorer(
                 telemetry, backend.dice, backend.promise, trace_id if TRACE_ID.fullmatch(trace_id) else ""

@@ -238,6 +238,7 @@ class Lab:
         for other in self._stage.services:
             environ[other.url_variable] = self._url(other)
         environ.setdefault("TELEMETRY_DIR", str(self._run_dir.path))
+        environ.setdefault("SESSIONS_FILE", str(self._run_dir.path / "sessions"))
         if self._plan:
             for name, url in self._plan.urls().items():
                 environ.setdefault(name, url)
