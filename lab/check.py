@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import re
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -90,34 +91,41 @@ ROWS = (
 )
 
 
-def check(run_dir: Path, stage: int | None, timeout: float, console: Console) -> int:
-    """Check the lab of a run dir, against its own stage unless another is given; returns 0 when nothing is missing.
+@dataclass(frozen=True)
+class Options:
+    """The options of the command.
 
-    Args:
+    Attributes:
+        stage: what the lab is checked against; ``None`` for the stage that runs.
         timeout: seconds that each feature has to show itself.
+        compose: whether the lab runs in containers.
+    """
+
+    run_dir: Path
+    stage: int | None
+    timeout: float
+    compose: bool
+
+
+def run(options: Options, console: Console) -> int:
+    """Run the command; returns 0 when nothing is missing, else 1.
 
     Raises:
-        LabError: when nothing runs there, or there is no such stage.
+        LabError: when no lab runs there, there is no such stage, or it is not given for containers.
     """
-    lab = Lab.in_run_dir(run_dir)
-    return asyncio.run(_check(lab, lab.stage if stage is None else stage, timeout, console))
-
-
-def check_containers(run_dir: Path, stage: int | None, timeout: float, console: Console) -> int:
-    """As :func:`check`, for the lab of the compose file.
-
-    Raises:
-        LabError: when no containers of it run, or no stage is given, which containers do not show.
-    """
-    if stage is None:
-        raise LabError("containers do not show their stage; give it by --stage")
-    lab = Lab.in_containers(run_dir, asyncio.run(containers.find()))
-    return asyncio.run(_check(lab, stage, timeout, console))
+    if options.compose:
+        if options.stage is None:
+            raise LabError("containers do not show their stage; give it by --stage")
+        lab = Lab.in_containers(options.run_dir, asyncio.run(containers.find()))
+    else:
+        lab = Lab.in_run_dir(options.run_dir)
+    stage = lab.stage if options.stage is None else options.stage
+    if stage not in STAGES:
+        raise LabError(f"there is no stage {stage}; stages are {STAGES[0]} to {STAGES[-1]}")
+    return asyncio.run(_check(lab, stage, options.timeout, console))
 
 
 async def _check(lab: Lab, stage: int, timeout: float, console: Console) -> int:
-    if stage not in STAGES:
-        raise LabError(f"there is no stage {stage}; stages are {STAGES[0]} to {STAGES[-1]}")
     missing = 0
     async with lab:
         subject = Subject(lab, stage)

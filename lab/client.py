@@ -26,6 +26,7 @@ from lab import LabError
 from lab.containers import Containers
 from lab.signals import OPENMETRICS, Line, Sample, Span, parse_export, parse_line, parse_samples, parse_spans
 from lab.supervise import engines
+from lab.supervise.readiness import readiness
 from lab.supervise.rundir import RunDir
 from lab.supervise.stages import SERVICES
 
@@ -256,18 +257,8 @@ class Lab:
             ) from None
 
     async def fetch_not_ready(self, service: str) -> str | None:
-        """``None`` when a service is ready, else the reason it gives.
-
-        Raises:
-            aiohttp.ClientError, asyncio.TimeoutError, OSError: when it does not answer.
-        """
-        response = await self.fetch(f"{self.url(service)}/readyz")
-        if response.status == 200:
-            return None
-        try:
-            return str(response.json["detail"])
-        except (ValueError, KeyError, TypeError):
-            return response.text.strip()[:200] or f"status {response.status}"
+        """``None`` when a service is ready, else the reason in words."""
+        return await readiness(self.session, f"{self.url(service)}/readyz")
 
     async def fetch_samples(self, service: str) -> list[Sample]:
         """The samples on a service's ``/metrics``.

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from lab import LabError
 from lab.client import Lab
 from lab.supervise.rundir import RunDir
-from otel import logs, tracing
+from otel import logs, traces
 
 SERVICE = "traffic"  # the service name in those spans and log lines
 EXPORT_DELAY_MS = "300"  # as for the services of a lab without engines
@@ -24,11 +24,10 @@ def recorded(lab: Lab, environ: MutableMapping[str, str] = os.environ) -> Iterat
         LabError: when the run dir cannot be written, or an ``OTEL_*`` variable is not valid.
     """
     directory = lab.directory
+    directory.make()
     try:
-        for path in (directory.logs, directory.traces):
-            path.mkdir(parents=True, exist_ok=True)
         name, lock = _file_name(directory)
-        log = os.open(directory.logs / f"{name}.jsonl", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        log = os.open(directory.logs / f"{name}.jsonl", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     except OSError as error:
         raise LabError(f"{directory.path}: {error.strerror}") from None
     endpoint = lab.state.get("otlp_endpoint")
@@ -36,15 +35,15 @@ def recorded(lab: Lab, environ: MutableMapping[str, str] = os.environ) -> Iterat
         environ.setdefault("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint)
     environ.setdefault("OTEL_BSP_SCHEDULE_DELAY", EXPORT_DELAY_MS)
     try:
-        file = tracing.TraceFile(directory.traces / f"{name}.jsonl", 64 * 1024 * 1024, 3)
-        stop_tracing = tracing.start(SERVICE, file=file, environ=environ)
-    except (tracing.TracingError, OSError) as error:
+        file = traces.TraceFile(directory.traces / f"{name}.jsonl", 64 * 1024 * 1024, 3)
+        stop_traces = traces.start(SERVICE, file=file, environ=environ)
+    except (traces.TracingError, OSError) as error:
         raise LabError(str(error)) from None
     stop_logs = logs.start(SERVICE, descriptor=log)
     try:
         yield
     finally:
-        stop_tracing()
+        stop_traces()
         stop_logs()
         os.close(log)
         os.close(lock)
@@ -52,7 +51,7 @@ def recorded(lab: Lab, environ: MutableMapping[str, str] = os.environ) -> Iterat
 
 def _file_name(directory: RunDir) -> tuple[str, int]:
     """``traffic``, or where another process writes that file a name with our process id; and the lock that tells."""
-    lock = os.open(directory.path / "traffic.lock", os.O_RDWR | os.O_CREAT, 0o644)
+    lock = os.open(directory.path / "traffic.lock", os.O_RDWR | os.O_CREAT, 0o600)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         return SERVICE, lock

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import aiohttp
@@ -17,7 +18,6 @@ from lab.waiting import within
 SAMPLE_INTERVAL = 0.5  # seconds between two snapshots of the services
 ALERT_INTERVAL = 1.0  # seconds between two looks at the alerts
 PATIENCE = 2.0  # seconds for the answer to one question
-NO_ANSWER = "it does not answer"
 
 
 @dataclass(frozen=True)
@@ -112,14 +112,12 @@ async def snapshot(lab: Lab, service: str) -> Snapshot:
     """Take a snapshot of a service."""
     at = time.monotonic()
     samples: list[Sample] | None = None
-    not_ready: str | None = NO_ANSWER
-    try:
+    not_ready: str | None = "it does not answer"
+    with suppress(aiohttp.ClientError, asyncio.TimeoutError, OSError, ValueError):
         async with asyncio.timeout(PATIENCE):
             samples = await lab.fetch_samples(service)
         async with asyncio.timeout(PATIENCE):
             not_ready = await lab.fetch_not_ready(service)
-    except (aiohttp.ClientError, asyncio.TimeoutError, OSError, ValueError):
-        pass
     return Snapshot(at, samples, not_ready)
 
 
