@@ -61,14 +61,9 @@ def up(no_tail: bool, **given: Any) -> int:
 @click.option("--timeout", type=DELAY, default=20.0, metavar="SECONDS", help="The time limit of one feature.")
 @click.option("--compose", is_flag=True, help="Check the lab in containers, by docker or podman.")
 @options.run_dir
-def check(run_dir: Path, stage: int | None, timeout: float, compose: bool) -> int:
+def check(**given: Any) -> int:
     """Check whether every feature of the stage works."""
-    from rich.console import Console
-
-    from lab.chaos.target import check_containers
-    from lab.check import check as check_run_dir
-
-    return (check_containers if compose else check_run_dir)(run_dir, stage, timeout, Console())
+    return _run("check", given)
 
 
 @dicelab.command()
@@ -149,7 +144,7 @@ def load_db(**given: Any) -> int:
 @options.experiment
 def chaos(**given: Any) -> int:
     """Break the lab in one way, and check what shows it."""
-    return _run("chaos.experiments", given)
+    return _run("chaos.command", given)
 
 
 chaos.epilog = f"Experiments: {', '.join(EXPERIMENTS)}."

@@ -106,7 +106,7 @@ def test_what_cannot_be_broken_is_said(lab: Lab, stage_lab: Callable[[int], Lab]
     assert "--engines" in refused("collector-down", "--run-dir", lab.run_dir)
     with closing(Held(lab, "postgres")):
         wait_for(lambda: get(f"{lab.front}/readyz").status == 503)
-        assert "not well to begin with" in refused("roller-killed", "--run-dir", lab.run_dir)
+        assert "not ready to begin with" in refused("roller-killed", "--run-dir", lab.run_dir)
     wait_for(lambda: get(f"{lab.front}/readyz").status == 200)
 
 
