@@ -22,8 +22,9 @@ from dieservice.postgres import PostgresCatalogue
 from roller.catalogue import RemoteCatalogue
 from roller.dice import Table
 from web import health, problems
-from web.service import LastFirst, backlog
+from web.client import MostRecentFirstConnector
 from web.settings import EVENT_LOOPS, Environment
+from web.tuning import backlog
 
 
 class Silence:
@@ -53,7 +54,7 @@ def roller_app(settings: roller.settings.Settings) -> web.Application:
 
     async def sessions(app: web.Application) -> AsyncIterator[None]:
         async with ClientSession(
-            connector=LastFirst(limit=remote.connections),
+            connector=MostRecentFirstConnector(limit=remote.connections),
             timeout=ClientTimeout(total=remote.timeout, connect=remote.connect_timeout),
             cookie_jar=DummyCookieJar(),
             auto_decompress=False,

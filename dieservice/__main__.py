@@ -3,7 +3,7 @@ import sys
 from dieservice.app import create_app
 from dieservice.settings import Settings
 from dieservice.telemetry import SERVICE
-from web.service import main
+from web.server import main
 
 if __name__ == "__main__":
     sys.exit(main(SERVICE, Settings.read, create_app))

@@ -3,7 +3,7 @@ import sys
 from frontend.app import create_app
 from frontend.settings import Settings
 from frontend.telemetry import SERVICE
-from web.service import main
+from web.server import main
 
 if __name__ == "__main__":
     # A page load fetches a dozen static files; as traces they would only bury the rolls.

@@ -6,18 +6,19 @@ from collections.abc import AsyncIterator
 
 from aiohttp import web
 
-from otel.metrics import new_registry
+from otel import metrics
 from roller import routes, telemetry
 from roller.catalogue import BUILTIN, BuiltinCatalogue, RemoteCatalogue
 from roller.dice import Table
 from roller.settings import Settings
 from web import health
-from web.service import CLIENT_SESSION, client_session, furnish, new_application
+from web.application import add_common_routes, new_application
+from web.client import CLIENT_SESSION, client_session
 
 
 def create_app(settings: Settings) -> web.Application:
     app = new_application()
-    registry = new_registry()
+    registry = metrics.new_registry()
     remote = settings.die_service
     dice = [] if remote else [die.name for die in BUILTIN]
 
@@ -44,7 +45,7 @@ def create_app(settings: Settings) -> web.Application:
         yield
 
     app.cleanup_ctx.append(announced)
-    furnish(
+    add_common_routes(
         app,
         registry,
         title="dice-roller",

@@ -11,15 +11,15 @@ import orjson
 from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 
+from otel import traces
 from otel.http import TRACE_ID_HEADER
-from otel.tracing import current_trace_id, record_failure
 from web import apidocs
 
 log = logging.getLogger(__name__)
 
 CONTENT_TYPE = "application/problem+json"
 RETRY_AFTER_SECONDS = 1
-# Where a person asks, the frontend shows a page instead.
+# Makes the HTML page of a problem; see `answer`.
 ErrorPage = Callable[[web.Request, "Problem"], Awaitable[web.Response]]
 ERROR_PAGE = web.AppKey("error_page", ErrorPage)  # type: ignore[arg-type, var-annotated]
 
@@ -66,14 +66,14 @@ class Problem(Exception):
             "detail": self.detail,
             **self.members,
         }
-        trace_id = current_trace_id()
+        trace_id, _ = traces.current_ids()
         if trace_id:
             document["trace_id"] = trace_id
         return document
 
     def response(self) -> web.Response:
         headers = dict(self.headers)
-        trace_id = current_trace_id()
+        trace_id, _ = traces.current_ids()
         if trace_id:
             headers[TRACE_ID_HEADER] = trace_id
         return web.Response(
@@ -85,9 +85,9 @@ def bad_request(detail: str) -> Problem:
     return Problem(400, detail, kind="bad-request")
 
 
-def unavailable(detail: str, cause: BaseException | None = None) -> Problem:
-    """503 with ``Retry-After``: a dependency is down or too slow."""
-    return Problem(503, detail, kind="unavailable", headers={"Retry-After": str(RETRY_AFTER_SECONDS)}, cause=cause)
+def unavailable(detail: str, cause: BaseException | None = None, *, retry_after: int = RETRY_AFTER_SECONDS) -> Problem:
+    """503 with ``Retry-After``, in seconds: a dependency is down or too slow, or the service has too much to do."""
+    return Problem(503, detail, kind="unavailable", headers={"Retry-After": str(retry_after)}, cause=cause)
 
 
 def timed_out(detail: str, cause: BaseException | None = None) -> Problem:
@@ -112,15 +112,22 @@ def middleware() -> Middleware:
             log.exception("Unhandled error", extra={"fields": {}})
             problem = Problem(500, "The service failed; its log has the details.", kind="internal", cause=error)
         if problem.status >= 500:
-            record_failure(problem.cause or problem)
-        page = request.app.get(ERROR_PAGE)
-        asked_for_page = "text/html" in request.headers.get("Accept", "") and not apidocs.is_api(request)
-        if page is not None and asked_for_page:
-            answer: web.Response = await page(request, problem)
-            return answer
-        return problem.response()
+            traces.record_failure(problem.cause or problem)
+        return await answer(request, problem)
 
     return answer_problems
+
+
+async def answer(request: web.Request, problem: Problem) -> web.Response:
+    """The answer to a request that failed: a page where a browser asks for one, JSON everywhere else.
+
+    A service without :data:`ERROR_PAGE` and a described route of the API always answer JSON.
+    """
+    page = request.app.get(ERROR_PAGE)
+    if page is None or apidocs.is_api(request) or "text/html" not in request.headers.get("Accept", ""):
+        return problem.response()
+    html: web.Response = await page(request, problem)
+    return html
 
 
 def _of_http_exception(request: web.Request, error: web.HTTPException) -> Problem:

@@ -1,0 +1,29 @@
+"""Settings of the process that make it faster under load and change nothing else."""
+
+from __future__ import annotations
+
+import gc
+
+from web.settings import ServerSettings
+
+
+def reduce_garbage_collection() -> None:
+    """Exclude from garbage collection what exists at start-up, and collect the rest less often.
+
+    A request allocates a few hundred objects and frees nearly all of them by reference counting, so collections find
+    next to nothing and cost a fourteenth of the CPU. A thousand concurrent requests hold tens of thousands of
+    objects: with a threshold below that, collections traverse them again and again.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(200_000, 5, 5)
+
+
+def backlog(settings: ServerSettings) -> int:
+    """How many connections may wait in the kernel to be accepted.
+
+    When a thousand clients connect at once, aiohttp's 128 places are full, and a refused client tries again after a
+    second. asyncio's own loop accepts as many connections in a row, and when it runs out of file descriptors it fails
+    that many times before it does anything else; with it the limit stays at 128.
+    """
+    return 4096 if settings.event_loop == "uvloop" else 128
