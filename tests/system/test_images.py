@@ -221,9 +221,9 @@ DEFECTS: dict[str, tuple[str, Check, Defect, str]] = {
         lambda service: service["command"].append("--storage.tsdb.retention=31d"),
         "/bin/prometheus has no flag --storage.tsdb.retention",
     ),
-    "the socket's directory without a mode": (
+    "the socket's directory on a tmpfs of root's": (
         *("postgres", check_written_paths),
-        lambda service: service.update(tmpfs=["/tmp", "/run/postgresql:mode=0755"]),
+        lambda service: service.update(volumes=service["volumes"][:1], tmpfs=["/tmp", "/run/postgresql:mode=0755"]),
         "/run/postgresql: /run/postgresql is 0:0 0755, and the process is 999:999",
     ),
 }
