@@ -9,7 +9,7 @@ import runpy
 import sys
 from typing import Any
 
-from otel.metrics import Counter, Gauge, Histogram
+from otel import metrics
 
 
 def _nothing(*_: Any, **__: Any) -> None:
@@ -18,7 +18,7 @@ def _nothing(*_: Any, **__: Any) -> None:
 
 if __name__ == "__main__":
     for method in ("inc", "dec", "set"):
-        setattr(Gauge, method, _nothing)
-    Counter.inc = _nothing  # type: ignore[method-assign]
-    Histogram.observe = _nothing  # type: ignore[method-assign]
+        setattr(metrics.Gauge, method, _nothing)
+    metrics.Counter.inc = _nothing  # type: ignore[method-assign]
+    metrics.Histogram.observe = _nothing  # type: ignore[method-assign]
     runpy.run_module(sys.argv[1], run_name="__main__")

@@ -12,14 +12,14 @@ from dieservice.catalogue import FileCatalogue
 from dieservice.postgres import PostgresCatalogue
 from dieservice.settings import Settings
 from dieservice.telemetry import DatabaseTelemetry, DiceTelemetry
-from otel.metrics import new_registry
+from otel import metrics
 from web import health
 from web.application import add_common_routes, new_application
 
 
 def create_app(settings: Settings) -> web.Application:
     app = new_application()
-    registry = new_registry()
+    registry = metrics.new_registry()
     dice = settings.dice
     telemetry = app[routes.DICE] = DiceTelemetry(registry)
     app.router.add_get("/dice", routes.dice, allow_head=False)

@@ -11,29 +11,28 @@ from collections.abc import Callable
 
 from prometheus_client import CollectorRegistry
 
-from otel import tracing
-from otel.logs import events
-from otel.metrics import DURATION_BUCKETS, Counter, Gauge, Histogram
+from otel import logs, metrics, traces
+from otel.http import DURATION_BUCKETS
 
 SERVICE = "die-service"
 UNKNOWN = "unknown"
 QUERY_TYPES = ("list", "get")
 
-_line = events(SERVICE)
+_line = logs.events(SERVICE)
 
 
 class DiceTelemetry:
     """Questions for dice."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        self._requested = Counter(
+        self._requested = metrics.Counter(
             "die_specifications_requested_total",
             "Dice asked for, by identifier (one that is in the catalogue, else 'unknown').",
             ["identifier"],
             registry=registry,
         )
-        self._listed = Counter("die_list_requests_total", "Lists of all dice asked for.", registry=registry)
-        self._loaded = Gauge("die_specifications_loaded", "Dice in the catalogue.", registry=registry)
+        self._listed = metrics.Counter("die_list_requests_total", "Lists of all dice asked for.", registry=registry)
+        self._loaded = metrics.Gauge("die_specifications_loaded", "Dice in the catalogue.", registry=registry)
         self._known: frozenset[str] = frozenset()
         self._requested.labels(UNKNOWN)
 
@@ -53,14 +52,14 @@ class DiceTelemetry:
 
     def die_requested(self, identifier: str) -> None:
         self._requested.labels(identifier if identifier in self._known else UNKNOWN).inc()
-        tracing.set_attribute("die.identifier", identifier)
+        traces.set_attribute("die.identifier", identifier)
 
     def die_found(self, identifier: str) -> None:
-        tracing.set_attribute("die.found", True)
+        traces.set_attribute("die.found", True)
         _line(logging.INFO, "Die requested", die_identifier=identifier, die_found=True)
 
     def die_not_found(self, identifier: str) -> None:
-        tracing.set_attribute("die.found", False)
+        traces.set_attribute("die.found", False)
         _line(logging.WARNING, "Unknown die", die_identifier=identifier, die_found=False)
 
 
@@ -68,23 +67,23 @@ class DatabaseTelemetry:
     """The database and its pool of connections."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        self._queries = Counter(
+        self._queries = metrics.Counter(
             "database_queries_total",
             "Queries, by kind (list or get) and result (success or error); one that found no connection is an error.",
             ["query_type", "result"],
             registry=registry,
         )
-        self._duration = Histogram(
+        self._duration = metrics.Histogram(
             "database_query_duration_seconds",
             "Seconds a query took in the database, by kind.",
             ["query_type"],
             buckets=DURATION_BUCKETS,
             registry=registry,
         )
-        self._pool_size = Gauge(
+        self._pool_size = metrics.Gauge(
             "database_connection_pool_size", "Connections of the pool that are open now.", registry=registry
         )
-        self._pool_available = Gauge(
+        self._pool_available = metrics.Gauge(
             "database_connection_pool_available",
             "Open connections of the pool that are free now.",
             registry=registry,
@@ -111,7 +110,7 @@ class DatabaseTelemetry:
 
     def query_executed(self, query_type: str, seconds: float, rows: int) -> None:
         self._queries.labels(query_type, "success").inc()
-        self._duration.labels(query_type).observe(seconds)
+        self._duration.labels(query_type).observe(seconds, metrics.exemplar())
         _line(
             logging.INFO,
             "Query executed",
@@ -122,7 +121,7 @@ class DatabaseTelemetry:
 
     def query_failed(self, query_type: str, seconds: float, reason: str) -> None:
         self._queries.labels(query_type, "error").inc()
-        self._duration.labels(query_type).observe(seconds)
+        self._duration.labels(query_type).observe(seconds, metrics.exemplar())
         _line(
             logging.ERROR,
             "Query failed",

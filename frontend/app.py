@@ -16,7 +16,7 @@ from frontend.panel_server import PanelServer
 from frontend.settings import Settings
 from frontend.threads import fields_on_loop, on_loop
 from frontend.usage import Sessions
-from otel.metrics import new_registry
+from otel import metrics
 from web import health
 from web.application import add_common_routes, new_application
 from web.client import CLIENT_SESSION, client_session
@@ -29,7 +29,7 @@ TEMPLATES = Path(__file__).parent / "templates"
 
 def create_app(settings: Settings) -> web.Application:
     app = new_application()
-    registry = new_registry()
+    registry = metrics.new_registry()
     dice = [] if settings.die_service_url else list(BUILTIN_DICE)
     sessions = Sessions(settings.session_secret, settings.sessions_file) if settings.sign_in else None
 

@@ -32,13 +32,14 @@ from aiohttp import (
     WSMsgType,
     web,
 )
+from opentelemetry.instrumentation.utils import suppress_http_instrumentation
 from panel.io.server import get_server
 from yarl import URL
 
 from frontend.explorer.model import TRACE_ID
 from frontend.usage import User
+from otel import traces
 from otel.http import TRACE_ID_HEADER
-from otel.tracing import current_trace_id
 from web.origin import refuse_foreign_origin
 from web.problems import Problem, unavailable
 
@@ -171,24 +172,25 @@ class PanelServer:
         """Answer a request for the page or a static file with what Panel answers."""
         headers = {name: request.headers[name] for name in PASSED_TO_PANEL if name in request.headers}
         try:
-            async with self._client.get(
-                self._url("http", request), headers=headers | _user_header(user), timeout=ClientTimeout(total=60)
-            ) as answer:
-                response = web.StreamResponse(
-                    status=answer.status,
-                    headers={name: answer.headers[name] for name in PASSED_TO_BROWSER if name in answer.headers},
-                )
-                if answer.status >= 400:
-                    kind = "not-found" if answer.status < 500 else "internal"
-                    raise Problem(answer.status, "The page has no such part.", kind=kind)
-                trace_id = current_trace_id()
-                if trace_id:
-                    response.headers[TRACE_ID_HEADER] = trace_id
-                await response.prepare(request)
-                async for chunk in answer.content.iter_chunked(64 * 1024):
-                    await response.write(chunk)
-                await response.write_eof()
-                return response
+            with suppress_http_instrumentation():
+                async with self._client.get(
+                    self._url("http", request), headers=headers | _user_header(user), timeout=ClientTimeout(total=60)
+                ) as answer:
+                    response = web.StreamResponse(
+                        status=answer.status,
+                        headers={name: answer.headers[name] for name in PASSED_TO_BROWSER if name in answer.headers},
+                    )
+                    if answer.status >= 400:
+                        kind = "not-found" if answer.status < 500 else "internal"
+                        raise Problem(answer.status, "The page has no such part.", kind=kind)
+                    trace_id, _ = traces.current_ids()
+                    if trace_id:
+                        response.headers[TRACE_ID_HEADER] = trace_id
+                    await response.prepare(request)
+                    async for chunk in answer.content.iter_chunked(64 * 1024):
+                        await response.write(chunk)
+                    await response.write_eof()
+                    return response
         except (ClientError, asyncio.TimeoutError) as error:
             raise unavailable("The page cannot be made just now.", error) from error
 
@@ -201,7 +203,7 @@ class PanelServer:
             raise Problem(400, "This address takes WebSocket connections only.", kind="bad-request")
         if len(self._browsers) >= self._max_sessions:
             raise unavailable("Too many pages are open just now.", retry_after=RETRY_AFTER)
-        trace_id = current_trace_id()
+        trace_id, _ = traces.current_ids()
         if trace_id:
             browser.headers[TRACE_ID_HEADER] = trace_id
         try:
@@ -240,8 +242,8 @@ class PanelServer:
 def _leaves_no_watcher(page: Callable[[], Any]) -> Callable[[], Any]:
     """A page function whose pages do not watch Panel's global state.
 
-    ``panel_material_ui.Page`` follows whether any session is busy. Its watcher keeps the page and its document, 1.7 MB,
-    for as long as the process lives.
+    Some components, ``panel_material_ui.Page`` for one, follow whether any session is busy. Their watcher keeps the
+    page and its document, 1.7 MB, for as long as the process lives.
     """
 
     def watchers() -> list[Any]:

@@ -15,7 +15,7 @@ from frontend.explorer.model import TRACE_ID
 from frontend.panel_server import TRACE, PanelServer
 from frontend.telemetry import ROOT_SPAN
 from frontend.usage import MAX_AGE, NameRefused, Sessions, User, cookie_name
-from otel import tracing
+from otel import traces
 from web import params
 from web.apidocs import describe
 from web.origin import is_foreign, refuse_foreign_origin
@@ -100,7 +100,7 @@ def roll_async(highest: int) -> Handler:
 
 
 async def _roll(request: web.Request, die: str, times: int | None) -> web.Response:
-    tracing.rename_span(ROOT_SPAN)
+    traces.rename_span(ROOT_SPAN)
     # A browser sends the cookie with another site's link to this address as well: such a roll is nobody's.
     user = None if is_foreign(request) else _user(request)
     document = await request.app[BACKEND].roll(die, times, user)
@@ -147,7 +147,7 @@ async def sign_out(request: web.Request) -> web.Response:
 async def error_page(request: web.Request, problem: Problem) -> web.Response:
     values = {
         "problem": problem,
-        "trace_id": tracing.current_trace_id(),
+        "trace_id": traces.current_ids()[0],
         "retry_after": problem.headers.get("Retry-After"),
     }
     response = aiohttp_jinja2.render_template("error.html", request, values, status=problem.status)

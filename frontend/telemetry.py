@@ -14,9 +14,8 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry
 
-from otel import tracing
-from otel.logs import events
-from otel.metrics import DURATION_BUCKETS, Counter, Histogram
+from otel import logs, metrics, traces
+from otel.http import DURATION_BUCKETS
 from web.outcomes import RollOutcomes
 
 SERVICE = "frontend"
@@ -25,7 +24,7 @@ UNKNOWN = "unknown"
 EXACT_BATCH_SIZES = 20
 BATCH_RANGES = (50, 100, 1000)
 
-_line = events(SERVICE)
+_line = logs.events(SERVICE)
 
 
 def started(port: int) -> None:
@@ -50,28 +49,28 @@ class FrontendTelemetry:
     def __init__(self, registry: CollectorRegistry, dice: Sequence[str], max_batch: int | None) -> None:
         """``max_batch``: rolls a batch may have, ``None`` where there are no batches."""
         self.outcomes = RollOutcomes(registry)
-        self._clicks = Counter(
+        self._clicks = metrics.Counter(
             "streamlit_button_clicks_total",
             "Rolls asked for, in the page or by its JSON face, by die ('unknown': there is none of that name).",
             ["die_type"],
             registry=registry,
         )
-        self._requests = Counter(
+        self._requests = metrics.Counter(
             "streamlit_requests_total",
             "Requests to the dice-roller, by die and by the status the user got.",
             ["die_type", "status_code"],
             registry=registry,
         )
-        self._duration = Histogram(
+        self._duration = metrics.Histogram(
             "streamlit_request_duration_seconds",
             "Seconds from a click to the dice-roller's answer, by die.",
             ["die_type"],
             buckets=DURATION_BUCKETS,
             registry=registry,
         )
-        self._async_requests: Counter | None = None
+        self._async_requests: metrics.Counter | None = None
         if max_batch is not None:
-            self._async_requests = Counter(
+            self._async_requests = metrics.Counter(
                 "async_roll_requests_total",
                 "Batches of rolls asked for, by their size (exact to 20, then a range).",
                 ["batch_size"],
@@ -94,7 +93,7 @@ class FrontendTelemetry:
 
     def clicked(self, die: str, times: int | None) -> None:
         """The user asked for a roll; a batch where ``times`` says of how many."""
-        with tracing.span("button click", {"die.type": die}):
+        with traces.span("button click", {"die.type": die}):
             _line(logging.INFO, "Button clicked", die_type=die)
             if times is not None:
                 if self._async_requests is not None:
@@ -127,7 +126,7 @@ class FrontendTelemetry:
         label = die if die in self._known else UNKNOWN
         self._clicks.labels(label).inc()
         self._requests.labels(label, str(status)).inc()
-        self._duration.labels(label).observe(seconds)
+        self._duration.labels(label).observe(seconds, metrics.exemplar())
 
     def dice_fetched(self, dice: Sequence[str], url: str) -> None:
         self.known_dice(dice)

@@ -15,7 +15,7 @@ import aiohttp
 
 from lab import LabError
 from lab.supervise.rundir import RunDir
-from otel import logs, tracing
+from otel import logs, traces
 
 SERVICE = "traffic"  # what experiments call themselves in spans and log lines
 # Spans leave this soon, in milliseconds, as those of a lab without engines do.
@@ -93,11 +93,10 @@ async def face(session: aiohttp.ClientSession, url: str) -> Face:
 def telemetry(running: Running, environ: MutableMapping[str, str] = os.environ) -> Iterator[None]:
     """This process's own spans and log lines, sent and kept where the lab's services' are."""
     directory = running.run_dir
+    directory.make()
     try:
-        for path in (directory.logs, directory.traces):
-            path.mkdir(parents=True, exist_ok=True)
         name, lock = _name_of_ours(directory)
-        log = os.open(directory.logs / f"{name}.jsonl", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        log = os.open(directory.logs / f"{name}.jsonl", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     except OSError as error:
         raise LabError(f"{directory.path}: {error.strerror}") from None
     endpoint = running.state.get("otlp_endpoint")
@@ -105,15 +104,15 @@ def telemetry(running: Running, environ: MutableMapping[str, str] = os.environ) 
         environ.setdefault("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint)
     environ.setdefault("OTEL_BSP_SCHEDULE_DELAY", EXPORT_DELAY_MS)
     try:
-        file = tracing.TraceFile(directory.traces / f"{name}.jsonl", 64 * 1024 * 1024, 3)
-        stop_tracing = tracing.start(SERVICE, file=file, environ=environ)
-    except (tracing.TracingError, OSError) as error:
+        file = traces.TraceFile(directory.traces / f"{name}.jsonl", 64 * 1024 * 1024, 3)
+        stop_traces = traces.start(SERVICE, file=file, environ=environ)
+    except (traces.TracingError, OSError) as error:
         raise LabError(str(error)) from None
     stop_logs = logs.start(SERVICE, descriptor=log)
     try:
         yield
     finally:
-        stop_tracing()
+        stop_traces()
         stop_logs()
         os.close(log)
         os.close(lock)
@@ -121,7 +120,7 @@ def telemetry(running: Running, environ: MutableMapping[str, str] = os.environ) 
 
 def _name_of_ours(directory: RunDir) -> tuple[str, int]:
     """The name of our files: ``traffic``, or where another process writes those, one with our process id."""
-    lock = os.open(directory.path / "traffic.lock", os.O_RDWR | os.O_CREAT, 0o644)
+    lock = os.open(directory.path / "traffic.lock", os.O_RDWR | os.O_CREAT, 0o600)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         return SERVICE, lock

@@ -8,14 +8,11 @@ from time import perf_counter
 
 from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
-from opentelemetry import trace
 from prometheus_client import CollectorRegistry
 
-from otel import logs
-from otel.metrics import OTHER_METHOD, UNMATCHED, HttpMetrics
-from otel.tracing import current_trace_id
+from otel import logs, metrics, traces
 
-log = logging.getLogger(__name__)
+_line = logs.events(__name__)
 
 # Asked by machines every few seconds: neither counted, traced nor logged.
 UNOBSERVED = frozenset({"/metrics", "/healthz", "/readyz"})
@@ -23,16 +20,62 @@ TRACE_ID_HEADER = "X-Trace-Id"
 CLIENT_CLOSED_REQUEST = 499  # nginx's code for a client that went away before its answer
 MAX_LOGGED_TARGET = 512
 
+# Resolves 1 ms to 10 s.
+DURATION_BUCKETS = (
+    0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 0.75, 1.0, 1.5, 2.5, 5.0, 10.0,
+)  # fmt: skip
+
+METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT"})
+OTHER_METHOD = "_OTHER"
+UNMATCHED = "unmatched"
+
+
+class HttpMetrics:
+    """Counts requests and their durations by route template, method and status.
+
+    Label values are bounded: ``handler`` is a template of a route or ``unmatched``, ``method`` one of
+    HTTP's own or ``_OTHER``.
+    """
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._requests = metrics.Counter(
+            "http_requests_total",
+            "HTTP requests answered, by route template, method and exact status code.",
+            ["handler", "method", "status"],
+            registry=registry,
+        )
+        self._duration = metrics.Histogram(
+            "http_request_duration_seconds",
+            "Seconds from a request's arrival to its answer, by route template and method.",
+            ["handler", "method"],
+            buckets=DURATION_BUCKETS,
+            registry=registry,
+        )
+
+    def expect(self, handler: str, method: str) -> None:
+        """Make the series of a route exist, at zero, before its first request."""
+        self._requests.labels(handler, method, "200")
+        self._duration.labels(handler, method)
+
+    def answered(self, handler: str, method: str, status: int, seconds: float | None) -> None:
+        """Count one answer. ``seconds`` is ``None`` where a duration says nothing (an upgraded connection)."""
+        if method not in METHODS:
+            method = OTHER_METHOD
+        self._requests.labels(handler, method, str(status)).inc()
+        if seconds is not None:
+            self._duration.labels(handler, method).observe(seconds, metrics.exemplar())
+
+
 HTTP_METRICS = web.AppKey("http_metrics", HttpMetrics)
 
 
 def observe_requests(app: web.Application, registry: CollectorRegistry) -> None:
     """Register the HTTP metrics and make the series of each of the application's routes exist."""
-    metrics = app[HTTP_METRICS] = HttpMetrics(registry)
+    http_metrics = app[HTTP_METRICS] = HttpMetrics(registry)
     for resource in app.router.resources():
         for route in resource:
             if resource.canonical not in UNOBSERVED:
-                metrics.expect(resource.canonical, route.method)
+                http_metrics.expect(resource.canonical, route.method)
 
 
 def middleware() -> Middleware:
@@ -50,9 +93,9 @@ def middleware() -> Middleware:
             raise
         except asyncio.CancelledError:
             answered(request, CLIENT_CLOSED_REQUEST, perf_counter() - started)
-            trace.get_current_span().set_attribute("http.status_code", CLIENT_CLOSED_REQUEST)
+            traces.set_attribute("http.status_code", CLIENT_CLOSED_REQUEST)
             raise
-        trace_id = current_trace_id()
+        trace_id, _ = traces.current_ids()
         if trace_id and not response.prepared:
             response.headers[TRACE_ID_HEADER] = trace_id
         answered(request, response.status, perf_counter() - started)
@@ -76,8 +119,7 @@ def answered_unread(app: web.Application, status: int) -> None:
 
 def log_access(method: str, target: str, status: int, seconds: float) -> None:
     target = target[:MAX_LOGGED_TARGET]
-    logs.event(
-        log,
+    _line(
         logging.INFO,
         f"{method} {target} {status}",
         http_method=method,

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 
 from aiohttp import web
 
-from otel.metrics import new_registry
+from otel import metrics
 from roller import routes, telemetry
 from roller.catalogue import BUILTIN, BuiltinCatalogue, RemoteCatalogue
 from roller.dice import Table
@@ -18,7 +18,7 @@ from web.client import CLIENT_SESSION, client_session
 
 def create_app(settings: Settings) -> web.Application:
     app = new_application()
-    registry = new_registry()
+    registry = metrics.new_registry()
     remote = settings.die_service
     dice = [] if remote else [die.name for die in BUILTIN]
 

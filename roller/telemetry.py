@@ -14,9 +14,8 @@ from types import TracebackType
 
 from prometheus_client import CollectorRegistry
 
-from otel import tracing
-from otel.logs import events
-from otel.metrics import DURATION_BUCKETS, Counter, Gauge, Histogram
+from otel import logs, metrics, traces
+from otel.http import DURATION_BUCKETS
 from roller.dice import RollFailed
 from web.outcomes import RollOutcomes
 
@@ -26,7 +25,7 @@ UNKNOWN = "unknown"
 FACE_BUCKETS = (*range(0, 13), 20, 100)
 BATCH_BUCKETS = (1, 2, 5, 10, 20, 50, 100, 1000)
 
-_line = events(SERVICE)
+_line = logs.events(SERVICE)
 
 
 def started(port: int) -> None:
@@ -38,14 +37,14 @@ class RollTelemetry:
 
     def __init__(self, registry: CollectorRegistry, dice: list[str]) -> None:
         self.outcomes = RollOutcomes(registry)
-        self._rolls = Counter(
+        self._rolls = metrics.Counter(
             "dice_rolls_total",
             "Dice rolled, one by one or in a batch, by die and result (success or error); asking for a die there is"
             " none of counts as an error of the die 'unknown'.",
             ["die_type", "result"],
             registry=registry,
         )
-        self._values = Histogram(
+        self._values = metrics.Histogram(
             "dice_roll_value",
             "Faces that came up, one bucket a face.",
             ["die_type"],
@@ -67,28 +66,28 @@ class RollTelemetry:
         self._values.labels(die)
 
     def requested(self, die: str) -> None:
-        tracing.set_attribute("die.type", die)
+        traces.set_attribute("die.type", die)
         _line(logging.INFO, "Roll requested", die_type=die)
 
     def unknown_die(self, die: str) -> None:
         self._rolls.labels(UNKNOWN, "error").inc()
-        tracing.set_attribute("die.error", "unknown die")
+        traces.set_attribute("die.error", "unknown die")
         _line(logging.WARNING, "Unknown die", die_type=die)
 
     def count(self, die: str, face: int | None) -> None:
         """Count one roll; ``face`` is ``None`` when it failed."""
         self._rolls.labels(die, "error" if face is None else "success").inc()
         if face is not None:
-            self._values.labels(die).observe(face)
+            self._values.labels(die).observe(face, metrics.exemplar())
 
     def completed(self, die: str, face: int) -> None:
         self.count(die, face)
-        tracing.set_attribute("die.result", face)
+        traces.set_attribute("die.result", face)
         _line(logging.INFO, "Roll completed", die_type=die, roll_value=face)
 
     def failed(self, die: str, error: RollFailed) -> None:
         self.count(die, None)
-        tracing.set_attribute("die.error", str(error))
+        traces.set_attribute("die.error", str(error))
         _line(logging.ERROR, "Roll failed", die_type=die)
 
 
@@ -97,22 +96,22 @@ class BatchTelemetry:
 
     def __init__(self, registry: CollectorRegistry, rolls: RollTelemetry, dice: list[str]) -> None:
         self._single = rolls
-        self._rolls = Counter(
+        self._rolls = metrics.Counter(
             "async_rolls_total",
             "Dice rolled in batches, by die and result; dice_rolls_total counts them too.",
             ["die_type", "result"],
             registry=registry,
         )
-        self._size = Histogram(
+        self._size = metrics.Histogram(
             "async_roll_batch_size", "Rolls asked for in one batch.", buckets=BATCH_BUCKETS, registry=registry
         )
-        self._duration = Histogram(
+        self._duration = metrics.Histogram(
             "async_roll_duration_seconds",
             "Seconds a whole batch of rolls took.",
             buckets=DURATION_BUCKETS,
             registry=registry,
         )
-        self._in_progress = Gauge(
+        self._in_progress = metrics.Gauge(
             "async_rolls_in_progress", "Rolls of batches that are under way now.", registry=registry
         )
         for die in dice:
@@ -126,18 +125,18 @@ class BatchTelemetry:
     def batch(self, die: str, size: int) -> Iterator[Batch]:
         """Around a batch; leave it with :class:`RollFailed` when any of its rolls failed."""
         self.expect(die)
-        self._size.observe(size)
+        self._size.observe(size, metrics.exemplar())
         started = perf_counter()
-        with tracing.span("async roll batch", {"async.batch_size": size}):
+        with traces.span("async roll batch", {"async.batch_size": size}):
             _line(logging.INFO, "Batch started", die_type=die, async_batch_size=size)
             try:
                 yield Batch(self, die, size)
             except RollFailed as error:
-                tracing.set_attribute("die.error", str(error))
+                traces.set_attribute("die.error", str(error))
                 _line(logging.ERROR, "Batch failed", die_type=die, async_batch_size=size)
                 raise
             finally:
-                self._duration.observe(perf_counter() - started)
+                self._duration.observe(perf_counter() - started, metrics.exemplar())
 
     def roll_started(self) -> None:
         self._in_progress.inc()
@@ -164,7 +163,7 @@ class Batch:
         return _BatchRoll(self, index)
 
     def completed(self, total: int) -> None:
-        tracing.set_attribute("async.total_result", total)
+        traces.set_attribute("async.total_result", total)
         _line(
             logging.INFO,
             "Batch completed",
@@ -186,14 +185,14 @@ class _BatchRoll:
     def __enter__(self) -> Callable[[int], None]:
         batch = self._batch
         batch.telemetry.roll_started()
-        self._span = tracing.span(f"roll {self._index}", {"async.roll_index": self._index, "die.type": batch.die})
+        self._span = traces.span(f"roll {self._index}", {"async.roll_index": self._index, "die.type": batch.die})
         self._span.__enter__()
         return self._completed
 
     def _completed(self, face: int) -> None:
         batch = self._batch
         batch.telemetry.count(batch.die, face)
-        tracing.set_attribute("die.result", face)
+        traces.set_attribute("die.result", face)
         _line(
             logging.INFO,
             "Roll of a batch completed",
@@ -210,7 +209,7 @@ class _BatchRoll:
         batch.telemetry.roll_ended()
         if isinstance(error, RollFailed):
             batch.telemetry.count(batch.die, None)
-            tracing.set_attribute("die.error", str(error))
+            traces.set_attribute("die.error", str(error))
             _line(
                 logging.ERROR,
                 "Roll of a batch failed",
@@ -225,14 +224,14 @@ class DieServiceTelemetry:
     """Questions to the die-service."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        self._requests = Counter(
+        self._requests = metrics.Counter(
             "die_service_requests_total",
             "Questions to the die-service, by die (one it has confirmed, else 'unknown') and by"
             " HTTP status, 'timeout' or 'connection_error'.",
             ["identifier", "status"],
             registry=registry,
         )
-        self._duration = Histogram(
+        self._duration = metrics.Histogram(
             "die_service_request_duration_seconds",
             "Seconds from a question to the die-service to its answer or failure.",
             buckets=DURATION_BUCKETS,
@@ -246,7 +245,7 @@ class DieServiceTelemetry:
     @contextmanager
     def query(self) -> Iterator[None]:
         """Around the one question that a batch asks."""
-        with tracing.span("query die service"):
+        with traces.span("query die service"):
             yield
 
     def asked(self, name: str) -> None:
@@ -274,4 +273,4 @@ class DieServiceTelemetry:
     def _count(self, name: str, status: int | str, seconds: float) -> None:
         identifier = name if name in self._confirmed else UNKNOWN
         self._requests.labels(identifier, str(status)).inc()
-        self._duration.observe(seconds)
+        self._duration.observe(seconds, metrics.exemplar())

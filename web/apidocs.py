@@ -111,3 +111,9 @@ async def docs(request: web.Request) -> web.Response:
     return aiohttp_jinja2.render_template(
         "docs.html", request, {"api": request.app[DOCUMENT], "problems": PROBLEM_KINDS}
     )
+
+
+async def front_page(request: web.Request) -> web.Response:
+    """What a service without a page of its own answers at ``/``: what it is and where everything is."""
+    api = request.app[DOCUMENT]
+    return aiohttp_jinja2.render_template("front.html", request, {"api": api})

@@ -14,7 +14,7 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.aiohttp import make_aiohttp_handler
 
 from otel import http
-from web import apidocs, health, problems, security_headers
+from web import apidocs, health, problems, runtime_metrics, security_headers
 from web.workers import Workers
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -41,13 +41,15 @@ def add_common_routes(
     templates: Sequence[Path] = (),
     workers_dir: Path | None = None,
 ) -> None:
-    """Add what every service has: metrics, health, API documents. Call it after the service's own routes."""
+    """Add what every service has: metrics, health, API documents, a front page. Call after the service's routes."""
     app[health.READINESS] = readiness
     app[health.STOPPING] = asyncio.Event()
     siblings: Workers | None = None
     if workers_dir is not None:
         siblings = Workers(workers_dir, title, registry)
         app.cleanup_ctx.append(siblings.run)
+    if not any(resource.canonical == "/" for resource in app.router.resources()):
+        app.router.add_get("/", apidocs.front_page, allow_head=False)
     app.router.add_get("/metrics", _metrics(registry, siblings), allow_head=False)
     app.router.add_get("/healthz", health.healthz, allow_head=False)
     app.router.add_get("/readyz", health.readyz, allow_head=False)
@@ -56,6 +58,7 @@ def add_common_routes(
     app[apidocs.DOCUMENT] = apidocs.document(app, title, description)
     aiohttp_jinja2.setup(app, loader=jinja2.FileSystemLoader([*templates, TEMPLATES]), autoescape=True)
     http.observe_requests(app, registry)
+    runtime_metrics.add(app, registry)
 
 
 def _metrics(registry: CollectorRegistry, workers: Workers | None) -> Handler:

@@ -8,7 +8,7 @@ from aiohttp import ClientSession, ClientTimeout, DummyCookieJar, TCPConnector, 
 from aiohttp.client_proto import ResponseHandler
 from aiohttp.client_reqrep import ConnectionKey
 
-from otel import tracing
+from otel import traces
 
 CLIENT_SESSION = web.AppKey("client_session", ClientSession)
 
@@ -47,7 +47,7 @@ def client_session(
             cookie_jar=DummyCookieJar(),  # requests of many users share the session: cookies must not
             auto_decompress=False,  # bodies are small or passed on unchanged
         ) as session:
-            tracing.trace_session(session)
+            traces.instrument_session(session)
             app[CLIENT_SESSION] = session
             yield
 

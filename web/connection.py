@@ -8,9 +8,8 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from aiohttp import web
-from opentelemetry import trace
 
-from otel import http, tracing
+from otel import http, traces
 from web import problems
 from web.hosts import AllowedHosts
 from web.security_headers import NO_SNIFFING
@@ -94,7 +93,7 @@ class Connection(web.RequestHandler):
         """Answer a request that no middleware has seen."""
         if request.writer.output_size > 0:
             raise ConnectionError("the answer was already under way")
-        with tracing.tracer().start_as_current_span("HTTP", kind=trace.SpanKind.SERVER) as span:
+        with traces.root_span("HTTP"):
             if isinstance(exc, RefusedError):
                 problem = exc.problem
             elif status < 500:
@@ -103,8 +102,8 @@ class Connection(web.RequestHandler):
             else:
                 log.error("Unhandled error", exc_info=exc, extra={"fields": {}})
                 problem = problems.Problem(500, "The service failed; its log has the details.", kind="internal")
-                tracing.record_failure(exc or problem)
-            span.set_attribute("http.status_code", problem.status)
+                traces.record_failure(exc or problem)
+            traces.set_attribute("http.status_code", problem.status)
             http.answered_unread(self._app, problem.status)
             response = problem.response()
             response.headers.update(NO_SNIFFING)

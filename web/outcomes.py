@@ -7,10 +7,11 @@ outcome does, for single rolls and batches alike.
 from __future__ import annotations
 
 import asyncio
+from time import perf_counter
 
 from prometheus_client import CollectorRegistry
 
-from otel.metrics import Counter
+from otel import metrics
 from web.problems import Problem
 
 ROLL_FAILED = "roll-failed"  # the problem's kind
@@ -20,31 +21,51 @@ DIE_FAILED = "die_failed"  # the die's own error rate, and nothing else
 REFUSED = "refused"  # the caller's mistake: there is no such die
 ERROR = "error"  # everything that is the service's fault
 ABANDONED = "abandoned"  # the caller went away before the answer
+# The objectives look at 1.5 s; failures can be much faster than rolls.
+DURATION_BUCKETS = (0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 1.0, 1.5, 2.5, 5.0, 10.0)
 OUTCOMES = (SUCCESS, DIE_FAILED, REFUSED, ERROR, ABANDONED)
 
 
 class RollOutcomes:
-    """Counts requests for rolls, a batch as one, by how they ended."""
+    """Counts and times requests for rolls, a batch as one, by how they ended."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        requests = Counter(
+        requests = metrics.Counter(
             "roll_requests_total",
             "Requests for a roll or a batch, by outcome: success, die_failed (the die's own error rate), refused"
             " (no such die), error (the service's fault) or abandoned (the caller went away).",
             ["outcome"],
             registry=registry,
         )
-        self._counters = {outcome: requests.labels(outcome) for outcome in OUTCOMES}
+        durations = metrics.Histogram(
+            "roll_request_duration_seconds",
+            "Seconds from a request for a roll or a batch to its end, by outcome as in roll_requests_total.",
+            ["outcome"],
+            buckets=DURATION_BUCKETS,
+            registry=registry,
+        )
+        self.metrics = {outcome: (requests.labels(outcome), durations.labels(outcome)) for outcome in OUTCOMES}
 
-    def request(self) -> RollOutcomes:
+    def request(self) -> _Request:
         """To be entered for one request whose parameters make sense."""
-        return self
+        return _Request(self)
+
+
+class _Request:
+    """One request under way."""
+
+    __slots__ = ("_outcomes", "_started")
+
+    def __init__(self, outcomes: RollOutcomes) -> None:
+        self._outcomes = outcomes
 
     def __enter__(self) -> None:
-        pass
+        self._started = perf_counter()
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        self._counters[_outcome(error)].inc()
+        requests, durations = self._outcomes.metrics[_outcome(error)]
+        requests.inc()
+        durations.observe(perf_counter() - self._started)
 
 
 def _outcome(error: BaseException | None) -> str:

@@ -11,8 +11,8 @@ import orjson
 from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 
+from otel import traces
 from otel.http import TRACE_ID_HEADER
-from otel.tracing import current_trace_id, record_failure
 from web import apidocs
 
 log = logging.getLogger(__name__)
@@ -66,14 +66,14 @@ class Problem(Exception):
             "detail": self.detail,
             **self.members,
         }
-        trace_id = current_trace_id()
+        trace_id, _ = traces.current_ids()
         if trace_id:
             document["trace_id"] = trace_id
         return document
 
     def response(self) -> web.Response:
         headers = dict(self.headers)
-        trace_id = current_trace_id()
+        trace_id, _ = traces.current_ids()
         if trace_id:
             headers[TRACE_ID_HEADER] = trace_id
         return web.Response(
@@ -112,7 +112,7 @@ def middleware() -> Middleware:
             log.exception("Unhandled error", extra={"fields": {}})
             problem = Problem(500, "The service failed; its log has the details.", kind="internal", cause=error)
         if problem.status >= 500:
-            record_failure(problem.cause or problem)
+            traces.record_failure(problem.cause or problem)
         return await answer(request, problem)
 
     return answer_problems

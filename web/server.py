@@ -12,8 +12,8 @@ from typing import Protocol, TypeVar
 
 from aiohttp import web
 
-from otel import http, logs, tracing
-from web import health, tuning
+from otel import http, logs, traces
+from web import health, runtime_metrics, tuning
 from web.connection import Runner
 from web.hosts import AllowedHosts, is_loopback
 from web.settings import EVENT_LOOPS, Environment, ServerSettings, SettingsError
@@ -40,6 +40,7 @@ async def serve(app: web.Application, settings: ServerSettings, name: str) -> No
         handler_cancellation=True,  # when the client disconnects, its work is cancelled
         shutdown_timeout=settings.shutdown_timeout,
     )
+    app[runtime_metrics.TRAFFIC_EXPECTED].set(settings.traffic_expected)
     stopping = app[health.STOPPING]
     loop = asyncio.get_running_loop()
     forced = loop.create_future()
@@ -91,13 +92,13 @@ def main(
     """Run a service to its end and return the exit status: 0 stopped, 1 could not start, 2 bad settings."""
     try:
         settings = read_settings(Environment(environ))
-        stop_tracing = tracing.start(
+        stop_traces = traces.start(
             name,
             file=settings.server.trace_file,
             untraced_paths=[f"^({'|'.join(sorted(http.UNOBSERVED))})$", *untraced_paths],
             environ=environ,
         )
-    except (SettingsError, tracing.TracingError, OSError) as error:
+    except (SettingsError, traces.TracingError, OSError) as error:
         print(f"{name}: {error}", file=sys.stderr)
         return 2
     stop_logs = logs.start(name, settings.server.log_level)
@@ -112,6 +113,6 @@ def main(
         log.critical("Uncaught exception", exc_info=error, extra={"fields": {}})
         return 1
     finally:
-        stop_tracing()
+        stop_traces()
         stop_logs()
     return 0

@@ -12,7 +12,7 @@ from typing import TypeVar
 import uvloop
 from yarl import URL
 
-from otel.tracing import TraceFile
+from otel import traces
 
 T = TypeVar("T")
 LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
@@ -127,12 +127,13 @@ class ServerSettings:
     log_level: str
     shutdown_timeout: float  # seconds that requests in flight get to finish after SIGTERM
     event_loop: str  # uvloop or asyncio
+    traffic_expected: bool  # whether rolls that stop coming are worth an alert
     workers_dir: Path | None  # where the processes of a service that share its port meet; None: there is one
-    trace_file: TraceFile | None
+    trace_file: traces.TraceFile | None
 
     @classmethod
     def read(cls, env: Environment, default_port: int) -> ServerSettings:
-        traces = env.text("TRACES_FILE")
+        trace_file = env.text("TRACES_FILE")
         workers_dir = env.text("WORKERS_DIR")
         if workers_dir and not Path(workers_dir).is_dir():
             raise SettingsError(f"WORKERS_DIR={workers_dir!r}: there is no such directory")
@@ -144,12 +145,13 @@ class ServerSettings:
             log_level=env.choice("LOG_LEVEL", "INFO", LEVELS),
             shutdown_timeout=env.number("SHUTDOWN_TIMEOUT", 8.0, 0.0, 600.0),
             event_loop=env.choice("EVENT_LOOP", "uvloop", tuple(EVENT_LOOPS)),
+            traffic_expected=env.flag("TRAFFIC_EXPECTED", False),
             workers_dir=Path(workers_dir) if workers_dir else None,
-            trace_file=TraceFile(
-                Path(traces),
+            trace_file=traces.TraceFile(
+                Path(trace_file),
                 max_bytes=env.integer("TRACES_FILE_MAX_BYTES", 64 * 1024 * 1024, 4096, 2**40),
                 backups=env.integer("TRACES_FILE_BACKUPS", 3, 1, 100),
             )
-            if traces
+            if trace_file
             else None,
         )

@@ -28,7 +28,15 @@ from web import health
 READY_POLL = 0.05
 ANSWER_TIMEOUT = 1.0  # seconds that a sibling has to say what it counted
 # Of these gauges the highest is shown, of all others the sum.
-NOT_SUMMED = frozenset({"die_specifications_loaded", "process_start_time_seconds", "process_max_fds", "python_info"})
+NOT_SUMMED = frozenset(
+    {
+        "die_specifications_loaded",
+        "dicelab_traffic_expected",
+        "process_start_time_seconds",
+        "process_max_fds",
+        "python_info",
+    }
+)
 
 # A sample: its name, labels, value, and where there is one its exemplar (labels, value, time).
 Told = list[dict[str, Any]]

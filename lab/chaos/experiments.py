@@ -31,7 +31,7 @@ from lab.check import Missing, NotRunning
 from lab.client import Running
 from lab.load import generator as load
 from lab.load.generator import Answer, Client, Record
-from otel.logs import events
+from otel import logs
 
 POLL = 0.1  # seconds
 SETTLE = 2.0  # seconds of traffic after the recovery
@@ -45,7 +45,7 @@ DATABASE_DELAY = 0.5  # seconds: below every limit on a query, so that only the 
 
 Step = Callable[[Target], Awaitable[None]]
 
-_line = events(running.SERVICE)
+_line = logs.events(running.SERVICE)
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,14 @@
-"""A TCP proxy that holds answers back: the network between a service and what it depends on, made slow."""
+"""A proxy that holds answers back: the network between a service and what it depends on, made slow."""
 
 from __future__ import annotations
 
 import asyncio
+import shutil
 import time
 from contextlib import suppress
 from pathlib import Path
+
+from lab.supervise.private import private_directory
 
 CHUNK = 64 * 1024
 # Where a server is: host and port, or the path of its Unix socket.
@@ -13,10 +16,13 @@ Address = tuple[str, int] | Path
 
 
 class Proxy:
-    """Passes connections to a loopback port of its own on to a server; answers wait ``delay`` seconds.
+    """Passes connections on to a server; answers wait ``delay`` seconds.
 
     A chunk of bytes waits as a whole and those behind it wait for it, so an exchange of one question and one
     answer takes ``delay`` longer. Set ``delay`` to 0 and what waits goes on at once.
+
+    In front of a TCP server it listens on a loopback port. In front of a Unix socket it is a Unix socket of the same
+    name in a directory that no other user enters: to the server whoever connects here is the user who runs the proxy.
     """
 
     def __init__(self, server: Address) -> None:
@@ -24,13 +30,19 @@ class Proxy:
         self._delay = 0.0
         self._changed = asyncio.Event()
         self._server: asyncio.Server | None = None
+        self._directory: Path | None = None  # of our own socket
         self._connections: set[asyncio.Task[None]] = set()
 
-    async def open(self) -> int:
-        """Listen; returns the port."""
+    async def open(self) -> str:
+        """Listen; returns where: ``host:port``, or the path of the socket."""
+        if isinstance(self._address, Path):
+            self._directory = private_directory()
+            path = self._directory / self._address.name
+            self._server = await asyncio.start_unix_server(self._connected, path)
+            return str(path)
         self._server = await asyncio.start_server(self._connected, "127.0.0.1", 0)
-        port: int = self._server.sockets[0].getsockname()[1]
-        return port
+        host, port = self._server.sockets[0].getsockname()
+        return f"{host}:{port}"
 
     async def close(self) -> None:
         """Stop listening, and break every connection."""
@@ -39,6 +51,8 @@ class Proxy:
         for task in self._connections:
             task.cancel()
         await asyncio.gather(*self._connections, return_exceptions=True)
+        if self._directory is not None:
+            shutil.rmtree(self._directory, ignore_errors=True)
 
     @property
     def delay(self) -> float:

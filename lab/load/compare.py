@@ -22,11 +22,11 @@ from lab.client import Running
 from lab.load import generator as load
 from lab.load.generator import Answer, Client
 from lab.load.statistics import ratio_of_means
-from otel.logs import events
+from otel import logs
 
 DEFAULT_DELAY = 1.0  # seconds, a service's own default
 
-_line = events(running.SERVICE)
+_line = logs.events(running.SERVICE)
 
 
 @dataclass(frozen=True)

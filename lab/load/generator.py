@@ -29,7 +29,7 @@ from hdrh.histogram import HdrHistogram
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
-from otel import tracing
+from otel import traces
 
 # More than this under way means that the lab is lost; what is due then is not sent, and that is said.
 MAX_UNDER_WAY = 5_000
@@ -100,7 +100,7 @@ class Client:
             cookie_jar=aiohttp.DummyCookieJar(),  # users carry their own
         )
         if self._traced:
-            tracing.trace_session(self._session)
+            traces.instrument_session(self._session)
         return self
 
     async def __aexit__(
@@ -134,8 +134,8 @@ class Client:
         started = time.monotonic() if due is None else due
         status, document, trace_id = "connection_error", {}, ""
         answered: Mapping[str, str] = {}
-        with tracing.span(f"user {method} {route}", attributes) if self._traced else nullcontext():
-            trace_id = tracing.current_trace_id() or ""
+        with traces.span(f"user {method} {route}", attributes) if self._traced else nullcontext():
+            trace_id, _ = traces.current_ids()
             try:
                 async with self.session.request(
                     method, url + route, params=query, data=form, headers=headers, allow_redirects=False
@@ -145,12 +145,12 @@ class Client:
                     trace_id = answered.get("X-Trace-Id", trace_id)
                     document = _document(body)
                     if response.status >= 500:
-                        tracing.record_failure(RuntimeError(f"answered with {status}"))
+                        traces.record_failure(RuntimeError(f"answered with {status}"))
             except asyncio.TimeoutError as error:
                 status = "timeout"
-                tracing.record_failure(error)
+                traces.record_failure(error)
             except (aiohttp.ClientError, OSError) as error:
-                tracing.record_failure(error)
+                traces.record_failure(error)
         return Answer(route, status, document, trace_id, time.monotonic() - started, started, answered)
 
 

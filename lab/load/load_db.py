@@ -23,7 +23,7 @@ from lab import client as running
 from lab.load import generator as load
 from lab.load.generator import Client, Record
 from lab.load.traffic import SHOWN, show_latency
-from otel.logs import events
+from otel import logs
 
 SAMPLE_INTERVAL = 0.25  # seconds between two looks at the pool
 REACHED = 0.97  # of the target, from which on it counts as reached
@@ -31,7 +31,7 @@ BUSY = 0.9  # of a core, from which on a process is the bottleneck
 FULL = 0.5  # of the looks at the pool, from which on the pool is
 LATE = 0.5  # seconds that requests start late, from which on this process is the bottleneck
 
-_line = events(running.SERVICE)
+_line = logs.events(running.SERVICE)
 
 
 @dataclass

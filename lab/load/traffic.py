@@ -25,7 +25,7 @@ from lab.client import Face, Running
 from lab.load import generator as load
 from lab.load.generator import Answer, Client, Record
 from lab.load.statistics import chi_square
-from otel.logs import events
+from otel import logs
 
 # The dice that there are where no die-service says otherwise, and their faces.
 BUILTIN: dict[str, tuple[int, ...]] = {"fair": (1, 2, 3, 4, 5, 6), "risky": (2, 3, 4, 5, 6, 7)}
@@ -40,7 +40,7 @@ MAX_ASYNC_ROLLS = 10
 ROLLS = ("/roll", "/roll-async")  # what latency is about
 SHOWN = 5  # trace ids on a terminal
 
-_line = events(running.SERVICE)
+_line = logs.events(running.SERVICE)
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import secrets
 import shutil
+import subprocess
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -24,6 +26,7 @@ GRAFANA = ROOT / "grafana"
 # Engines count their ports from the base port plus this.
 FIRST_PORT = 10
 HOST = "127.0.0.1"
+HELP_TIMEOUT = 10.0  # seconds
 
 # Every port there is, in the order in which they are counted.
 PORTS = (
@@ -98,9 +101,29 @@ def _postgres_exporter(setting: Setting) -> list[str]:
     return [
         setting.binary,
         f"--web.listen-address={HOST}:{setting.variables['POSTGRES_EXPORTER_PORT']}",
-        # Asks for columns that PostgreSQL 17 and later no longer have, and complains at each scrape.
-        "--no-collector.bgwriter",
+        # Debian's exporter has this collector. It reads columns that PostgreSQL 17 removed, and logs an error at each
+        # scrape. Upstream's newer stat_bgwriter supports PostgreSQL 17, and an unknown flag stops the program.
+        *(["--no-collector.bgwriter"] if lists_flag(usage(setting.binary), "collector.bgwriter") else []),
     ]
+
+
+def usage(binary: str) -> str:
+    """The text that a program prints for ``--help``."""
+    process = subprocess.run(
+        [binary, "--help"],
+        check=False,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=HELP_TIMEOUT,
+    )
+    return process.stdout
+
+
+def lists_flag(text: str, flag: str) -> bool:
+    """Whether a usage text lists a flag, as ``--flag`` or, in newer releases of kingpin, ``--[no-]flag``."""
+    return re.search(rf"--(\[no-\])?{re.escape(flag)}(?![\w.-])", text) is not None
 
 
 def _single_binary(config: str, setting: Setting) -> list[str]:
@@ -268,6 +291,7 @@ class Plan:
         return variables
 
     def command(self, engine: Engine, binary: str, variables: Mapping[str, str]) -> list[str]:
+        """An engine's command line. Blocks: it may run the program once, to learn its flags."""
         return engine.command(Setting(binary, self.directory / engine.name, variables))
 
     def otlp_endpoint(self, protocol: str = "http/protobuf") -> str | None:

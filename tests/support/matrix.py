@@ -54,10 +54,12 @@ METRICS = [
     (1, "dice-roller", "dice_rolls", "counter", {"die_type", "result"}),
     (1, "dice-roller", "dice_roll_value", "histogram", {"die_type"}),
     (1, "dice-roller", "roll_requests", "counter", {"outcome"}),
+    (1, "dice-roller", "roll_request_duration_seconds", "histogram", {"outcome"}),
     (2, "frontend", "streamlit_button_clicks", "counter", {"die_type"}),
     (2, "frontend", "streamlit_requests", "counter", {"die_type", "status_code"}),
     (2, "frontend", "streamlit_request_duration_seconds", "histogram", {"die_type"}),
     (2, "frontend", "roll_requests", "counter", {"outcome"}),
+    (2, "frontend", "roll_request_duration_seconds", "histogram", {"outcome"}),
     (3, "die-service", "die_specifications_requested", "counter", {"identifier"}),
     (3, "die-service", "die_list_requests", "counter", set()),
     (3, "die-service", "die_specifications_loaded", "gauge", set()),
@@ -76,7 +78,11 @@ METRICS = [
 COMMON_METRICS = [
     ("http_requests", "counter", {"handler", "method", "status"}),
     ("http_request_duration_seconds", "histogram", {"handler", "method"}),
+    ("http_requests_in_flight", "gauge", set()),
+    ("event_loop_lag_seconds", "histogram", set()),
     ("telemetry_dropped", "counter", {"signal"}),
+    ("dicelab_build_info", "gauge", {"version", "python_version"}),
+    ("dicelab_traffic_expected", "gauge", set()),
 ]
 # What every Python process tells of itself.
 PROCESS_PREFIXES = ("process_", "python_")

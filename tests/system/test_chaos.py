@@ -18,7 +18,7 @@ import pytest
 from lab.chaos.experiments import EXPERIMENTS
 from lab.chaos.proxy import Proxy
 from lab.options import EXPERIMENTS as NAMES
-from lab.supervise.supervisor import Kept
+from lab.supervise.supervised import Supervised
 from tests.support.labs import Held, Lab, dicelab, get, wait_for
 
 PATIENCE = {"DIE_SERVICE_CONNECT_TIMEOUT": "0.4", "DB_POOL_TIMEOUT": "0.4"}
@@ -141,7 +141,7 @@ def test_a_slow_die_service_is_shed_at_once_and_a_burst_is_not(own_lab: Callable
         assert [answer.status for answer in users.map(get, [url] * 8)] == [200] * 8
 
 
-class Fragile(Kept):
+class Fragile(Supervised):
     """Ends as soon as it is started."""
 
     def __init__(self) -> None:
@@ -168,11 +168,11 @@ class Fragile(Kept):
 
 
 async def test_pauses_grow_and_what_was_held_starts_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lab.supervise.supervisor.FIRST_PAUSE", 0.01)
+    monkeypatch.setattr("lab.supervise.supervised.FIRST_PAUSE", 0.01)
     kept, pauses = Fragile(), []
     started: asyncio.Queue[int] = asyncio.Queue()
     keeper = asyncio.ensure_future(
-        kept.keep(lambda _, pause: pauses.append(pause), lambda _: started.put_nowait(kept.starts))
+        kept.supervise(lambda _, pause: pauses.append(pause), lambda _: started.put_nowait(kept.starts))
     )
     assert [await started.get() for _ in range(3)] == [1, 3, 4]
     assert pauses == [0.01, 0.02, 0.04, 0.08]
@@ -206,7 +206,7 @@ async def echo() -> AsyncIterator[Proxy]:
 
 async def test_the_proxy_holds_answers_back_and_lets_them_go() -> None:
     async with echo() as proxy:
-        reader, writer = await asyncio.open_connection("127.0.0.1", await proxy.open())
+        reader, writer = await asyncio.open_connection(*(await proxy.open()).split(":"))
         writer.write(b"one")
         assert await reader.readexactly(3) == b"one"
         proxy.delay = 30
@@ -222,13 +222,12 @@ async def test_the_proxy_holds_answers_back_and_lets_them_go() -> None:
 
 async def test_the_proxy_passes_the_end_of_a_server_on() -> None:
     async with echo() as proxy:
-        port = await proxy.open()
-        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        reader, writer = await asyncio.open_connection(*(await proxy.open()).split(":"))
         writer.write_eof()
         assert await reader.read() == b""
         writer.close()
     proxy = Proxy(("127.0.0.1", 1))
-    reader, writer = await asyncio.open_connection("127.0.0.1", await proxy.open())
+    reader, writer = await asyncio.open_connection(*(await proxy.open()).split(":"))
     assert await reader.read() == b""
     writer.close()
     await proxy.close()

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import panel as pn
-import panel_material_ui as pmui
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
@@ -102,8 +101,11 @@ async def until(condition: Callable[[], bool]) -> None:
             await asyncio.sleep(0.2)
 
 
-def simple() -> pmui.Page:
-    return pmui.Page(title="test", main=[pn.pane.HTML("hello")])
+def simple() -> pn.Column:
+    """A page that watches Panel's global state, as some components do; the watcher holds the page."""
+    page = pn.Column(pn.pane.HTML("hello"))
+    pn.state.param.watch(lambda _event: page.param.trigger("visible"), "busy")
+    return page
 
 
 async def test_pages_that_are_left_leave_nothing() -> None:
@@ -126,7 +128,7 @@ async def test_pages_that_are_left_leave_nothing() -> None:
 async def test_nobody_waits_for_a_page_that_is_built() -> None:
     building = threading.Event()
 
-    def slow() -> pmui.Page:
+    def slow() -> pn.Column:
         building.set()
         time.sleep(2)
         return simple()
@@ -146,7 +148,7 @@ async def test_more_pages_than_can_wait_are_refused_and_told_when_to_come_back(
     monkeypatch.setattr(panel_server, "MAX_WAITING", 3)
     built = []
 
-    def slow() -> pmui.Page:
+    def slow() -> pn.Column:
         built.append(time.monotonic())
         time.sleep(0.5)
         return simple()
@@ -177,7 +179,7 @@ async def test_no_more_sessions_than_allowed() -> None:
 async def test_panel_listens_in_a_private_directory_only_and_learns_who_is_signed_in() -> None:
     users = []
 
-    def page() -> pmui.Page:
+    def page() -> pn.Column:
         users.append(user_of(pn.state.headers))
         return simple()
 

@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager, suppress
 import pytest
 from aiohttp import ClientSession, web
 
-from otel.metrics import new_registry
+from otel import metrics
 from web.application import add_common_routes, new_application
 from web.connection import Runner
 from web.hosts import AllowedHosts
@@ -30,7 +30,7 @@ async def html(request: web.Request) -> web.Response:
 async def running() -> AsyncIterator[int]:
     app = new_application()
     app.add_routes([web.get("/slow", slow), web.post("/slow", slow), web.get("/html", html)])
-    add_common_routes(app, new_registry(), title="test", description="For tests.")
+    add_common_routes(app, metrics.new_registry(), title="test", description="For tests.")
     runner = Runner(app, AllowedHosts(["test"]), shutdown_timeout=1)
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", 0)

@@ -1,0 +1,52 @@
+"""Wait for something with a deadline, by asking again and again."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
+
+POLL = 0.05  # seconds
+
+
+@dataclass(frozen=True)
+class _Attempts:
+    deadline: float
+    poll: float
+
+    def __iter__(self) -> Iterator[None]:
+        yield
+        while (left := self.deadline - time.monotonic()) > 0:
+            time.sleep(min(self.poll, left))
+            yield
+
+    async def __aiter__(self) -> AsyncIterator[None]:
+        yield
+        while (left := self.deadline - time.monotonic()) > 0:
+            await asyncio.sleep(min(self.poll, left))
+            yield
+
+
+def until(deadline: float, poll: float = POLL) -> _Attempts:
+    """One iteration per attempt: the first at once, the last at the deadline.
+
+    Iterate with ``async for`` in a coroutine and with ``for`` in a thread that may block. Leave the loop with
+    ``break`` or ``return`` on success; its ``else`` runs when the time is up::
+
+        async for _ in until(time.monotonic() + 60):
+            if await ready():
+                break
+        else:
+            raise LabError("not ready after 60 s")
+
+    Args:
+        deadline: the end, in seconds of :func:`time.monotonic`.
+        poll: seconds between attempts.
+    """
+    return _Attempts(deadline, poll)
+
+
+def within(seconds: float, poll: float = POLL) -> _Attempts:
+    """:func:`until` a number of seconds from now."""
+    return until(time.monotonic() + seconds, poll)

@@ -1,0 +1,169 @@
+"""Traces: one tracer provider a process, set up from the standard ``OTEL_*`` variables.
+
+What OpenTelemetry documents works as documented: ``OTEL_TRACES_EXPORTER`` (otlp, console, none),
+``OTEL_EXPORTER_OTLP_*`` (endpoint, protocol, headers, ...), ``OTEL_TRACES_SAMPLER``, ``OTEL_BSP_*``,
+``OTEL_PROPAGATORS``, ``OTEL_RESOURCE_ATTRIBUTES``, ``OTEL_SERVICE_NAME``, ``OTEL_SDK_DISABLED``.
+Without an OTLP endpoint spans can go to a file instead, as OTLP JSON, one export a line.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from functools import lru_cache
+
+from opentelemetry import trace
+from opentelemetry.context import Context
+from opentelemetry.instrumentation.aiohttp_server import AioHttpServerInstrumentor
+from opentelemetry.instrumentation.aiopg import AiopgInstrumentor
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.trace import Span, SpanKind, Status, StatusCode, Tracer
+from opentelemetry.util.types import Attributes
+
+from otel.fast import http_client, http_server, spans, sql
+from otel.fast.exporters import TraceFile, TracingError, exporters
+from otel.fast.queue import FLUSH_TIMEOUT, Exporter, SpanQueue
+
+__all__ = [
+    "TraceFile",
+    "TracingError",
+    "current_ids",
+    "dropped",
+    "instrument_session",
+    "record_failure",
+    "rename_span",
+    "root_span",
+    "set_attribute",
+    "span",
+    "start",
+]
+
+log = logging.getLogger(__name__)
+
+# The SDK's own defaults (5 s, 2048 spans) keep a roll out of sight for seconds and lose spans under a
+# load this lab is made for. 16384 waiting spans are some 15 MB, the bound when the collector is away.
+EXPORT_DELAY_MS = 1000
+MAX_WAITING_SPANS = 16_384
+EXPORT_BATCH = 512
+_queues: list[SpanQueue] = []
+
+
+def dropped() -> int:
+    """How many of this process's spans were dropped."""
+    return sum(queue.dropped for queue in _queues)
+
+
+def _queue(environ: Mapping[str, str], exporter: Exporter) -> SpanQueue:
+    def whole(name: str, default: int) -> int:
+        value = environ.get(name, "").strip() or str(default)
+        if not value.isdecimal() or int(value) == 0:
+            raise TracingError(f"{name}={value!r}: must be a whole number above 0")
+        return int(value)
+
+    capacity = whole("OTEL_BSP_MAX_QUEUE_SIZE", MAX_WAITING_SPANS)
+    return SpanQueue(
+        exporter,
+        capacity=capacity,
+        delay=whole("OTEL_BSP_SCHEDULE_DELAY", EXPORT_DELAY_MS) / 1000,
+        batch=min(capacity, whole("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", EXPORT_BATCH)),
+    )
+
+
+def start(
+    service: str,
+    *,
+    file: TraceFile | None = None,
+    untraced_paths: Sequence[str] = (),
+    environ: Mapping[str, str] = os.environ,
+) -> Callable[[], None]:
+    """Set up this process's tracing; call it once, before any application or database pool is made.
+
+    Args:
+        service: the ``service.name``, unless ``OTEL_SERVICE_NAME`` says another.
+        file: where spans go when no OTLP endpoint is set; ``None`` keeps the standard default endpoint.
+        untraced_paths: regular expressions of request paths that get no span.
+        environ: the variables to follow.
+
+    Returns:
+        A function that flushes the last spans, trying for :data:`FLUSH_TIMEOUT` seconds.
+
+    Raises:
+        TracingError: when a variable names what does not exist, or is no number where one is due.
+    """
+    if environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true":
+        return lambda: None
+    attributes = {} if environ.get("OTEL_SERVICE_NAME") else {"service.name": service}
+    resource = Resource.create(attributes)
+    provider = spans.LeanTracerProvider(resource)
+    queues = [_queue(environ, exporter) for exporter in exporters(environ, resource, file)]
+    for queue in queues:
+        provider.add_sink(queue.add)
+    _queues.extend(queues)
+    trace.set_tracer_provider(provider)
+    # The instrumentation takes its exclusions from the environment only.
+    os.environ.setdefault("OTEL_PYTHON_AIOHTTP_SERVER_EXCLUDED_URLS", ",".join(untraced_paths))
+    http_server.trim()
+    sql.trim()
+    AioHttpServerInstrumentor().instrument()
+    AiopgInstrumentor().instrument()
+
+    def flush() -> None:
+        for queue in queues:
+            queue.shutdown()
+
+    def stop() -> None:
+        # A thread that dies with the process: a collector that is away must not hold up the end.
+        flushing = threading.Thread(target=flush, name="trace-flush", daemon=True)
+        flushing.start()
+        flushing.join(FLUSH_TIMEOUT + 2)
+        if lost := dropped():
+            log.error("%s spans of this process were never exported", lost, extra={"fields": {}})
+
+    return stop
+
+
+# Traces an aiohttp client session.
+instrument_session = http_client.instrument_session
+
+
+@lru_cache(1)
+def _tracer() -> Tracer:
+    """What our own spans are made with; to look it up each time takes longer than to make a span."""
+    return trace.get_tracer("dicelab")
+
+
+def current_ids() -> tuple[str, str]:
+    """The current span's trace id (32 hex digits) and span id (16), both empty outside a span."""
+    return spans.hex_ids(spans.current_span()) or ("", "")
+
+
+def set_attribute(key: str, value: str | int | float | bool) -> None:
+    """Set an attribute on the current span."""
+    span = spans.current()
+    if span is not None:
+        span.set_attribute(key, value)
+
+
+def record_failure(error: BaseException) -> None:
+    """Mark the current span as failed because of ``error``: status ERROR and the exception event."""
+    span = trace.get_current_span()
+    span.record_exception(error)
+    span.set_status(Status(StatusCode.ERROR, f"{type(error).__name__}: {error}"))
+
+
+def span(name: str, attributes: Attributes = None) -> AbstractContextManager[Span]:
+    """A business span around a block. An exception that leaves the block marks the span as failed."""
+    return _tracer().start_as_current_span(name, attributes=attributes)
+
+
+def root_span(name: str) -> AbstractContextManager[Span]:
+    """The root of a new trace, for something that a user starts other than by an HTTP request."""
+    return _tracer().start_as_current_span(name, context=Context(), kind=SpanKind.SERVER)
+
+
+def rename_span(name: str) -> None:
+    """Give the current span another name than its instrumentation did."""
+    trace.get_current_span().update_name(name)

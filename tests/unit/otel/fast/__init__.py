@@ -1,0 +1,1 @@
+"""The fast room alone: what it encodes, remembers and queues."""
