@@ -198,8 +198,8 @@ class RollPage:
         if self._task is not None or not isinstance(form, dict):
             return  # one roll at a time
         self._die, self._many = str(form.get("die", "")), self._async_rolls and bool(form.get("many"))
-        if self._many:
-            self._times = str(form.get("times", ""))[:20]
+        if self._many and "times" in form:  # not while its field is still disabled
+            self._times = str(form["times"])[:20]
         self._draw_form()
         self._complain("")
         if self._die not in self._backend.dice:
