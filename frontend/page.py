@@ -21,9 +21,10 @@ from frontend.browser.clock import Clock
 from frontend.browser.render import render
 from frontend.explorer.explorer import TABS, Explorer, parse_query
 from frontend.explorer.sources import Telemetry
+from frontend.panel_server import user_of
 from frontend.rolls import History, Roll
 from frontend.telemetry import ROOT_SPAN
-from frontend.usage import COOKIE, Sessions, User
+from frontend.usage import Sessions, User
 from otel import traces
 from web.problems import Problem
 
@@ -270,7 +271,7 @@ def page_function(
 
     def page() -> Any:
         try:
-            user = sessions.read(pn.state.cookies.get(COOKIE)) if sessions else None
+            user = user_of(pn.state.headers) if sessions else None
             return RollPage(backend, async_rolls, max_rolls, sessions, user, telemetry).view()
         except Exception:  # Panel would show the traceback to the user
             log.exception("The page could not be made", extra={"fields": {}})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from contextlib import suppress
 
 import aiohttp_jinja2
@@ -11,14 +12,16 @@ from aiohttp.typedefs import Handler
 
 from frontend.backend import Backend
 from frontend.explorer.model import TRACE_ID
-from frontend.origin import refuse_foreign_origin
 from frontend.panel_server import TRACE, PanelServer
 from frontend.telemetry import ROOT_SPAN
-from frontend.usage import COOKIE, MAX_AGE, NameRefused, Sessions, User
+from frontend.usage import MAX_AGE, NameRefused, Sessions, User, cookie_name
 from otel import traces
 from web import params
 from web.apidocs import describe
+from web.origin import is_foreign, refuse_foreign_origin
 from web.problems import Problem, bad_request
+
+FORM_TIMEOUT = 10.0  # seconds that the sign-in form may take to arrive
 
 BACKEND = web.AppKey("backend", Backend)
 PANEL = web.AppKey("panel", PanelServer)
@@ -27,7 +30,7 @@ SESSIONS = web.AppKey("sessions", Sessions)
 
 def _user(request: web.Request) -> User | None:
     sessions = request.app.get(SESSIONS)
-    return sessions.read(request.cookies.get(COOKIE)) if sessions else None
+    return sessions.read(request.cookies.get(cookie_name(request.url))) if sessions else None
 
 
 def _redirect(location: str) -> web.Response:
@@ -49,11 +52,12 @@ def _view_query(request: web.Request) -> str:
 
 async def page(request: web.Request) -> web.StreamResponse:
     view = _view_query(request)
-    if SESSIONS in request.app and _user(request) is None:
+    user = _user(request)
+    if SESSIONS in request.app and user is None:
         return _redirect(f"/sign-in{view}")
     with suppress(Problem):  # it is logged; the page shows the dice last heard of, or says that there are none
         await request.app[BACKEND].fetch_dice()
-    return await request.app[PANEL].relay(request)
+    return await request.app[PANEL].page(request, user)
 
 
 async def static(request: web.Request) -> web.StreamResponse:
@@ -61,7 +65,10 @@ async def static(request: web.Request) -> web.StreamResponse:
 
 
 async def websocket(request: web.Request) -> web.StreamResponse:
-    return await request.app[PANEL].websocket(request)
+    user = _user(request)
+    if SESSIONS in request.app and user is None:
+        raise Problem(403, "Sign in first.", kind="sign-in-required")
+    return await request.app[PANEL].websocket(request, user)
 
 
 @describe(
@@ -93,7 +100,9 @@ def roll_async(highest: int) -> Handler:
 
 async def _roll(request: web.Request, die: str, times: int | None) -> web.Response:
     traces.rename_span(ROOT_SPAN)
-    document = await request.app[BACKEND].roll(die, times, _user(request))
+    # A browser sends the cookie with another site's link to this address as well: such a roll is nobody's.
+    user = None if is_foreign(request) else _user(request)
+    document = await request.app[BACKEND].roll(die, times, user)
     return web.Response(body=orjson.dumps(document), content_type="application/json")
 
 
@@ -107,7 +116,10 @@ async def sign_in(request: web.Request) -> web.Response:
     refuse_foreign_origin(request)
     view = _view_query(request)
     try:
-        name = str((await request.post()).get("name", ""))
+        async with asyncio.timeout(FORM_TIMEOUT):
+            name = str((await request.post()).get("name", ""))
+    except TimeoutError as error:
+        raise Problem(408, "The form did not arrive in time.") from error
     except (ValueError, LookupError, AssertionError) as error:  # undecodable, an unknown charset, a broken boundary
         raise bad_request("This is no form that can be read.") from error
     try:
@@ -117,7 +129,7 @@ async def sign_in(request: web.Request) -> web.Response:
             "sign_in.html", request, {"name": name[:64], "refused": str(refused), "view": view}, status=400
         )
     response = _redirect(f"/{view}")
-    response.set_cookie(COOKIE, cookie, max_age=MAX_AGE, httponly=True, samesite="Lax", path="/")
+    response.set_cookie(cookie_name(request.url), cookie, max_age=MAX_AGE, httponly=True, samesite="Lax", path="/")
     return response
 
 
@@ -125,15 +137,18 @@ async def sign_out(request: web.Request) -> web.Response:
     refuse_foreign_origin(request)
     user = _user(request)
     if user is not None:
-        request.app[SESSIONS].sign_out(user)
+        await request.app[SESSIONS].sign_out(user)
     response = _redirect("/sign-in")
-    response.del_cookie(COOKIE, path="/")
+    response.del_cookie(cookie_name(request.url), path="/")
     return response
 
 
 async def error_page(request: web.Request, problem: Problem) -> web.Response:
-    response = aiohttp_jinja2.render_template(
-        "error.html", request, {"problem": problem, "trace_id": traces.current_ids()[0]}, status=problem.status
-    )
+    values = {
+        "problem": problem,
+        "trace_id": traces.current_ids()[0],
+        "retry_after": problem.headers.get("Retry-After"),
+    }
+    response = aiohttp_jinja2.render_template("error.html", request, values, status=problem.status)
     response.headers.update(problem.headers)
     return response

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import random
@@ -14,12 +15,13 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from email.message import Message
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import urlencode
 
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
@@ -81,6 +83,18 @@ def get(url: str, *, method: str = "GET", headers: Mapping[str, str] | None = No
     except urllib.error.HTTPError as error:
         with error:
             return Answer(error.code, error.headers, error.read())
+
+
+def sign_in(lab: Lab, name: str = "alice") -> str:
+    """Sign in, and return the ``Cookie`` header of the session."""
+    host, port = lab.front.removeprefix("http://").split(":")
+    connection = http.client.HTTPConnection(host, int(port), timeout=30)
+    with closing(connection):
+        form = urlencode({"name": name})
+        connection.request("POST", "/sign-in", form, {"Content-Type": "application/x-www-form-urlencoded"})
+        answer = connection.getresponse()
+        assert answer.status == 303
+        return str(answer.headers["Set-Cookie"]).partition(";")[0]
 
 
 @dataclass(frozen=True)

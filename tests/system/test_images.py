@@ -347,6 +347,42 @@ def output(command: list[str]) -> str:
     return subprocess.run(command, check=False, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True).stdout
 
 
+# Engine → how its program checks a configuration: what follows the program, before and after the container's command.
+CHECKERS: dict[str, tuple[list[str], list[str]]] = {
+    "tempo": ([], ["-config.verify=true"]),
+    "otel-collector": (["validate"], []),
+    "loki": ([], ["-verify-config"]),
+}
+
+
+@pytest.mark.parametrize("name", CHECKERS)
+def test_the_program_accepts_its_flags_and_configuration(name: str, tmp_path: Path) -> None:
+    """As the container has them, with the mounts' sources in the places of the mounts."""
+    service = COMPOSE["services"][name]
+    binaries = binaries_of(name)
+    if not binaries:
+        pytest.skip(f"{name} is not on PATH")
+
+    def outside(text: str) -> str:
+        for volume in service["volumes"]:
+            source, target = volume.split(":")[:2]
+            here = (engines.COMPOSE / source).resolve() if source.startswith(".") else tmp_path / source
+            text = text.replace(target, str(here))
+        return text
+
+    before, after = CHECKERS[name]
+    for binary in binaries:
+        checked = subprocess.run(
+            [binary, *before, *map(outside, service["command"]), *after],
+            env={variable: outside(value) for variable, value in environment_of(service).items()},
+            check=False,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        assert checked.returncode == 0, checked.stdout
+
+
 def accepts(command: list[str]) -> bool:
     return subprocess.run(command, check=False, capture_output=True).returncode == 0
 
