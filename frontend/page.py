@@ -154,8 +154,8 @@ class RollPage:
     async def _fetch_dice(self) -> None:
         with traces.root_span(ROOT_SPAN):
             try:
-                if await self._backend.fetch_dice():
-                    self._complain("")
+                self._explorer.dice_known(await self._backend.fetch_dice())
+                self._complain("")
             except Problem as problem:
                 traces.record_failure(problem.cause or problem)
         self._show_dice()
