@@ -96,7 +96,6 @@ def main(
             name,
             file=settings.server.trace_file,
             untraced_paths=[f"^({'|'.join(sorted(http.UNOBSERVED))})$", *untraced_paths],
-            environ=environ,
         )
     except (SettingsError, traces.TracingError, OSError) as error:
         print(f"{name}: {error}", file=sys.stderr)
