@@ -491,7 +491,7 @@ ROWS: tuple[tuple[str, int, Callable[[Lab], Awaitable[str]]], ...] = (
     ("Database query spans", 5, _trace_has((DICE, "SELECT"))),
     ("Request rate panels", 1, _panels("Request rate", "Frontend request rate", "Die-service request rate")),
     ("Latency percentiles", 1, _panels("Latency of a roll", "End-to-end latency", "Die-service latency")),
-    ("Error rate tracking", 1, _panels("Success rate", "Error rate by die", "Roller to die-service: errors")),
+    ("Error rate tracking", 1, _panels("Service level", "Error rate by die", "Roller to die-service: errors")),
     ("Service dependency viz", 2, _service_graph),
     ("Database metrics panels", 5, _panels("Database connections", "Query rate", "Connection pool", "Database up")),
     ("Usage analytics panels", 6, _panels("Usage events", "Sign-ins")),
