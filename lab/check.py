@@ -76,7 +76,7 @@ ROWS = (
     Row("Request rate panels", 1, features.panels("Request rate", "Frontend request rate", "Die-service request rate")),
     Row("Latency percentiles", 1, features.panels("Latency of a roll", "End-to-end latency", "Die-service latency")),
     Row(
-        "Error rate tracking", 1, features.panels("Success rate", "Error rate by die", "Roller to die-service: errors")
+        "Error rate tracking", 1, features.panels("Service level", "Error rate by die", "Roller to die-service: errors")
     ),
     Row("Service dependency viz", 2, features.service_graph),
     Row(
