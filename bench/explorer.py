@@ -19,8 +19,8 @@ from typing import Any
 
 import orjson
 
-from frontend.explorer.files import Files
 from frontend.explorer.model import LogQuery, TraceQuery
+from frontend.explorer.sources.files import Files
 
 BACK = 5.0  # seconds between two copies
 

@@ -46,7 +46,7 @@ FRONTEND = of("frontend")
 DIE_SERVICE = of("die-service", 'name="GET /dice"')
 DATABASE = Signals(
     '{service_name="die-service"} | json | db_query_type=~".+"',
-    '{resource.service.name="die-service" && span.db.system="postgresql"}',
+    '{resource.service.name="die-service" && span.db.system.name="postgresql"}',
 )
 BATCHES = of("dice-roller", 'name="GET /roll-async"')
 

@@ -7,7 +7,6 @@ telling figure is the CPU a request takes: it hardly depends on what else runs.
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import contextlib
 import json
@@ -32,9 +31,8 @@ from rich.console import Console
 from rich.table import Table
 
 from lab import LabError
-from lab.options import count_between, number_between
 from lab.supervise.postgres import EmbeddedPostgres
-from lab.supervise.processes import Process, take_turns
+from lab.supervise.processes import Process, schedule_batch
 
 READY_TIMEOUT = 60.0  # seconds
 TABLE_WIDTH = 120  # columns
@@ -102,33 +100,28 @@ class Run:
         return sum(self.cpu.values())
 
 
-def add_parser(commands: Any) -> None:
-    parser = commands.add_parser("bench", help="measure what telemetry costs", allow_abbrev=False)
-    parser.add_argument(
-        "what",
-        nargs="*",
-        metavar="signals|paths|scale",
-        default=["signals", "paths"],
-        help="signals: each alone and all; paths: all against none, by path; scale: the real delay, many clients,"
-        " batches, time (default: signals paths)",
-    )
-    parser.add_argument(
-        "--rounds", type=count_between(1, 100_000), default=5, help="how often each is measured (default 5)"
-    )
-    parser.add_argument(
-        "--seconds", type=number_between(0.1, 3600, " seconds"), default=3.0, help="how long each time (default 3)"
-    )
-    parser.add_argument("--clients", type=count_between(1, 4000), default=64, help="connections (default 64)")
-    parser.add_argument(
-        "--minutes",
-        type=number_between(0.001, 7 * 24 * 60, " minutes"),
-        default=1.0,
-        help="scale: how long time is watched (default 1)",
-    )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write every run there, too; - is stdout")
+@dataclass(frozen=True)
+class Options:
+    """The options of the command.
+
+    Attributes:
+        what: of ``signals``, ``paths`` and ``scale``; empty for the first two.
+        rounds: how often each variant is measured.
+        seconds: how long each time.
+        clients: connections.
+        minutes: how long ``scale`` watches a lab.
+        json: the file that every run is written to; ``-`` is stdout.
+    """
+
+    what: tuple[str, ...]
+    rounds: int
+    seconds: float
+    clients: int
+    minutes: float
+    json: Path | None
 
 
-def bench(args: argparse.Namespace, console: Console) -> int:
+def run(args: Options, console: Console) -> int:
     """Measure and print; exit status 1 when a request failed or a span or line was dropped."""
     unknown = set(args.what) - {"signals", "paths", "scale"}
     if unknown:
@@ -137,7 +130,7 @@ def bench(args: argparse.Namespace, console: Console) -> int:
         console = Console(stderr=True)
     console.width = max(console.width, TABLE_WIDTH)  # a figure that is cut off says nothing
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # leaves nothing behind, as Ctrl-C
-    take_turns()  # as `dicelab up` does
+    schedule_batch()  # as `dicelab up` does
     directory = Path(tempfile.mkdtemp(prefix="dicelab-bench-"))
     postgres = EmbeddedPostgres(directory / "postgres")
     try:
@@ -153,10 +146,10 @@ def bench(args: argparse.Namespace, console: Console) -> int:
         shutil.rmtree(directory, ignore_errors=True)
 
 
-async def _bench(args: argparse.Namespace, console: Console, bed: Bed) -> int:
+async def _bench(args: Options, console: Console, bed: Bed) -> int:
     document: dict[str, Any] = {"machine": _machine(), "load": "wrk" if shutil.which("wrk") else "bench.load"}
     faults: list[str] = []
-    for part in dict.fromkeys(args.what):
+    for part in dict.fromkeys(args.what or ("signals", "paths")):
         measure = {"signals": _signals, "paths": _paths, "scale": _scale}[part]
         document[part] = await measure(args, console, bed, faults)
     for fault in faults:
@@ -402,7 +395,7 @@ def _clean_environ() -> dict[str, str]:
 # --- what is measured ---
 
 
-async def _signals(args: argparse.Namespace, console: Console, bed: Bed, faults: list[str]) -> list[dict[str, Any]]:
+async def _signals(args: Options, console: Console, bed: Bed, faults: list[str]) -> list[dict[str, Any]]:
     runs = await _rounds(bed, SIGNALS, (ROLL,), args, faults)
     rows = _table(f"{ROLL}, {args.clients} clients, {args.rounds} rounds of {args.seconds:g} s", console)
     for variant in SIGNALS:
@@ -411,7 +404,7 @@ async def _signals(args: argparse.Namespace, console: Console, bed: Bed, faults:
     return [asdict(run) for group in runs.values() for run in group]
 
 
-async def _paths(args: argparse.Namespace, console: Console, bed: Bed, faults: list[str]) -> list[dict[str, Any]]:
+async def _paths(args: Options, console: Console, bed: Bed, faults: list[str]) -> list[dict[str, Any]]:
     runs = await _rounds(bed, (BARE, ALL), PATHS, args, faults)
     rows = _table(f"All three signals against none, {args.clients} clients", console)
     for path in PATHS:
@@ -423,7 +416,7 @@ async def _paths(args: argparse.Namespace, console: Console, bed: Bed, faults: l
 
 
 async def _rounds(
-    bed: Bed, variants: Sequence[Variant], paths: Sequence[str], args: argparse.Namespace, faults: list[str]
+    bed: Bed, variants: Sequence[Variant], paths: Sequence[str], args: Options, faults: list[str]
 ) -> dict[tuple[str, str], list[Run]]:
     """The runs of each variant and path, one a round."""
     runs: dict[tuple[str, str], list[Run]] = {(variant.name, path): [] for variant in variants for path in paths}
@@ -453,7 +446,7 @@ async def _rounds(
     return runs
 
 
-async def _scale(args: argparse.Namespace, console: Console, bed: Bed, faults: list[str]) -> list[dict[str, Any]]:
+async def _scale(args: Options, console: Console, bed: Bed, faults: list[str]) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
 
     def keep(run: Run, rolls: int, room: bool = True, **more: float) -> float:

@@ -1,119 +1,198 @@
-"""The ``dicelab`` command line."""
+"""The ``dicelab`` command line.
+
+What a command does is imported when it runs: the module of each has a dataclass ``Options``, whose fields are the
+command's options, and ``run(options, console)``, which returns the exit status: 0 done, 1 failed.
+"""
 
 from __future__ import annotations
 
-import argparse
+import os
 import sys
+from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
-from rich.console import Console
+import click
 
-from lab import LabError, bench, options
-from lab.chaos.target import check_containers
-from lab.check import check
-from lab.supervise import control, stages
-from lab.supervise.up import Options, up, up_detached
+from lab import LabError, options
+from lab.options import DELAY, DURATION, EXPERIMENTS, PROBABILITY, PROFILES, RATE, Dice, Number, Ratio, count
 
-RUN_DIR = Path(".dicelab")
+INTERRUPTED = 130  # exit status, as shells have it
 
-
-def _port(text: str) -> int:
-    port = int(text)
-    if not 1 <= port <= 65535 - len(stages.SERVICES):
-        raise argparse.ArgumentTypeError(f"{text} is no port to count from")
-    return port
+context = {"show_default": True, "help_option_names": ["-h", "--help"], "max_content_width": 120}
 
 
-def _seconds(text: str) -> float:
-    seconds = float(text)
-    if not 0 <= seconds <= 60:
-        raise argparse.ArgumentTypeError(f"{text} is not from 0 to 60 seconds")
-    return seconds
+@click.group(context_settings=context)
+@click.version_option(package_name="dicelab")
+def dicelab() -> None:
+    """An observability lab small enough to understand."""
 
 
-def _workers(text: str) -> int:
-    number = int(text)
-    if not 1 <= number <= 64:
-        raise argparse.ArgumentTypeError(f"{text} is not from 1 to 64")
-    return number
+def _run(module: str, given: dict[str, Any]) -> int:
+    from rich.console import Console
+
+    command = import_module(f"lab.{module}")
+    status: int = command.run(command.Options(**given), Console())
+    return status
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="dicelab", description="An observability lab small enough to understand.", allow_abbrev=False
-    )
-    commands = parser.add_subparsers(dest="command", required=True)
-
-    up_parser = commands.add_parser("up", help="start a stage and follow its logs", allow_abbrev=False)
-    up_parser.add_argument("--stage", type=int, default=6, metavar="1..6", help="which stage (default 6)")
-    up_parser.add_argument(
-        "--base-port", type=_port, default=8000, help="the roller's port; others follow (default 8000)"
-    )
-    up_parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default 127.0.0.1)")
-    up_parser.add_argument("--roll-delay", type=_seconds, metavar="SECONDS", help="longest wait of a roll (default 1)")
-    up_parser.add_argument(
-        "--engines", action="store_true", help="start Prometheus, Tempo and the like too, those that are on PATH"
-    )
-    up_parser.add_argument(
-        "--workers", type=_workers, default=1, metavar="N", help="processes of roller and die-service each (default 1)"
-    )
-    up_parser.add_argument("--detach", action="store_true", help="return once the lab is ready; it runs on")
-    up_parser.add_argument("--no-tail", action="store_true", help="do not follow the logs")
-
-    check_parser = commands.add_parser(
-        "check", help="ask whether every feature of the stage is really there", allow_abbrev=False
-    )
-    check_parser.add_argument("--stage", type=int, metavar="1..6", help="which stage it is to be (default: what runs)")
-    check_parser.add_argument(
-        "--timeout", type=_seconds, default=20.0, metavar="SECONDS", help="patience with each feature (default 20)"
-    )
-
-    check_parser.add_argument("--compose", action="store_true", help="the lab in containers, by docker or podman")
-
-    commands.add_parser("status", help="show what runs and whether it is ready", allow_abbrev=False)
-    commands.add_parser("down", help="stop the lab", allow_abbrev=False)
-    options.add_parsers(commands)
-    for command in commands.choices.values():
-        command.add_argument(
-            "--run-dir", type=Path, default=RUN_DIR, help=f"where the lab keeps its files (default {RUN_DIR})"
-        )
-    bench.add_parser(commands)
-    return parser
+@dicelab.command()
+@click.option("--stage", type=int, default=6, metavar="1..6", help="Which stage.")
+@click.option(
+    "--base-port", type=count(1, 65532), default=8000, metavar="PORT", help="The dice-roller's; others follow."
+)
+@click.option("--host", default="127.0.0.1", metavar="ADDRESS", help="The address to listen on.")
+@click.option("--roll-delay", type=DELAY, metavar="SECONDS", help="The longest wait of a roll [default: 1]")
+@click.option("--engines", is_flag=True, help="Start Prometheus, Tempo and the like too, those that are on PATH.")
+@click.option("--workers", type=count(1, 64), default=1, metavar="N", help="Processes of dice-roller and die-service.")
+@click.option("--telemetry", type=click.Choice(["standard", "fast"]), help="How the services are instrumented.")
+@click.option("--detach", is_flag=True, help="Return once the lab is ready; it runs on.")
+@click.option("--no-tail", is_flag=True, help="Do not follow the services' logs.")
+@options.run_dir
+def up(no_tail: bool, **given: Any) -> int:
+    """Start a stage and follow its logs."""
+    return _run("supervise.up", {**given, "tail": not no_tail})
 
 
-def main(arguments: list[str] | None = None) -> int:
+@dicelab.command()
+@click.option("--stage", type=int, metavar="1..6", help="Which stage it is to be [default: what runs]")
+@click.option("--timeout", type=DELAY, default=20.0, metavar="SECONDS", help="The time limit of one feature.")
+@click.option("--compose", is_flag=True, help="Check the lab in containers, by docker or podman.")
+@options.run_dir
+def check(**given: Any) -> int:
+    """Check whether every feature of the stage works."""
+    return _run("check", given)
+
+
+@dicelab.command()
+@click.option("--json", is_flag=True, help="Print the status as JSON.")
+@options.run_dir
+def status(**given: Any) -> int:
+    """Show what runs and whether it is ready.
+
+    Exit status: 0 all ready, 1 something is not, 3 nothing runs.
+    """
+    return _run("supervise.status", given)
+
+
+@dicelab.command()
+@options.run_dir
+def down(**given: Any) -> int:
+    """Stop the lab."""
+    return _run("supervise.down", given)
+
+
+@dicelab.command()
+@click.option("--users", type=count(1, options.MAX_USERS), default=5, metavar="N", help="Users at the same time.")
+@click.option("--max-rolls", type=count(1, 1_000_000), metavar="N", help="A user rolls 1 to N times [default: 10]")
+@click.option("--die", type=Dice(), metavar="MIX", help="Dice and proportions, such as fair=3,risky=1 [default: all]")
+@click.option("--async-probability", type=PROBABILITY, metavar="P", help="The share of batches [default: 0.2]")
+@click.option("--max-async-rolls", type=count(1, 10_000), metavar="N", help="A batch has 1 to N rolls [default: 10]")
+@click.option("--think-time", type=Number(0, 3600, " seconds"), metavar="SECONDS", help="Between rolls [default: 0.5]")
+@click.option(
+    "--duration",
+    type=DURATION,
+    metavar="SECONDS",
+    help="New users come until then [default: until each has rolled; 60 with --rate or --profile]",
+)
+@click.option("--rate", type=RATE, metavar="N", help="N rolls a second, whether earlier ones are answered or not.")
+@click.option(
+    "--profile", type=click.Choice(PROFILES), default="steady", help="How the load changes over the duration."
+)
+@click.option("--anonymous", is_flag=True, help="Do not sign in.")
+@options.url
+@options.experiment
+def traffic(**given: Any) -> int:
+    """Let users roll dice, and sum up the answers."""
+    return _run("load.traffic", given)
+
+
+@dicelab.command()
+@click.option("--die", default="fair", metavar="NAME", help="Which die.")
+@click.option("--times", type=count(2, 10_000), default=10, metavar="N", help="Rolls a run.")
+@click.option("--rounds", type=count(1, 10_000), default=10, metavar="N", help="Runs a side.")
+@click.option(
+    "--delay", type=DELAY, metavar="SECONDS", help="The lab's ROLL_DELAY [default: that of the run dir's lab, else 1]"
+)
+@options.url
+@options.experiment
+def compare(**given: Any) -> int:
+    """Compare rolls one after the other with a batch of as many."""
+    return _run("load.compare", given)
+
+
+@dicelab.command()
+@click.option("--rate", type=RATE, default=50.0, metavar="N", help="Queries a second.")
+@click.option("--duration", type=DURATION, default=10.0, metavar="SECONDS", help="How long.")
+@click.option("--ratio", type=Ratio(), default="1:4", metavar="LIST:GET", help="Lists to single dice.")
+@options.url
+@options.experiment
+def load_db(**given: Any) -> int:
+    """Query the die-service at a rate."""
+    return _run("load.load_db", given)
+
+
+@dicelab.command()
+@click.argument("experiment", type=click.Choice(EXPERIMENTS), metavar="EXPERIMENT")
+@click.option("--compose", is_flag=True, help="Break the lab in containers, by docker or podman.")
+@click.option("--rate", type=RATE, default=50.0, metavar="N", help="Rolls a second meanwhile.")
+@click.option("--steady", type=DURATION, default=5.0, metavar="SECONDS", help="Before the fault.")
+@click.option("--fault", type=DURATION, default=20.0, metavar="SECONDS", help="With the fault.")
+@click.option("--recovery", type=DURATION, default=30.0, metavar="SECONDS", help="The time limit of the recovery.")
+@options.experiment
+def chaos(**given: Any) -> int:
+    """Break the lab in one way, and check what shows it."""
+    return _run("chaos.command", given)
+
+
+chaos.epilog = f"Experiments: {', '.join(EXPERIMENTS)}."
+
+
+@dicelab.command()
+@click.argument("what", nargs=-1, metavar="[signals|paths|scale]...")
+@click.option("--rounds", type=count(1, 100_000), default=5, metavar="N", help="How often each is measured.")
+@click.option(
+    "--seconds", type=Number(0.1, 3600, " seconds"), default=3.0, metavar="SECONDS", help="How long each time."
+)
+@click.option("--clients", type=count(1, 4000), default=64, metavar="N", help="Connections.")
+@click.option(
+    "--minutes",
+    type=Number(0.001, 7 * 24 * 60, " minutes"),
+    default=1.0,
+    metavar="MINUTES",
+    help="scale: how long a lab is watched.",
+)
+@click.option(
+    "--json",
+    type=click.Path(path_type=Path, allow_dash=True),
+    metavar="FILE",
+    help="Write every run there; - is stdout.",
+)
+def bench(**given: Any) -> int:
+    """Measure what telemetry costs.
+
+    signals: each alone and all; paths: all against none, by path; scale: the real delay, many clients, batches, time.
+    Without a name: signals and paths.
+    """
+    return _run("bench", given)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status: 0 done, 1 failed, 2 wrong usage."""
-    arguments = sys.argv[1:] if arguments is None else arguments
-    args = _parser().parse_args(arguments)
-    console = Console()
     try:
-        if args.command == "status":
-            return control.status(args.run_dir, console)
-        if args.command == "bench":
-            return bench.bench(args, console)
-        if args.command == "check":
-            ask = check_containers if args.compose else check
-            return ask(args.run_dir, args.stage, args.timeout, console)
-        if args.command == "down":
-            return control.down(args.run_dir, console)
-        if "run" in args:
-            return int(args.run(args, console))
-        up_options = Options(
-            args.stage,
-            args.base_port,
-            args.run_dir,
-            args.host,
-            args.roll_delay,
-            args.engines,
-            tail=not (args.no_tail or args.detach),
-            workers=args.workers,
-        )
-        if args.detach:
-            inner = [argument for argument in arguments if argument != "--detach"]
-            return up_detached(up_options, [*inner, "--no-tail"])
-        return up(up_options, console)
+        status: int = dicelab.main(arguments, prog_name="dicelab", standalone_mode=False)
+        return status or 0
     except LabError as error:
         print(f"dicelab: {error}", file=sys.stderr)
+        return 1
+    except click.Abort:
+        return INTERRUPTED
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except BrokenPipeError:  # the reader has gone, such as head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
 
 

@@ -18,9 +18,11 @@ H = TypeVar("H", bound=Callable[..., Any])
 PROBLEM_KINDS = {
     "bad-request": (400, "A parameter is missing, repeated or malformed; the detail says which and what is right."),
     "foreign-origin": (403, "Another site's page sent this; it is for this site's own."),
+    "sign-in-required": (403, "Sign in first."),
     "not-found": (404, "No such path."),
     "unknown-die": (404, "No die has this name; member `known` lists those there are."),
     "method-not-allowed": (405, "The path takes other methods; header `Allow` lists them."),
+    "foreign-host": (421, "The `Host` header names a host that is not in ALLOWED_HOSTS."),
     "roll-failed": (500, "The die failed, as its error rate says it will. Roll again."),
     "internal": (500, "A defect of the service; the log line with the same trace id has the details."),
     "unavailable": (503, "A dependency is down or too busy; header `Retry-After` says when to come back."),
@@ -109,3 +111,9 @@ async def docs(request: web.Request) -> web.Response:
     return aiohttp_jinja2.render_template(
         "docs.html", request, {"api": request.app[DOCUMENT], "problems": PROBLEM_KINDS}
     )
+
+
+async def front_page(request: web.Request) -> web.Response:
+    """What a service without a page of its own answers at ``/``: what it is and where everything is."""
+    api = request.app[DOCUMENT]
+    return aiohttp_jinja2.render_template("front.html", request, {"api": api})

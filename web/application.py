@@ -14,7 +14,7 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.aiohttp import make_aiohttp_handler
 
 from otel import http
-from web import apidocs, health, problems, runtime_metrics
+from web import apidocs, health, problems, runtime_metrics, security_headers
 from web.workers import Workers
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -26,7 +26,9 @@ def new_application() -> web.Application:
     The server span (added in front of these by the instrumentation) → the request's count, duration and
     access line → errors to problem answers → the handler.
     """
-    return web.Application(middlewares=[http.middleware(), problems.middleware()])
+    app = web.Application(middlewares=[http.middleware(), problems.middleware()])
+    app.on_response_prepare.append(security_headers.add)
+    return app
 
 
 def add_common_routes(
@@ -39,13 +41,15 @@ def add_common_routes(
     templates: Sequence[Path] = (),
     workers_dir: Path | None = None,
 ) -> None:
-    """Add what every service has: metrics, health, API documents. Call it after the service's own routes."""
+    """Add what every service has: metrics, health, API documents, a front page. Call after the service's routes."""
     app[health.READINESS] = readiness
     app[health.STOPPING] = asyncio.Event()
     siblings: Workers | None = None
     if workers_dir is not None:
         siblings = Workers(workers_dir, title, registry)
         app.cleanup_ctx.append(siblings.run)
+    if not any(resource.canonical == "/" for resource in app.router.resources()):
+        app.router.add_get("/", apidocs.front_page, allow_head=False)
     app.router.add_get("/metrics", _metrics(registry, siblings), allow_head=False)
     app.router.add_get("/healthz", health.healthz, allow_head=False)
     app.router.add_get("/readyz", health.readyz, allow_head=False)

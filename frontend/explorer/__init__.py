@@ -1,5 +1,6 @@
-"""The telemetry explorer: traces, logs and metrics of the lab, in the page beside the dice.
+"""The telemetry in the page.
 
-``model`` holds the shapes, ``files`` (with ``index``, its process) and ``engines`` are the two places they come
-from, ``metrics`` samples figures, ``waterfall`` and ``charts`` draw, and ``views`` is what the user sees.
+A view a sub-package: ``trace``, ``logs``, ``metrics``, ``map`` and ``recent``; ``explorer`` puts them together.
+``model`` holds the shapes; ``sources`` are the places that they come from: the run dir's files (with ``index``, the
+process that reads them), Tempo and Loki, Prometheus and the services' own pages.
 """

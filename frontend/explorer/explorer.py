@@ -4,43 +4,47 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
-from typing import Any, TypeVar, cast
+from typing import Any
+from urllib.parse import parse_qsl, urlencode
 
-import panel as pn
-import panel_material_ui as pmui
-from panel.io.state import set_curdoc
-
-from frontend.explorer.logs_view import LogsView
-from frontend.explorer.metrics_view import MetricsView, Promise
-from frontend.explorer.model import TRACE_ID, SourceError
-from frontend.explorer.parts import html
-from frontend.explorer.recent_view import RecentView
+from frontend.browser.bridge import Bridge
+from frontend.browser.clock import DEFAULT_RANGE, RANGE_NAMES, Clock, TimeRange
+from frontend.browser.render import render
+from frontend.explorer.context import Context, View
+from frontend.explorer.logs.view import LogsView
+from frontend.explorer.map.view import MapView
+from frontend.explorer.metrics.view import MetricsView, Promise
+from frontend.explorer.model import TRACE_ID, SourceError, TraceQuery
+from frontend.explorer.recent.view import RecentView
 from frontend.explorer.sources import Telemetry
-from frontend.explorer.trace_view import TraceView
+from frontend.explorer.trace.view import TraceView
 
 log = logging.getLogger(__name__)
 
-TRACE, LOGS, METRICS, RECENT = range(4)
-TITLES = ("Trace", "Logs", "Metrics", "Recent traces")
-NOTHING = '<div class="empty">Roll a die: the way of that roll through the services appears here.</div>'
+TABS = {"trace": "Trace", "logs": "Logs", "metrics": "Metrics", "map": "Service map", "recent": "Recent traces"}
 RETRY = 2.0  # seconds after which a source that did not answer is asked again
+MAX_ADDRESS = 4000  # characters of a query that are looked at
 
-V = TypeVar("V", TraceView, LogsView, MetricsView, RecentView)
+
+def parse_query(search: object) -> dict[str, str]:
+    """The parameters of a query such as ``?tab=logs``; of one that is there twice, the last."""
+    return dict(parse_qsl(str(search or "").removeprefix("?")[:MAX_ADDRESS]))
 
 
 class Explorer:
     """The explorer of one browser session.
 
-    What it shows is fetched by a task of its own, only for the view that is open, and drawn in the document's own
-    time: neither a source that is slow nor one that is away holds up the dice.
+    What it shows is fetched by a task of its own, only for the view that is open: neither a source that is slow nor one
+    that is away holds up the dice. The page's address says which view is open and what it shows.
 
     Args:
         telemetry: where everything comes from.
         dice: the dice there are.
         promise: asks for a die's faces and the share of its rolls that fail; ``None`` when that cannot be had.
-        trace_id: a trace to show first; empty for none.
+        bridge: to the browser.
+        clock: writes times.
     """
 
     def __init__(
@@ -48,115 +52,182 @@ class Explorer:
         telemetry: Telemetry,
         dice: list[str],
         promise: Callable[[str], Awaitable[Promise | None]],
-        trace_id: str,
+        bridge: Bridge,
+        clock: Clock,
     ) -> None:
-        self._telemetry = telemetry
-        self._promise = promise
-        self._dice = dice
-        self._dark = False
-        self._document = pn.state.curdoc
+        self._bridge = bridge
+        self._clock = clock
+        self._context = context = Context(telemetry, bridge, clock, dice)
+        context.changed = self._changed
+        context.open_trace = self.open_trace
+        context.show_lines = self._show_lines
+        context.show_metrics = self._show_metrics
+        context.show_traces = self._show_traces
+        self._trace = TraceView(context)
+        self._logs = LogsView(context)
+        self._metrics = MetricsView(context, promise)
+        self._recent = RecentView(context)
+        self._views: dict[str, View] = {
+            "trace": self._trace,
+            "logs": self._logs,
+            "metrics": self._metrics,
+            "map": MapView(context),
+            "recent": self._recent,
+        }
+        self._tab = "trace"
         self._wake = asyncio.Event()
-        # A view is made when it is first opened: each costs the page a good part of what the rest of it does.
-        self._made: dict[int, TraceView | LogsView | MetricsView | RecentView] = {}
-        self._places = [pn.Column(html(), sizing_mode="stretch_width", min_height=320) for _ in TITLES]
-        self._places[TRACE].objects = [html(NOTHING)]
-        self._tabs = pmui.Tabs(*zip(TITLES, self._places, strict=True), sizing_mode="stretch_width")
-        self._tabs.param.watch(self._opened, "active")
-        if trace_id:
-            self._trace().show(trace_id)
         self._task: asyncio.Task[None] | None = None
-        # Not before the browser shows the page: what is drawn while it still builds its side may not be seen there.
-        pn.state.onload(self._start)
-        pn.state.on_session_destroyed(lambda _context: self._stop())
+        self._warmed: asyncio.Task[None] | None = None
+        on = bridge.on
+        on("tab", self._tab_chosen)
+        on("address", self._address_changed)
+        on("trace.open", lambda value: self.open_trace(str(value)))
+        on("metrics.of", lambda value: self._show_metrics(str(value)))
+        on("recent.of", lambda value: self._show_traces(str(value)))
+        on("range", self._range_chosen)
+        on("range.between", lambda value: self._set_range(TimeRange.read(value)))
+        on("range.from", lambda value: self._bound_chosen(start=clock.parse_local(value)))
+        on("range.to", lambda value: self._bound_chosen(end=clock.parse_local(value)))
+        for view in self._views.values():
+            view.draw()
+        self._draw_range()
 
-    def view(self) -> pmui.Paper:
-        return pmui.Paper(self._tabs, sizing_mode="stretch_width", sx={"p": 1})
+    @property
+    def parts(self) -> dict[str, tuple[str, ...]]:
+        """The regions of each tab."""
+        return {name: view.regions for name, view in self._views.items()}
 
-    def dark(self, dark: bool) -> None:
-        """Follow the page's light or dark scheme."""
-        self._dark = dark
-        for view in self._made.values():
-            view.dark(dark)
-
-    def show_trace(self, trace_id: str, span_id: str = "") -> None:
-        """Show a trace, now or as soon as it arrives, and name it in the page's address."""
-        if not TRACE_ID.fullmatch(trace_id):
-            return  # it may come from a log line, which may hold anything
-        self._trace().show(trace_id, span_id)
-        self._tabs.active = TRACE
-        if pn.state.location is not None:
-            pn.state.location.update_query(trace=trace_id)
-        self._wake.set()
-
-    def show_lines(self, trace_or_span_id: str) -> None:
-        """Show the log lines of a trace or of a span."""
-        self._logs().show(trace_or_span_id)
-        self._tabs.active = LOGS
-        self._wake.set()
-
-    # --- the views ---
-
-    def _trace(self) -> TraceView:
-        return self._view(TRACE, lambda: TraceView(self._telemetry, self._draw, self.show_lines))
-
-    def _logs(self) -> LogsView:
-        return self._view(LOGS, lambda: LogsView(self._telemetry, self._draw, self._wake.set, self.show_trace))
-
-    def _metrics(self) -> MetricsView:
-        return self._view(
-            METRICS, lambda: MetricsView(self._telemetry, self._dice, self._promise, self._draw, self._wake.set)
-        )
-
-    def _recent(self) -> RecentView:
-        return self._view(
-            RECENT, lambda: RecentView(self._telemetry, self._dice, self._draw, self._wake.set, self.show_trace)
-        )
-
-    def _view(self, place: int, make: Callable[[], V]) -> V:
-        view = self._made.get(place)
-        if view is None:
-            view = self._made[place] = make()
-            view.dark(self._dark)
-            self._places[place].objects = [view.panel]
-        return cast(V, view)
-
-    def _opened(self, event: Any) -> None:
-        if event.new != TRACE:  # that one is made when there is a trace to show
-            (self._logs, self._metrics, self._recent)[event.new - LOGS]()
-        self._wake.set()
-
-    def _start(self) -> None:
+    def start(self, query: Mapping[str, str]) -> None:
+        """The browser is connected and shows what this address says."""
+        self._read(query)
         self._task = asyncio.create_task(self._keep_fresh())
+        self._warmed = asyncio.create_task(self._warm_up())
 
-    def _stop(self) -> None:
-        if self._task is not None:
-            self._task.cancel()
+    async def _warm_up(self) -> None:
+        """Ask the sources something small: the index of the files takes a while to start, and a user clicks soon."""
+        if self._context.telemetry.traces is not None:
+            with suppress(SourceError):
+                await self._context.telemetry.traces.traces(TraceQuery(limit=1))
+
+    def stop(self) -> None:
+        for task in (self._task, self._warmed):
+            if task is not None:
+                task.cancel()
+
+    # --- what is shown ---
+
+    def open_trace(self, trace_id: str, span_id: str = "") -> None:
+        """Show a trace, now or as soon as it arrives."""
+        if TRACE_ID.fullmatch(trace_id):  # it may come from a log line, which may hold anything
+            self._trace.open(trace_id, span_id)
+            self._show("trace")
+
+    def dice_known(self, dice: list[str]) -> None:
+        """Offer these dice to choose from."""
+        self._context.dice[:] = dice
+        self._recent.draw_controls()
+        self._metrics.choose_die()
+
+    def rolled(self, trace_id: str) -> None:
+        """Make a new roll's trace the one that the trace tab shows, whichever tab is open."""
+        self._trace.open(trace_id)
+        self._note_address(push=self._tab == "trace")
+        self._wake.set()
+
+    def _show_lines(self, trace_id: str, span_id: str = "") -> None:
+        self._logs.show(trace_id, span_id)
+        self._show("logs")
+
+    def _show_metrics(self, service: str) -> None:
+        self._metrics.show(service)
+        self._show("metrics")
+
+    def _show_traces(self, service: str) -> None:
+        self._recent.show(service)
+        self._show("recent")
+
+    def _show(self, tab: str) -> None:
+        self._tab = tab
+        self._bridge.send(tab=tab)
+        self._changed(True)
+
+    # --- what the user does ---
+
+    def _changed(self, push: bool) -> None:
+        self._note_address(push)
+        self._wake.set()
+
+    def _tab_chosen(self, name: Any) -> None:
+        if name in TABS and name != self._tab:
+            self._tab = name
+            self._changed(True)
+
+    def _range_chosen(self, value: Any) -> None:
+        if value == "fixed":
+            since, until = self._context.range.bounds()
+            now = self._clock.now()
+            self._set_range(TimeRange("", since or now - 3600 * 10**9, until or now))
+        else:
+            self._set_range(TimeRange.read(value))
+
+    def _bound_chosen(self, start: int | None = None, end: int | None = None) -> None:
+        now = self._context.range
+        start, end = start or now.start, end or now.end
+        if start < end:
+            self._set_range(TimeRange("", start, end))
+        else:
+            self._bridge.send(say="The time range must end after it starts.")
+            self._draw_range()
+
+    def _set_range(self, wanted: TimeRange) -> None:
+        self._context.range = wanted
+        self._draw_range()
+        self._changed(True)
+
+    def _address_changed(self, search: Any) -> None:
+        self._read(parse_query(search))
+        self._wake.set()
+
+    # --- the address ---
+
+    def _read(self, query: Mapping[str, str]) -> None:
+        self._tab = query.get("tab", "") if query.get("tab") in TABS else "trace"
+        self._context.range = TimeRange.read(query.get("range", DEFAULT_RANGE))
+        # The trace stays while another tab is open; the rest of an address is the open tab's.
+        self._trace.read(query if self._tab == "trace" else {"trace": query.get("trace", "")})
+        if self._tab != "trace":
+            self._views[self._tab].read(query)
+        self._draw_range()
+        self._bridge.send(tab=self._tab)
+
+    def _note_address(self, push: bool) -> None:
+        query = {} if self._tab == "trace" else {"tab": self._tab}
+        if self._trace.trace_id:
+            query["trace"] = self._trace.trace_id
+        query |= self._views[self._tab].query()
+        if str(self._context.range) != DEFAULT_RANGE:
+            query["range"] = str(self._context.range)
+        self._bridge.send(address={"query": f"?{urlencode(query)}" if query else "", "push": push})
+
+    def _draw_range(self) -> None:
+        wanted, clock = self._context.range, self._clock
+        fixed = None if wanted.last else (clock.local_input(wanted.start), clock.local_input(wanted.end))
+        html = render("templates/range.html", range=wanted, ranges=RANGE_NAMES, fixed=fixed, zone=clock.zone)
+        self._bridge.show("range", html)
+
+    # --- fetching ---
 
     async def _keep_fresh(self) -> None:
         while True:
             self._wake.clear()
-            view = self._made.get(self._tabs.active)
-            wait: float | None = None
+            view = self._views[self._tab]
+            wait: float | None = RETRY
             try:
-                wait = await view.refresh() if view else None
+                wait = await view.refresh()
             except SourceError as error:
-                wait = RETRY
-                if view:
-                    self._draw(view.say, str(error))
+                view.say(str(error))
             except Exception:  # a defect; the page goes on
-                wait = RETRY
-                log.exception("The telemetry could not be fetched", extra={"fields": {}})
-                if view:
-                    self._draw(view.say, "This telemetry makes no sense here; the frontend's log has the details.")
+                log.exception("The telemetry could not be shown", extra={"fields": {}})
+                view.say("This telemetry makes no sense here; the frontend's log has the details.")
             with suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(self._wake.wait(), wait)
-
-    def _draw(self, draw: Callable[..., None], *values: Any) -> None:
-        def drawn() -> None:
-            with set_curdoc(self._document):
-                try:
-                    draw(*values)
-                except Exception:
-                    log.exception("The telemetry could not be drawn", extra={"fields": {}})
-
-        self._document.add_next_tick_callback(drawn)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any, Protocol
 
 import orjson
@@ -14,6 +14,9 @@ TRACE_ID = re.compile(r"[0-9a-f]{32}")
 SERVER, CLIENT = 2, 3  # span kinds, as OTLP numbers them
 ERROR = 2  # a status code, likewise
 MAX_SPANS = 2000  # of one trace that are looked at
+LOKI_LABELS = {"service": "service_name"}  # what Loki calls a field that is part of every line
+BOUNDS = tuple(int(ms * 1e6) for ms in (1, 2.5, 5, 10, 25, 50, 100, 250, 500, 1000, 2500))  # nanoseconds
+PAGE_FILES = '"GET /static/'  # how the message of a line about the page's own files starts
 
 
 class SourceError(Exception):
@@ -65,6 +68,8 @@ class TraceQuery:
     failed: bool | None = None
     min_duration_ms: float = 0.0
     limit: int = 100
+    since: int = 0  # nanoseconds since 1970, as is the next; 0: no limit
+    until: int = 0
 
     def traceql(self) -> str:
         """The query for Tempo. That nothing failed cannot be said in it."""
@@ -92,15 +97,28 @@ class LogLine:
 
 
 @dataclass(frozen=True)
+class FieldFilter:
+    """Lines whose field has this value, or has another one or none."""
+
+    name: str
+    value: str
+    exclude: bool = False
+
+
+@dataclass(frozen=True)
 class LogQuery:
-    """Which lines to show; an empty field does not matter."""
+    """Which lines to show; an empty field does not matter. Ids may be cut: their first digits are enough."""
 
     service: str = ""
     level: str = ""
     text: str = ""
     trace_id: str = ""
     span_id: str = ""
+    filters: tuple[FieldFilter, ...] = ()
+    page_files: bool = True  # whether lines about the page's own static files are wanted
     limit: int = 300
+    since: int = 0  # nanoseconds since 1970, as is the next; 0: no limit
+    until: int = 0
 
     def logql(self) -> str:
         """The query for Loki."""
@@ -110,16 +128,57 @@ class LogQuery:
         query = f"{{{', '.join(labels)}}}"
         if self.text:
             query += f" |~ {quoted('(?i)' + re.escape(self.text))}"
-        if self.trace_id:
-            query += f" | trace_id={quoted(self.trace_id)}"
-        if self.span_id:
-            query += f" | span_id={quoted(self.span_id)}"
+        if not self.page_files:
+            query += f" != {quoted(PAGE_FILES)}"
+        for name, wanted, digits in (("trace_id", self.trace_id, 32), ("span_id", self.span_id, 16)):
+            if wanted:
+                cut = len(wanted) < digits
+                query += f" | {name}{'=~' if cut else '='}{quoted(re.escape(wanted) + '.*' if cut else wanted)}"
+        if self.filters:
+            query += " | json"
+        for entry in self.filters:
+            label = LOKI_LABELS.get(entry.name, entry.name).replace(".", "_")
+            query += f" | {label}{'!=' if entry.exclude else '='}{quoted(entry.value)}"
         return query
 
 
 def quoted(text: str) -> str:
     """A string literal of TraceQL and LogQL."""
     return orjson.dumps(text).decode()
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Requests that a service answered, of about the same time and duration; a cell of the heat map."""
+
+    service: str
+    start: int  # of its stretch of time, nanoseconds since 1970
+    bucket: int  # the place of its duration in BOUNDS, len(BOUNDS) above all of them
+    count: int
+    failed: int
+    trace_id: str  # of one of them
+
+
+@dataclass(frozen=True)
+class Edge:
+    """Requests from one service to another, or queries to a database. Durations are nanoseconds."""
+
+    caller: str  # empty where they came from outside
+    service: str  # who answered; of queries, the database system
+    count: int
+    failed: int
+    median: float
+    p95: float
+    trace_id: str  # of the slowest
+
+
+@dataclass(frozen=True)
+class Volume:
+    """How many lines of a level there are in a stretch of time that starts here."""
+
+    start: int  # nanoseconds since 1970
+    level: str
+    count: int
 
 
 class TraceSource(Protocol):
@@ -133,6 +192,12 @@ class TraceSource(Protocol):
     async def traces(self, query: TraceQuery) -> list[TraceSummary]:
         """Traces that match, newest first."""
 
+    async def heat(self, since: int, until: int, step: int) -> list[Cell]:
+        """Requests by service, time and duration, between two points in time, in steps of so many nanoseconds."""
+
+    async def edges(self, since: int, until: int) -> list[Edge]:
+        """Who asked whom between two points in time, nanoseconds since 1970; 0 where there is no limit."""
+
 
 class LogSource(Protocol):
     """Where log lines come from."""
@@ -141,6 +206,9 @@ class LogSource(Protocol):
 
     async def lines(self, query: LogQuery) -> list[LogLine]:
         """Lines that match, newest first."""
+
+    async def volume(self, query: LogQuery, step: int) -> list[Volume]:
+        """Lines that match, counted by level in steps of so many nanoseconds."""
 
 
 # --- OTLP JSON, as it stands in files and as Tempo answers it ---
@@ -193,158 +261,26 @@ def log_line(line: str, service: str = "", level: str = "unknown") -> LogLine:
     )
 
 
-# --- what a trace shows ---
-
-
-@dataclass(frozen=True)
-class Row:
-    """A span in its place: how deep, and whether its parent is missing."""
-
-    span: Span
-    depth: int
-    orphan: bool
-
-
-@dataclass(frozen=True)
-class Segment:
-    """A stretch of the critical path, in nanoseconds: what the end of the trace waited for then."""
-
-    span: Span
-    start: int
-    finish: int
-
-
-@dataclass(frozen=True)
-class Trace:
-    """A trace in the order in which it is shown: parents before children, siblings by their start.
-
-    Attributes:
-        own: nanoseconds in which a service was at work itself, rather than waiting for a span below; overlapping
-            work of one service counts once.
-        critical: the critical path, from the first to the last moment.
-        missing: what says that spans are still to come: a root, a parent, the answering side of a call.
-    """
-
-    trace_id: str
-    rows: Sequence[Row]
-    own: Mapping[str, int]
-    critical: Sequence[Segment]
-    missing: str
-    start: int = 0
-    finish: int = 0
-    hidden: int = field(default=0)  # spans beyond MAX_SPANS
-
-    @property
-    def duration(self) -> int:
-        return self.finish - self.start
-
-    @property
-    def failed(self) -> bool:
-        return any(row.span.failed for row in self.rows)
-
-
-def arrange(trace_id: str, spans: Iterable[Span]) -> Trace:
-    """Put the spans of a trace in order, and find out where its time went."""
-    by_id = {span.span_id: span for span in spans}
-    below: dict[str, list[Span]] = defaultdict(list)
-    for span in sorted(by_id.values(), key=lambda span: (span.start, span.span_id)):
-        below[span.parent_id if span.parent_id in by_id else ""].append(span)
-    rows: list[Row] = []
-    seen: set[str] = set()
-    # Spans that are each other's parents hang on nothing: after the roots, they start trees of their own.
-    for top in [*below[""], *by_id.values()]:
-        waiting = [(top, 0)]
-        while waiting:
-            span, depth = waiting.pop()
-            if span.span_id in seen:
-                continue
-            seen.add(span.span_id)
-            rows.append(Row(span, depth, bool(span.parent_id) and span.parent_id not in by_id))
-            waiting += [(child, depth + 1) for child in reversed(below[span.span_id]) if child is not span]
-    if not rows:
-        return Trace(trace_id, (), {}, (), "every span")
-    critical = _critical_path([row.span for row in rows if row.depth == 0], below)
-    return Trace(
-        trace_id,
-        rows[:MAX_SPANS],
-        _own_times(rows, below),
-        critical,
-        _missing(rows, below),
-        min(row.span.start for row in rows),
-        max(row.span.finish for row in rows),
-        max(0, len(rows) - MAX_SPANS),
-    )
-
-
-def _missing(rows: Sequence[Row], below: Mapping[str, Sequence[Span]]) -> str:
-    if any(row.orphan for row in rows):
-        return "a span that others name as their parent"
-    if not any(not row.span.parent_id for row in rows):
-        return "the root"
-    for row in rows:
-        span = row.span
-        called = span.kind == CLIENT and "http.status_code" in span.attributes
-        if called and not below.get(span.span_id):
-            return "the answering side of a call"
-    return ""
-
-
-def _critical_path(tops: Sequence[Span], below: Mapping[str, Sequence[Span]]) -> list[Segment]:
-    """From the end backwards: of what was under way, the span that ended last, and within it the same again."""
-    top = max(tops, key=lambda span: span.finish)
-    segments: list[Segment] = []
-    seen: set[str] = set()
-    # A span and the moment up to which it is looked at; or, done with its children, what is left of it.
-    waiting: list[tuple[Span, int]] = [(top, top.finish)]
-    while waiting:
-        span, until = waiting.pop()
-        children = [] if span.span_id in seen else sorted(below.get(span.span_id, ()), key=lambda child: child.finish)
-        seen.add(span.span_id)
-        cursor = until
-        inside: list[tuple[Span, int]] = []
-        for child in reversed(children):
-            finish = min(child.finish, cursor)
-            start = max(child.start, span.start)
-            if finish <= start or child.span_id in seen:
-                continue
-            if finish < cursor:
-                segments.append(Segment(span, finish, cursor))
-            inside.append((child, finish))
-            cursor = start
-        if span.start < cursor:
-            segments.append(Segment(span, span.start, cursor))
-        waiting += inside
-    return sorted(segments, key=lambda segment: segment.start)
-
-
-def _own_times(rows: Sequence[Row], below: Mapping[str, Sequence[Span]]) -> dict[str, int]:
-    stretches: dict[str, list[tuple[int, int]]] = defaultdict(list)
-    for row in rows:
-        span, cursor = row.span, row.span.start
-        for child in below.get(span.span_id, ()):  # by their start
-            if child.start > cursor:
-                stretches[span.service].append((cursor, min(child.start, span.finish)))
-            cursor = max(cursor, child.finish)
-        stretches[span.service].append((cursor, span.finish))
-    return {service: _covered(parts) for service, parts in stretches.items()}
-
-
-def _covered(stretches: Iterable[tuple[int, int]]) -> int:
-    """How much time the stretches cover together."""
-    total = 0
-    reached = 0
-    for start, finish in sorted(stretches):
-        if finish > reached:
-            total += finish - max(start, reached)
-            reached = finish
-    return total
-
-
 def duration_text(nanoseconds: float) -> str:
-    """A duration as people read it, such as ``1.24 s``, ``183 ms`` or ``12 µs``."""
+    """A duration as people read it, such as ``1.24 s``, ``183 ms`` or ``12 µs``: three significant digits."""
     for unit, size in (("s", 1e9), ("ms", 1e6), ("µs", 1e3)):
-        if nanoseconds >= size:
-            return (
-                f"{nanoseconds / size:.3g} {unit}" if nanoseconds < 1000 * size else f"{nanoseconds / size:.0f} {unit}"
-            )
+        value = nanoseconds / size
+        if value >= 0.9995:  # what would be written as 1000 of the smaller unit is 1 of this
+            return f"{value:.3g} {unit}" if value < 999.5 else f"{value:.0f} {unit}"
     return f"{nanoseconds:.0f} ns"
+
+
+def rfc3339(nanoseconds: int) -> str:
+    """A point in time as log lines have it; empty for 0, which stands for no limit."""
+    if not nanoseconds:
+        return ""
+    at = datetime.fromtimestamp(nanoseconds / 1e9, UTC)
+    return f"{at:%Y-%m-%dT%H:%M:%S}.{at.microsecond // 1000:03d}Z"
+
+
+def from_rfc3339(text: str) -> int | None:
+    """Nanoseconds since 1970 of a log line's timestamp; ``None`` for what is none."""
+    try:
+        return int(datetime.fromisoformat(text).timestamp() * 1000) * 1_000_000
+    except ValueError:
+        return None

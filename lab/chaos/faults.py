@@ -25,7 +25,7 @@ from typing import Any, Self
 from lab import LabError
 from lab.chaos.proxy import Address, Proxy
 from lab.supervise.private import private_directory
-from lab.supervise.supervisor import Kept, KeptProcess
+from lab.supervise.supervised import Supervised, SupervisedProcess
 
 SLOWEST = 60.0  # seconds
 
@@ -40,7 +40,7 @@ class Link:
         variables: what the service's environment must say to go by the proxy at this address instead.
     """
 
-    user: KeptProcess
+    user: SupervisedProcess
     server: Address
     variables: Callable[[str], Mapping[str, str]]
 
@@ -49,12 +49,12 @@ class FaultServer:
     """The supervisor's end.
 
     Args:
-        kept: what can be held down, by name.
+        parts: what can be held down, by name.
         links: what can be made slow, by the name of what the way leads to.
     """
 
-    def __init__(self, kept: Mapping[str, Kept], links: Mapping[str, Link]) -> None:
-        self._kept = kept
+    def __init__(self, parts: Mapping[str, Supervised], links: Mapping[str, Link]) -> None:
+        self._parts = parts
         self._links = links
         self._directory = private_directory()  # a run dir's path may be too long for a socket
         self._server: asyncio.Server | None = None
@@ -86,7 +86,7 @@ class FaultServer:
                 return
             self._busy = True
             try:
-                async with _Faults(self._kept, self._links) as faults:
+                async with _Faults(self._parts, self._links) as faults:
                     while line := await reader.readline():
                         await _reply(writer, await faults.answer(line))
             finally:
@@ -106,8 +106,8 @@ async def _reply(writer: asyncio.StreamWriter, document: Mapping[str, Any]) -> N
 class _Faults:
     """What one experiment has done, undone when it is left."""
 
-    def __init__(self, kept: Mapping[str, Kept], links: Mapping[str, Link]) -> None:
-        self._kept = kept
+    def __init__(self, parts: Mapping[str, Supervised], links: Mapping[str, Link]) -> None:
+        self._parts = parts
         self._links = links
         self._held: set[str] = set()
         self._proxies: dict[str, Proxy] = {}
@@ -119,7 +119,7 @@ class _Faults:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         for name in self._held:
-            self._kept[name].release()
+            self._parts[name].release()
         for name, proxy in self._proxies.items():
             proxy.delay = 0
             await self._links[name].user.restart({})
@@ -143,15 +143,15 @@ class _Faults:
         return {"done": True}
 
     async def _hold(self, name: str) -> None:
-        if name not in self._kept:
+        if name not in self._parts:
             raise LabError(f"this lab runs no {name} of its own")
         self._held.add(name)
-        await self._kept[name].hold()
+        await self._parts[name].hold()
 
     def _release(self, name: str) -> None:
         if name in self._held:
             self._held.discard(name)
-            self._kept[name].release()
+            self._parts[name].release()
 
     async def _slow(self, name: str, seconds: float) -> None:
         if name not in self._links:

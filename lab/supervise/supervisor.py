@@ -1,187 +1,321 @@
-"""What keeps services, engines and the database running: whatever ends by itself is started again.
-
-That happens after a pause, longer each time it ends soon after its start, and at once for what an experiment has
-held down and lets go.
-"""
+"""Runs a lab: starts what its plan says, waits until it is ready, starts again what ends, stops it in order."""
 
 from __future__ import annotations
 
 import asyncio
+import errno
+import os
+import shutil
+import signal
+import socket
 import time
-from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
+
+import aiohttp
+from rich.console import Console
+from yarl import URL
 
 from lab import LabError
-from lab.supervise.postgres import EmbeddedPostgres, socket_in
-from lab.supervise.processes import Process
+from lab.chaos.faults import FaultServer, Link
+from lab.supervise import postgres
+from lab.supervise.overview import print_overview
+from lab.supervise.plan import LabPlan, Port, ProcessPlan
+from lab.supervise.private import private_directory
+from lab.supervise.processes import OnLines, Process
+from lab.supervise.readiness import TIMEOUT, readiness
+from lab.supervise.supervised import Supervised, SupervisedPostgres, SupervisedProcess
+from lab.supervise.tail import Tail, render
+from lab.terminal import say
+from lab.waiting import until
 
-FIRST_PAUSE = 0.5  # seconds; doubled with each end up to
-LAST_PAUSE = 30.0
-STEADY = 10.0  # seconds of running from which on the next pause is the first one again
-POSTGRES_POLL = 0.1
-
-# Starts a process with these variables added to its environment.
-Launch = Callable[[Mapping[str, str]], Awaitable[Process]]
+READY_TIMEOUT = 60.0  # seconds
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
-class Kept(ABC):
-    """Something that is kept running.
+class Supervisor:
+    """Runs one lab from its start to its end."""
 
-    Attributes:
-        restarts: how often it was started again.
-    """
+    def __init__(self, plan: LabPlan, console: Console) -> None:
+        self._plan = plan
+        self._console = console
+        self._run_dir = plan.run_dir
+        self._services: list[SupervisedProcess] = []
+        self._engines: list[SupervisedProcess] = []
+        self._postgres: SupervisedPostgres | None = None
+        self._faults: FaultServer | None = None
+        self._workers_dir: Path | None = None
+        self._database_url = plan.external_database
 
-    def __init__(self, name: str) -> None:
-        self.name = name
-        self.restarts = 0
-        self._free = asyncio.Event()
-        self._free.set()
-        self._expected = False  # its end, because it was asked for
+    async def run(self) -> None:
+        """Start the lab, run it until a signal asks for its end, and stop it.
 
-    @property
-    def held(self) -> bool:
-        """Whether somebody wants it to stay down."""
-        return not self._free.is_set()
-
-    async def hold(self) -> None:
-        """Stop it by force, and keep it down until :meth:`release`."""
-        self._expected = True
-        self._free.clear()
-        await self._break()
-
-    def release(self) -> None:
-        """Let it be started again."""
-        self._free.set()
-
-    async def keep(self, ended: Callable[[Kept, float], None], started: Callable[[Kept], None]) -> None:
-        """Start it again whenever it has ended, until cancelled.
-
-        Args:
-            ended: is told of each end that nobody wanted, and the seconds until the next start.
-            started: is told of each start.
+        Raises:
+            LabError: when something is in the way before anything has started, or when the start fails.
         """
-        pause = FIRST_PAUSE / 2
-        while True:
-            began = time.monotonic()
-            await self._ended()
-            if not self._expected:
-                pause = FIRST_PAUSE if time.monotonic() - began >= STEADY else min(pause * 2, LAST_PAUSE)
-                ended(self, pause)
-                await asyncio.sleep(pause)
-            await self._free.wait()
-            if not await self._start():
-                self._expected = False
-                continue
-            self.restarts += 1
-            started(self)
-            self._expected = self.held
-            if self.held:  # asked for while it was starting
-                await self._break()
-
-    @property
-    @abstractmethod
-    def pid(self) -> int | None: ...
-
-    @abstractmethod
-    async def _break(self) -> None: ...
-
-    @abstractmethod
-    async def _ended(self) -> None: ...
-
-    @abstractmethod
-    async def _start(self) -> bool: ...
-
-
-class KeptProcess(Kept):
-    """A service or an engine."""
-
-    def __init__(self, name: str, launch: Launch) -> None:
-        super().__init__(name)
-        self._launch = launch
-        self._variables: dict[str, str] = {}
-        self._process: Process | None = None
-        self.status = 0  # of its last end
-
-    @property
-    def process(self) -> Process:
-        assert self._process is not None
-        return self._process
-
-    @property
-    def pid(self) -> int:
-        return self.process.pid
-
-    async def start(self) -> None:
-        """For the first time."""
-        self._process = await self._launch(self._variables)
-
-    async def restart(self, variables: Mapping[str, str]) -> None:
-        """Stop it in good order and start it with these variables added to its environment."""
-        self._variables = dict(variables)
-        self._expected = True
-        await self.process.stop()
-
-    async def _break(self) -> None:
-        self.process.kill()
-        await self.process.ended()
-
-    async def _ended(self) -> None:
-        self.status = await self.process.ended()
-
-    async def _start(self) -> bool:
-        while True:
-            variables = self._variables
-            try:
-                self._process = await self._launch(variables)
-            except OSError:  # no process to be had just now
-                return False
-            if variables is self._variables:
-                return True
-            await self._process.stop()  # it was to be started with others meanwhile
-
-
-class KeptPostgres(Kept):
-    """The embedded database."""
-
-    def __init__(self, data: Path) -> None:
-        super().__init__("postgres")
-        self._server = EmbeddedPostgres(data)
-        self._starting: asyncio.Future[None] | None = None
-
-    @property
-    def pid(self) -> int | None:
-        return self._server.pid
-
-    @property
-    def url(self) -> str:
-        return self._server.url
-
-    @property
-    def socket(self) -> Path:
-        assert self._server.socket_directory is not None
-        return socket_in(self._server.socket_directory)
-
-    async def start(self) -> None:
-        # Its own task: whoever stops us now must wait until there is something to stop.
-        self._starting = asyncio.ensure_future(asyncio.to_thread(self._server.start))
-        await asyncio.shield(self._starting)
-
-    async def stop(self) -> None:
-        if self._starting is not None:
-            await asyncio.gather(self._starting, return_exceptions=True)
-        await asyncio.to_thread(self._server.close)
-
-    async def _break(self) -> None:
-        await asyncio.to_thread(self._server.stop)
-
-    async def _ended(self) -> None:
-        while self._server.running():
-            await asyncio.sleep(POSTGRES_POLL)
-
-    async def _start(self) -> bool:
+        self._run_dir.claim()
         try:
-            await self.start()
-        except LabError:  # its log says why; the next try comes after a longer pause
-            return False
-        return True
+            check_ports(self._plan.ports())
+        except LabError:
+            self._run_dir.release()
+            raise
+        tail = Tail(self._console, self._run_dir.logs) if self._plan.options.tail else None
+        stop = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        for number in STOP_SIGNALS:
+            loop.add_signal_handler(number, self._on_signal, stop)
+        try:
+            stopped = asyncio.ensure_future(stop.wait())
+            starting = asyncio.ensure_future(self._start(tail.lines if tail else _ignore))
+            await asyncio.wait([starting, stopped], return_when=asyncio.FIRST_COMPLETED)
+            if starting.done():
+                starting.result()
+                await self._supervise(stopped)
+            else:
+                starting.cancel()
+                await asyncio.gather(starting, return_exceptions=True)
+        finally:
+            await self._stop()
+            if tail:
+                tail.stop()
+            self._run_dir.release()
+
+    def _on_signal(self, stop: asyncio.Event) -> None:
+        if stop.is_set():  # the second signal
+            for supervised in self._services + self._engines:
+                supervised.process.kill()
+        stop.set()
+
+    # --- start ---
+
+    async def _start(self, on_lines: OnLines) -> None:
+        plan = self._plan
+        if plan.embeds_database:
+            self._postgres = SupervisedPostgres(self._run_dir.postgres)
+            await self._postgres.start()
+            self._database_url = self._postgres.url
+        await self._start_engines()
+        if plan.options.workers > 1:
+            self._workers_dir = private_directory()  # the path of a socket has to be short
+        for process in plan.service_processes(self._database_url, self._workers_dir):
+            self._services.append(await _started(process, on_lines))
+        await self._workers_ready()
+        await self._ready(plan.ready_urls())
+        self._faults = FaultServer(self._supervised(), self._links())
+        await self._faults.open()
+        self._announce()
+        self._run_dir.write_state(self._state())  # others take the file as the sign that the lab is ready
+
+    async def _start_engines(self) -> None:
+        chosen = self._plan.engines
+        if chosen is None:
+            return
+        for engine in chosen.missing:
+            say(self._console, f"{engine.name} is not on PATH: {engine.without}. Get it: {engine.get_it}", "yellow")
+        chosen.prepare({service.name: self._plan.address(service) for service in self._plan.stage.services})
+        for process in await asyncio.to_thread(self._plan.engine_processes, self._database_url):
+            self._engines.append(await _started(process, _ignore))
+        await self._ready(self._plan.engine_ready_urls())
+
+    async def _workers_ready(self) -> None:
+        """Wait until every worker has reported that it is ready; a request reaches one of them, no matter which.
+
+        Raises:
+            LabError: as :meth:`_ready` does.
+        """
+        if self._workers_dir is None:
+            return
+        deadline = time.monotonic() + READY_TIMEOUT
+        for service in self._plan.stage.services:
+            if not service.many:
+                continue
+            async for _ in until(deadline):
+                if len(list(self._workers_dir.glob(f"{service.name}-*.ready"))) >= self._plan.workers(service):
+                    break
+                await self._check_running()
+            else:
+                raise LabError(f"not every {service.name} is ready after {READY_TIMEOUT:.0f} s")
+
+    async def _ready(self, urls: Mapping[str, str]) -> None:
+        """Wait until each URL answers 200.
+
+        Raises:
+            LabError: when one does not in time, or when a process has ended.
+        """
+        async with aiohttp.ClientSession(timeout=TIMEOUT) as session:
+            deadline = time.monotonic() + READY_TIMEOUT
+            for name, url in urls.items():
+                reason: str | None = None
+                async for _ in until(deadline):
+                    reason = await readiness(session, url)
+                    if reason is None:
+                        break
+                    await self._check_running()
+                else:
+                    raise LabError(f"the {name} is not ready after {READY_TIMEOUT:.0f} s: {reason}")
+
+    async def _check_running(self) -> None:
+        for supervised in self._services + self._engines:
+            if not supervised.process.running:
+                status = await supervised.process.ended()
+                self._report_end(supervised.process, status)
+                raise LabError(f"the {supervised.name} ended with status {status} before it was ready")
+
+    def _supervised(self) -> dict[str, Supervised]:
+        everything: list[Supervised] = [*self._services, *self._engines]
+        if self._postgres is not None:
+            everything.append(self._postgres)
+        return {supervised.name: supervised for supervised in everything}
+
+    def _links(self) -> dict[str, Link]:
+        """The connections between services that an experiment can make slow."""
+        processes = {supervised.name: supervised for supervised in self._services}
+        links = {}
+        if "die-service" in processes:
+            service = next(service for service in self._plan.stage.services if service.name == "die-service")
+            url = URL(self._plan.url(service))
+            links["die-service"] = Link(
+                processes["dice-roller"],
+                (str(url.host), int(url.port or 0)),
+                lambda address: {service.url_variable: f"http://{address}"},
+            )
+        if self._postgres is not None:
+            links["postgres"] = Link(
+                processes["die-service"],
+                self._postgres.socket,
+                lambda address: {"DATABASE_URL": postgres.url(Path(address).parent)},
+            )
+        return links
+
+    def _state(self) -> dict[str, Any]:
+        plan = self._plan
+        state: dict[str, Any] = {
+            "stage": plan.stage.number,
+            "telemetry": plan.telemetry,
+            "pid": os.getpid(),
+            "services": [
+                {"name": service.name, "url": plan.url(service), **self._processes_of(service.name)}
+                for service in plan.stage.services
+            ],
+            "roll_delay": plan.roll_delay,
+        }
+        if self._faults:
+            state["faults"] = str(self._faults.path)
+        if plan.engines:
+            state["engines"] = [
+                {"name": engine.name, "url": plan.engines.url(engine), "pid": own.pid, "restarts": own.restarts}
+                for (engine, _), own in zip(plan.engines.found, self._engines, strict=True)
+            ]
+            if endpoint := plan.engines.otlp_endpoint():
+                state["otlp_endpoint"] = endpoint  # where experiments send their own spans
+        if self._postgres:
+            state["postgres"] = {
+                "url": self._database_url,
+                "pid": self._postgres.pid,
+                "restarts": self._postgres.restarts,
+            }
+        elif plan.stage.postgres:
+            state["postgres"] = {"url": self._database_url, "pid": None}
+        return state
+
+    def _processes_of(self, service: str) -> dict[str, Any]:
+        workers = [supervised for supervised in self._services if supervised.process.name == service]
+        state: dict[str, Any] = {"pid": workers[0].pid, "restarts": workers[0].restarts}
+        return state | {"workers": [worker.pid for worker in workers]} if len(workers) > 1 else state
+
+    def _announce(self) -> None:
+        print_overview(self._console, self._state())
+        say(self._console, f"Logs and traces: {self._run_dir.path}", "dim")
+        if self._plan.options.tail:
+            say(self._console, "Ctrl-C stops the lab.", "dim")
+
+    # --- supervise ---
+
+    async def _supervise(self, stopped: asyncio.Future[Any]) -> None:
+        """Until the lab is to stop: report each process that ends, and start it again."""
+        tasks = [
+            asyncio.ensure_future(supervised.supervise(self._on_end, self._on_restart))
+            for supervised in self._supervised().values()
+        ]
+        try:
+            # A task only ends by an error of ours or of the system's; that ends the lab.
+            done, _ = await asyncio.wait([stopped, *tasks], return_when=asyncio.FIRST_COMPLETED)
+            if stopped not in done:
+                done.pop().result()
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _on_end(self, supervised: Supervised, pause: float) -> None:
+        if isinstance(supervised, SupervisedProcess):
+            self._report_end(supervised.process, supervised.status)
+        else:
+            say(self._console, f"postgres ended; its log is {self._run_dir.postgres / 'log'}", "bold red")
+        say(self._console, f"{supervised.name} is started again in {pause:g} s", "bold red")
+
+    def _on_restart(self, supervised: Supervised) -> None:
+        try:
+            self._run_dir.write_state(self._state())
+        except OSError as error:  # a full disk must not end the lab
+            say(self._console, f"{self._run_dir.state_file}: {error.strerror}", "bold red")
+        say(self._console, f"{supervised.name} is started again, as process {supervised.pid}", "yellow")
+
+    def _report_end(self, process: Process, status: int) -> None:
+        how = f"signal {signal.Signals(-status).name}" if status < 0 else f"status {status}"
+        say(self._console, f"{process.name} ended with {how}; its last lines:", "bold red")
+        for line in process.last_lines():
+            self._console.print(render(process.name, line.encode()), soft_wrap=True, highlight=False)
+
+    # --- stop ---
+
+    async def _stop(self) -> None:
+        if self._faults is not None:
+            await self._faults.close()
+        for supervised in [*reversed(self._services), *reversed(self._engines)]:
+            await supervised.process.stop()
+        if self._postgres is not None:
+            await self._postgres.stop()
+        if self._workers_dir is not None:
+            shutil.rmtree(self._workers_dir, ignore_errors=True)
+
+
+async def _started(plan: ProcessPlan, on_lines: OnLines) -> SupervisedProcess:
+    async def launch(variables: Mapping[str, str]) -> Process:
+        return await Process.start(
+            plan.part, plan.command, {**plan.environ, **variables}, plan.stdout, plan.stderr, on_lines
+        )
+
+    supervised = SupervisedProcess(plan.name, launch)
+    await supervised.start()
+    return supervised
+
+
+def _ignore(service: str, lines: list[bytes]) -> None:
+    pass
+
+
+def check_ports(ports: Iterable[Port]) -> None:
+    """Check that each port can be listened on.
+
+    Raises:
+        LabError: when one cannot.
+    """
+    for port in ports:
+        try:
+            family, kind, protocol, _, address = socket.getaddrinfo(port.host, port.number, type=socket.SOCK_STREAM)[0]
+            with socket.socket(family, kind, protocol) as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                probe.bind(address)
+        except (OSError, OverflowError) as error:
+            raise LabError(_port_problem(port, error)) from None
+
+
+def _port_problem(port: Port, error: Exception) -> str:
+    number = getattr(error, "errno", None)
+    if isinstance(error, socket.gaierror) or number == errno.EADDRNOTAVAIL:
+        return f"{port.host} is no address of this machine; choose another with --host"
+    reasons = {errno.EADDRINUSE: "is already in use", errno.EACCES: "is for root alone"}
+    reason = reasons.get(number or 0, f"cannot be used: {getattr(error, 'strerror', None) or error}")
+    return f"port {port.number} {reason}; choose another with --base-port (it is for the {port.part})"

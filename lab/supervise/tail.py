@@ -1,11 +1,13 @@
-"""The log lines of all services on one terminal, readable and in colour."""
+"""The log lines of all services on one terminal, readable and in colour, as many as one can read."""
 
 from __future__ import annotations
 
 import json
-import queue
 import re
 import threading
+import time
+from collections import deque
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -15,8 +17,12 @@ COLOURS = {"dice-roller": "cyan", "die-service": "magenta", "frontend": "green"}
 LEVELS = {"DEBUG": "dim", "INFO": "", "WARNING": "yellow", "ERROR": "red", "CRITICAL": "bold red"}
 # Shown in front or not at all; everything else is a field of the event.
 FIXED = {"timestamp", "level", "message", "logger", "trace_id", "span_id", "exception"}
-# A terminal that cannot keep up is told how much it missed.
-MAX_WAITING = 2000
+# The terminal shows this many lines a second; rendering one costs as much as a tenth of a roll.
+LINES_PER_SECOND = 50
+INTERVAL = 0.1  # seconds between prints
+HEAD = 80  # bytes of a line in which its level is
+_Line = tuple[int, str, bytes]  # how many lines came before it, the service, the line
+_ERROR = re.compile(rb'"level": ?"(?:ERROR|CRITICAL)"')
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
@@ -29,7 +35,7 @@ def render(service: str, line: bytes) -> Text:
     """One line as text: time, service, level, message, fields and the start of the trace id."""
     try:
         document: dict[str, Any] = json.loads(line)
-        time, level, message = str(document["timestamp"])[11:23], str(document["level"]), str(document["message"])
+        clock, level, message = str(document["timestamp"])[11:23], str(document["level"]), str(document["message"])
     except (ValueError, KeyError, TypeError):
         return Text.assemble(
             f"{'':12} ",
@@ -37,7 +43,12 @@ def render(service: str, line: bytes) -> Text:
             (_printable(line.decode(errors="replace")), "red"),
         )
     text = Text.assemble(
-        (time, "dim"), " ", (f"{service:11}", COLOURS.get(service, "")), " ", (f"{level:8}", LEVELS.get(level, "")), " "
+        (clock, "dim"),
+        " ",
+        (f"{service:11}", COLOURS.get(service, "")),
+        " ",
+        (f"{level:8}", LEVELS.get(level, "")),
+        " ",
     )
     text.append(_printable(message), LEVELS.get(level, ""))
     for name, value in document.items():
@@ -51,32 +62,88 @@ def render(service: str, line: bytes) -> Text:
 
 
 class Tail:
-    """Prints lines from a thread of its own, so that a slow terminal holds up nobody."""
+    """Prints lines from a thread of its own: up to :data:`LINES_PER_SECOND`, errors first, and how many it left out.
 
-    def __init__(self, console: Console) -> None:
+    Args:
+        logs: the directory of the log files, which have every line.
+    """
+
+    def __init__(self, console: Console, logs: Path) -> None:
         self._console = console
-        self._lines: queue.Queue[tuple[str, bytes] | None] = queue.Queue(MAX_WAITING)
-        self._missed = 0
+        self._logs = logs
+        self._lock = threading.Lock()
+        # What waits to be printed, in order. What finds no room is counted, not kept.
+        self._errors: deque[_Line] = deque()
+        self._others: deque[_Line] = deque()
+        self._number = 0
+        self._left_out = 0
+        self._errors_left_out = 0
+        self._work = threading.Event()
+        self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name="tail", daemon=True)
         self._thread.start()
 
     def lines(self, service: str, lines: list[bytes]) -> None:
-        for line in lines:
-            try:
-                self._lines.put_nowait((service, line))
-            except queue.Full:
-                self._missed += 1
+        """Take lines of a service; called by the event loop, never blocks for long."""
+        with self._lock:
+            for number, line in enumerate(lines, self._number):
+                if not line.startswith(b"{") or _ERROR.search(line, 0, HEAD):  # what is not JSON is a crash's traceback
+                    if len(self._errors) < LINES_PER_SECOND:
+                        self._errors.append((number, service, line))
+                    else:
+                        self._errors_left_out += 1
+                elif len(self._others) < LINES_PER_SECOND:
+                    self._others.append((number, service, line))
+                else:
+                    self._left_out += 1
+            self._number += len(lines)
+        self._work.set()
 
     def stop(self) -> None:
-        try:
-            self._lines.put(None, timeout=1)
-        except queue.Full:
-            return  # nobody reads the terminal
+        """Print what waits and end; gives up after 2 s, when nobody reads the terminal."""
+        self._stopped.set()
+        self._work.set()
         self._thread.join(2)
 
     def _run(self) -> None:
-        while (item := self._lines.get()) is not None:
-            self._console.print(render(*item), soft_wrap=True, highlight=False)
-            if self._missed and self._lines.empty():
-                missed, self._missed = self._missed, 0
-                self._console.print(f"… {missed} lines not shown; the log files have them all", style="dim")
+        allowed, since, reported = float(LINES_PER_SECOND), time.monotonic(), time.monotonic()
+        while True:
+            self._work.wait()
+            self._work.clear()
+            stopped = self._stopped.is_set()
+            now = time.monotonic()
+            allowed, since = min(LINES_PER_SECOND, allowed + LINES_PER_SECOND * (now - since)), now
+            chosen = self._take(2 * LINES_PER_SECOND if stopped else int(allowed))
+            allowed -= len(chosen)
+            texts = [render(service, line) for _, service, line in chosen]
+            if stopped or now - reported >= 1:
+                reported = now
+                texts += self._report()
+            if texts:
+                self._console.print(Text("\n").join(texts), soft_wrap=True, highlight=False)
+            if stopped:
+                return
+            if self._waiting():
+                self._work.set()
+            self._stopped.wait(INTERVAL)
+
+    def _take(self, number: int) -> list[_Line]:
+        """The next lines in order: where there are more than ``number``, errors."""
+        taken: list[_Line] = []
+        with self._lock:
+            while len(taken) < number and (self._errors or self._others):
+                taken.append((self._errors or self._others).popleft())
+        return sorted(taken)
+
+    def _waiting(self) -> bool:
+        return bool(self._errors or self._others or self._left_out or self._errors_left_out)
+
+    def _report(self) -> list[Text]:
+        """How many lines were left out since the last report."""
+        with self._lock:
+            errors, others = self._errors_left_out, self._left_out
+            self._errors_left_out = self._left_out = 0
+        if not errors + others:
+            return []
+        with_errors = f", {errors:,} of them errors" if errors else ""
+        return [Text(f"… {errors + others:,} more lines{with_errors}; all lines are in {self._logs}", "dim")]

@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import sys
-from collections.abc import Mapping
-from dataclasses import dataclass
-from logging.handlers import RotatingFileHandler
-from pathlib import Path
 from typing import Any
 
 from opentelemetry.sdk.resources import Resource
@@ -16,60 +11,27 @@ from opentelemetry.sdk.trace.export import ConsoleSpanExporter, SpanExportResult
 
 from otel.fast import otlp, spans
 from otel.fast.queue import Exporter
-
-# A receiver that stands still for a minute still takes what it was sent once it goes on. Who gives up on an answer
-# sooner, the standard exporter after 10 s, sends the batch again and has its spans there twice.
-EXPORT_TIMEOUT = 90.0
-
-
-class TracingError(ValueError):
-    """An ``OTEL_*`` variable that cannot be followed."""
-
-
-@dataclass(frozen=True)
-class TraceFile:
-    """Where spans go when no OTLP endpoint is given: ``path``, rotated at ``max_bytes``, ``backups`` old ones kept."""
-
-    path: Path
-    max_bytes: int
-    backups: int
+from otel.standard import variables
+from otel.standard.export import RotatingFile
+from otel.standard.variables import TraceFile
 
 
 class _FileExporter:
-    """OTLP JSON, a batch a line, into a file that is rotated by ``logging``'s own handler.
-
-    The lines go past the handler: it would look at a quarter of a megabyte as text three times, and it keeps to itself
-    that a disk is full.
-    """
+    """OTLP JSON, a batch a line."""
 
     def __init__(self, resource: Resource, file: TraceFile) -> None:
-        file.path.parent.mkdir(parents=True, exist_ok=True)
         self._resource = resource
-        self._max_bytes = file.max_bytes
-        self._handler = RotatingFileHandler(file.path, backupCount=file.backups, encoding="utf-8")
+        self._file = RotatingFile(file.path, file.max_bytes, file.backups)
 
     def encode(self, span: spans.LeanSpan) -> otlp.Encoded:
         return span.tracer.scope, otlp.json_span(span)
 
     def export(self, batch: list[otlp.Encoded]) -> bool:
-        line = memoryview(otlp.json_batch(self._resource, batch) + b"\n")
-        if self._handler.stream is None:  # a rotation failed halfway
-            self._handler.stream = self._handler._open()
-        before = os.fstat(self._handler.stream.fileno()).st_size
-        if before and before + len(line) > self._max_bytes:
-            self._handler.doRollover()
-            before = 0
-        descriptor = self._handler.stream.fileno()
-        try:
-            while line:
-                line = line[os.write(descriptor, line) :]
-        except OSError:
-            os.ftruncate(descriptor, before)  # it is sent again, whole
-            raise
+        self._file.write(otlp.json_batch(self._resource, batch) + b"\n")
         return True
 
     def shutdown(self) -> None:
-        self._handler.close()
+        self._file.close()
 
 
 class _HttpExporter:
@@ -139,37 +101,15 @@ class _ConsoleExporter:
         self._standard.shutdown()
 
 
-def exporters(environ: Mapping[str, str], resource: Resource, file: TraceFile | None) -> list[Exporter]:
-    chosen = environ.get("OTEL_TRACES_EXPORTER", "").strip() or "otlp"
-    chosen_exporters: list[Exporter] = []
-    for name in (part.strip() for part in chosen.split(",")):
-        if name == "none":
-            continue
-        elif name == "console":
-            chosen_exporters.append(_ConsoleExporter())
-        elif name == "otlp":
-            chosen_exporters.append(_otlp_exporter(environ, resource, file))
+def exporters(resource: Resource, file: TraceFile | None) -> list[Exporter]:
+    chosen: list[Exporter] = []
+    for name in variables.exporter_names():
+        if name == "console":
+            chosen.append(_ConsoleExporter())
+        elif file is not None and not variables.otlp_endpoint():
+            chosen.append(_FileExporter(resource, file))
+        elif variables.otlp_protocol() == "grpc":
+            chosen.append(_GrpcExporter(resource, variables.otlp_timeout()))
         else:
-            raise TracingError(f"OTEL_TRACES_EXPORTER={name!r}: must be otlp, console or none")
-    return chosen_exporters
-
-
-def _otlp_exporter(environ: Mapping[str, str], resource: Resource, file: TraceFile | None) -> Exporter:
-    endpoint = environ.get("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT") or environ.get("OTEL_EXPORTER_OTLP_ENDPOINT")
-    if file is not None and not endpoint:
-        return _FileExporter(resource, file)
-    protocol = (
-        environ.get("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL")
-        or environ.get("OTEL_EXPORTER_OTLP_PROTOCOL")
-        or "http/protobuf"
-    )
-    given = environ.get("OTEL_EXPORTER_OTLP_TRACES_TIMEOUT") or environ.get("OTEL_EXPORTER_OTLP_TIMEOUT")
-    try:
-        timeout = float(given) if given else EXPORT_TIMEOUT
-    except ValueError:
-        raise TracingError(f"OTEL_EXPORTER_OTLP_TIMEOUT={given!r}: must be a number of seconds") from None
-    if protocol == "http/protobuf":
-        return _HttpExporter(resource, timeout)
-    if protocol == "grpc":
-        return _GrpcExporter(resource, timeout)
-    raise TracingError(f"OTEL_EXPORTER_OTLP_PROTOCOL={protocol!r}: must be http/protobuf or grpc")
+            chosen.append(_HttpExporter(resource, variables.otlp_timeout()))
+    return chosen

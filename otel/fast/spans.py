@@ -42,6 +42,7 @@ from opentelemetry.trace.propagation import _SPAN_KEY
 from opentelemetry.util.types import Attributes
 
 from otel.fast.stacktraces import stacktrace
+from otel.standard.export import utf8
 
 log = logging.getLogger(__name__)
 
@@ -213,12 +214,10 @@ class LeanSpan(Span):
             )
 
         def bounded(most: int | None, longest: int | None, attributes: Attributes) -> BoundedAttributes:
-            return BoundedAttributes(most, _sayable(attributes or {}), immutable=True, max_value_len=longest)
+            return BoundedAttributes(most, utf8(attributes or {}), immutable=True, max_value_len=longest)
 
         events = [
-            Event(
-                _sayable(name), bounded(limits.max_event_attributes, limits.max_attribute_length, attributes), timestamp
-            )
+            Event(utf8(name), bounded(limits.max_event_attributes, limits.max_attribute_length, attributes), timestamp)
             for name, timestamp, attributes in self.events
         ]
         links = [
@@ -226,7 +225,7 @@ class LeanSpan(Span):
             for link in self.links
         ]
         return ReadableSpan(
-            name=_sayable(self.name),
+            name=utf8(self.name),
             context=self.get_span_context(),
             parent=parent,
             resource=self.tracer.resource,
@@ -234,7 +233,7 @@ class LeanSpan(Span):
             events=_bounded_list(limits.max_events, events),
             links=_bounded_list(limits.max_links, links),
             kind=self.kind,
-            status=Status(self.status_code, _sayable(self.status_description)),
+            status=Status(self.status_code, utf8(self.status_description)),
             start_time=self.start_time,
             end_time=self.end_time,
             instrumentation_scope=self.tracer.scope,
@@ -256,17 +255,6 @@ class RemoteSpan(NonRecordingSpan):
 
     def __repr__(self) -> str:
         return f"RemoteSpan({self.get_span_context()!r})"
-
-
-def _sayable(value: Any) -> Any:
-    """The value with lone surrogates, which bytes of a request that were no UTF-8 become, replaced in all its texts."""
-    if isinstance(value, str):
-        return value if value.isascii() else value.encode(errors="replace").decode()
-    if isinstance(value, Mapping):
-        return {_sayable(key): _sayable(entry) for key, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return type(value)(map(_sayable, value))
-    return value
 
 
 def _bounded_list(most: int | None, entries: Sequence[Any]) -> Sequence[Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 
 import pytest
@@ -10,7 +11,9 @@ from playwright.async_api import Browser, Page, async_playwright, expect
 from tests.support.labs import Lab
 
 expect.set_options(timeout=15_000)
-ROLLS = ".rolls .tabulator-row"  # of this session
+ROLLS = ".rolls tbody tr"  # of this session
+SPANS = "#spans tbody tr"
+CONNECTED = "document.body.dataset.connected !== undefined"
 Open = Callable[..., Awaitable[Page]]
 
 
@@ -49,6 +52,7 @@ async def open_page(browser: Browser) -> AsyncIterator[Open]:
             await page.get_by_label("Your name").fill(name)
             await page.get_by_role("button", name="Sign in").click()
         await expect(button(page)).to_be_enabled()
+        await page.wait_for_function(CONNECTED)
         return page
 
     yield opened
@@ -61,12 +65,21 @@ def button(page: Page, name: str = "Roll"):  # type: ignore[no-untyped-def]
 
 async def roll(page: Page, die: str) -> tuple[str, str]:
     """Click through one roll; returns the status shown and the trace id."""
-    await button(page, die).click()
-    shown = page.locator("[role=status] [data-trace]")
-    before = await shown.get_attribute("data-trace") if await shown.count() else ""
+    await choose(page, die)
+    before = await page.locator(ROLLS).count()
     await button(page).click()
-    await expect(shown).not_to_have_attribute("data-trace", before or "")
-    await expect(button(page)).to_be_enabled()
-    trace_id = await page.locator("[role=status] [data-trace]").get_attribute("data-trace")
+    await expect(page.locator(ROLLS)).to_have_count(before + 1)
+    await expect(page.locator(".rolling")).to_have_count(0)
+    trace_id = await page.locator("#result [data-trace]").get_attribute("data-trace")
     assert trace_id
-    return await page.locator("[role=status] .facts span").first.inner_text(), trace_id
+    return await page.locator("#result .facts span").first.inner_text(), trace_id
+
+
+async def choose(page: Page, die: str) -> None:
+    """Choose a die by its label, as a user does."""
+    await page.locator(".segments label", has_text=re.compile(f"^{die}$")).click()
+
+
+async def open_tab(page: Page, name: str) -> None:
+    await page.get_by_role("tab", name=name, exact=True).click()
+    await expect(page.get_by_role("tabpanel", name=name)).to_be_visible()

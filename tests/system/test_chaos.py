@@ -18,7 +18,7 @@ import pytest
 from lab.chaos.experiments import EXPERIMENTS
 from lab.chaos.proxy import Proxy
 from lab.options import EXPERIMENTS as NAMES
-from lab.supervise.supervisor import Kept
+from lab.supervise.supervised import Supervised
 from tests.support.labs import Held, Lab, dicelab, get, wait_for
 
 PATIENCE = {"DIE_SERVICE_CONNECT_TIMEOUT": "0.4", "DB_POOL_TIMEOUT": "0.4"}
@@ -102,11 +102,11 @@ def refused(*arguments: str | Path) -> str:
 
 
 def test_what_cannot_be_broken_is_said(lab: Lab, stage_lab: Callable[[int], Lab]) -> None:
-    assert "stage 5 has" in refused("database-down", "--run-dir", stage_lab(2).run_dir)
+    assert "database-down needs stage 5 or later" in refused("database-down", "--run-dir", stage_lab(2).run_dir)
     assert "--engines" in refused("collector-down", "--run-dir", lab.run_dir)
     with closing(Held(lab, "postgres")):
         wait_for(lambda: get(f"{lab.front}/readyz").status == 503)
-        assert "not well to begin with" in refused("roller-killed", "--run-dir", lab.run_dir)
+        assert "not ready to begin with" in refused("roller-killed", "--run-dir", lab.run_dir)
     wait_for(lambda: get(f"{lab.front}/readyz").status == 200)
 
 
@@ -141,7 +141,7 @@ def test_a_slow_die_service_is_shed_at_once_and_a_burst_is_not(own_lab: Callable
         assert [answer.status for answer in users.map(get, [url] * 8)] == [200] * 8
 
 
-class Fragile(Kept):
+class Fragile(Supervised):
     """Ends as soon as it is started."""
 
     def __init__(self) -> None:
@@ -168,11 +168,11 @@ class Fragile(Kept):
 
 
 async def test_pauses_grow_and_what_was_held_starts_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lab.supervise.supervisor.FIRST_PAUSE", 0.01)
+    monkeypatch.setattr("lab.supervise.supervised.FIRST_PAUSE", 0.01)
     kept, pauses = Fragile(), []
     started: asyncio.Queue[int] = asyncio.Queue()
     keeper = asyncio.ensure_future(
-        kept.keep(lambda _, pause: pauses.append(pause), lambda _: started.put_nowait(kept.starts))
+        kept.supervise(lambda _, pause: pauses.append(pause), lambda _: started.put_nowait(kept.starts))
     )
     assert [await started.get() for _ in range(3)] == [1, 3, 4]
     assert pauses == [0.01, 0.02, 0.04, 0.08]

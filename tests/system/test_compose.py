@@ -110,6 +110,34 @@ def test_containers_are_kept_small_and_harmless(name: str) -> None:
         assert not profiles or condition.get("required") is False or other in {"dice-roller", "postgres"}
 
 
+# What needs the versions that the README names.
+MINIMUM = {"start_interval": "| Docker Engine | 25.0 |", "required: false": "| Docker Compose | 2.20.2 |"}
+# Older ones know these already.
+KNOWN = {
+    *("build", "cap_drop", "command", "depends_on", "env_file", "environment", "healthcheck", "image", "labels"),
+    *("mem_limit", "ports", "profiles", "read_only", "restart", "security_opt", "stop_grace_period", "tmpfs"),
+    *("user", "volumes"),
+}
+
+
+def test_the_readme_names_the_versions_that_the_file_needs() -> None:
+    readme = (engines.ROOT / "README.md").read_text()
+    for feature, row in MINIMUM.items():
+        assert feature in TEXT
+        assert row in readme
+    for name, service in SERVICES.items():
+        assert service.keys() <= KNOWN, name
+        assert isinstance(service.get("env_file", ""), str), name
+    assert FILE.keys() <= {"name", "services", "volumes", "x-hardened", "x-service", "x-settings"}
+
+
+def test_the_readme_says_how_much_memory_the_containers_get() -> None:
+    sizes = {"m": 1, "g": 1024}
+    limits = [service["mem_limit"] for service in SERVICES.values()]
+    total = sum(int(limit[:-1]) * sizes[limit[-1]] for limit in limits)
+    assert f"their memory limits add up to {total / 1024:.1f} GB" in (engines.ROOT / "README.md").read_text()
+
+
 def test_no_secret_stands_in_the_file() -> None:
     for name in SERVICES:
         for key, value in environment(name).items():

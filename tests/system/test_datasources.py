@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from frontend.explorer.engines import TENANTS
+from frontend.explorer.sources.engines import TENANTS
 from lab.supervise import engines
 
 FILE = engines.GRAFANA / "provisioning" / "datasources" / "dicelab.yml"

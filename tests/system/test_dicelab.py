@@ -41,7 +41,7 @@ def test_everything_stops_with_it(own_lab: Callable[..., Lab], stop: int) -> Non
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="scheduling policies are Linux's")
-def test_nobody_who_is_woken_interrupts_who_is_at_work(stage_lab: Callable[[int], Lab]) -> None:
+def test_services_and_database_run_with_batch_scheduling(stage_lab: Callable[[int], Lab]) -> None:
     lab = stage_lab(5)
     threads = [
         int(thread.name)
@@ -128,6 +128,15 @@ def test_detach_status_and_down(tmp_path: Path) -> None:
         code, output = finished(dicelab("status", "--run-dir", run_dir))
         assert code == 0
         assert output.count("ready") == 2
+        assert "stage 2, fast telemetry" in output
+        code, output = finished(dicelab("status", "--json", "--run-dir", run_dir))
+        assert code == 0
+        document = json.loads(output)
+        assert (document["running"], document["stage"], document["telemetry"]) == (True, 2, "fast")
+        assert [(part["name"], part["ready"]) for part in document["parts"]] == [
+            ("dice-roller", True),
+            ("frontend", True),
+        ]
         os.kill(state["services"][0]["pid"], signal.SIGKILL)
         wait_for(lambda: "dice-roller ended with signal SIGKILL" in (run_dir / "dicelab.log").read_text())
         assert "Dice roller started" in (run_dir / "dicelab.log").read_text()
@@ -149,6 +158,9 @@ def test_detach_status_and_down(tmp_path: Path) -> None:
     assert code == 0
     assert processes_of(run_dir) == []
     assert finished(dicelab("status", "--run-dir", run_dir))[0] == 3
+    code, output = finished(dicelab("status", "--json", "--run-dir", run_dir))
+    assert code == 3
+    assert json.loads(output) == {"running": False, "run_dir": str(run_dir)}
     assert finished(dicelab("down", "--run-dir", run_dir))[0] == 0
 
 
@@ -166,7 +178,7 @@ def test_what_is_in_the_way_is_said_before_anything_starts(tmp_path: Path, detac
         taken.bind(("127.0.0.1", base + 2))
         taken.listen()
         line = one_line(*finished(dicelab("up", "--base-port", str(base), "--run-dir", tmp_path / "run", *detach)))
-    assert str(base + 2) in line
+    assert f"port {base + 2} is already in use; choose another with --base-port" in line
     assert "frontend" in line
     assert not (tmp_path / "run" / "postgres").exists()
     assert "stage 7" in one_line(*finished(dicelab("up", "--stage", "7", "--run-dir", tmp_path / "run", *detach)))

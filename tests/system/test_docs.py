@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from lab.cli import _parser
+from lab.cli import dicelab
 from tests.support import matrix
 
 ROOT = Path(__file__).parents[2]
@@ -18,7 +18,9 @@ ROOMS = ("roller", "dieservice", "frontend", "web")
 
 def variables_read() -> set[str]:
     """Every environment variable that a service's settings name."""
-    call = re.compile(r"env\.(?:text|choice|flag|integer|number|optional_integer|optional_url|url)\(\s*\"([A-Z_]+)\"")
+    call = re.compile(
+        r"env\.(?:text|choice|flag|integer|number|optional_integer|optional_url|url|names|secret)\(\s*\"([A-Z_]+)\""
+    )
     return {name for room in ROOMS for path in (ROOT / room).glob("*.py") for name in call.findall(path.read_text())}
 
 
@@ -43,12 +45,11 @@ def test_log_fields_are_documented_with_their_stage(stage: int, name: str) -> No
 
 
 def test_every_option_of_the_command_is_in_the_readme() -> None:
-    commands = _parser()._subparsers._group_actions[0].choices  # type: ignore[union-attr]
-    for name, parser in commands.items():  # type: ignore[union-attr]
+    for name, command in dicelab.commands.items():
         assert f"dicelab {name}" in README
-        for action in parser._actions:
-            for option in action.option_strings:
-                if option not in ("-h", "--help", "--no-tail"):
+        for parameter in command.params:
+            for option in parameter.opts:
+                if option.startswith("--"):
                     assert option in README, option
 
 

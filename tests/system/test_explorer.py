@@ -3,62 +3,49 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from typing import Any
 
 import pytest
 from playwright.async_api import Page, expect
 
-from frontend.explorer.waterfall import AXIS, ROW
 from tests.support import labs
-from tests.support.browser import ROLLS, Open, button, roll
+from tests.support.browser import ROLLS, SPANS, Open, open_tab, roll
 from tests.support.labs import Lab, get, tree
 
 HOSTILE = "<img src=x onerror=alert(1)>{{7*7}}<b>"
-LINES = ".lines .tabulator-row"
-TRACES = ".traces .tabulator-row"
+LINES = "table.lines tr.line"
+TRACES = "table.traces tbody tr"
+OF_ROW = """row => ({
+  name: row.dataset.name, service: row.dataset.service, level: Number(row.getAttribute("aria-level")),
+  left: Number(row.style.getPropertyValue("--left")), width: Number(row.style.getPropertyValue("--width")),
+  failed: row.classList.contains("failed"), operation: row.querySelector(".operation").textContent,
+})"""
 
 
 async def waterfall(page: Page, count: int) -> list[dict[str, Any]]:
-    """The rows of the waterfall as the browser has them, once there are ``count``."""
-    data = await in_browser(page, "all(`model => 'took_align' in model.data`)[0]", f"data => data.y.length >= {count}")
-    return [{name: values[place] for name, values in data.items()} for place in range(len(data["y"]))]
+    """The rows of the waterfall, once there are ``count``."""
+    await expect(page.locator(SPANS)).to_have_count(count)
+    rows: list[dict[str, Any]] = await page.locator(SPANS).evaluate_all(f"rows => rows.map({OF_ROW})")
+    return rows
 
 
-async def in_browser(page: Page, model: str, condition: str) -> dict[str, list[Any]]:
-    """The columns of one of the browser's data sources, once they meet a condition."""
-    script = f"""
-        () => {{
-          const all = (test) => Bokeh.documents.flatMap(document => Array.from(document._all_models.values()))
-            .filter(model => model.type === "ColumnDataSource").filter(eval(test))
-          const model = {model}
-          const data = model && Object.fromEntries(
-            Object.entries(model.data).map(([name, values]) => [name, Array.from(values)]))
-          return data && ({condition})(data) ? data : null
-        }}"""
-    handle = await page.wait_for_function(script)
-    found: dict[str, list[Any]] = await handle.json_value()
-    return found
-
-
-async def click_row(page: Page, place: int) -> None:
-    """Click a span's name in the waterfall."""
-    await page.wait_for_timeout(350)  # two clicks in less are a double click
-    names = page.locator(".waterfall .bk-Canvas").first
-    await names.click(position={"x": 100, "y": AXIS + ROW * (place + 0.5)})
+async def select(page: Page, name: str) -> None:
+    """Click a span of this name in the waterfall."""
+    await page.locator(f'{SPANS}[data-name="{name}"]').first.click()
 
 
 def as_tree(rows: list[dict[str, Any]]) -> Any:
-    """The rows as nested (service, name, children), by their indentation."""
+    """The rows as nested (service, name, children), by their level."""
     top: list[Any] = []
-    path: list[tuple[int, list[Any]]] = [(-1, top)]
+    path: list[tuple[int, list[Any]]] = [(0, top)]
     for row in rows:
-        while path[-1][0] >= row["indent"]:
+        while path[-1][0] >= row["level"]:
             path.pop()
         children: list[Any] = []
         path[-1][1].append((row["service"], row["name"], children))
-        path.append((row["indent"], children))
+        path.append((row["level"], children))
 
     def frozen(nodes: list[Any]) -> Any:
         return tuple((service, name, frozen(children)) for service, name, children in nodes)
@@ -74,28 +61,51 @@ async def test_a_roll_its_trace_a_spans_lines_and_back(stage_lab: Callable[[int]
     spans = await asyncio.to_thread(lab.trace, trace_id, 7)
     assert as_tree(rows) == tree(spans)
     assert [row["left"] for row in rows] == sorted(row["left"] for row in rows)
-    await expect(page.locator(".trace [data-source]")).to_have_text("from files")
-    await expect(page.locator(".trace [data-arriving]")).to_have_count(0)
+    await expect(page.locator("#trace [data-source]")).to_have_text("from files")
+    await expect(page.locator("#trace [data-arriving]")).to_have_count(0)
 
-    await click_row(page, [row["name"] for row in rows].index("SELECT"))
-    detail = page.locator(".detail")
+    await select(page, "SELECT")
+    detail = page.locator("#detail")
     await expect(detail).to_contain_text("die-service: SELECT")
     await expect(detail).to_contain_text("SELECT identifier, faces, error_rate FROM dice WHERE identifier = %s")
-    await click_row(page, [row["name"] for row in rows].index("GET /dice"))
+    await select(page, "GET /dice")
     await expect(detail).to_contain_text("die.identifier")
     await page.get_by_role("button", name="Log lines of this span").click()
     await expect(page.locator(LINES)).to_have_count(3)
-    assert {"Query executed", "Die requested"} <= set(
-        await page.locator(LINES).locator("[tabulator-field=message]").all_inner_texts()
-    )
-    await page.locator(LINES).first.locator("[tabulator-field=trace]").click()
+    assert {"Query executed", "Die requested"} <= {
+        text.split(" die_")[0].split(" db_")[0] for text in await page.locator(f"{LINES} .message").all_inner_texts()
+    }
+    await page.locator(LINES).first.locator(".trace a").click()
     await expect(detail).to_contain_text("die-service: GET /dice")  # back, with that span selected
-    assert page.url == f"{lab.front}/?trace={trace_id}"
+    assert page.url.startswith(f"{lab.front}/?trace={trace_id}&span=")
 
     # An older roll of the session: its row leads to its trace again.
     await roll(page, "fair")
     await page.locator(ROLLS).nth(1).click()
-    await expect(page.locator(".trace code").first).to_have_text(trace_id)
+    await expect(page.locator("#trace code").first).to_have_text(trace_id)
+
+
+async def test_spans_without_lines_of_their_own_show_the_traces(
+    stage_lab: Callable[[int], Lab], open_page: Open
+) -> None:
+    page = await open_page(stage_lab(6))
+    _, trace_id = await roll(page, "fair")
+    await waterfall(page, 7)
+    await select(page, "SELECT")
+    await page.get_by_role("button", name="Log lines of this span").click()
+    await expect(page.locator("#logs-head")).to_contain_text("lines of the whole trace")
+    assert await page.locator(LINES).count() > 3
+    assert set(await page.locator(f"{LINES} .trace").all_inner_texts()) == {trace_id[:8]}
+
+
+async def test_calls_of_the_same_method_are_told_apart(stage_lab: Callable[[int], Lab], open_page: Open) -> None:
+    page = await open_page(stage_lab(6))
+    await roll(page, "fair")
+    rows = await waterfall(page, 7)
+    operations = [(row["service"], row["operation"]) for row in rows]
+    assert len(operations) == len(set(operations))
+    assert ("frontend", "GET → dice-roller") in operations
+    assert ("die-service", "SELECT → postgresql") in operations
 
 
 async def test_many_rolls_overlap_and_failures_are_marked(stage_lab: Callable[[int], Lab], open_page: Open) -> None:
@@ -104,53 +114,72 @@ async def test_many_rolls_overlap_and_failures_are_marked(stage_lab: Callable[[i
     await page.get_by_label("Use async rolling").check()
     times = page.get_by_label("Number of rolls")
     await times.fill("100")
-    await times.press("Tab")
     _, trace_id = await roll(page, "extreme")
     spans = await asyncio.to_thread(lab.trace, trace_id, 108)
     rows = await waterfall(page, 108)
     assert as_tree(rows) == tree(spans)
     rolls = [row for row in rows if row["name"].startswith("roll ")]
     assert len(rolls) == 100
-    at_once = max(sum(other["left"] <= row["left"] < other["right"] for other in rolls) for row in rolls)
+    at_once = max(
+        sum(other["left"] <= row["left"] < other["left"] + other["width"] for other in rolls) for row in rolls
+    )
     assert at_once > 10
     failed = {span.span_id for span in spans if span.failed}
-    assert 0 < len(failed) == sum(row["label"].startswith("✖") for row in rows)
+    assert 0 < len(failed) == sum(row["failed"] for row in rows)
+    await expect(page.locator("#trace")).to_contain_text(f"✖ {len(failed)} failed spans")
+    failed_rolls = sum(row["failed"] for row in rolls)
+    await expect(page.locator("#result")).to_contain_text(
+        f"of the {100 - failed_rolls} rolls that came out; {failed_rolls} failed"
+    )
+    await expect(page.locator(".minimap")).to_be_visible()
 
 
-async def test_what_is_drawn_arrives_in_the_order_it_was_drawn(
-    stage_lab: Callable[[int], Lab], open_page: Open
-) -> None:
-    page = await open_page(stage_lab(4))
-    changes: list[dict[str, Any]] = []  # that the server tells the browser of
-    drawn = asyncio.Event()
-
-    def listen(frame: str | bytes) -> None:
-        if isinstance(frame, str) and frame.startswith('{"events"'):
-            changes.extend(json.loads(frame)["events"])
-            if "Click a span" in frame:
-                drawn.set()
-
-    page.on("websocket", lambda socket: socket.on("framereceived", listen))
-    await page.reload()
-    await expect(button(page)).to_be_enabled()
+async def test_the_waterfall_is_a_tree_for_the_keyboard(stage_lab: Callable[[int], Lab], open_page: Open) -> None:
+    page = await open_page(stage_lab(6))
     await roll(page, "fair")
-    await asyncio.wait_for(drawn.wait(), labs.TIMEOUT)
-    await waterfall(page, 1)
-    await expect(page.locator(".detail")).to_contain_text("Click a span")
+    await waterfall(page, 7)
+    await page.locator(SPANS).first.focus()
+    focused = "document.activeElement.dataset.name"
+    await page.keyboard.press("ArrowLeft")  # collapses
+    await expect(page.locator(f"{SPANS}:visible")).to_have_count(1)
+    await expect(page.locator(SPANS).first).to_have_attribute("aria-expanded", "false")
+    await page.keyboard.press("ArrowRight")
+    await expect(page.locator(f"{SPANS}:visible")).to_have_count(7)
+    await page.keyboard.press("End")
+    assert await page.evaluate(focused) == "SELECT"
+    await page.keyboard.press("ArrowLeft")  # to its parent
+    assert await page.evaluate(focused) == "GET /dice"
+    await page.keyboard.press("Enter")
+    await expect(page.locator("#detail")).to_contain_text("die-service: GET /dice")
+    assert await page.evaluate(focused) == "GET /dice"  # what was drawn anew left the focus where it was
+    row = page.get_by_role("row", name="GET /dice")
+    await expect(row).to_have_attribute("aria-selected", "true")
+    await expect(row).to_have_attribute("aria-level", "5")
 
-    def first(attribute: str, *parts: str) -> int:
-        return next(
-            place
-            for place, change in enumerate(changes)
-            if change.get("attr") == attribute and all(part in json.dumps(change) for part in parts)
-        )
+    await page.get_by_role("button", name="Collapse all").click()
+    await expect(page.locator(f"{SPANS}:visible")).to_have_count(3)
+    await page.get_by_role("button", name="Expand all").click()
+    await page.get_by_label("Find in this trace").fill("select")
+    await expect(page.locator("[data-found]")).to_have_text("1 of 7 spans match")
+    await page.get_by_label("Find in this trace").press("Enter")
+    assert await page.evaluate(focused) == "SELECT"
 
-    plot = first("children", "ColumnDataSource", "took_align")
-    headline = first("text", "of the path")
-    figures = first("data", "took_align")
-    height = first("frame_height")
-    hint = first("text", "Click a span")
-    assert plot < headline < figures < height < hint
+
+async def test_two_traces_side_by_side(stage_lab: Callable[[int], Lab], open_page: Open) -> None:
+    lab = stage_lab(6)
+    page = await open_page(lab)
+    other = get(f"{lab.front}/roll?die=risky").trace_id
+    await roll(page, "fair")
+    await waterfall(page, 7)
+    await expect(page.get_by_label("Compare with").locator(f"option[value='{other}']")).to_have_count(1)
+    await page.get_by_label("Compare with").select_option(other)
+    await expect(page.get_by_role("treegrid")).to_have_count(2)
+    await expect(page.get_by_role("treegrid", name=other).locator("tbody tr").first).to_be_visible()
+    differences = page.get_by_role("region", name="Differences by operation")
+    await expect(differences).to_contain_text("dice-roller: GET /roll")
+    assert f"compare={other}" in page.url
+    await page.reload()
+    await expect(page.get_by_role("treegrid")).to_have_count(2)
 
 
 async def test_a_shared_link_opens_its_trace(stage_lab: Callable[[int], Lab], open_page: Open) -> None:
@@ -161,7 +190,15 @@ async def test_a_shared_link_opens_its_trace(stage_lab: Callable[[int], Lab], op
     rows = await waterfall(page, 7)
     assert rows[0]["name"] == "HTTP GET"
     await page.goto(f"{lab.front}/?trace={'0' * 31}1")
-    await expect(page.locator(".trace")).to_contain_text("still arriving")
+    await expect(page.locator("#trace")).to_contain_text("still arriving")
+
+
+async def test_a_shared_view_is_opened_after_signing_in(stage_lab: Callable[[int], Lab], open_page: Open) -> None:
+    lab = stage_lab(6)
+    page = await open_page(lab, path="/?tab=recent&die=fair")
+    assert page.url == f"{lab.front}/?tab=recent&die=fair"
+    await expect(page.get_by_role("tab", name="Recent traces")).to_have_attribute("aria-selected", "true")
+    await expect(page.locator("#recent-die")).to_have_value("fair")
 
 
 @pytest.mark.parametrize("wrong", ["abc", "<script>", "0" * 33, "G" * 32, "A" * 32])
@@ -171,79 +208,191 @@ def test_what_is_no_trace_id_is_refused(stage_lab: Callable[[int], Lab], wrong: 
     assert "32 hexadecimal digits" in answer.json["detail"]
 
 
+async def test_the_address_keeps_tab_filters_and_trace(stage_lab: Callable[[int], Lab], open_page: Open) -> None:
+    lab = stage_lab(4)
+    page = await open_page(lab)
+    _, first = await roll(page, "fair")
+    await waterfall(page, 6)
+    _, second = await roll(page, "risky")
+    await expect(page.locator("#trace code").first).to_have_text(second)
+    await page.go_back()
+    await expect(page.locator("#trace code").first).to_have_text(first)
+    await page.go_forward()
+    await expect(page.locator("#trace code").first).to_have_text(second)
+
+    await open_tab(page, "Logs")
+    await page.get_by_label("Level", exact=True).select_option("WARNING")
+    await page.get_by_label("Time range").select_option("6h")
+    await expect(page.locator("#logs-head")).to_contain_text("last 6 hours")
+    assert page.url == f"{lab.front}/?tab=logs&trace={second}&level=WARNING&range=6h"
+    await page.reload()
+    await expect(page.get_by_role("tab", name="Logs")).to_have_attribute("aria-selected", "true")
+    await expect(page.get_by_label("Level", exact=True)).to_have_value("WARNING")
+    await expect(page.get_by_label("Time range")).to_have_value("6h")
+    await expect(page.locator(ROLLS)).to_have_count(2)  # the session's rolls are there again
+    await page.go_back()
+    await page.go_back()
+    await expect(page.get_by_role("tab", name="Trace", exact=True)).to_have_attribute("aria-selected", "true")
+    await expect(page.locator("#trace code").first).to_have_text(second)
+
+
 async def test_recent_traces_are_searched(stage_lab: Callable[[int], Lab], open_page: Open) -> None:
     lab = stage_lab(4)
     assert any(get(f"{lab.front}/roll?die=extreme").status == 500 for _ in range(60))
     get(f"{lab.front}/roll?die=fair")
     page = await open_page(lab)
-    await page.get_by_role("tab", name="Recent traces").click()
+    await open_tab(page, "Recent traces")
     await expect(page.locator(TRACES).first).to_be_visible()
-    for label, choice in (("Die", "extreme"), ("Status", "failed")):
-        await page.get_by_role("combobox", name=label, exact=True).click()
-        await page.get_by_role("menuitem", name=choice).click()
-    dice = page.locator(TRACES).locator("[tabulator-field=die]")
+    await page.get_by_label("Die", exact=True).last.select_option("extreme")
+    await page.get_by_label("Status", exact=True).select_option("failed")
+    dice = page.locator(f"{TRACES} [data-field=die]")
     await expect(dice.filter(has_text="fair")).to_have_count(0)
-    statuses = page.locator(TRACES).locator("[tabulator-field=status]")
+    statuses = page.locator(f"{TRACES} [data-field=status]")
     await expect(statuses.filter(has_text="ok")).to_have_count(0)
     await expect(statuses.first).to_have_text("✖ failed")
+    # The least duration takes what is typed, and can be cleared again.
+    found = await page.locator(TRACES).count()
+    least = page.get_by_label("At least, ms")
+    await least.fill("100000")
+    await expect(page.locator(TRACES)).to_have_count(0)
+    await least.fill("")
+    await expect(page.locator(TRACES)).to_have_count(found)
     await page.locator(TRACES).first.click()
-    rows = await waterfall(page, 5)
-    assert any(row["label"].startswith("✖") for row in rows)
+    await expect(page.locator(f"{SPANS}.failed").first).to_be_visible()
 
 
 async def test_what_telemetry_contains_is_text(stage_lab: Callable[[int], Lab], open_page: Open) -> None:
-    """A user agent, a die's name and a user's name that mean harm, in a trace, its tooltips and its lines."""
+    """A user agent, a die's name and a user's name that mean harm, in a trace and its lines."""
     lab = stage_lab(6)
     trace_id = get(f"{lab.front}/roll?die=%3Cimg%20src%3Dx%3E", headers={"User-Agent": HOSTILE}).trace_id
     page = await open_page(lab, name=HOSTILE, path=f"/?trace={trace_id}")
-    await waterfall(page, 4)
-    await click_row(page, 0)
-    await expect(page.locator(".detail")).to_contain_text(HOSTILE)
-    await page.locator(".waterfall .bk-Canvas").last.hover(position={"x": 60, "y": AXIS + ROW / 2})
-    await expect(page.locator(".bk-Tooltip").first).to_contain_text("HTTP GET")
-    await page.get_by_role("tab", name="Logs").click()
+    await expect(page.locator(SPANS).first).to_be_visible()
+    await page.locator(SPANS).first.click()
+    await expect(page.locator("#detail")).to_contain_text(HOSTILE)
+    await open_tab(page, "Logs")
     await page.get_by_label("Text", exact=True).fill("onerror")
-    await page.get_by_label("Text", exact=True).press("Enter")
     await expect(page.locator(LINES).first).to_contain_text(HOSTILE)
     await page.locator(LINES).first.click()
-    await expect(page.locator(".line")).to_contain_text(HOSTILE)
+    await expect(page.locator("tr.expanded")).to_contain_text(HOSTILE)
+    await page.get_by_role("button", name="Only lines whose username is").click()
+    await expect(page.locator(".chips")).to_contain_text(HOSTILE)
     assert await page.locator("img").count() == 0
 
 
-async def test_lines_follow_what_happens(stage_lab: Callable[[int], Lab], open_page: Open) -> None:
+async def test_lines_follow_what_happens_until_paused(stage_lab: Callable[[int], Lab], open_page: Open) -> None:
     lab = stage_lab(4)
     page = await open_page(lab)
-    await page.get_by_role("tab", name="Logs").click()
+    await open_tab(page, "Logs")
     await expect(page.locator(LINES).first).to_be_visible()
+    assert "/static/" not in await page.locator("#lines").inner_text()  # the page's own files
+    await page.get_by_label("Page's own files").check()
+    await expect(page.locator(LINES).filter(has_text="/static/").first).to_be_visible()
+    await page.get_by_label("Page's own files").uncheck()
+    await expect(page.locator(LINES).filter(has_text="/static/")).to_have_count(0)
+
     trace_id = get(f"{lab.front}/roll?die=nosuch").trace_id
     await expect(page.locator(LINES).filter(has_text=trace_id[:8]).first).to_be_visible()
-    await page.get_by_role("combobox", name="Level").click()
-    await page.get_by_role("menuitem", name="WARNING").click()
+    await page.get_by_role("button", name="Pause").click()
+    await expect(page.locator("#logs-head")).to_contain_text("paused")
+    later = get(f"{lab.front}/roll?die=nosuch").trace_id
+    await page.wait_for_timeout(1500)
+    await expect(page.locator(LINES).filter(has_text=later[:8])).to_have_count(0)
+    await page.get_by_role("button", name="Resume").click()
+    await expect(page.locator(LINES).filter(has_text=later[:8]).first).to_be_visible()
+
+    await page.get_by_label("Level", exact=True).select_option("WARNING")
     await expect(page.locator(LINES).filter(has_text="INFO")).to_have_count(0)
     await expect(page.locator(LINES).filter(has_text="WARNING").first).to_be_visible()
-    await expect(button(page)).to_be_enabled()
+
+
+async def test_lines_open_in_place_and_their_fields_filter(stage_lab: Callable[[int], Lab], open_page: Open) -> None:
+    lab = stage_lab(4)
+    for die in ("fair", "risky"):
+        get(f"{lab.front}/roll?die={die}")
+    page = await open_page(lab)
+    await open_tab(page, "Logs")
+    await page.get_by_label("Text", exact=True).fill("Button clicked")  # while typing: no Enter
+    lines = page.locator(LINES)
+    await expect(lines.filter(has_text="die_type=risky").first).to_be_visible()
+    await expect(lines.filter(has_text="Backend answered")).to_have_count(0)
+    opener = lines.filter(has_text="die_type=risky").first.get_by_role("button")
+    await opener.click()
+    await expect(opener).to_have_attribute("aria-expanded", "true")
+    await page.get_by_role("button", name="Only lines whose die_type is risky").click()
+    await expect(lines.filter(has_text="die_type=fair")).to_have_count(0)
+    await page.get_by_role("button", name="Remove the filter die_type is risky").click()
+    await expect(lines.filter(has_text="die_type=fair").first).to_be_visible()
+    await page.get_by_role("button", name="No lines whose die_type is risky").click()
+    await expect(lines.filter(has_text="die_type=risky")).to_have_count(0)
+    await expect(page.locator(".histogram button").first).to_be_attached()
+    # The eight digits that the page itself shows are enough of an id.
+    await page.get_by_role("button", name="Remove the filter").click()
+    await page.get_by_label("Text", exact=True).fill("")
+    trace_id = get(f"{lab.front}/roll?die=fair").trace_id
+    await page.get_by_label("Trace or span id").fill(trace_id[:8])
+    await expect(lines.filter(has_text="Roll completed")).to_have_count(1)
+    assert set(await page.locator(f"{LINES} .trace").all_inner_texts()) == {trace_id[:8]}
 
 
 async def test_figures_come_from_the_services_own_pages(stage_lab: Callable[[int], Lab], open_page: Open) -> None:
     lab = stage_lab(6)
     page = await open_page(lab)
     before = await asyncio.to_thread(lab.value, "frontend", "http_requests_total")
-    await page.get_by_role("tab", name="Metrics").click()
-    figures = page.locator(".figures")
+    await open_tab(page, "Metrics")
+    await expect(page.locator("[data-collecting]")).to_be_visible()  # rather than axes without a word
+    figures = page.locator("#figures")
     await expect(figures.locator("[data-source]")).to_have_text("from /metrics")
     for service in lab.services:
         await expect(figures).to_contain_text(service)
     for _ in range(10):
         await asyncio.to_thread(get, f"{lab.front}/roll?die=fair")
-    series = await in_browser(page, "all(`model => 'promised' in model.data`)[0]", "data => data.count.length == 6")
-    assert series["face"] == ["1", "2", "3", "4", "5", "6"]
-    assert series["promised"] == pytest.approx([1 / 6] * 6)
-    rates = await in_browser(page, "all(`model => 'dice-roller' in model.data`)[0]", "data => data.time.length > 2")
-    assert set(lab.services) < set(rates)
+    await expect(page.locator("[data-face]")).to_have_count(6)
+    assert [await row.get_attribute("data-face") for row in await page.locator("[data-face]").all()] == list("123456")
+    expected = await page.locator("[data-expected]").evaluate_all("cells => cells.map(cell => +cell.dataset.expected)")
+    assert expected == pytest.approx([1 / 6] * 6)
+    await expect(page.locator("[data-collecting]")).to_have_count(0)
+    await expect(figures.locator(".tile").first).to_contain_text("over 10 s")
     # Looking has asked for nothing that is counted here but the page's own files.
     after = await asyncio.to_thread(lab.value, "frontend", "http_requests_total")
     static = await asyncio.to_thread(lab.value, "frontend", "http_requests_total", handler="/static/{path}")
     assert after - before - 10 <= static
+
+
+async def test_rolling_is_seen_in_the_metrics_without_leaving_them(
+    stage_lab: Callable[[int], Lab], open_page: Open
+) -> None:
+    page = await open_page(stage_lab(4))
+    await open_tab(page, "Metrics")
+    frontend = page.locator("#figures .tile").filter(has_text="frontend").first
+    await expect(frontend).to_contain_text("0/s")
+    for _ in range(3):
+        await roll(page, "fair")
+    await expect(page.get_by_role("tabpanel", name="Metrics")).to_be_visible()  # a roll moves no view
+    await expect(frontend.locator("b")).not_to_have_text("0/s")
+    await expect(frontend).to_contain_text("mean")  # of so few requests no percentile is claimed
+    await expect(frontend).not_to_contain_text("p95")
+    # A cell of the heat map opens a trace that is in it.
+    await page.get_by_role("button", name="request").last.click()
+    await expect(page.locator(SPANS).first).to_be_visible()
+
+
+async def test_the_map_shows_who_asks_whom(stage_lab: Callable[[int], Lab], open_page: Open) -> None:
+    lab = stage_lab(6)
+    assert get(f"{lab.front}/roll?die=fair").status == 200
+    page = await open_page(lab)
+    await open_tab(page, "Service map")
+    rows = page.locator("table.calls tbody tr")
+    await expect(rows.first).to_be_visible()
+    pairs = {
+        tuple(await row.locator("td").evaluate_all("cells => cells.slice(0, 2).map(cell => cell.textContent.trim())"))
+        for row in await rows.all()
+    }
+    chain = ["users", "frontend", "dice-roller", "die-service", "postgresql"]
+    assert set(pairwise(chain)) <= pairs
+    await expect(page.locator(".map svg .node")).to_have_count(5)
+    await expect(rows.first).to_contain_text("%")
+    await rows.filter(has_text="postgresql").get_by_role("link").click()
+    await expect(page.locator(f"{SPANS}[data-name=SELECT]").first).to_be_visible()
 
 
 # --- the same from the engines ---
@@ -268,20 +417,25 @@ async def test_the_engines_are_asked_where_they_run(engines_lab: Lab, open_page:
     (top,) = as_tree(rows)
     assert top[:2] == ("frontend", "HTTP GET")
     assert [row["service"] for row in rows] == ["frontend"] * 3 + ["dice-roller"] * 2 + ["die-service"] * 2
-    assert [row["indent"] for row in rows] == sorted(row["indent"] for row in rows)
+    assert [row["level"] for row in rows] == sorted(row["level"] for row in rows)
     traces = "Tempo" if "tempo" in running(lab) else "files"
-    await expect(page.locator(".trace [data-source]")).to_have_text(f"from {traces}")
+    await expect(page.locator("#trace [data-source]")).to_have_text(f"from {traces}")
 
-    await click_row(page, [row["name"] for row in rows].index("GET /dice"))
+    await select(page, "GET /dice")
     await page.get_by_role("button", name="Log lines of this span").click()
     await expect(page.locator(LINES)).to_have_count(3, timeout=30_000)
     lines = "Loki" if {"loki", "alloy"} <= running(lab) else "files"
-    await expect(page.locator("[data-source]")).to_have_text(f"from {lines}")
-    await page.locator(LINES).first.locator("[tabulator-field=trace]").click()
-    await expect(page.locator(".trace code").first).to_have_text(trace_id)
+    await expect(page.locator("#logs-head [data-source]")).to_have_text(f"from {lines}")
+    await expect(page.locator(".histogram i").first).to_be_attached(timeout=30_000)
+    await page.locator(LINES).first.locator(".trace a").click()
+    await expect(page.locator("#trace code").first).to_have_text(trace_id)
 
-    await page.get_by_role("tab", name="Recent traces").click()
+    await open_tab(page, "Recent traces")
     await expect(page.locator(TRACES).filter(has_text="fair").first).to_be_visible(timeout=30_000)
-    await page.get_by_role("tab", name="Metrics").click()
-    await expect(page.locator(".figures [data-source]")).to_have_text("from Prometheus")
-    await in_browser(page, "all(`model => 'promised' in model.data`)[0]", "data => data.count.length == 6")
+    await open_tab(page, "Metrics")
+    await expect(page.locator("#figures [data-source]")).to_have_text("from Prometheus")
+    await expect(page.locator("[data-face]")).to_have_count(6, timeout=30_000)
+    await expect(page.locator(".objective")).to_have_count(2)
+    await expect(page.locator("#heat button").first).to_be_visible(timeout=30_000)
+    await open_tab(page, "Service map")
+    await expect(page.locator("table.calls tr").filter(has_text="postgresql").first).to_be_visible(timeout=30_000)

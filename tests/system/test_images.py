@@ -100,10 +100,9 @@ def written_paths(service: Service) -> Iterator[str]:
     """What ``writes`` of the image's facts stands for in this container."""
     flags = dict(argument.split("=", 1) for argument in command_of(service) if re.match("--?[^=]+=", argument))
     for written in image_of(service).writes:
-        if written.startswith("/"):
-            yield written
-        else:
-            yield flags[written] if written.startswith("-") else environment_of(service)[written]
+        path = written if written.startswith("/") else {**environment_of(service), **flags}.get(written)
+        if path:
+            yield path
 
 
 def why_not_writable(service: Service, path: str) -> str:
@@ -216,14 +215,19 @@ DEFECTS: dict[str, tuple[str, Check, Defect, str]] = {
         lambda service: service.update(user="10002:10001"),
         "/var/tempo: /var/tempo is 10001:10001 0700, and the process is 10002:10001",
     ),
+    "a file on the read-only disk": (
+        *("frontend", check_written_paths),
+        lambda service: service.pop("volumes"),
+        "/var/lib/dicelab/sessions: not on a mount, and the root file system is read-only",
+    ),
     "a misspelt flag": (
         *("prometheus", check_flags),
         lambda service: service["command"].append("--storage.tsdb.retention=31d"),
         "/bin/prometheus has no flag --storage.tsdb.retention",
     ),
-    "the socket's directory without a mode": (
+    "the socket's directory on a tmpfs of root's": (
         *("postgres", check_written_paths),
-        lambda service: service.update(tmpfs=["/tmp", "/run/postgresql:mode=0755"]),
+        lambda service: service.update(volumes=service["volumes"][:1], tmpfs=["/tmp", "/run/postgresql:mode=0755"]),
         "/run/postgresql: /run/postgresql is 0:0 0755, and the process is 999:999",
     ),
 }
@@ -259,6 +263,10 @@ def test_the_facts_of_our_own_image_are_those_of_its_dockerfile() -> None:
     final = DOCKERFILE.split("FROM ${BASE}\n")[1]
     assert re.findall(r"^USER (\S+)$", final, re.MULTILINE) == [":".join(map(str, image.user))]
     assert re.findall(r"^WORKDIR (\S+)$", final, re.MULTILINE) == [image.workdir]
+    owners = re.findall(r"^COPY --from=build --chown=(\S+) \S+ (\S+)$", final, re.MULTILINE)
+    assert {path: images.identity(owner) for owner, path in owners} == {
+        path: (owned.uid, owned.gid) for path, owned in image.paths.items()
+    }
     (line,) = re.findall(r"^ENV (.+)$", final, re.MULTILINE)
     stated = dict(word.split("=", 1) for word in line.split())
     stated["PATH"] = stated["PATH"].replace("$PATH", base.env["PATH"])
@@ -345,6 +353,42 @@ def binaries_of(name: str) -> list[str]:
 def output(command: list[str]) -> str:
     """What a program writes to stdout and stderr."""
     return subprocess.run(command, check=False, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True).stdout
+
+
+# Engine → how its program checks a configuration: what follows the program, before and after the container's command.
+CHECKERS: dict[str, tuple[list[str], list[str]]] = {
+    "tempo": ([], ["-config.verify=true"]),
+    "otel-collector": (["validate"], []),
+    "loki": ([], ["-verify-config"]),
+}
+
+
+@pytest.mark.parametrize("name", CHECKERS)
+def test_the_program_accepts_its_flags_and_configuration(name: str, tmp_path: Path) -> None:
+    """As the container has them, with the mounts' sources in the places of the mounts."""
+    service = COMPOSE["services"][name]
+    binaries = binaries_of(name)
+    if not binaries:
+        pytest.skip(f"{name} is not on PATH")
+
+    def outside(text: str) -> str:
+        for volume in service["volumes"]:
+            source, target = volume.split(":")[:2]
+            here = (engines.COMPOSE / source).resolve() if source.startswith(".") else tmp_path / source
+            text = text.replace(target, str(here))
+        return text
+
+    before, after = CHECKERS[name]
+    for binary in binaries:
+        checked = subprocess.run(
+            [binary, *before, *map(outside, service["command"]), *after],
+            env={variable: outside(value) for variable, value in environment_of(service).items()},
+            check=False,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        assert checked.returncode == 0, checked.stdout
 
 
 def accepts(command: list[str]) -> bool:

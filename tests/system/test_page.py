@@ -7,12 +7,13 @@ import os
 import re
 import signal
 from collections.abc import Callable
-from pathlib import Path
+from datetime import datetime, timedelta
+from zoneinfo import ZoneInfo
 
 import pytest
 from playwright.async_api import Browser, expect
 
-from tests.support.browser import ROLLS, Open, button, roll
+from tests.support.browser import CONNECTED, ROLLS, Open, button, open_tab, roll
 from tests.support.labs import Held, Lab, get, tree, wait_for
 from tests.support.matrix import spans_of
 
@@ -25,14 +26,14 @@ async def test_a_click_is_followed_down_to_the_last_service(
     page = await open_page(lab)
     dice = ["fair", "risky"] if stage == 2 else ["extreme", "fair", "risky"]
     for die in dice:
-        await expect(button(page, die)).to_be_visible()
+        await expect(page.get_by_role("radio", name=die, exact=True)).to_be_visible()
     before = await asyncio.to_thread(lab.value, "frontend", "streamlit_button_clicks_total", die_type="fair")
     status, trace_id = await roll(page, "fair")
     assert status == "200 OK"
-    face = await page.locator("[role=status] svg").get_attribute("aria-label")
+    face = await page.locator("#result svg").get_attribute("aria-label")
     assert face in {"1", "2", "3", "4", "5", "6"}
-    assert re.search(r"\d+ ms", await page.locator("[role=status]").inner_text())
-    await page.locator("[role=status] .copy").click()
+    assert re.search(r"\d+ ms", await page.locator("#result").inner_text())
+    await page.locator("#result .copy").click()
     assert await page.evaluate("navigator.clipboard.readText()") == trace_id
 
     spans = await asyncio.to_thread(lab.trace, trace_id, spans_of(stage))
@@ -67,9 +68,9 @@ async def test_many_rolls_at_once(stage_lab: Callable[[int], Lab], open_page: Op
     await times.press("Tab")
     status, trace_id = await roll(page, "fair")
     assert status == "200 OK"
-    faces = [int(await svg.get_attribute("aria-label") or "") for svg in await page.locator("[role=status] svg").all()]
+    faces = [int(await svg.get_attribute("aria-label") or "") for svg in await page.locator("#result svg").all()]
     assert len(faces) == 12
-    assert f"Total {sum(faces)} of 12 rolls" in await page.locator("[role=status]").inner_text()
+    assert f"Total {sum(faces)} of 12 rolls" in await page.locator("#result").inner_text()
     spans = await asyncio.to_thread(stage_lab(stage).trace, trace_id, spans_of(stage, 12))
     assert len([span for span in spans if re.fullmatch(r"roll \d+", span.name)]) == 12
 
@@ -90,7 +91,7 @@ async def test_a_failed_roll_is_said_and_the_controls_are_usable_again(
             break
     assert status == "500 failed"
     await expect(page.get_by_role("alert")).to_contain_text("The extreme die failed to roll.")
-    await expect(page.locator("[role=status] svg")).to_have_attribute("aria-label", "failed roll")
+    await expect(page.locator("#result svg")).to_have_attribute("aria-label", "failed roll")
     status, _ = await roll(page, "fair")
     assert status == "200 OK"
     await expect(page.get_by_role("alert")).to_have_count(0)
@@ -124,8 +125,8 @@ async def test_services_down_and_back(own_lab: Callable[..., Lab], open_page: Op
     assert (await roll(page, "fair"))[0] == "200 OK"
 
 
-@pytest.mark.parametrize("times", ["-3", "0", "", "101", "1e9"])
-async def test_a_number_of_rolls_that_is_none_reaches_nobody(
+@pytest.mark.parametrize("times", ["-3", "0", "", "101", "500", "1e9", "2.5"])
+async def test_a_number_of_rolls_that_is_none_is_said_at_once_and_reaches_nobody(
     stage_lab: Callable[[int], Lab], open_page: Open, times: str
 ) -> None:
     lab = stage_lab(4)
@@ -133,17 +134,31 @@ async def test_a_number_of_rolls_that_is_none_reaches_nobody(
     await page.get_by_label("Use async rolling").check()
     number = page.get_by_label("Number of rolls")
     await expect(number).to_be_enabled()
-    await number.fill(times)
     before = {tuple(sample.labels.items()) for sample in await asyncio.to_thread(lab.samples, "frontend")}
+    await number.fill(times)
+    await expect(page.get_by_role("alert")).to_contain_text("whole number from 1 to 100")
     await button(page).click()
-    # The widget may mend the number or hand it on; a number outside the range is rolled by nobody.
-    await expect(page.get_by_role("alert").or_(page.locator(ROLLS)).first).to_be_visible()
+    await number.press("Enter")
+    await page.wait_for_timeout(300)
+    await expect(page.get_by_role("alert")).to_contain_text("whole number from 1 to 100")
+    assert await page.locator(ROLLS).count() == 0
     after = {tuple(sample.labels.items()) for sample in await asyncio.to_thread(lab.samples, "frontend")}
     assert after == before
-    if await page.locator(ROLLS).count():
-        assert 1 <= await page.locator("[role=status] svg").count() <= 100
-    else:
-        await expect(page.get_by_role("alert")).to_contain_text("whole number from 1 to 100")
+
+
+async def test_a_number_field_takes_number_after_number_and_enter_rolls(
+    stage_lab: Callable[[int], Lab], open_page: Open
+) -> None:
+    page = await open_page(stage_lab(4))
+    await page.get_by_label("Use async rolling").check()
+    number = page.get_by_label("Number of rolls")
+    await expect(number).to_be_enabled()
+    for count, rolled in ((25, 1), (7, 2)):
+        await number.fill(str(count))
+        await number.press("Enter")
+        await expect(page.locator(ROLLS)).to_have_count(rolled)
+        await expect(page.locator("#result svg")).to_have_count(count)
+        await expect(number).to_have_value(str(count))
 
 
 async def test_nobody_can_be_lured_into_anothers_session(stage_lab: Callable[[int], Lab], open_page: Open) -> None:
@@ -151,7 +166,7 @@ async def test_nobody_can_be_lured_into_anothers_session(stage_lab: Callable[[in
     victim, attacker = await open_page(lab, name="victim"), await open_page(lab, name="attacker")
     for page in (victim, attacker):
         await page.goto(f"{lab.front}/?bokeh-session-id=fixed")
-        await expect(button(page)).to_be_enabled()
+        await page.wait_for_function(CONNECTED)
     await expect(attacker.get_by_text("attacker", exact=True)).to_be_visible()
     await roll(victim, "fair")
     await attacker.wait_for_timeout(300)
@@ -180,12 +195,13 @@ async def test_a_clicked_roll_is_finished_before_the_service_ends(
     lab = own_lab(4, roll_delay=3)
     page = await browser.new_page()
     await page.goto(lab.front)
+    await page.wait_for_function(CONNECTED)
     await page.get_by_label("Use async rolling").check()
     await button(page).click()
     await asyncio.to_thread(wait_for, lambda: lab.value("dice-roller", "async_rolls_in_progress") > 5)
     assert await asyncio.to_thread(lab.stop) == 0
     await expect(page.locator(ROLLS)).to_have_count(1)
-    assert await page.locator("[role=status] .facts span").first.inner_text() == "200 OK"
+    assert await page.locator("#result .facts span").first.inner_text() == "200 OK"
     answers = [line for line in lab.logs("frontend") if line.get("backend_url", "").endswith("/roll-async")]
     assert [line["backend_status"] for line in answers] == [200]
 
@@ -203,7 +219,7 @@ async def test_no_dice_at_all(own_lab: Callable[..., Lab], browser: Browser) -> 
     finally:
         os.kill(lab.pid("die-service"), signal.SIGCONT)
     await page.get_by_role("button", name="Load the dice again").click()
-    await expect(button(page, "extreme")).to_be_visible()
+    await expect(page.get_by_role("radio", name="extreme")).to_be_visible()
     await expect(button(page)).to_be_enabled()
     assert (await roll(page, "fair"))[0] == "200 OK"
 
@@ -214,14 +230,14 @@ async def test_one_slow_roll_holds_up_no_other_session(own_lab: Callable[..., La
     os.kill(lab.pid("dice-roller"), signal.SIGSTOP)
     try:
         await button(first).click()
-        await expect(first.get_by_role("progressbar")).to_have_count(2)  # the page's own, and the roll's
+        await expect(first.get_by_role("progressbar")).to_have_count(1)
         await button(first).click()  # one roll at a time: this one is not taken
         # The other session's controls answer meanwhile.
         await second.get_by_label("Use async rolling").check()
         await expect(second.get_by_label("Number of rolls")).to_be_enabled()
     finally:
         os.kill(lab.pid("dice-roller"), signal.SIGCONT)
-    await expect(first.get_by_role("progressbar")).to_have_count(1)
+    await expect(first.get_by_role("progressbar")).to_have_count(0)
     await expect(first.locator(ROLLS)).to_have_count(1)
     assert (await roll(first, "fair"))[0] == "200 OK"
     assert await first.locator(ROLLS).count() == 2
@@ -243,28 +259,165 @@ async def test_sign_in_and_out_with_a_name_that_means_harm(stage_lab: Callable[[
     assert len({line["session_id"] for line in mine}) == 1
 
 
+FOCUSED = "(e => `${e.tagName} ${e.type} ${e.name} ${e.id} ${e.textContent.trim()}`)(document.activeElement)"
+
+
 async def test_keyboard_alone_is_enough(stage_lab: Callable[[int], Lab], open_page: Open) -> None:
+    """From the address bar to a roll, its trace, a span of it, its lines and back, without the mouse."""
     page = await open_page(stage_lab(4))
-    await page.locator("body").press("Tab")
-    for _ in range(30):
-        focused = await page.evaluate(
-            "(() => { let e = document.activeElement; while (e && e.shadowRoot && e.shadowRoot.activeElement)"
-            " e = e.shadowRoot.activeElement; return e ? e.textContent.trim() : '' })()"
-        )
-        if focused.endswith("Roll"):
-            break
+    stops = []
+    for _ in range(20):
         await page.keyboard.press("Tab")
-    assert focused.endswith("Roll")
+        stops.append(await page.evaluate(FOCUSED))
+        if stops[-1].endswith("Roll"):
+            break
+    assert len(stops) == len(set(stops)), stops  # each stop is one place: none is the body
+    assert stops[0].endswith("Skip to the telemetry")
     await page.keyboard.press("Enter")
     await expect(page.locator(ROLLS)).to_have_count(1)
+    spans = page.get_by_role("treegrid").get_by_role("row")
+    await expect(spans).to_have_count(7)  # the head, and the six spans of stage 4
+    for _ in range(30):
+        await page.keyboard.press("Tab")
+        if await page.evaluate("document.activeElement.matches('tbody tr')"):
+            break
+    await page.keyboard.press("End")
+    await page.keyboard.press("Enter")
+    await expect(page.locator(".detail")).to_contain_text("die-service: GET /dice")
+    for _ in range(5):
+        await page.keyboard.press("Tab")
+        if (await page.evaluate(FOCUSED)).endswith("Log lines of this span"):
+            break
+    await page.keyboard.press("Enter")
+    await expect(page.locator("table.lines tbody tr").first).to_be_visible()
+    await page.get_by_role("tab", name="Logs").focus()
+    await page.keyboard.press("ArrowLeft")
+    await expect(page.get_by_role("tab", name="Trace", exact=True)).to_be_focused()
+    await expect(page.locator(".detail")).to_be_visible()
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-async def test_phone_width_and_colour_schemes(
-    stage_lab: Callable[[int], Lab], open_page: Open, scheme: str, tmp_path: Path
-) -> None:
-    page = await open_page(stage_lab(6), viewport={"width": 360, "height": 740}, color_scheme=scheme)
-    await roll(page, "fair")
-    assert await page.evaluate("document.documentElement.scrollWidth") <= 360
-    channels = await page.evaluate("getComputedStyle(document.body).backgroundColor.match(/\\d+/g).map(Number)")
+async def test_colour_schemes(stage_lab: Callable[[int], Lab], open_page: Open, scheme: str) -> None:
+    page = await open_page(stage_lab(6), color_scheme=scheme)
+    ground = "getComputedStyle(document.body).backgroundColor.match(/\\d+/g).map(Number)"
+    channels = await page.evaluate(ground)
     assert (sum(channels[:3]) < 200) is (scheme == "dark")
+    await page.get_by_role("button", name="Dark").click()  # the user's choice counts, and stays
+    await page.reload()
+    channels = await page.evaluate(ground)
+    assert (sum(channels[:3]) < 200) is (scheme == "light")
+
+
+@pytest.mark.parametrize("width", [320, 360, 768, 1024, 1440, 3840])
+async def test_every_width_shows_everything(stage_lab: Callable[[int], Lab], open_page: Open, width: int) -> None:
+    page = await open_page(stage_lab(6), viewport={"width": width, "height": 740})
+    for _ in range(20):
+        if (await roll(page, "extreme"))[0] != "200 OK":
+            break
+    # A message is readable in full in the history, too.
+    message = page.locator(ROLLS).filter(has_text="failed to roll").first
+    await expect(message).to_contain_text("The extreme die failed to roll.")
+    for tab in ("Trace", "Logs", "Metrics", "Service map", "Recent traces"):
+        await open_tab(page, tab)
+        await page.wait_for_timeout(300)
+        assert await page.evaluate("document.documentElement.scrollWidth") <= width, tab
+    margin = await page.locator("#explorer").evaluate("card => card.getBoundingClientRect().left")
+    assert margin >= 8
+    if width >= 1024:  # the page uses the width that there is
+        right = await page.locator("#explorer").evaluate("card => card.getBoundingClientRect().right")
+        assert right > 0.95 * width
+
+
+async def test_the_row_under_the_pointer_is_readable(stage_lab: Callable[[int], Lab], open_page: Open) -> None:
+    page = await open_page(stage_lab(4))
+    await roll(page, "fair")
+    await page.locator(ROLLS).first.hover()
+    ink, ground = (
+        await page.locator(f"{ROLLS} td")
+        .nth(1)
+        .evaluate(
+            """cell => [getComputedStyle(cell).color, getComputedStyle(cell.parentElement).backgroundColor]
+          .map(colour => colour.match(/[\\d.]+/g).slice(0, 3).map(Number).reduce((a, b) => a + b))"""
+        )
+    )
+    assert abs(ink - ground) > 300
+
+
+async def test_a_page_that_loses_its_server_says_so_and_comes_back(
+    own_lab: Callable[..., Lab], browser: Browser
+) -> None:
+    lab = own_lab(4)
+    page = await browser.new_page()
+    await page.goto(lab.front)
+    await page.wait_for_function(CONNECTED)
+    _, trace_id = await roll(page, "fair")
+    await open_tab(page, "Logs")
+    os.kill(lab.pid("frontend"), signal.SIGKILL)  # the lab starts it again
+    await expect(page.get_by_role("alert")).to_contain_text("connection to the server is lost", timeout=3000)
+    await expect(page.get_by_role("alert")).to_have_count(0, timeout=60_000)
+    await page.wait_for_function(CONNECTED)
+    await expect(page.locator(ROLLS)).to_have_count(1)
+    assert page.url == f"{lab.front}/?tab=logs&trace={trace_id}"
+    await expect(page.get_by_role("tab", name="Logs")).to_have_attribute("aria-selected", "true")
+    assert (await roll(page, "fair"))[0] == "200 OK"
+
+
+async def test_a_roll_that_hangs_shows_no_old_result_and_can_be_cancelled(
+    own_lab: Callable[..., Lab], open_page: Open
+) -> None:
+    lab = own_lab(4, ROLLER_TIMEOUT="30")
+    page = await open_page(lab)
+    await roll(page, "fair")
+    await open_tab(page, "Logs")
+    roller = lab.pid("dice-roller")
+    os.kill(roller, signal.SIGSTOP)
+    try:
+        await button(page).click()
+        await expect(page.locator("#result")).to_have_text(re.compile("Rolling"))
+        await expect(page.locator("#result svg")).to_have_count(0)
+        await page.get_by_role("button", name="Cancel").click()
+        await expect(page.get_by_role("alert")).to_contain_text("cancelled")
+        await expect(page.get_by_role("progressbar")).to_have_count(0)
+    finally:
+        os.kill(roller, signal.SIGCONT)
+    await expect(page.get_by_role("tabpanel", name="Logs")).to_be_visible()
+    assert (await roll(page, "fair"))[0] == "200 OK"
+
+
+async def test_all_times_are_of_one_clock_whose_zone_is_said(stage_lab: Callable[[int], Lab], open_page: Open) -> None:
+    page = await open_page(stage_lab(4), timezone_id="Asia/Kolkata")
+    await expect(page.locator("#zone")).to_have_text("Times in UTC+05:30, Asia/Kolkata")
+    before = datetime.now(ZoneInfo("Asia/Kolkata")) - timedelta(seconds=5)
+    await roll(page, "fair")
+    shown = [await page.locator(f"{ROLLS} td").first.inner_text()]
+    await expect(page.locator("#spans tbody tr").first).to_be_visible()
+    head = await page.locator("#trace").inner_text()
+    found = re.search(r"\d{4}-\d\d-\d\d (\d\d:\d\d:\d\d)", head)
+    assert found, head
+    shown.append(found[1])
+    for tab, time in (("Logs", "table.lines tr.line .when"), ("Recent traces", "table.traces td.when")):
+        await open_tab(page, tab)
+        shown.append((await page.locator(time).first.inner_text())[:8])
+    after = datetime.now(ZoneInfo("Asia/Kolkata"))
+    assert all(f"{before:%H:%M:%S}" <= time <= f"{after:%H:%M:%S}" for time in shown) or before.day != after.day, shown
+
+
+async def test_a_face_of_nothing_is_a_number(stage_lab: Callable[[int], Lab], open_page: Open) -> None:
+    page = await open_page(stage_lab(4))
+    await page.get_by_label("Use async rolling").check()
+    await page.get_by_label("Number of rolls").fill("40")
+    await roll(page, "extreme")
+    zero = page.locator("#result svg[aria-label='0']").first
+    await expect(zero).to_have_text("0")  # not an empty die, as one that was not drawn would look
+    await expect(page.get_by_role("alert")).to_contain_text("rolls of the extreme die failed.")
+    await expect(page.get_by_role("alert")).not_to_contain_text("isky")
+
+
+@pytest.mark.parametrize(("stage", "service"), [(1, "dice-roller"), (3, "die-service")])
+def test_a_service_without_a_page_says_what_it_is(stage_lab: Callable[[int], Lab], stage: int, service: str) -> None:
+    answer = get(stage_lab(stage).url(service) + "/")
+    assert answer.status == 200
+    page = answer.body.decode()
+    assert f"<h1>{service}</h1>" in page
+    for path in ("/docs", "/metrics", "/healthz", "/readyz"):
+        assert f'href="{path}"' in page

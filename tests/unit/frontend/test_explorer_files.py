@@ -11,10 +11,12 @@ from typing import Any
 
 import pytest
 
-from frontend.explorer import index
-from frontend.explorer.files import Files
-from frontend.explorer.metrics import faces_of, quantile
-from frontend.explorer.model import LogQuery, SourceError, Span, TraceQuery, arrange, duration_text
+from frontend.explorer.index import process as index
+from frontend.explorer.model import FieldFilter, LogQuery, SourceError, Span, TraceQuery, duration_text
+from frontend.explorer.sources import calls
+from frontend.explorer.sources.figures import faces_of, quantile
+from frontend.explorer.sources.files import Files
+from frontend.explorer.trace.arrange import arrange
 
 TRACE = "0af7651916cd43dd8448eb211c80319c"
 
@@ -121,6 +123,51 @@ async def test_lines_are_found_by_every_filter(files: Files, tmp_path: Path) -> 
     assert await messages(files, text="100%_'") == ["c"]
     assert await messages(files, text="%") == ["c"]
     assert await messages(files, limit=2) == ["c", "b"]
+    assert await messages(files, trace_id=TRACE[:8]) == ["a"]
+    assert await messages(files, filters=(FieldFilter("die", "100%_'\""),)) == ["c"]
+    assert await messages(files, filters=(FieldFilter("die", "100%_'\"", exclude=True),)) == ["b", "a"]
+    assert await messages(files, filters=(FieldFilter("level", "ERROR"), FieldFilter("x'; DROP TABLE logs", ""))) == [
+        "b"
+    ]
+    second = 1_000_000_000
+    start = 1767323045 * second  # 2026-01-02T03:04:05Z
+    assert await messages(files, since=start - 3 * second, until=start - 2 * second) == ["b"]
+    volume = await files.volume(LogQuery(), 2 * second)
+    assert sorted((entry.start // second - 1767323040, entry.level, entry.count) for entry in volume) == [
+        (0, "INFO", 1),
+        (2, "ERROR", 1),
+        (2, "INFO", 1),
+    ]
+
+
+async def test_lines_about_the_pages_own_files_can_be_left_out(files: Files, tmp_path: Path) -> None:
+    (tmp_path / "logs" / "frontend.jsonl").write_text(line("GET /static/js/bokeh.min.js 200") + line("GET / 200", 1))
+    assert await messages(files, page_files=False) == ["GET / 200"]
+    assert len(await messages(files)) == 2
+
+
+async def test_calls_are_counted_by_who_asked_whom(files: Files, tmp_path: Path) -> None:
+    query = {"key": "db.system", "value": {"stringValue": "postgresql"}}
+    failed = {"code": 2, "message": "it failed"}
+    (tmp_path / "traces" / "frontend.jsonl").write_text(
+        export(otlp(1), otlp(2, parent=1, kind=3), otlp(9, name="GET /static/{path}"), service="frontend")
+    )
+    (tmp_path / "traces" / "dice-roller.jsonl").write_text(
+        export(otlp(3, parent=2, status=failed), otlp(4, parent=3, kind=3, attributes=[query]))
+    )
+    edges = {(edge.caller, edge.service): edge for edge in await files.edges(0, 0)}
+    assert {pair: (edge.count, edge.failed) for pair, edge in edges.items()} == {
+        ("", "frontend"): (1, 0),
+        ("frontend", "dice-roller"): (1, 1),
+        ("dice-roller", "postgresql"): (1, 0),
+    }
+    assert edges["", "frontend"].p95 == 1000
+    cells = sorted((cell.service, cell.bucket, cell.count, cell.failed) for cell in await files.heat(0, 0, 10**9))
+    assert cells == [("dice-roller", 0, 1, 1), ("frontend", 0, 1, 0)]
+    # From spans, as where an engine has them, the same comes out.
+    spans = await files.trace(TRACE)
+    assert {(edge.caller, edge.service): edge for edge in calls.edges(spans)} == edges
+    assert set(calls.cells(spans, 10**9)) == set(await files.heat(0, 0, 10**9))
 
 
 async def test_traces_are_put_together_from_all_files(files: Files, tmp_path: Path) -> None:
@@ -168,8 +215,9 @@ def test_older_parts_of_a_file_are_read_backwards(tmp_path: Path, monkeypatch: p
     assert tables.behind > 0
     while tables.behind:
         tables.read_back()
-    query = {"service": "", "level": "", "trace_id": "", "span_id": "", "text": "", "limit": 1000}
-    assert sorted(row["line"] + "\n" for row in tables.logs(**query)["lines"]) == sorted(lines)
+    names = ("service", "level", "trace_id", "span_id", "text", "without", "since", "until")
+    query = dict.fromkeys(names, "")
+    assert sorted(row["line"] + "\n" for row in tables.logs([], limit=1000, **query)["lines"]) == sorted(lines)
 
 
 async def test_the_index_is_started_again_when_it_has_ended(files: Files, tmp_path: Path) -> None:
@@ -212,7 +260,7 @@ def span(
     number: int, parent: int = 0, start: int = 0, finish: int = 10, service: str = "a", kind: int = 1, status: int = 0
 ) -> Span:
     parent_id = str(parent) if parent else ""
-    attributes = {"http.status_code": status} if status else {}
+    attributes = {"http.response.status_code": status} if status else {}
     return Span(TRACE, str(number), parent_id, service, f"s{number}", kind, start, finish, False, "", attributes)
 
 
@@ -275,7 +323,16 @@ def test_quantiles_are_those_of_prometheus() -> None:
 
 @pytest.mark.parametrize(
     ("nanoseconds", "text"),
-    [(0, "0 ns"), (999, "999 ns"), (1500, "1.5 µs"), (183_400_000, "183 ms"), (1_240_000_000, "1.24 s")],
+    [
+        (0, "0 ns"),
+        (999, "999 ns"),
+        (1500, "1.5 µs"),
+        (183_400_000, "183 ms"),
+        (999_499_999, "999 ms"),
+        (999_700_000, "1 s"),  # not 1e+03 ms
+        (1_240_000_000, "1.24 s"),
+        (1_234_500_000_000, "1234 s"),
+    ],
 )
 def test_durations_are_readable(nanoseconds: int, text: str) -> None:
     assert duration_text(nanoseconds) == text

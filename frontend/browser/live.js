@@ -1,0 +1,230 @@
+// The page's side of a session: sends what the user does, shows what the session answers.
+// Elements say what they do in attributes: data-click, data-change, data-input (while typing) and data-submit name the
+// event that the session gets; data-value is its value. data-keep names attributes that the browser changes by itself.
+
+const TYPING = 250 // milliseconds without a key after which what was typed is sent
+const PING = 4000 // milliseconds between two signs of life
+const PATIENCE = 9000 // milliseconds without an answer after which the connection counts as lost
+const RETRY = 1000 // milliseconds between two attempts to reach the server again
+const STORED = "dicelab-rolls"
+
+let model = null // Panel's, once it is connected
+let waiting = [] // events from before that
+let heard = 0 // when the session last answered
+let lost = false
+
+const $ = (id) => document.getElementById(id)
+
+function send(event, value = null) {
+  if (lost) return
+  if (model) model.send_msg({event, value})
+  else waiting.push({event, value})
+}
+
+// --- what the session sends ---
+
+function receive(message) {
+  heard = Date.now()
+  for (const [id, html] of Object.entries(message.regions ?? {})) if ($(id)) patch($(id), html)
+  if (message.tab) showTab(message.tab, false)
+  if (message.address) {
+    const url = location.pathname + message.address.query
+    if (url !== location.pathname + location.search)
+      history[message.address.push ? "pushState" : "replaceState"](null, "", url)
+  }
+  if (message.rolls) sessionStorage.setItem(STORED, JSON.stringify(message.rolls))
+  if (message.say) $("said").textContent = message.say
+  if (message.reveal) $(message.reveal)?.scrollIntoView({block: "nearest"})
+  document.dispatchEvent(new CustomEvent("patched"))
+}
+
+// --- patching: the least change that makes an element's content what the session says ---
+
+function patch(element, html) {
+  const template = document.createElement("template")
+  template.innerHTML = html
+  patchChildren(element, template.content)
+}
+
+function patchChildren(old, next) {
+  const known = new Map()
+  for (const child of old.children) if (child.id) known.set(child.id, child)
+  let place = old.firstChild
+  for (const wanted of [...next.childNodes]) {
+    let found = wanted.id ? known.get(wanted.id) : null
+    if (!wanted.id && place && !place.id && place.nodeName === wanted.nodeName) found = place
+    if (!found || found.nodeName !== wanted.nodeName) {
+      old.insertBefore(wanted, place)
+    } else {
+      if (found === place) place = place.nextSibling
+      else old.insertBefore(found, place)
+      patchNode(found, wanted)
+    }
+  }
+  while (place) {
+    const rest = place.nextSibling
+    place.remove()
+    place = rest
+  }
+}
+
+function patchNode(old, next) {
+  if (old.nodeType !== Node.ELEMENT_NODE) {
+    if (old.nodeValue !== next.nodeValue) old.nodeValue = next.nodeValue
+    return
+  }
+  if (old.isEqualNode(next)) return
+  const kept = new Set((next.dataset?.keep ?? "").split(" ")) // what the browser changes by itself
+  for (const {name} of [...old.attributes]) if (!next.hasAttribute(name) && !kept.has(name)) old.removeAttribute(name)
+  for (const {name, value} of next.attributes)
+    if (old.getAttribute(name) !== value && !(kept.has(name) && old.hasAttribute(name))) old.setAttribute(name, value)
+  patchChildren(old, next)
+  if (old === document.activeElement) return // the user is at it
+  if (old.matches("input")) {
+    if (old.type === "checkbox" || old.type === "radio") old.checked = next.hasAttribute("checked")
+    else old.value = next.getAttribute("value") ?? ""
+  } else if (old.matches("select")) {
+    old.value = next.querySelector("option[selected]")?.value ?? next.options[0]?.value ?? ""
+  }
+}
+
+// --- what the user does ---
+
+function valueOf(element) {
+  return element.type === "checkbox" ? element.checked : element.value
+}
+
+document.addEventListener("click", (event) => {
+  const target = event.target.closest?.("[data-click], [data-copy]")
+  if (!target || target.disabled) return
+  if (event.target.closest("a") && (event.ctrlKey || event.metaKey || event.shiftKey)) return // into a tab of its own
+  if (target.matches("tr") && String(getSelection())) return // a click that ends the selection of text
+  if (!target.matches("summary")) event.preventDefault()
+  if (target.dataset.copy !== undefined) copy(target)
+  else send(target.dataset.click, target.dataset.value ?? null)
+})
+
+function copy(button) {
+  const text = button.hasAttribute("data-link") ? location.origin + button.dataset.copy : button.dataset.copy
+  navigator.clipboard.writeText(text).then(() => ($("said").textContent = "copied"))
+  button.dataset.copied = ""
+  setTimeout(() => delete button.dataset.copied, 1500)
+}
+
+document.addEventListener("change", (event) => {
+  const target = event.target.closest?.("[data-change]")
+  if (target) send(target.dataset.change, valueOf(target))
+})
+
+const timers = new WeakMap()
+document.addEventListener("input", (event) => {
+  const target = event.target.closest?.("[data-input]")
+  if (!target) return
+  clearTimeout(timers.get(target))
+  timers.set(target, setTimeout(() => send(target.dataset.input, valueOf(target)), TYPING))
+})
+
+document.addEventListener("submit", (event) => {
+  const form = event.target.closest?.("form[data-submit]")
+  if (!form) return
+  event.preventDefault()
+  send(form.dataset.submit, Object.fromEntries(new FormData(form)))
+})
+
+// Arrow keys move within a group; only one of its elements is in the order of the Tab key.
+const STEPS = {ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1}
+document.addEventListener("keydown", (event) => {
+  const group = event.target.closest?.("[data-roving]")
+  if (!group || event.target.matches("input, select")) return
+  const items = [...group.querySelectorAll(group.dataset.roving)]
+  const at = items.indexOf(event.target)
+  const columns = Number(group.dataset.columns ?? 0)
+  if (at < 0) return
+  let to
+  if (event.key === "Home") to = 0
+  else if (event.key === "End") to = items.length - 1
+  else if (event.key in STEPS) {
+    const vertical = event.key === "ArrowDown" || event.key === "ArrowUp"
+    to = at + STEPS[event.key] * (vertical && columns ? columns : 1)
+  } else return
+  event.preventDefault()
+  if (to < 0 || to >= items.length) return
+  for (const item of items) item.tabIndex = item === items[to] ? 0 : -1
+  items[to].focus()
+  if (items[to].role === "tab") items[to].click()
+})
+
+// --- tabs ---
+
+function showTab(name, tell = true) {
+  for (const tab of document.querySelectorAll("#tabs [role=tab]")) {
+    const active = tab.id === `tab-${name}`
+    tab.setAttribute("aria-selected", String(active))
+    tab.tabIndex = active ? 0 : -1
+    $(`panel-${tab.id.slice(4)}`).hidden = !active
+    if (active) tab.scrollIntoView({block: "nearest", inline: "nearest"})
+  }
+  if (tell) send("tab", name)
+}
+
+$("tabs").addEventListener("click", (event) => {
+  const tab = event.target.closest("[role=tab]")
+  if (tab && tab.getAttribute("aria-selected") !== "true") showTab(tab.id.slice(4))
+})
+
+window.addEventListener("popstate", () => send("address", location.search))
+
+// --- light and dark: as the system says, or as the user chose ---
+
+$("theme").addEventListener("click", () => {
+  const dark = !isDark()
+  document.documentElement.dataset.theme = localStorage.theme = dark ? "dark" : "light"
+  labelTheme()
+})
+const isDark = () =>
+  (document.documentElement.dataset.theme ?? (matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light")) === "dark"
+const labelTheme = () => $("theme").setAttribute("aria-pressed", String(isDark()))
+labelTheme()
+
+// --- the connection ---
+
+function connected(panelModel, panelDocument) {
+  model = panelModel
+  heard = Date.now()
+  model.on("msg:custom", receive)
+  panelDocument.on_event("connection_lost", connectionLost)
+  let rolls = []
+  try {
+    rolls = JSON.parse(sessionStorage.getItem(STORED) ?? "[]")
+  } catch {} // what is stored is no JSON: as good as nothing
+  const zone = Intl.DateTimeFormat().resolvedOptions().timeZone
+  const offset = -new Date().getTimezoneOffset()
+  model.send_msg({event: "open", value: {query: location.search, zone, offset, rolls}})
+  for (const message of waiting) model.send_msg(message)
+  waiting = []
+  document.body.dataset.connected = ""
+  setInterval(() => {
+    if (document.hidden || lost) heard = Date.now()
+    else if (Date.now() - heard > PATIENCE) connectionLost()
+    else send("ping")
+  }, PING)
+}
+
+function connectionLost() {
+  if (lost) return
+  lost = true
+  delete document.body.dataset.connected
+  $("connection").innerHTML =
+    '<p role="alert">The connection to the server is lost. The page reconnects by itself as soon as the server answers.</p>'
+  const retry = () =>
+    fetch("/healthz", {cache: "no-store", signal: AbortSignal.timeout(3000)})
+      .then((answer) => (answer.ok ? location.reload() : setTimeout(retry, RETRY)))
+      .catch(() => setTimeout(retry, RETRY))
+  setTimeout(retry, RETRY)
+}
+window.addEventListener("beforeunload", () => (lost = true)) // leaving is no loss
+
+window.dicelab = {connected, send, showTab}
+// The address names the tab: shown before the session is there.
+const asked = new URLSearchParams(location.search).get("tab")
+if (asked && $(`tab-${CSS.escape(asked)}`)) showTab(asked, false)

@@ -1,0 +1,42 @@
+"""Templates of the page's regions. Whatever they are filled with is text: Jinja escapes it."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import orjson
+from markupsafe import Markup
+
+from frontend.explorer.colours import colour
+from frontend.explorer.model import duration_text
+
+ROOT = Path(__file__).parents[1]
+
+
+def plural(count: float, noun: str) -> str:
+    """A number with its noun: ``1 line``, ``2 lines``."""
+    return f"{count:,.0f} {noun}{'' if count == 1 else 's'}".replace(",", "\u202f")
+
+
+@cache
+def _environment() -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(ROOT),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    environment.filters["duration"] = duration_text
+    environment.filters["plural"] = plural
+    environment.filters["json"] = lambda value: orjson.dumps(value).decode()
+    environment.globals["colour"] = colour
+    return environment
+
+
+def render(template: str, **values: Any) -> Markup:
+    """Fill a template; its name is its path below ``frontend/``."""
+    return Markup(_environment().get_template(template).render(**values))

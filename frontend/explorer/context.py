@@ -1,0 +1,64 @@
+"""What every view of the explorer is given."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from frontend.browser.bridge import Bridge
+from frontend.browser.clock import Clock, TimeRange
+from frontend.browser.render import render
+from frontend.explorer.sources import Telemetry
+
+
+@dataclass
+class Context:
+    """One browser session's explorer.
+
+    Attributes:
+        changed: to be called when the user asks a view for something else; fetches it and notes it in the address, as
+            a new entry of the browser's history where the argument is true.
+        open_trace: shows a trace, with a span of it selected.
+        show_lines: shows the log lines of a trace, or of one of its spans.
+        show_metrics: shows the figures of a service.
+        show_traces: lists the traces of a service.
+    """
+
+    telemetry: Telemetry
+    bridge: Bridge
+    clock: Clock
+    dice: list[str]
+    range: TimeRange = field(default_factory=TimeRange)
+    changed: Callable[[bool], None] = lambda push: None
+    open_trace: Callable[..., None] = lambda trace_id, span_id="": None
+    show_lines: Callable[..., None] = lambda trace_id, span_id="": None
+    show_metrics: Callable[[str], None] = lambda service: None
+    show_traces: Callable[[str], None] = lambda service: None
+
+    def show(self, region: str, template: str, **values: Any) -> None:
+        """Fill a template of the explorer into a region of the page."""
+        self.bridge.show(region, render(f"explorer/{template}", clock=self.clock, telemetry=self.telemetry, **values))
+
+
+class View(Protocol):
+    """One tab. What it shows is fetched by :meth:`refresh`, only while it is open."""
+
+    @property
+    def regions(self) -> tuple[str, ...]:
+        """The regions of the page that it fills, from top to bottom."""
+
+    def draw(self) -> None:
+        """Fill the regions with what is there before anything was fetched."""
+
+    def read(self, query: Mapping[str, str]) -> None:
+        """Take over what the address says; what is missing is the default."""
+
+    def query(self) -> dict[str, str]:
+        """What the address says of this view; defaults are left out."""
+
+    async def refresh(self) -> float | None:
+        """Fetch and show; returns the seconds after which to do so again, ``None`` for never."""
+
+    def say(self, message: str) -> None:
+        """Show that a source does not answer, or what it answers makes no sense."""

@@ -1,0 +1,137 @@
+"""The service map: who asks whom, how often, with which errors and how fast. Made of spans, without any engine."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from frontend.explorer.colours import colour
+from frontend.explorer.context import Context
+from frontend.explorer.model import Edge
+
+FOLLOW = 3.0  # seconds between two looks
+OUTSIDE = "users"
+WIDTH, HEIGHT = 130, 44  # pixels of a node
+ACROSS, DOWN = 290, 96  # pixels from a node to the next
+LANE = 54  # pixels between lines that pass below nodes
+
+
+@dataclass(frozen=True)
+class Node:
+    """A service and where it stands, in pixels."""
+
+    name: str
+    x: int
+    y: int
+    colour: str
+
+
+@dataclass(frozen=True)
+class Line:
+    """An edge as it is drawn."""
+
+    edge: Edge
+    path: str
+    x: float  # of the middle, where its figures stand
+    y: float
+    rate: str  # requests in a time; empty where the time is not known
+
+
+class MapView:
+    """Draws the map of the time range, with the same figures in a table."""
+
+    regions = ("map",)
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+
+    def read(self, query: Mapping[str, str]) -> None:
+        """It has nothing of its own in the address."""
+
+    def query(self) -> dict[str, str]:
+        return {}
+
+    def draw(self) -> None:
+        self._context.show("map", "logs/loading.html")
+
+    def say(self, message: str) -> None:
+        self._context.show("map", "failure.html", message=message)
+
+    async def refresh(self) -> float | None:
+        source = self._context.telemetry.traces
+        if source is None:
+            return None
+        since, until = self._context.range.bounds()
+        edges = await source.edges(since, until)
+        now = time.time_ns()
+        seconds = ((until or now) - since) / 1e9 if since else None
+        named = [_named(edge) for edge in edges]
+        nodes = place_nodes(named)
+        lines = [_line(edge, nodes, seconds) for edge in sorted(named, key=lambda edge: (edge.caller, edge.service))]
+        self._context.show(
+            "map",
+            "map/map.html",
+            nodes=list(nodes.values()),
+            lines=lines,
+            width=max((node.x for node in nodes.values()), default=0) + WIDTH + 20,
+            height=max([node.y + HEIGHT for node in nodes.values()] + [round(line.y) for line in lines], default=0)
+            + 30,
+            node_width=WIDTH,
+            node_height=HEIGHT,
+            range=self._context.range.name(self._context.clock),
+            services=self._context.telemetry.services,
+        )
+        return FOLLOW
+
+
+def _named(edge: Edge) -> Edge:
+    return edge if edge.caller else Edge(OUTSIDE, *list(vars(edge).values())[1:])
+
+
+def place_nodes(edges: Sequence[Edge]) -> dict[str, Node]:
+    """Each service right of all that ask it; a circle of services is cut where it is first met."""
+    depths: dict[str, int] = {}
+
+    def depth(name: str, above: tuple[str, ...]) -> int:
+        if name not in depths:
+            callers = [edge.caller for edge in edges if edge.service == name and edge.caller not in (name, *above)]
+            depths[name] = max((depth(caller, (*above, name)) + 1 for caller in callers), default=0)
+        return depths[name]
+
+    names = sorted({name for edge in edges for name in (edge.caller, edge.service)})
+    for name in names:
+        depth(name, ())
+    taken: dict[int, int] = {}
+    nodes = {}
+    for name in names:
+        column = depths[name]
+        row = taken[column] = taken.get(column, -1) + 1
+        nodes[name] = Node(name, 10 + column * ACROSS, 24 + row * DOWN, colour(name))
+    return nodes
+
+
+def _line(edge: Edge, nodes: Mapping[str, Node], seconds: float | None) -> Line:
+    start, end = nodes[edge.caller], nodes[edge.service]
+    x1, y1, x2, y2 = float(start.x + WIDTH), start.y + HEIGHT / 2, float(end.x - 8), end.y + HEIGHT / 2
+    skipped = (end.x - start.x) // ACROSS - 1
+    if skipped <= 0:
+        bend = (x2 - x1) / 2
+        path = f"M{x1} {y1} C{x1 + bend} {y1} {x2 - bend} {y2} {x2} {y2}"
+        return Line(edge, path, (x1 + x2) / 2, (y1 + y2) / 2, rate_text(edge.count, seconds))
+    # It passes below what stands between, the deeper the more that is; the middles of two such lines differ.
+    low = max(node.y for node in nodes.values()) + HEIGHT + LANE * (skipped - 0.4)
+    x1, y1, y2 = start.x + WIDTH / 2, start.y + HEIGHT, end.y + HEIGHT + 8
+    x2 = end.x + WIDTH / 2 - 14 * skipped
+    path = f"M{x1} {y1} C{x1} {low + 14} {x1 + 60} {low} {(x1 + x2) / 2} {low} S{x2} {low + 14} {x2} {y2}"
+    return Line(edge, path, (x1 + x2) / 2, low, rate_text(edge.count, seconds))
+
+
+def rate_text(count: int, seconds: float | None) -> str:
+    """Requests in the shortest of second, minute and hour that makes the number no fraction."""
+    if not seconds:
+        return ""
+    unit, size = next(
+        ((unit, size) for unit, size in (("s", 1), ("min", 60), ("h", 3600)) if count * size >= seconds), ("h", 3600)
+    )
+    return f"{count * size / seconds:.3g}/{unit}"

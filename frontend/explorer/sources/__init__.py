@@ -1,0 +1,73 @@
+"""Which source each signal comes from: the engine where it runs, else the run dir's files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from aiohttp import ClientSession
+from markupsafe import Markup
+from yarl import URL
+
+from frontend.explorer.model import LogSource, TraceSource
+from frontend.explorer.sources.engines import Loki, Tempo
+from frontend.explorer.sources.figures import MetricSource
+from frontend.explorer.sources.files import Files
+from frontend.explorer.sources.pages import Pages
+from frontend.explorer.sources.prometheus import Prometheus
+from frontend.settings import Settings
+from web.settings import ServerSettings
+
+
+@dataclass(frozen=True)
+class Telemetry:
+    """What the explorer looks at; ``None`` where there is nothing to look at."""
+
+    services: tuple[str, ...]
+    traces: TraceSource | None
+    logs: LogSource | None
+    metrics: MetricSource
+    pages: Pages
+    files: Files | None
+    grafana: URL | None
+
+    @property
+    def behind(self) -> int:
+        """Bytes of older files that are still to be read, where files are read at all."""
+        return self.files.behind if self.files else 0
+
+    def badge(self, source: TraceSource | LogSource | MetricSource | None) -> Markup:
+        """HTML that says where a view's content comes from."""
+        if source is None:
+            return Markup('<span class="source" data-source="">no source</span>')
+        late = source is self.files and self.behind
+        more = f'<span class="soft">reading older files, {self.behind / 1e6:.0f} MB to go</span>' if late else ""
+        return Markup(f'{more}<span class="source" data-source="{source.name}">from {source.name}</span>')
+
+    async def close(self) -> None:
+        await self.pages.close()
+        if self.files is not None:
+            await self.files.close()
+
+
+def choose(session: Callable[[], ClientSession], settings: Settings) -> Telemetry:
+    services = {"frontend": own_url(settings.server), "dice-roller": settings.roller_url}
+    if settings.die_service_url:
+        services["die-service"] = settings.die_service_url
+    files = Files(settings.telemetry_dir) if settings.telemetry_dir else None
+    pages = Pages(session, services)
+    return Telemetry(
+        services=tuple(services),
+        metrics=Prometheus(session, settings.prometheus_url) if settings.prometheus_url else pages,
+        pages=pages,
+        traces=Tempo(session, settings.tempo_url) if settings.tempo_url else files,
+        logs=Loki(session, settings.loki_url) if settings.loki_url else files,
+        files=files,
+        grafana=settings.grafana_url,
+    )
+
+
+def own_url(server: ServerSettings) -> URL:
+    """Where this service's own pages are, seen from this machine."""
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(server.host, server.host)
+    return URL.build(scheme="http", host=host, port=server.port)

@@ -1,0 +1,1 @@
+"""The view of one trace, or of two side by side."""

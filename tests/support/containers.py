@@ -1,0 +1,275 @@
+"""The compose project in containers, started and stopped by the command a user types."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lab.client import BASE_PORT
+from lab.containers import PROJECT
+from lab.supervise import engines
+from tests.support import images, standins
+from tests.support.labs import wait_for
+
+# Above the names of the stand-ins.
+PREFIX = "localhost/dicelab-standin"
+PARTS = ("alloy", "compose", "dieservice", "frontend", "grafana", "otel", "roller", "web")
+# Without systemd, podman runs no health check by itself.
+SYSTEMD = Path("/run/systemd/system")
+
+
+class Unavailable(Exception):
+    """The project cannot run in containers here; the text says why."""
+
+
+@dataclass(frozen=True)
+class Containers:
+    """A checkout of the project, and the container engine that runs it.
+
+    Attributes:
+        engine: the command of the container engine's client.
+        compose: the command of compose.
+        left_out: the services that have no image here, and why.
+    """
+
+    engine: list[str]
+    compose: list[str]
+    checkout: Path
+    environment: dict[str, str]
+    left_out: dict[str, str]
+
+    def make(self, target: str, *arguments: str) -> None:
+        """Run ``make compose`` or ``make compose-down`` under umask 077."""
+        made = subprocess.run(
+            ["make", "--no-print-directory", target, f"COMPOSE={' '.join(self.compose)}", *arguments],
+            check=False,
+            cwd=self.checkout,
+            env=self.environment,
+            umask=0o077,
+            capture_output=True,
+            text=True,
+        )
+        assert made.returncode == 0, f"{made.stdout[-3000:]}\n{made.stderr[-6000:]}\n{self.last_words()}"
+
+    def dicelab(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "lab.cli", *arguments],
+            check=False,
+            cwd=engines.ROOT,
+            env=self.environment,
+            capture_output=True,
+            text=True,
+        )
+
+    def run(self, *arguments: str) -> str:
+        """What the engine's client answers."""
+        done = subprocess.run(
+            [*self.engine, *arguments], check=False, env=self.environment, capture_output=True, text=True
+        )
+        assert done.returncode == 0, f"{arguments}: {done.stderr}"
+        return done.stdout
+
+    def inspect(self) -> dict[str, dict[str, Any]]:
+        """Every container of the project as the engine describes it, by its service."""
+        label = f"label=com.docker.compose.project={PROJECT}"
+        ids = self.run("ps", "--all", "--quiet", "--filter", label).split()
+        found = json.loads(self.run("inspect", *ids)) if ids else []
+        return {container["Config"]["Labels"]["com.docker.compose.service"]: container for container in found}
+
+    def last_words(self) -> str:
+        """The end of each container's log, for the message of a failed test."""
+        texts = []
+        for name, container in self.inspect().items():
+            command = [*self.engine, "logs", "--tail=5", container["Id"]]
+            log = subprocess.run(
+                command, check=False, env=self.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            )
+            texts.append(f"== {name}: {container['State']['Status']}\n{log.stdout[-1500:]}")
+        return "\n".join(texts)
+
+
+@contextmanager
+def project(directory: Path) -> Iterator[Containers]:
+    """The project, ready to be started, in stand-ins for its images.
+
+    Args:
+        directory: where everything is kept that is not in the container engine.
+
+    Raises:
+        Unavailable: when something that is needed is not here.
+    """
+    compose = _compose()
+    for offset in (*range(3), *range(10, 24)):
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", BASE_PORT + offset))
+            except OSError:
+                raise Unavailable(f"port {BASE_PORT + offset}, which the compose file publishes, is in use") from None
+    with _engine(directory) as (engine, environment):
+        containers = Containers(engine, compose, _checkout(directory), environment, {})
+        if containers.run("volume", "ls", "--quiet", "--filter", f"label=com.docker.compose.project={PROJECT}"):
+            raise Unavailable("this container engine has a lab of its own, whose data these tests would delete")
+        names = _images(containers, directory)
+        _override(containers, names)
+        try:
+            yield containers
+        finally:
+            containers.make("compose-down", "ARGS=--volumes")
+            containers.run("rmi", "--force", *names.values(), f"{PREFIX}/dicelab")
+
+
+def _compose() -> list[str]:
+    docker = shutil.which("docker")
+    if docker and subprocess.run([docker, "compose", "version"], check=False, capture_output=True).returncode == 0:
+        return ["docker", "compose"]
+    if shutil.which("docker-compose"):
+        return ["docker-compose"]
+    raise Unavailable("neither docker compose nor docker-compose is on PATH")
+
+
+@contextmanager
+def _engine(directory: Path) -> Iterator[tuple[list[str], dict[str, str]]]:
+    """Docker where its daemon runs; otherwise Podman's service, with a storage that nothing else uses."""
+    works = {name: bool(shutil.which(name)) and _succeeds([name, "info"]) for name in ("docker", "podman")}
+    if works["docker"]:
+        yield ["docker"], dict(os.environ)
+    elif works["podman"]:
+        with _podman_service(directory) as environment:
+            yield ["podman"], environment
+    else:
+        raise Unavailable("neither docker nor podman works here")
+
+
+def _succeeds(command: list[str]) -> bool:
+    return subprocess.run(command, check=False, capture_output=True).returncode == 0
+
+
+@contextmanager
+def _podman_service(directory: Path) -> Iterator[dict[str, str]]:
+    (directory / "networks").mkdir()
+    storage = directory / "storage.conf"
+    storage.write_text(
+        f'[storage]\ndriver = "overlay"\ngraphroot = "{directory}/images"\nrunroot = "{directory}/containers"\n'
+    )
+    configuration = directory / "containers.conf"
+    configuration.write_text(
+        # Podman raises these limits by default, which it is not allowed to where it runs in a container itself.
+        '[containers]\ndefault_ulimits = ["nofile=4096:4096", "nproc=4096:4096"]\n'
+        '[engine]\ncgroup_manager = "cgroupfs"\nevents_logger = "file"\n'
+        f'[network]\nnetwork_backend = "netavark"\nnetwork_config_dir = "{directory}/networks"\n'
+    )
+    path = directory / "podman.sock"
+    environment = {
+        **os.environ,
+        "CONTAINERS_STORAGE_CONF": str(storage),
+        "CONTAINERS_CONF": str(configuration),
+        "DOCKER_HOST": f"unix://{path}",
+        "DOCKER_SOCKET": str(path),
+    }
+    with (directory / "podman.log").open("w") as log:
+        service = subprocess.Popen(
+            ["podman", "system", "service", "--time=0", f"unix://{path}"],
+            env=environment,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+        ended = threading.Event()
+        probes = threading.Thread(target=_probe, args=(environment, ended))
+        try:
+            wait_for(path.exists)
+            if not SYSTEMD.exists():
+                probes.start()
+            yield environment
+        finally:
+            ended.set()
+            if probes.is_alive():
+                probes.join()
+            subprocess.run(["podman", "rm", "--all", "--force"], check=False, env=environment, capture_output=True)
+            service.send_signal(signal.SIGTERM)
+            service.wait()
+
+
+def _probe(environment: dict[str, str], ended: threading.Event) -> None:
+    """Run every health check each second, in systemd's place."""
+    while not ended.wait(1):
+        listed = subprocess.run(
+            ["podman", "ps", "--quiet"], check=False, env=environment, capture_output=True, text=True
+        )
+        checks = [
+            subprocess.Popen(
+                ["podman", "healthcheck", "run", container],
+                env=environment,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+            )
+            for container in listed.stdout.split()
+        ]
+        for check in checks:
+            check.wait()
+
+
+def _checkout(directory: Path) -> Path:
+    """The project as a checkout made under umask 077 has it."""
+    checkout = directory / "checkout"
+    checkout.mkdir()
+    for part in PARTS:
+        ignored = shutil.ignore_patterns("__pycache__", ".env", ".targets", "compose.override.yaml")
+        shutil.copytree(engines.ROOT / part, checkout / part, ignore=ignored)
+    for file in ("Makefile", ".dockerignore"):
+        shutil.copy(engines.ROOT / file, checkout)
+    for path in (checkout, *checkout.rglob("*")):
+        path.chmod(path.stat().st_mode & 0o700)
+    return checkout
+
+
+def _images(containers: Containers, directory: Path) -> dict[str, str]:
+    """Make the stand-ins: the name of each by the image that it stands for."""
+    services: dict[str, dict[str, Any]] = yaml.safe_load((engines.COMPOSE / "compose.yaml").read_text())["services"]
+    known = images.load()
+    wanted = [image for name, image in known.items() if name != "dicelab"]  # which has its own Dockerfile
+    missing = {image.name: why for image in wanted if (why := standins.missing(image))}
+    containers.left_out.update(
+        {service: missing[settings["image"]] for service, settings in services.items() if settings["image"] in missing}
+    )
+    needed = {other for settings in services.values() for other in settings.get("depends_on", {})}
+    reasons = {why for service, why in containers.left_out.items() if service in needed}
+    reasons |= {why for name, why in missing.items() if name == known["dicelab"].base}
+    if reasons:
+        raise Unavailable(", ".join(sorted(reasons)))
+    names = {image.name: f"{PREFIX}/{image.name}" for image in wanted if image.name not in missing}
+    for image, name in names.items():
+        standins.build(containers.engine, known[image], name, directory, containers.environment)
+    return names
+
+
+def _override(containers: Containers, names: dict[str, str]) -> None:
+    """Have compose use the stand-ins, and leave out what has none."""
+    services: dict[str, dict[str, Any]] = yaml.safe_load((engines.COMPOSE / "compose.yaml").read_text())["services"]
+    changed: dict[str, dict[str, Any]] = {}
+    for service, settings in services.items():
+        if service in containers.left_out:
+            changed[service] = {"profiles": ["left-out"]}
+        elif settings["image"] in names:
+            changed[service] = {"image": names[settings["image"]], "pull_policy": "never"}
+        else:
+            base = names[str(images.load()["dicelab"].base)]
+            changed[service] = {
+                "image": f"{PREFIX}/dicelab",
+                "build": {"args": {"BASE": base}, "network": "host"},
+            }
+    (containers.checkout / "compose" / "compose.override.yaml").write_text(yaml.safe_dump({"services": changed}))

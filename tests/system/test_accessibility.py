@@ -1,0 +1,103 @@
+"""No violation that axe-core knows of: in every view, at every stage, light and dark."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from playwright.async_api import Page, expect
+
+from tests.support.browser import SPANS, Open, choose, open_tab, roll
+from tests.support.labs import Lab, get
+
+AXE = Path(__file__).parents[1] / "axe" / "node_modules" / "axe-core" / "axe.min.js"
+VIEWS = {
+    "Trace": "#spans tbody tr",
+    "Logs": "table.lines tr",
+    "Metrics": "#charts svg",
+    "Service map": ".map svg",
+    "Recent traces": "table.traces tr",
+}
+
+
+async def violations(page: Page) -> list[str]:
+    """What axe-core finds: rule, impact and the elements."""
+    if not await page.evaluate("'axe' in window"):
+        await page.evaluate(AXE.read_text())
+    result: dict[str, Any] = await page.evaluate("axe.run()")
+    assert result["passes"]
+    return [
+        f"{found['impact']} {found['id']}: {node['html'][:160]} {node['failureSummary']}"
+        for found in result["violations"]
+        for node in found["nodes"]
+    ]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _installed() -> None:
+    assert AXE.exists(), f"axe-core is not installed; run npm ci in {AXE.parents[2]}"
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("stage", [2, 3, 4, 5, 6])
+async def test_every_view(stage_lab: Callable[[int], Lab], open_page: Open, stage: int, scheme: str) -> None:
+    page = await open_page(stage_lab(stage), color_scheme=scheme)
+    assert await violations(page) == []  # before the first roll
+    for _ in range(20):  # with a failed roll, and a line of a level above INFO
+        if (await roll(page, "risky"))[0] != "200 OK":
+            break
+    for view, drawn in VIEWS.items():
+        await open_tab(page, view)
+        await expect(page.locator(drawn).first).to_be_visible()
+        if view == "Trace":
+            await page.locator(SPANS).last.click()
+            await expect(page.locator("#detail h3")).to_be_visible()
+        if view == "Logs":
+            await page.get_by_role("button", name="Details of the line").first.click()
+            await page.get_by_role("button", name="Only lines whose level").click()
+            await expect(page.locator(".chips button")).to_be_visible()
+        assert await violations(page) == [], view
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+async def test_batches_comparisons_and_lost_connections(
+    stage_lab: Callable[[int], Lab], open_page: Open, scheme: str
+) -> None:
+    lab = stage_lab(4)
+    other = get(f"{lab.front}/roll?die=fair").trace_id
+    page = await open_page(lab, color_scheme=scheme)
+    await page.get_by_label("Use async rolling").check()
+    await page.get_by_label("Number of rolls").fill("60")
+    await roll(page, "extreme")
+    await expect(page.locator(".minimap")).to_be_visible()
+    await page.get_by_label("Compare with").select_option(other)
+    await expect(page.get_by_role("treegrid")).to_have_count(2)
+    await page.get_by_label("Number of rolls").fill("500")
+    await expect(page.locator("[aria-invalid]")).to_be_visible()
+    await choose(page, "fair")
+    await page.get_by_label("Time range").select_option("fixed")
+    await expect(page.get_by_label("from", exact=True)).to_be_visible()
+    assert await violations(page) == []
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize(
+    ("stage", "service", "path"),
+    [
+        (1, "dice-roller", "/"),
+        (3, "die-service", "/"),
+        (6, "frontend", "/sign-in"),
+        (6, "frontend", "/docs"),
+        (6, "dice-roller", "/docs"),
+        (6, "frontend", "/nowhere"),
+    ],
+)
+async def test_the_other_pages(
+    stage_lab: Callable[[int], Lab], browser: Any, stage: int, service: str, path: str, scheme: str
+) -> None:
+    page = await (await browser.new_context(color_scheme=scheme)).new_page()
+    await page.goto(stage_lab(stage).url(service) + path)
+    await expect(page.locator("h1")).to_be_visible()
+    assert await violations(page) == []

@@ -1,0 +1,118 @@
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from lab import LabError
+from lab.cli import dicelab
+from lab.supervise.plan import LabPlan, Options
+from lab.supervise.rundir import RunDir
+from lab.supervise.supervisor import check_ports
+from lab.supervise.up import arguments
+
+DATABASE = "postgresql://somewhere/dice"
+
+
+def plan(tmp_path: Path, environ: dict[str, str] | None = None, **options: object) -> LabPlan:
+    made = replace(Options(tmp_path), **options)  # type: ignore[arg-type]
+    return LabPlan(made, RunDir(tmp_path), {"PATH": os.defpath} if environ is None else environ)
+
+
+def environs(made: LabPlan, workers_dir: Path | None = None) -> dict[str, dict[str, str]]:
+    return {process.name: dict(process.environ) for process in made.service_processes(DATABASE, workers_dir)}
+
+
+def test_services_start_before_those_that_call_them_and_know_each_other(tmp_path: Path) -> None:
+    made = environs(plan(tmp_path, stage=5, base_port=9000))
+    assert list(made) == ["die-service", "dice-roller", "frontend"]
+    assert made["frontend"]["DICE_ROLLER_URL"] == "http://127.0.0.1:9000"
+    assert made["dice-roller"]["DIE_SERVICE_URL"] == "http://127.0.0.1:9001"
+    assert {environ["PORT"] for environ in made.values()} == {"9000", "9001", "9002"}
+    assert {environ["DATABASE_URL"] for environ in made.values()} == {DATABASE}
+
+
+def test_a_stage_has_its_services_and_a_database_only_from_five(tmp_path: Path) -> None:
+    assert list(environs(plan(tmp_path, stage=1))) == ["dice-roller"]
+    assert [plan(tmp_path, stage=stage).embeds_database for stage in range(1, 7)] == [False] * 4 + [True] * 2
+    assert not plan(tmp_path, {"DATABASE_URL": DATABASE}, stage=6).embeds_database
+    with pytest.raises(LabError, match="no stage 7; stages are 1 to 6"):
+        plan(tmp_path, stage=7)
+
+
+def test_workers_share_files_of_lines_and_have_one_each_of_spans(tmp_path: Path) -> None:
+    made = plan(tmp_path, stage=2, workers=2)
+    processes = {process.name: process for process in made.service_processes("", tmp_path / "workers")}
+    assert list(processes) == ["dice-roller", "dice-roller-2", "frontend"]  # the page's sessions are in one process
+    assert processes["dice-roller-2"].stdout == processes["dice-roller"].stdout
+    assert processes["dice-roller-2"].part == "dice-roller"
+    traces = [process.environ["TRACES_FILE"] for process in processes.values()]
+    assert traces == [str(tmp_path / "traces" / f"{name}.jsonl") for name in processes]
+    assert processes["dice-roller"].environ["WORKERS_DIR"] == str(tmp_path / "workers")
+    assert "WORKERS_DIR" not in processes["frontend"].environ
+
+
+def test_spans_go_to_the_users_endpoint_where_there_is_one(tmp_path: Path) -> None:
+    (environ,) = environs(plan(tmp_path, {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://there"}, stage=1)).values()
+    assert "TRACES_FILE" not in environ
+    assert environ["OTEL_EXPORTER_OTLP_ENDPOINT"] == "http://there"
+
+
+def test_an_address_that_stands_for_all_is_reached_by_loopback(tmp_path: Path) -> None:
+    for host, address in (("0.0.0.0", "127.0.0.1:8000"), ("::", "[::1]:8000"), ("192.0.2.1", "192.0.2.1:8000")):
+        made = plan(tmp_path, stage=1, host=host)
+        assert made.address(made.stage.services[0]) == address
+
+
+@pytest.mark.parametrize(
+    ("option", "variable", "expected"),
+    [
+        (None, None, "fast"),
+        (None, "standard", "standard"),
+        ("standard", None, "standard"),
+        ("fast", "standard", "fast"),
+    ],
+)
+def test_telemetry_is_chosen_by_option_then_variable(
+    tmp_path: Path, option: str | None, variable: str | None, expected: str
+) -> None:
+    made = plan(tmp_path, {"TELEMETRY": variable} if variable else {}, stage=1, telemetry=option)
+    assert made.telemetry == expected
+    assert environs(made)["dice-roller"].get("TELEMETRY") == (option or variable)
+
+
+def test_the_longest_wait_is_that_of_the_services(tmp_path: Path) -> None:
+    assert plan(tmp_path).roll_delay == 1.0
+    assert plan(tmp_path, {"ROLL_DELAY": "0.5"}).roll_delay == 0.5
+    assert plan(tmp_path, {"ROLL_DELAY": "0.5"}, roll_delay=0.0).roll_delay == 0.0
+
+
+def test_the_detached_lab_gets_the_same_options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = Options(
+        tmp_path / "a b", 3, 9000, "localhost", 0.25, engines=True, workers=2, telemetry="standard", tail=False
+    )
+    given: list[dict[str, object]] = []
+
+    def run(module: str, options: dict[str, object]) -> int:
+        given.append(options)
+        return 0
+
+    monkeypatch.setattr("lab.cli._run", run)
+    result = CliRunner().invoke(dicelab, ["up", *arguments(options)], standalone_mode=False)
+    assert result.return_value == 0, result
+    assert [Options(**one) for one in given] == [options]  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("host", "base_port", "text"),
+    [
+        ("192.0.2.1", 8000, "192.0.2.1 is no address of this machine; choose another with --host"),
+        ("no.such.host.invalid", 8000, "no.such.host.invalid is no address of this machine"),
+    ],
+)
+def test_an_address_that_cannot_be_listened_on_is_said(tmp_path: Path, host: str, base_port: int, text: str) -> None:
+    with pytest.raises(LabError, match=text):
+        check_ports(plan(tmp_path, stage=1, host=host, base_port=base_port).ports())
