@@ -1,13 +1,14 @@
 """The dice-roller and the die-service without telemetry: the same handlers, the same calls, the same queries.
 
-``python -m bench.reference roller`` takes the settings that ``python -m roller`` takes. What is told to telemetry goes
-nowhere, and of the middlewares there is only the one that turns errors into answers.
+``python -m bench.reference roller`` reads the same settings as ``python -m roller``. Telemetry objects are replaced by
+ones that do nothing, and the only middleware is the one that turns errors into responses.
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import sys
 from collections.abc import AsyncIterator
 from typing import Any
@@ -23,12 +24,14 @@ from roller.catalogue import RemoteCatalogue
 from roller.dice import Table
 from web import health, problems
 from web.client import MostRecentFirstConnector
-from web.settings import EVENT_LOOPS, Environment
+from web.connection import Runner
+from web.hosts import AllowedHosts
+from web.settings import EVENT_LOOPS, Environment, ServerSettings
 from web.tuning import backlog
 
 
 class Silence:
-    """Takes whatever it is told, with whatever it is told it by, and does nothing."""
+    """A null object: every attribute and every call is the object itself."""
 
     def __getattr__(self, name: str) -> Silence:
         return self
@@ -49,7 +52,7 @@ SILENCE: Any = Silence()
 def roller_app(settings: roller.settings.Settings) -> web.Application:
     app = web.Application(middlewares=[problems.middleware()])
     remote = settings.die_service
-    assert remote is not None, "the reference asks a die-service"
+    assert remote is not None, "the reference needs a die-service"
     session = web.AppKey("session", ClientSession)
 
     async def sessions(app: web.Application) -> AsyncIterator[None]:
@@ -73,7 +76,7 @@ def roller_app(settings: roller.settings.Settings) -> web.Application:
 
 def die_service_app(settings: dieservice.settings.Settings) -> web.Application:
     app = web.Application(middlewares=[problems.middleware()])
-    assert settings.database is not None, "the reference asks a database"
+    assert settings.database is not None, "the reference needs a database"
     catalogue = PostgresCatalogue(settings.database, settings.dice, SILENCE, SILENCE)
 
     async def connected(app: web.Application) -> AsyncIterator[None]:
@@ -103,16 +106,19 @@ def main(which: str) -> None:
         app, server = die_service_app(die_service_settings), die_service_settings.server
     app[health.STOPPING] = asyncio.Event()
     app.router.add_get("/readyz", health.readyz, allow_head=False)
-    web.run_app(
-        app,
-        host=server.host,
-        port=server.port,
-        access_log=None,
-        handler_cancellation=True,
-        backlog=backlog(server),
-        print=None,
-        loop=EVENT_LOOPS[server.event_loop](),
-    )
+    with asyncio.Runner(loop_factory=EVENT_LOOPS[server.event_loop]) as runner:
+        runner.run(serve(app, server))
+
+
+async def serve(app: web.Application, settings: ServerSettings) -> None:
+    """As ``web.server`` does it, with Python's own thresholds of garbage collection."""
+    stopping = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopping.set)
+    runner = Runner(app, AllowedHosts([]), handler_cancellation=True, shutdown_timeout=1)
+    await runner.setup()
+    await web.TCPSite(runner, settings.host, settings.port, backlog=backlog(settings)).start()
+    await stopping.wait()
+    await runner.cleanup()
 
 
 if __name__ == "__main__":

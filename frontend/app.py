@@ -14,6 +14,7 @@ from frontend.explorer import sources
 from frontend.page import page_function
 from frontend.panel_server import PanelServer
 from frontend.settings import Settings
+from frontend.threads import fields_on_loop, on_loop
 from frontend.usage import Sessions
 from otel import metrics
 from web import health
@@ -30,7 +31,7 @@ def create_app(settings: Settings) -> web.Application:
     app = new_application()
     registry = metrics.new_registry()
     dice = [] if settings.die_service_url else list(BUILTIN_DICE)
-    sessions = Sessions(settings.session_secret) if settings.sign_in else None
+    sessions = Sessions(settings.session_secret, settings.sessions_file) if settings.sign_in else None
 
     backend = app[routes.BACKEND] = Backend(
         lambda: app[CLIENT_SESSION],
@@ -39,10 +40,6 @@ def create_app(settings: Settings) -> web.Application:
         sessions,
     )
     telemetry_sources = sources.choose(lambda: app[CLIENT_SESSION], settings)
-    app[routes.PANEL] = PanelServer(
-        page_function(backend, settings.async_rolls, settings.max_rolls, sessions, telemetry_sources),
-        lambda: app[CLIENT_SESSION],
-    )
     app[ERROR_PAGE] = routes.error_page
 
     async def browsers_dismissed(app: web.Application) -> None:
@@ -65,10 +62,19 @@ def create_app(settings: Settings) -> web.Application:
         app.router.add_post("/sign-out", routes.sign_out)
 
     async def panel_served(app: web.Application) -> AsyncIterator[None]:
-        app[routes.PANEL].start()
-        telemetry.started(settings.server.port)
-        yield
-        app[routes.PANEL].stop()
+        loop = asyncio.get_running_loop()
+        # The page runs in Panel's thread; what it rolls and asks with stays on this loop.
+        page = page_function(
+            on_loop(backend, loop),
+            settings.async_rolls,
+            settings.max_rolls,
+            sessions,
+            fields_on_loop(telemetry_sources, loop),
+        )
+        panel = app[routes.PANEL] = PanelServer(page, settings.max_pages)
+        async with panel.running():
+            telemetry.started(settings.server.port)
+            yield
         await telemetry_sources.close()
 
     app.cleanup_ctx.append(client_session(settings.connect_timeout, settings.timeout, settings.connections))

@@ -21,9 +21,10 @@ from frontend.browser.clock import Clock
 from frontend.browser.render import render
 from frontend.explorer.explorer import TABS, Explorer, parse_query
 from frontend.explorer.sources import Telemetry
+from frontend.panel_server import user_of
 from frontend.rolls import History, Roll
 from frontend.telemetry import ROOT_SPAN
-from frontend.usage import COOKIE, Sessions, User
+from frontend.usage import Sessions, User
 from otel import traces
 from web.problems import Problem
 
@@ -153,8 +154,8 @@ class RollPage:
     async def _fetch_dice(self) -> None:
         with traces.root_span(ROOT_SPAN):
             try:
-                if await self._backend.fetch_dice():
-                    self._complain("")
+                self._explorer.dice_known(await self._backend.fetch_dice())
+                self._complain("")
             except Problem as problem:
                 traces.record_failure(problem.cause or problem)
         self._show_dice()
@@ -198,8 +199,8 @@ class RollPage:
         if self._task is not None or not isinstance(form, dict):
             return  # one roll at a time
         self._die, self._many = str(form.get("die", "")), self._async_rolls and bool(form.get("many"))
-        if self._many:
-            self._times = str(form.get("times", ""))[:20]
+        if self._many and "times" in form:  # not while its field is still disabled
+            self._times = str(form["times"])[:20]
         self._draw_form()
         self._complain("")
         if self._die not in self._backend.dice:
@@ -270,7 +271,7 @@ def page_function(
 
     def page() -> Any:
         try:
-            user = sessions.read(pn.state.cookies.get(COOKIE)) if sessions else None
+            user = user_of(pn.state.headers) if sessions else None
             return RollPage(backend, async_rolls, max_rolls, sessions, user, telemetry).view()
         except Exception:  # Panel would show the traceback to the user
             log.exception("The page could not be made", extra={"fields": {}})

@@ -1,72 +1,180 @@
 """Panel behind our own server: its pages, static files and WebSocket under one public origin.
 
-Panel listens on a loopback port of its own, in the same event loop; nothing but this module talks to it.
+Panel takes 0.2 s of CPU and more to build a page, so it runs on an event loop and in a thread of its own: requests
+for rolls and health checks wait for no page. It listens on a Unix socket in a private directory, which only this
+process's user can open.
 """
 
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
-from collections.abc import Callable
+import secrets
+import shutil
+import tempfile
+import threading
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 from weakref import WeakSet
 
-from aiohttp import ClientError, ClientSession, ClientTimeout, ClientWebSocketResponse, WSCloseCode, WSMsgType, web
+import panel as pn
+from aiohttp import (
+    ClientError,
+    ClientSession,
+    ClientTimeout,
+    ClientWebSocketResponse,
+    DummyCookieJar,
+    UnixConnector,
+    WSCloseCode,
+    WSMsgType,
+    web,
+)
 from opentelemetry.instrumentation.utils import suppress_http_instrumentation
 from panel.io.server import get_server
 from yarl import URL
 
 from frontend.explorer.model import TRACE_ID
-from frontend.origin import refuse_foreign_origin
+from frontend.usage import User
 from otel import traces
 from otel.http import TRACE_ID_HEADER
+from web.origin import refuse_foreign_origin
 from web.problems import Problem, unavailable
 
-PASSED_TO_PANEL = ("Cookie", "User-Agent", "Accept-Language", "If-None-Match", "If-Modified-Since")
+PASSED_TO_PANEL = ("User-Agent", "Accept-Language", "If-None-Match", "If-Modified-Since")
 PASSED_TO_BROWSER = ("Content-Type", "Content-Length", "Cache-Control", "ETag", "Last-Modified", "Content-Encoding")
 MAX_MESSAGE = 20 * 1024 * 1024  # bytes; what Bokeh itself takes
 HEARTBEAT = 30.0  # seconds
 SUBPROTOCOL = "bokeh"
 TRACE = "trace"  # the query parameter that names the trace to show
+USER_HEADER = "X-Dicelab-User"  # tells Panel who is signed in; written here, never taken from a browser
+# Page loads that wait while another page is built. The last of them waits some seconds; more are refused.
+MAX_WAITING = 16
+RETRY_AFTER = 3  # seconds after which a page load that was refused may be tried again
+UNUSED_SESSION_LIFETIME = 15.0  # seconds that Panel keeps a session without a WebSocket
+START_TIMEOUT = 30.0  # seconds
 
 
 class PanelServer:
     """Serves one page function through an aiohttp application.
 
     Args:
-        page: called for each browser session; returns what Panel shows.
-        session: the client session that reaches the loopback port.
+        page: called in Panel's thread for each browser session; returns what Panel shows.
+        max_sessions: the most browser sessions at a time; each takes some 2 MB.
+        unused_lifetime: seconds after which a session without a WebSocket ends.
     """
 
-    def __init__(self, page: Callable[[], Any], session: Callable[[], ClientSession]) -> None:
-        self._page = page
-        self._session = session
-        self._server: Any = None
+    def __init__(
+        self, page: Callable[[], Any], max_sessions: int, unused_lifetime: float = UNUSED_SESSION_LIFETIME
+    ) -> None:
+        self._page = _leaves_no_watcher(page)
+        self._max_sessions = max_sessions
+        self._unused_lifetime = unused_lifetime
         self._browsers: WeakSet[web.WebSocketResponse] = WeakSet()
+        self._one_at_a_time = asyncio.Semaphore(1)
+        self._waiting = 0
+        self._directory = ""
+        self._server: Any = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread = threading.Thread(target=self._run, name="panel", daemon=True)
+        self._started = threading.Event()
+        self._failure: BaseException | None = None
+        self._stop = asyncio.Event()
 
-    def start(self) -> None:
-        """Listen; call it inside the running event loop."""
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Listen, and stop at the end of the block.
+
+        Raises:
+            OSError: when Panel cannot start.
+        """
+        self._directory = await asyncio.to_thread(tempfile.mkdtemp, prefix="dicelab-page-")  # mode 0700
+        try:
+            self._thread.start()
+            await asyncio.to_thread(self._started.wait, START_TIMEOUT)
+            if self._loop is None:
+                raise OSError(f"the page's server did not start: {self._failure or 'it took too long'}")
+            async with ClientSession(
+                connector=UnixConnector(str(self._socket), limit=0),
+                cookie_jar=DummyCookieJar(),
+                auto_decompress=False,  # what Panel has compressed is passed on as it is
+            ) as self._client:
+                yield
+            self._loop.call_soon_threadsafe(self._stop.set)
+            await asyncio.to_thread(self._thread.join, START_TIMEOUT)
+        finally:
+            await asyncio.to_thread(shutil.rmtree, self._directory, ignore_errors=True)
+
+    @property
+    def _socket(self) -> Path:
+        return Path(self._directory) / "panel.sock"
+
+    def _run(self) -> None:
+        try:
+            asyncio.run(self._serve())
+        except BaseException as error:
+            self._failure = error
+            if self._started.is_set():
+                logging.getLogger(__name__).critical("The page's server failed", exc_info=error, extra={"fields": {}})
+        finally:
+            self._started.set()
+
+    async def _serve(self) -> None:
+        lifetime = round(self._unused_lifetime * 1000)
         # No websocket_origin is needed: the browser's origin is checked here and not passed on.
-        self._server = get_server({"/": self._page}, port=0, address="127.0.0.1", title="Dice Lab")
+        self._server = get_server(
+            {"/": self._page},
+            unix_socket=str(self._socket),
+            title="Dice Lab",
+            # A session token holds the user. Signed, because browsers hand it back.
+            sign_sessions=True,
+            secret_key=secrets.token_bytes(32),
+            include_headers=[USER_HEADER],
+            unused_session_lifetime_milliseconds=lifetime,
+            check_unused_sessions_milliseconds=min(lifetime, 5_000),
+        )
         self._server.start()
         # Each of its requests has just been logged as one of ours.
         logging.getLogger("tornado.access").setLevel(logging.WARNING)
+        self._loop = asyncio.get_running_loop()
+        self._started.set()
+        await self._stop.wait()
+        self._server.stop()
+
+    @property
+    def sessions(self) -> int:
+        """How many browser sessions there are, pages that are loaded but not connected yet included."""
+        return len(self._server.get_sessions())
 
     async def disconnect(self) -> None:
         """Say goodbye to every browser, so that none holds up the end."""
         for browser in list(self._browsers):
             await browser.close(code=WSCloseCode.GOING_AWAY)
 
-    def stop(self) -> None:
-        self._server.stop()
+    async def page(self, request: web.Request, user: User | None) -> web.StreamResponse:
+        """Answer with a page of a new session for ``user``.
 
-    async def relay(self, request: web.Request) -> web.StreamResponse:
+        Raises:
+            Problem: 503 when too many pages are open or are waiting to be built.
+        """
+        if self._waiting >= MAX_WAITING or self.sessions >= self._max_sessions:
+            raise unavailable("Too many pages are open or loading just now.", retry_after=RETRY_AFTER)
+        self._waiting += 1
+        try:
+            async with self._one_at_a_time:
+                return await self.relay(request, user)
+        finally:
+            self._waiting -= 1
+
+    async def relay(self, request: web.Request, user: User | None = None) -> web.StreamResponse:
         """Answer a request for the page or a static file with what Panel answers."""
         headers = {name: request.headers[name] for name in PASSED_TO_PANEL if name in request.headers}
         try:
             with suppress_http_instrumentation():
-                async with self._session().get(
-                    self._url("http", request), headers=headers, timeout=ClientTimeout(total=60)
+                async with self._client.get(
+                    self._url("http", request), headers=headers | _user_header(user), timeout=ClientTimeout(total=60)
                 ) as answer:
                     response = web.StreamResponse(
                         status=answer.status,
@@ -86,23 +194,25 @@ class PanelServer:
         except (ClientError, asyncio.TimeoutError) as error:
             raise unavailable("The page cannot be made just now.", error) from error
 
-    async def websocket(self, request: web.Request) -> web.StreamResponse:
+    async def websocket(self, request: web.Request, user: User | None) -> web.StreamResponse:
         """Connect the browser's WebSocket with Panel's."""
         refuse_foreign_origin(request)
         offered = [part.strip() for part in request.headers.get("Sec-WebSocket-Protocol", "").split(",")]
         browser = web.WebSocketResponse(protocols=(SUBPROTOCOL,), max_msg_size=MAX_MESSAGE, heartbeat=HEARTBEAT)
         if not browser.can_prepare(request):
             raise Problem(400, "This address takes WebSocket connections only.", kind="bad-request")
+        if len(self._browsers) >= self._max_sessions:
+            raise unavailable("Too many pages are open just now.", retry_after=RETRY_AFTER)
         trace_id, _ = traces.current_ids()
         if trace_id:
             browser.headers[TRACE_ID_HEADER] = trace_id
         try:
             with suppress_http_instrumentation():
-                panel = await self._session().ws_connect(
+                panel = await self._client.ws_connect(
                     self._url("ws", request),
                     protocols=[part for part in offered if part],
                     max_msg_size=MAX_MESSAGE,
-                    headers={name: request.headers[name] for name in ("Cookie",) if name in request.headers},
+                    headers=_user_header(user),
                 )
         except (ClientError, asyncio.TimeoutError) as error:
             raise unavailable("The page cannot be connected just now.", error) from error
@@ -119,6 +229,7 @@ class PanelServer:
                     pump.cancel()
                 await asyncio.gather(*pumps, return_exceptions=True)
                 await browser.close()
+                self._browsers.discard(browser)
         return browser
 
     def _url(self, scheme: str, request: web.Request) -> URL:
@@ -126,7 +237,38 @@ class PanelServer:
         # among them, and two browsers in one session would act as one user.
         trace_id = request.query.get(TRACE, "")
         query = f"?{TRACE}={trace_id}" if TRACE_ID.fullmatch(trace_id) else ""
-        return URL(f"{scheme}://127.0.0.1:{self._server.port}{request.rel_url.raw_path}{query}", encoded=True)
+        return URL(f"{scheme}://panel{request.rel_url.raw_path}{query}", encoded=True)
+
+
+def _leaves_no_watcher(page: Callable[[], Any]) -> Callable[[], Any]:
+    """A page function whose pages do not watch Panel's global state.
+
+    Some components, ``panel_material_ui.Page`` for one, follow whether any session is busy. Their watcher keeps the
+    page and its document, 1.7 MB, for as long as the process lives.
+    """
+
+    def watchers() -> list[Any]:
+        return [watcher for kinds in pn.state.param.watchers.values() for kind in kinds.values() for watcher in kind]
+
+    def build() -> Any:
+        before = watchers()
+        view = page()
+        for watcher in watchers():
+            if not any(watcher is known for known in before):
+                pn.state.param.unwatch(watcher)
+        return view
+
+    return build
+
+
+def _user_header(user: User | None) -> dict[str, str]:
+    return {USER_HEADER: json.dumps([user.session_id, user.username])} if user else {}
+
+
+def user_of(headers: dict[str, str]) -> User | None:
+    """The user whom :class:`PanelServer` has named in the headers of a page's request."""
+    value = headers.get(USER_HEADER)
+    return User(*json.loads(value)) if value else None
 
 
 async def _pump(

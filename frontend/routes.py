@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from contextlib import suppress
 
 import aiohttp_jinja2
@@ -11,14 +12,16 @@ from aiohttp.typedefs import Handler
 
 from frontend.backend import Backend
 from frontend.explorer.model import TRACE_ID
-from frontend.origin import refuse_foreign_origin
 from frontend.panel_server import TRACE, PanelServer
 from frontend.telemetry import ROOT_SPAN
-from frontend.usage import COOKIE, MAX_AGE, NameRefused, Sessions, User
+from frontend.usage import MAX_AGE, NameRefused, Sessions, User, cookie_name
 from otel import traces
 from web import params
 from web.apidocs import describe
+from web.origin import is_foreign, refuse_foreign_origin
 from web.problems import Problem, bad_request
+
+FORM_TIMEOUT = 10.0  # seconds that the sign-in form may take to arrive
 
 BACKEND = web.AppKey("backend", Backend)
 PANEL = web.AppKey("panel", PanelServer)
@@ -27,34 +30,34 @@ SESSIONS = web.AppKey("sessions", Sessions)
 
 def _user(request: web.Request) -> User | None:
     sessions = request.app.get(SESSIONS)
-    return sessions.read(request.cookies.get(COOKIE)) if sessions else None
+    return sessions.read(request.cookies.get(cookie_name(request.url))) if sessions else None
 
 
 def _redirect(location: str) -> web.Response:
     return web.Response(status=303, headers={"Location": location})
 
 
-def _trace_query(request: web.Request) -> str:
-    """The part of the address that names the trace to show; empty where there is none.
+def _view_query(request: web.Request) -> str:
+    """The part of the address that says what the page shows; empty where there is none.
 
     Raises:
-        Problem: 400 for what is no trace id.
+        Problem: 400 for a trace that has no trace id.
     """
     trace_id = request.query.get(TRACE)
-    if not trace_id:
-        return ""
-    if not TRACE_ID.fullmatch(trace_id):
+    if trace_id and not TRACE_ID.fullmatch(trace_id):
         raise bad_request("A trace id has 32 hexadecimal digits, in small letters.")
-    return f"?{TRACE}={trace_id}"
+    query = request.rel_url.raw_query_string
+    return f"?{query}" if query else ""
 
 
 async def page(request: web.Request) -> web.StreamResponse:
-    trace = _trace_query(request)
-    if SESSIONS in request.app and _user(request) is None:
-        return _redirect(f"/sign-in{trace}")
+    view = _view_query(request)
+    user = _user(request)
+    if SESSIONS in request.app and user is None:
+        return _redirect(f"/sign-in{view}")
     with suppress(Problem):  # it is logged; the page shows the dice last heard of, or says that there are none
         await request.app[BACKEND].fetch_dice()
-    return await request.app[PANEL].relay(request)
+    return await request.app[PANEL].page(request, user)
 
 
 async def static(request: web.Request) -> web.StreamResponse:
@@ -62,7 +65,10 @@ async def static(request: web.Request) -> web.StreamResponse:
 
 
 async def websocket(request: web.Request) -> web.StreamResponse:
-    return await request.app[PANEL].websocket(request)
+    user = _user(request)
+    if SESSIONS in request.app and user is None:
+        raise Problem(403, "Sign in first.", kind="sign-in-required")
+    return await request.app[PANEL].websocket(request, user)
 
 
 @describe(
@@ -94,31 +100,36 @@ def roll_async(highest: int) -> Handler:
 
 async def _roll(request: web.Request, die: str, times: int | None) -> web.Response:
     traces.rename_span(ROOT_SPAN)
-    document = await request.app[BACKEND].roll(die, times, _user(request))
+    # A browser sends the cookie with another site's link to this address as well: such a roll is nobody's.
+    user = None if is_foreign(request) else _user(request)
+    document = await request.app[BACKEND].roll(die, times, user)
     return web.Response(body=orjson.dumps(document), content_type="application/json")
 
 
 async def sign_in_page(request: web.Request) -> web.Response:
     return aiohttp_jinja2.render_template(
-        "sign_in.html", request, {"name": "", "refused": "", "trace": _trace_query(request)}
+        "sign_in.html", request, {"name": "", "refused": "", "view": _view_query(request)}
     )
 
 
 async def sign_in(request: web.Request) -> web.Response:
     refuse_foreign_origin(request)
-    trace = _trace_query(request)
+    view = _view_query(request)
     try:
-        name = str((await request.post()).get("name", ""))
+        async with asyncio.timeout(FORM_TIMEOUT):
+            name = str((await request.post()).get("name", ""))
+    except TimeoutError as error:
+        raise Problem(408, "The form did not arrive in time.") from error
     except (ValueError, LookupError, AssertionError) as error:  # undecodable, an unknown charset, a broken boundary
         raise bad_request("This is no form that can be read.") from error
     try:
         _, cookie = request.app[SESSIONS].sign_in(name)
     except NameRefused as refused:
         return aiohttp_jinja2.render_template(
-            "sign_in.html", request, {"name": name[:64], "refused": str(refused), "trace": trace}, status=400
+            "sign_in.html", request, {"name": name[:64], "refused": str(refused), "view": view}, status=400
         )
-    response = _redirect(f"/{trace}")
-    response.set_cookie(COOKIE, cookie, max_age=MAX_AGE, httponly=True, samesite="Lax", path="/")
+    response = _redirect(f"/{view}")
+    response.set_cookie(cookie_name(request.url), cookie, max_age=MAX_AGE, httponly=True, samesite="Lax", path="/")
     return response
 
 
@@ -126,15 +137,18 @@ async def sign_out(request: web.Request) -> web.Response:
     refuse_foreign_origin(request)
     user = _user(request)
     if user is not None:
-        request.app[SESSIONS].sign_out(user)
+        await request.app[SESSIONS].sign_out(user)
     response = _redirect("/sign-in")
-    response.del_cookie(COOKIE, path="/")
+    response.del_cookie(cookie_name(request.url), path="/")
     return response
 
 
 async def error_page(request: web.Request, problem: Problem) -> web.Response:
-    response = aiohttp_jinja2.render_template(
-        "error.html", request, {"problem": problem, "trace_id": traces.current_ids()[0]}, status=problem.status
-    )
+    values = {
+        "problem": problem,
+        "trace_id": traces.current_ids()[0],
+        "retry_after": problem.headers.get("Retry-After"),
+    }
+    response = aiohttp_jinja2.render_template("error.html", request, values, status=problem.status)
     response.headers.update(problem.headers)
     return response

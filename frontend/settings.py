@@ -9,6 +9,8 @@ from yarl import URL
 
 from web.settings import Environment, ServerSettings
 
+MIN_SECRET = 32  # characters
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -18,6 +20,8 @@ class Settings:
     async_rolls: bool
     sign_in: bool
     session_secret: str = field(repr=False)  # signs the session cookie; empty: a new one at each start
+    sessions_file: Path | None  # remembers who has signed out; None: a restart signs everybody out
+    max_pages: int  # browser sessions at a time
     max_rolls: int
     connect_timeout: float  # seconds, as is the next
     timeout: float
@@ -39,7 +43,9 @@ class Settings:
             die_service_url=env.url("DIE_SERVICE_URL", "http://127.0.0.1:8001") if remote else None,
             async_rolls=env.flag("ASYNC_ROLLS", False),
             sign_in=env.flag("SIGN_IN", False),
-            session_secret=env.text("SESSION_SECRET"),
+            session_secret=env.secret("SESSION_SECRET", MIN_SECRET),
+            sessions_file=Path(file) if (file := env.text("SESSIONS_FILE")) else None,
+            max_pages=env.integer("MAX_PAGES", 100, 1, 10_000),
             max_rolls=env.integer("MAX_ROLLS", 100, 1, 10_000),
             connect_timeout=env.number("ROLLER_CONNECT_TIMEOUT", 2.0, 0.01, 60.0),
             timeout=env.number("ROLLER_TIMEOUT", 15.0, 0.01, 600.0),

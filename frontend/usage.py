@@ -1,19 +1,26 @@
 """Who is signed in, and what they do.
 
 There is no password and no store: the session, a random id and a name, travels in a signed cookie. Only which
-sessions have ended is remembered.
+sessions have ended is remembered, in a file where there is one.
 """
 
 from __future__ import annotations
 
+import asyncio
+import os
 import secrets
+import time
 from collections import OrderedDict
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from uuid import UUID, uuid4
 
 from itsdangerous import BadData, URLSafeTimedSerializer
+from yarl import URL
 
 from frontend.telemetry import usage_event
+from web.settings import SettingsError
 
 COOKIE = "dicelab_session"
 MAX_AGE = 12 * 3600  # seconds
@@ -29,6 +36,15 @@ class User:
     username: str
 
 
+def cookie_name(url: URL) -> str:
+    """The name of the session cookie of the lab at ``url``.
+
+    Browsers share cookies between all ports of a host; with the port in the name, labs side by side do not sign each
+    other out.
+    """
+    return COOKIE if url.is_default_port() else f"{COOKIE}_{url.port}"
+
+
 class NameRefused(ValueError):
     """A name that cannot be taken; its text says why."""
 
@@ -37,12 +53,22 @@ class Sessions:
     """Signs users in and reads them back from their cookie.
 
     Args:
-        secret: signs the cookies; without one a new secret is made, and a restart signs everybody out.
+        secret: signs the cookies; without one a new secret is made.
+        file: remembers the sessions that have ended. Without a file or without a secret a restart signs everybody
+            out: cookies of sessions that had ended would be taken again.
+
+    Raises:
+        SettingsError: when the file cannot be read and written.
     """
 
-    def __init__(self, secret: str = "") -> None:
-        self._ended: OrderedDict[str, None] = OrderedDict()
-        self._serializer = URLSafeTimedSerializer(secret or secrets.token_urlsafe(32), salt="dicelab session")
+    def __init__(self, secret: str = "", file: Path | None = None) -> None:
+        self._file = file
+        self._ended: OrderedDict[str, float] = OrderedDict()  # the time of each sign-out, by session id
+        self._one_at_a_time = asyncio.Lock()
+        if file is not None:
+            self._load(file)
+        key = secret if secret and file else secret + secrets.token_urlsafe(32)
+        self._serializer = URLSafeTimedSerializer(key, salt="dicelab session")
 
     def sign_in(self, name: str) -> tuple[User, str]:
         """Start a session; returns the user and the cookie's value.
@@ -74,11 +100,34 @@ class Sessions:
         """Whether the user has signed out, in this tab or another."""
         return user.session_id in self._ended
 
-    def sign_out(self, user: User) -> None:
-        self._ended[user.session_id] = None
+    async def sign_out(self, user: User) -> None:
+        """End the user's session; no cookie of it is taken any more."""
+        self._ended[user.session_id] = time.time()
         if len(self._ended) > MAX_ENDED:
             self._ended.popitem(last=False)
         usage_event("sign_out", user.session_id, user.username)
+        if self._file is not None:
+            async with self._one_at_a_time:
+                await asyncio.to_thread(self._write, self._file, dict(self._ended))
+
+    def _load(self, file: Path) -> None:
+        try:
+            lines = file.read_text().splitlines() if file.exists() else []
+            for line in lines:
+                session_id, _, ended = line.partition(" ")
+                if time.time() - float(ended) < MAX_AGE:  # else its cookies have expired
+                    self._ended[session_id] = float(ended)
+            self._write(file, self._ended)
+        except (OSError, ValueError) as error:
+            raise SettingsError(f"SESSIONS_FILE={str(file)!r}: {error}") from None
+
+    @staticmethod
+    def _write(file: Path, ended: Mapping[str, float]) -> None:
+        temporary = file.with_name(file.name + ".tmp")
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with open(descriptor, "w") as stream:
+            stream.writelines(f"{session_id} {at:.0f}\n" for session_id, at in ended.items())
+        temporary.replace(file)
 
     def rolled(self, user: User, die: str, times: int | None) -> None:
         fields = {"die_type": die} if times is None else {"die_type": die, "async_batch_size": times}

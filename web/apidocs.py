@@ -18,9 +18,11 @@ H = TypeVar("H", bound=Callable[..., Any])
 PROBLEM_KINDS = {
     "bad-request": (400, "A parameter is missing, repeated or malformed; the detail says which and what is right."),
     "foreign-origin": (403, "Another site's page sent this; it is for this site's own."),
+    "sign-in-required": (403, "Sign in first."),
     "not-found": (404, "No such path."),
     "unknown-die": (404, "No die has this name; member `known` lists those there are."),
     "method-not-allowed": (405, "The path takes other methods; header `Allow` lists them."),
+    "foreign-host": (421, "The `Host` header names a host that is not in ALLOWED_HOSTS."),
     "roll-failed": (500, "The die failed, as its error rate says it will. Roll again."),
     "internal": (500, "A defect of the service; the log line with the same trace id has the details."),
     "unavailable": (503, "A dependency is down or too busy; header `Retry-After` says when to come back."),
@@ -83,6 +85,13 @@ def describe(
 def is_api(request: web.Request) -> bool:
     """Whether the request is for a described route, which answers JSON whoever asks."""
     return hasattr(request.match_info.handler, _ATTRIBUTE)
+
+
+def expected_statuses(route: web.AbstractRoute) -> set[int]:
+    """The statuses that a route may answer its own method with, those of its description among them."""
+    operation = getattr(route.handler, _ATTRIBUTE, {"responses": {}})
+    described = {int(status) for status in operation["responses"]}
+    return (described | {200, PROBLEM_KINDS["internal"][0]}) - {PROBLEM_KINDS["method-not-allowed"][0]}
 
 
 def document(app: web.Application, title: str, description: str) -> dict[str, Any]:

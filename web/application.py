@@ -14,7 +14,7 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.aiohttp import make_aiohttp_handler
 
 from otel import http
-from web import apidocs, health, problems, runtime_metrics
+from web import apidocs, health, problems, runtime_metrics, security_headers
 from web.workers import Workers
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -26,7 +26,9 @@ def new_application() -> web.Application:
     The server span (added in front of these by the instrumentation) → the request's count, duration and
     access line → errors to problem answers → the handler.
     """
-    return web.Application(middlewares=[http.middleware(), problems.middleware()])
+    app = web.Application(middlewares=[http.middleware(), problems.middleware()])
+    app.on_response_prepare.append(security_headers.add)
+    return app
 
 
 def add_common_routes(
@@ -55,7 +57,7 @@ def add_common_routes(
     app.router.add_get("/docs", apidocs.docs, allow_head=False)
     app[apidocs.DOCUMENT] = apidocs.document(app, title, description)
     aiohttp_jinja2.setup(app, loader=jinja2.FileSystemLoader([*templates, TEMPLATES]), autoescape=True)
-    http.observe_requests(app, registry)
+    http.observe_requests(app, registry, apidocs.expected_statuses)
     runtime_metrics.add(app, registry)
 
 

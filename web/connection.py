@@ -1,4 +1,4 @@
-"""The server's side of one connection, and requests on it that cannot be read."""
+"""The server's side of one connection: requests that cannot be read, that are not for us, or that never end."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from aiohttp import web
 
 from otel import http, traces
 from web import problems
+from web.hosts import AllowedHosts
+from web.security_headers import NO_SNIFFING
 
 log = logging.getLogger(__name__)
 
@@ -18,14 +20,20 @@ log = logging.getLogger(__name__)
 MAX_REQUEST_LINE = 32 * 1024
 MAX_KNOWN_HOSTS = 1024
 MAX_KNOWN_HOST_LENGTH = 256
+MAX_LOGGED_HOSTS = 20
+TIMEOUT_CHECK_INTERVAL = 0.5  # seconds; a head may take this much longer than its time-out
 
 
-class UnreadableError(Exception):
-    """The head of a request is well-formed HTTP, but a header has no valid value."""
+class RefusedError(Exception):
+    """A request that is well-formed HTTP and still gets no handler."""
+
+    def __init__(self, problem: problems.Problem) -> None:
+        super().__init__(problem.detail)
+        self.problem = problem
 
 
 class Connection(web.RequestHandler):
-    """aiohttp's connection handler, which answers unreadable requests like every other bad request.
+    """aiohttp's connection handler, with a time-out for request heads and problem answers to unreadable requests.
 
     Args:
         app: whose metrics count the answers.
@@ -33,7 +41,7 @@ class Connection(web.RequestHandler):
         loop: the running event loop.
     """
 
-    __slots__ = ("_app",)
+    __slots__ = ("_app", "_busy", "_clock", "_head_since", "_more")
 
     def __init__(self, app: web.Application, server: web.Server, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(
@@ -43,6 +51,37 @@ class Connection(web.RequestHandler):
             max_line_size=MAX_REQUEST_LINE,
         )
         self._app = app
+        self._clock = loop.time
+        self._busy = False
+        self._more = False  # whether data follows the last complete head: a body, or a part of the next head
+        self._head_since: float | None = None  # when the head that is still incomplete was begun
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._head_since = self._clock()
+        super().connection_made(transport)
+
+    def data_received(self, data: bytes) -> None:
+        self._more = not data.endswith(b"\r\n\r\n")
+        if self._head_since is None and not self._busy:
+            self._head_since = self._clock()
+        super().data_received(data)
+
+    def request_started(self) -> None:
+        """The head of a request is complete."""
+        self._busy = True
+        self._head_since = None
+
+    def request_finished(self) -> None:
+        """The request has its answer. A connection idle after a request with a body is timed too."""
+        self._busy = False
+        if self._more:
+            self._head_since = self._clock()
+
+    def close_if_slow(self, timeout: float) -> None:
+        """Close the connection if a head was begun, or the connection made, more than ``timeout`` seconds ago."""
+        if self._head_since is not None and self._clock() - self._head_since > timeout:
+            log.debug("Connection closed: no complete request within %g s", timeout, extra={"fields": {}})
+            self.force_close()
 
     def handle_error(
         self,
@@ -51,22 +90,23 @@ class Connection(web.RequestHandler):
         exc: BaseException | None = None,
         message: str | None = None,
     ) -> web.StreamResponse:
-        """Answer a request that no middleware has seen, because it could not be parsed."""
+        """Answer a request that no middleware has seen."""
         if request.writer.output_size > 0:
             raise ConnectionError("the answer was already under way")
-        if isinstance(exc, UnreadableError):
-            status, message = 400, "a header makes no sense"
         with traces.root_span("HTTP"):
-            http.set_status(status)
-            if status >= 500:
+            if isinstance(exc, RefusedError):
+                problem = exc.problem
+            elif status < 500:
+                reason = (message or "malformed").strip().splitlines()[0][:200]
+                problem = problems.Problem(status, f"This is no HTTP request: {reason}", kind="bad-request")
+            else:
                 log.error("Unhandled error", exc_info=exc, extra={"fields": {}})
                 problem = problems.Problem(500, "The service failed; its log has the details.", kind="internal")
                 traces.record_failure(exc or problem)
-            else:
-                reason = (message or "malformed").strip().splitlines()[0][:200]
-                problem = problems.Problem(status, f"This is no HTTP request: {reason}", kind="bad-request")
-            http.answered_unread(self._app, status)
+            http.set_status(problem.status)
+            http.answered_unread(self._app, problem.status)
             response = problem.response()
+            response.headers.update(NO_SNIFFING)
         response.force_close()
         return response
 
@@ -74,38 +114,72 @@ class Connection(web.RequestHandler):
 RequestHandler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 
 
-def check_headers(handler: RequestHandler) -> RequestHandler:
-    """Refuse headers on which the instrumentation, which runs in front of every middleware of ours, would fail.
+def check_requests(handler: RequestHandler, hosts: AllowedHosts) -> RequestHandler:
+    """Refuse requests for foreign hosts, and headers on which the instrumentation would fail.
+
+    In front of every middleware, because the instrumentation's is the first of them.
 
     Raises:
-        UnreadableError: from the returned handler, for a ``Host`` or ``baggage`` header without a valid value.
+        RefusedError: from the returned handler; 421 for a foreign host, 400 for a header without a valid value.
     """
-    valid_hosts: set[str] = set()
+    known_hosts: set[str] = set()
+    logged_hosts: set[str] = set()
 
-    # A plain function, which returns the handler's coroutine: one coroutine less for each request.
-    def checked(request: web.BaseRequest) -> Awaitable[web.StreamResponse]:
+    def check(request: web.BaseRequest) -> None:
         try:
-            if request.host not in valid_hosts:
-                request.url.host  # noqa: B018  # parses the Host header
-                if len(valid_hosts) < MAX_KNOWN_HOSTS and len(request.host) < MAX_KNOWN_HOST_LENGTH:
-                    valid_hosts.add(request.host)
+            host = request.url.host  # parses the Host header
             if "baggage" in request.headers:
                 request.headers["baggage"].encode()
         except ValueError as error:
-            raise UnreadableError from error
-        return handler(request)
+            raise RefusedError(
+                problems.Problem(400, "This is no HTTP request: a header makes no sense", kind="bad-request")
+            ) from error
+        if request.host in known_hosts:
+            return
+        # HTTP/1.0 knows no Host header, and no browser sends a request without one.
+        if host not in hosts and "Host" in request.headers:
+            name = str(host)[:MAX_KNOWN_HOST_LENGTH]
+            if name not in logged_hosts and len(logged_hosts) < MAX_LOGGED_HOSTS:
+                logged_hosts.add(name)
+                log.warning("Requests for host %s are refused; see ALLOWED_HOSTS", name, extra={"fields": {}})
+            raise RefusedError(
+                problems.Problem(421, f"This service does not answer for the host {name!r}.", kind="foreign-host")
+            )
+        if len(known_hosts) < MAX_KNOWN_HOSTS and len(request.host) < MAX_KNOWN_HOST_LENGTH:
+            known_hosts.add(request.host)
+
+    async def checked(request: web.BaseRequest) -> web.StreamResponse:
+        connection = request.protocol
+        assert isinstance(connection, Connection)
+        connection.request_started()
+        try:
+            if request.host not in known_hosts or "baggage" in request.headers:
+                check(request)
+            return await handler(request)
+        finally:
+            connection.request_finished()
 
     return checked
 
 
 class Runner(web.AppRunner):
-    """Runs an application whose connections are of class :class:`Connection`."""
+    """Runs an application whose connections are of class :class:`Connection`.
+
+    Args:
+        app: the application.
+        hosts: the hosts it answers for.
+        options: of ``web.AppRunner``.
+    """
+
+    def __init__(self, app: web.Application, hosts: AllowedHosts, **options: Any) -> None:
+        super().__init__(app, **options)
+        self._hosts = hosts
 
     async def setup(self) -> None:
         await super().setup()
         server = super().server
         assert server is not None
-        server.request_handler = check_headers(server.request_handler)
+        server.request_handler = check_requests(server.request_handler, self._hosts)
 
     @property
     def server(self) -> Any:
@@ -115,3 +189,13 @@ class Runner(web.AppRunner):
             return None
         loop = asyncio.get_running_loop()
         return lambda: Connection(self.app, server, loop)
+
+    async def close_slow_connections(self, timeout: float) -> None:
+        """Close each connection whose request head takes longer than ``timeout`` seconds; runs until cancelled."""
+        server = super().server
+        assert server is not None
+        while True:
+            await asyncio.sleep(min(TIMEOUT_CHECK_INTERVAL, timeout))
+            for connection in server.connections:
+                if isinstance(connection, Connection):
+                    connection.close_if_slow(timeout)

@@ -11,8 +11,9 @@ from web.apidocs import parameter
 from web.problems import bad_request
 
 MAX_NAME = 64
-# Control characters, and the two that some readers take for the end of a line.
-NAME_PATTERN = "^[^\\u0000-\\u001f\\u007f-\\u009f\\u2028\\u2029]+$"
+# No control characters, no line or paragraph separators, and no controls of the writing direction, which make a name
+# read as another.
+NAME_PATTERN = "^[^\\u0000-\\u001f\\u007f-\\u009f\\u061c\\u200e\\u200f\\u2028-\\u202e\\u2066-\\u2069]+$"
 _NAME = re.compile(NAME_PATTERN)
 # What a roll answers, from the dice-roller and from the frontend alike.
 ROLL_PROBLEMS = "bad-request unknown-die method-not-allowed roll-failed unavailable timed-out"
@@ -55,6 +56,11 @@ def single(request: web.Request, name: str) -> str | None:
     if len(values) > 1:
         raise bad_request(f"Parameter {name!r} is given {len(values)} times; once is right.")
     return values[0] if values else None
+
+
+def is_name(text: str) -> bool:
+    """Whether a text can be a die's name: 1 to 64 characters, none of them a control character."""
+    return len(text) <= MAX_NAME and _NAME.fullmatch(text) is not None
 
 
 def die_name(request: web.Request, parameter: str = "die") -> str:

@@ -85,9 +85,9 @@ def bad_request(detail: str) -> Problem:
     return Problem(400, detail, kind="bad-request")
 
 
-def unavailable(detail: str, cause: BaseException | None = None) -> Problem:
-    """503 with ``Retry-After``: a dependency is down or too slow."""
-    return Problem(503, detail, kind="unavailable", headers={"Retry-After": str(RETRY_AFTER_SECONDS)}, cause=cause)
+def unavailable(detail: str, cause: BaseException | None = None, *, retry_after: int = RETRY_AFTER_SECONDS) -> Problem:
+    """503 with ``Retry-After``, in seconds: a dependency is down or too slow, or the service has too much to do."""
+    return Problem(503, detail, kind="unavailable", headers={"Retry-After": str(retry_after)}, cause=cause)
 
 
 def timed_out(detail: str, cause: BaseException | None = None) -> Problem:

@@ -16,6 +16,7 @@ import otel
 from otel import http, logs, traces
 from web import health, runtime_metrics, tuning
 from web.connection import Runner
+from web.hosts import AllowedHosts, is_loopback
 from web.settings import EVENT_LOOPS, Environment, ServerSettings, SettingsError
 
 log = logging.getLogger(__name__)
@@ -29,13 +30,14 @@ class ServiceSettings(Protocol):
 S = TypeVar("S", bound=ServiceSettings)
 
 
-async def serve(app: web.Application, settings: ServerSettings) -> None:
+async def serve(app: web.Application, settings: ServerSettings, name: str) -> None:
     """Serve until SIGTERM or SIGINT; then finish the requests in flight and close everything that was opened.
 
     A second signal ends the wait for requests in flight.
     """
     runner = Runner(
         app,
+        AllowedHosts([settings.host, name, *settings.allowed_hosts]),
         handler_cancellation=True,  # when the client disconnects, its work is cancelled
         shutdown_timeout=settings.shutdown_timeout,
     )
@@ -62,8 +64,16 @@ async def serve(app: web.Application, settings: ServerSettings) -> None:
             reuse_port=True if settings.workers_dir else None,
         )
         await site.start()
+        if not is_loopback(settings.host):
+            log.warning(
+                "Listening on %s: whoever reaches this address can use the service, without a password",
+                settings.host,
+                extra={"fields": {}},
+            )
         tuning.reduce_garbage_collection()
+        slow = asyncio.create_task(runner.close_slow_connections(settings.header_timeout))
         await stopping.wait()
+        slow.cancel()
         log.info("Stopping", extra={"fields": {}})
     finally:
         closing = asyncio.ensure_future(runner.cleanup())
@@ -96,11 +106,11 @@ def main(
         log.warning(warning, extra={"fields": {}})
     try:
         with asyncio.Runner(loop_factory=EVENT_LOOPS[settings.server.event_loop]) as runner:
-            runner.run(serve(create_app(settings), settings.server))
-    except OSError as error:
+            runner.run(serve(create_app(settings), settings.server, name))
+    except (SettingsError, OSError) as error:
         log.critical("Cannot serve: %s", error, extra={"fields": {}})
         print(f"{name}: {error}", file=sys.stderr)
-        return 1
+        return 2 if isinstance(error, SettingsError) else 1
     except Exception as error:  # logged here: after this function the log is closed
         log.critical("Uncaught exception", exc_info=error, extra={"fields": {}})
         return 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from otel import traces
 T = TypeVar("T")
 LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 _FLAGS = {"true": True, "1": True, "on": True, "yes": True, "false": False, "0": False, "off": False, "no": False}
+_HOST_NAME = re.compile(r"[A-Za-z0-9._-]+|\*")
 
 
 EVENT_LOOPS: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {
@@ -72,6 +74,21 @@ class Environment:
             raise SettingsError(f"{name}={value!r}: must be from {low} to {high}")
         return number
 
+    def names(self, name: str) -> tuple[str, ...]:
+        """Host names, separated by commas; none by default."""
+        value = self.text(name)
+        names = tuple(part.strip() for part in value.split(",") if part.strip())
+        if not all(_HOST_NAME.fullmatch(part) for part in names):
+            raise SettingsError(f"{name}={value!r}: must be host names without ports, separated by commas, or *")
+        return names
+
+    def secret(self, name: str, shortest: int) -> str:
+        """A text of ``shortest`` characters or more, or nothing; an error does not show it."""
+        value = self.text(name)
+        if value and len(value) < shortest:
+            raise SettingsError(f"{name}: must have {shortest} characters or more, not {len(value)}")
+        return value
+
     def optional_integer(self, name: str) -> int | None:
         """A whole number, or ``None`` where the variable is not set."""
         value = self.text(name)
@@ -105,6 +122,8 @@ class ServerSettings:
 
     host: str
     port: int
+    allowed_hosts: tuple[str, ...]  # names it answers for, besides its own, localhost and IP addresses
+    header_timeout: float  # seconds that the head of a request may take to arrive
     log_level: str
     shutdown_timeout: float  # seconds that requests in flight get to finish after SIGTERM
     event_loop: str  # uvloop or asyncio
@@ -121,6 +140,8 @@ class ServerSettings:
         return cls(
             host=env.text("HOST", "127.0.0.1"),
             port=env.integer("PORT", default_port, 0, 65535),
+            allowed_hosts=env.names("ALLOWED_HOSTS"),
+            header_timeout=env.number("HEADER_TIMEOUT", 10.0, 0.1, 600.0),
             log_level=env.choice("LOG_LEVEL", "INFO", LEVELS),
             shutdown_timeout=env.number("SHUTDOWN_TIMEOUT", 8.0, 0.0, 600.0),
             event_loop=env.choice("EVENT_LOOP", "uvloop", tuple(EVENT_LOOPS)),

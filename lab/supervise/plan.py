@@ -190,6 +190,7 @@ class LabPlan:
         for other in self.stage.services:
             environ[other.url_variable] = self.url(other)
         environ.setdefault("TELEMETRY_DIR", str(self.run_dir.path))
+        environ.setdefault("SESSIONS_FILE", str(self.run_dir.path / "sessions"))
         if self.engines:
             for name, url in self.engines.urls().items():
                 environ.setdefault(name, url)

@@ -1,4 +1,4 @@
-"""The span of each SQL query, as the aiopg instrumentation makes it, without two new classes a query."""
+"""The span of each SQL query, as the aiopg instrumentation makes it, without finding out each time what it carries."""
 
 from __future__ import annotations
 
@@ -20,38 +20,37 @@ _LEADING_COMMENT = re.compile(r"^/\*.*?\*/")
 
 
 def instrument() -> None:
-    """Trace the queries of every pool that is created from here on."""
-    create_pool = aiopg.create_pool
+    """Trace the queries of every connection that ``aiopg.connect`` opens from here on."""
+    connect = aiopg.connect
+    tracers: dict[tuple[Any, ...], _Tracer] = {}
 
-    def traced_pool(*args: Any, on_connect: Callable[[Any], Awaitable[None]] | None = None, **kwargs: Any) -> Any:
-        tracer = _Tracer()
+    def trace_connection(connection: Any) -> Any:
+        info = connection.raw.info
+        target = info.dbname, info.user, info.host, info.port
+        if target not in tracers:
+            tracers[target] = _Tracer(*target)
+        return tracers[target].trace(connection)
 
-        async def connected(connection: Any) -> None:
-            if on_connect is not None:
-                await on_connect(connection)
-            tracer.trace(connection)
+    def traced_connect(*args: Any, **kwargs: Any) -> Any:
+        return _Opening(connect(*args, **kwargs), trace_connection)
 
-        return create_pool(*args, on_connect=connected, **kwargs)
-
-    aiopg.create_pool = traced_pool
+    aiopg.connect = traced_connect
 
 
 class _Tracer:
-    """Makes the spans of one pool's queries."""
+    """Makes the spans of the queries to one database."""
 
-    def __init__(self) -> None:
+    def __init__(self, database: str, user: str, host: str, port: int) -> None:
         self._tracer: Any = trace.get_tracer(instrumentation.__name__, __version__, schema_url=conventions.SQL_SCHEMA)
         self._known: dict[str, tuple[str, dict[str, Any]]] = {}
-        self._database = ""
-        self._attributes: dict[str, Any] = {}
+        self._database = database
+        self._attributes = conventions.of_sql(SYSTEM, database, user, host, port)
 
-    def trace(self, connection: Any) -> None:
+    def trace(self, connection: Any) -> Any:
         """Trace the cursors that a connection opens."""
-        info = connection.raw.info
-        self._database = info.dbname
-        self._attributes = conventions.of_sql(SYSTEM, info.dbname, info.user, info.host, info.port)
         open_cursor = connection.cursor
-        connection.cursor = lambda *args, **kwargs: _Opening(self, open_cursor(*args, **kwargs))
+        connection.cursor = lambda *args, **kwargs: _Opening(open_cursor(*args, **kwargs), self.trace_cursor)
+        return connection
 
     def trace_cursor(self, cursor: Any) -> Any:
         for name in ("execute", "executemany", "callproc"):
@@ -88,20 +87,20 @@ class _Tracer:
 
 
 class _Opening:
-    """What ``connection.cursor()`` returns: to be awaited, or entered and left."""
+    """What ``aiopg.connect()`` and ``connection.cursor()`` return: to be awaited, or entered and left."""
 
-    def __init__(self, tracer: _Tracer, opening: Any) -> None:
-        self._tracer = tracer
+    def __init__(self, opening: Any, opened: Callable[[Any], Any]) -> None:
         self._opening = opening
+        self._opened = opened
 
     def __await__(self) -> Generator[Any, None, Any]:
         return self._open().__await__()
 
     async def _open(self) -> Any:
-        return self._tracer.trace_cursor(await self._opening)
+        return self._opened(await self._opening)
 
     async def __aenter__(self) -> Any:
-        return self._tracer.trace_cursor(await self._opening.__aenter__())
+        return self._opened(await self._opening.__aenter__())
 
     async def __aexit__(self, *error: Any) -> Any:
         return await self._opening.__aexit__(*error)

@@ -14,8 +14,7 @@ from typing import Any
 
 import pytest
 
-from lab.bench import CROWD, read_wrk
-from lab.cli import main
+from lab.bench import CROWD
 from tests.support.labs import clean_environ, processes_of, wait_for
 
 
@@ -53,12 +52,12 @@ def measured(
 def test_signals_and_paths_are_measured(tmp_path: Path) -> None:
     result, document = measured(tmp_path, "signals", "paths")
     assert result.returncode == 0, result.stdout + result.stderr
-    assert "all, over OTLP/HTTP" in result.stdout
+    assert "fast, over OTLP" in result.stdout
     assert document["faults"] == []
     assert document["load"] == "bench.load"
     signals, paths = document["signals"], document["paths"]
     assert len({run["variant"] for run in signals}) == len(signals) == 9
-    assert len({(run["variant"], run["path"]) for run in paths}) == len(paths) == 10
+    assert len({(run["variant"], run["path"]) for run in paths}) == len(paths) == 20
     for run in signals + paths:
         assert run["requests"] > 0
         assert run["failed"] == 0
@@ -68,7 +67,9 @@ def test_signals_and_paths_are_measured(tmp_path: Path) -> None:
 
 def test_scale_is_measured(tmp_path: Path) -> None:
     result, document = measured(tmp_path, "scale", "--minutes", "0.01", seconds=0.4)
-    crowd, *others = document["scale"]
+    crowd, fast, *others = document["scale"]
+    assert (crowd["variant"], fast["variant"]) == ("standard", "fast")
+    assert "TELEMETRY=" in result.stdout
     # A machine with much else to do may refuse some of a thousand who come at once, which then is said.
     assert len(document["faults"]) == (crowd["failed"] > 0), document["faults"]
     assert result.returncode == (crowd["failed"] > 0), result.stdout + result.stderr
@@ -103,42 +104,9 @@ def test_ended_early_it_says_so_and_leaves_nothing_behind(end: str) -> None:
     _, said = process.communicate(timeout=60)
     assert process.returncode == 1
     if end == "stopped":
-        assert said == "dicelab: stopped before all was measured\n"
+        assert said == "dicelab: interrupted before everything was measured\n"
     else:
         assert "dicelab: the dice-roller of 'no telemetry' has ended" in said
     assert not list(short.glob("dicelab-bench-*"))
     assert not processes_of(short)
     shutil.rmtree(short)
-
-
-def test_wrk_is_understood() -> None:
-    out = """Running 3s test @ http://127.0.0.1:8000/roll
-  1 threads and 64 connections
-  Thread Stats   Avg      Stdev     Max   +/- Stdev
-    Latency    69.60ms   37.69ms 297.82ms   67.74%
-  Latency Distribution
-     50%  730.00us
-     75%   92.44ms
-     90%    1.12s\x20
-     99%    1.73s\x20
-  7461 requests in 3.01s, 1.42MB read
-  Socket errors: connect 0, read 1, write 0, timeout 2
-  Non-2xx or 3xx responses: 5
-Requests/sec:    931.69
-"""
-    assert read_wrk(out) == {"requests": 7461, "seconds": 3.01, "failed": 8, "p50": 0.73, "p99": 1730.0}
-
-
-def test_what_cannot_be_measured_is_said(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["bench", "everything"]) == 1
-    assert "not everything" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("option", "value"), [("--seconds", "-1"), ("--rounds", "0"), ("--clients", "0"), ("--minutes", "nan")]
-)
-def test_a_measure_that_measures_nothing_is_refused(
-    capsys: pytest.CaptureFixture[str], option: str, value: str
-) -> None:
-    assert main(["bench", "signals", option, value]) == 2
-    assert f"Invalid value for '{option}': {value} is not from" in capsys.readouterr().err

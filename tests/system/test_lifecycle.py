@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import http.server
 import json
 import os
@@ -20,12 +19,9 @@ from pathlib import Path
 from typing import ClassVar
 
 import pytest
-from aiohttp import ClientSession, web
-from aiohttp.test_utils import TestServer
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 from tests.support.labs import Lab, clean_environ, get, parse_spans, wait_for
-from web.client import MostRecentFirstConnector
 
 
 def test_sigterm_lets_requests_finish_and_flushes(own_lab: Callable[..., Lab]) -> None:
@@ -65,40 +61,17 @@ def test_who_comes_in_a_crowd_finds_a_place_to_wait(own_lab: Callable[..., Lab])
         os.kill(service["pid"], signal.SIGCONT)
     for connection in crowd:
         connection.settimeout(30)
-        connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
     assert {connection.recv(12) for connection in crowd} == {b"HTTP/1.1 200"}
     for connection in crowd:
         connection.close()
-
-
-async def test_the_connection_that_came_back_last_is_used_next() -> None:
-    crowd = asyncio.Barrier(5)
-
-    async def port(request: web.Request) -> web.Response:
-        assert request.transport is not None
-        return web.Response(text=str(request.transport.get_extra_info("peername")[1]))
-
-    async def together(request: web.Request) -> web.Response:
-        await crowd.wait()
-        return await port(request)
-
-    app = web.Application()
-    app.add_routes([web.get("/alone", port), web.get("/together", together)])
-    async with TestServer(app) as server, ClientSession(connector=MostRecentFirstConnector(limit=10)) as session:
-
-        async def ask(path: str) -> str:
-            async with session.get(server.make_url(path)) as answer:
-                return await answer.text()
-
-        assert len(set(await asyncio.gather(*(ask("/together") for _ in range(5))))) == 5
-        assert len({await ask("/alone") for _ in range(5)}) == 1
 
 
 def test_a_client_that_goes_away_takes_its_rolls_along(own_lab: Callable[..., Lab]) -> None:
     lab = own_lab(4, roll_delay=30)
     host, port = lab.front.removeprefix("http://").split(":")
     connection = socket.create_connection((host, int(port)))
-    connection.sendall(b"GET /roll-async?die=fair&times=50 HTTP/1.1\r\nHost: x\r\n\r\n")
+    connection.sendall(b"GET /roll-async?die=fair&times=50 HTTP/1.1\r\nHost: localhost\r\n\r\n")
     wait_for(lambda: lab.value("dice-roller", "async_rolls_in_progress") == 50)
     connection.close()
     wait_for(lambda: lab.value("dice-roller", "async_rolls_in_progress") == 0)
@@ -249,7 +222,10 @@ def run_service(module: str, **variables: str) -> subprocess.CompletedProcess[st
         ("roller", "OTEL_EXPORTER_OTLP_TIMEOUT", "soon"),
         ("dieservice", "DICE_FILE", "/no/such/file"),
         ("dieservice", "DB_POOL_SIZE", "many"),
+        ("roller", "ALLOWED_HOSTS", "http://lab.example"),
+        ("roller", "HEADER_TIMEOUT", "never"),
         ("frontend", "DICE_ROLLER_URL", "not a url"),
+        ("frontend", "MAX_PAGES", "0"),
         ("frontend", "ROLLER_TIMEOUT", "0"),
     ],
 )
@@ -260,6 +236,13 @@ def test_a_bad_setting_stops_the_start_with_one_line(module: str, variable: str,
     assert len(result.stderr.splitlines()) == 1
     assert variable in result.stderr
     assert value in result.stderr
+
+
+def test_a_short_session_secret_is_refused_and_not_shown() -> None:
+    result = run_service("frontend", SIGN_IN="true", SESSION_SECRET="s3cret")
+    assert result.returncode == 2
+    assert result.stderr == "frontend: SESSION_SECRET: must have 32 characters or more, not 6\n"
+    assert "s3cret" not in result.stdout
 
 
 def test_a_database_password_is_never_shown() -> None:

@@ -1,0 +1,203 @@
+"""What the lab protects against: foreign hosts, other sites' pages, slow clients, and restarts that forget."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import socket
+from collections.abc import Callable
+from functools import partial
+
+import pytest
+from aiohttp import ClientSession, WSServerHandshakeError
+
+from tests.support.browser import Open, button
+from tests.support.labs import Answer, Lab, get, sign_in, wait_for
+
+
+def address(url: str) -> tuple[str, int]:
+    host, port = url.removeprefix("http://").split(":")
+    return host, int(port)
+
+
+def usage(lab: Lab, name: str) -> list[str]:
+    lab.settle("frontend")
+    return [line["event_type"] for line in lab.logs("frontend") if line.get("username") == name]
+
+
+@pytest.mark.parametrize("service", ["dice-roller", "die-service", "frontend"])
+def test_every_service_refuses_foreign_hosts(stage_lab: Callable[[int], Lab], service: str) -> None:
+    url = stage_lab(6).url(service)
+    port = address(url)[1]
+    for path in ("/metrics", "/healthz", "/docs"):
+        refused = get(url + path, headers={"Host": f"evil.example:{port}"})
+        assert refused.status == 421
+        assert refused.json["type"] == "/docs#foreign-host"
+        assert get(url + path, headers={"Host": f"{service}:{port}"}).status == 200  # its name in containers
+        assert get(url + path, headers={"Host": f"localhost:{port}"}).status == 200
+
+
+def test_dns_rebinding_signs_nobody_in(stage_lab: Callable[[int], Lab]) -> None:
+    lab = stage_lab(6)
+    host = f"evil.example:{address(lab.front)[1]}"
+    refused = get(f"{lab.front}/sign-in", method="POST", headers={"Host": host, "Origin": f"http://{host}"})
+    assert refused.status == 421
+    assert refused.headers["Set-Cookie"] is None
+
+
+def test_further_hosts_are_a_setting(own_lab: Callable[..., Lab]) -> None:
+    lab = own_lab(1, ALLOWED_HOSTS="lab.example, dice.lab.example")
+    for host, status in (("lab.example", 200), ("dice.lab.example:80", 200), ("x.lab.example", 421)):
+        assert get(f"{lab.front}/healthz", headers={"Host": host}).status == status
+
+
+async def test_a_websocket_is_for_those_who_are_signed_in(stage_lab: Callable[[int], Lab]) -> None:
+    lab = stage_lab(6)
+    cookie = await asyncio.to_thread(sign_in, lab)
+    async with ClientSession() as session:
+        async with session.get(lab.front, headers={"Cookie": cookie}) as page:
+            token = (await page.text()).partition('"token":"')[2].partition('"')[0]
+        assert token
+
+        async def connect(**headers: str) -> str:
+            async with session.ws_connect(f"{lab.front}/ws", protocols=("bokeh", token), headers=headers) as connection:
+                return await connection.receive_str(timeout=10)
+
+        with pytest.raises(WSServerHandshakeError) as refused:
+            await connect()
+        assert refused.value.status == 403
+        with pytest.raises(WSServerHandshakeError) as refused:
+            await connect(Cookie=cookie, Origin="http://evil.example")
+        assert refused.value.status == 403
+        assert "ACK" in await connect(Cookie=cookie)
+
+
+def test_only_the_services_own_ports_are_open(stage_lab: Callable[[int], Lab]) -> None:
+    lab = stage_lab(6)
+    pid = lab.pid("frontend")
+    inodes = set()
+    for entry in os.scandir(f"/proc/{pid}/fd"):
+        inodes.add(os.readlink(entry.path).removeprefix("socket:[").removesuffix("]"))
+    listening = []
+    for name in ("tcp", "tcp6"):
+        with open(f"/proc/net/{name}") as table:
+            for fields in map(str.split, table):
+                if fields[3] == "0A" and fields[9] in inodes:
+                    listening.append(int(fields[1].rpartition(":")[2], 16))
+    assert listening == [address(lab.front)[1]]
+
+
+@pytest.mark.parametrize(
+    ("headers", "counted"),
+    [
+        ({}, True),
+        ({"Sec-Fetch-Site": "same-origin"}, True),
+        ({"Sec-Fetch-Site": "none"}, True),
+        ({"Sec-Fetch-Site": "cross-site"}, False),
+        ({"Sec-Fetch-Site": "same-site"}, False),
+        ({"Origin": "http://evil.example"}, False),
+    ],
+)
+def test_other_sites_cannot_roll_in_a_users_name(
+    stage_lab: Callable[[int], Lab], headers: dict[str, str], counted: bool
+) -> None:
+    lab = stage_lab(6)
+    name = f"user {sorted(headers.items())}"[:64]
+    cookie = sign_in(lab, name)
+    assert get(f"{lab.front}/roll?die=fair", headers={"Cookie": cookie, **headers}).status == 200
+    assert usage(lab, name) == ["sign_in", "roll"] if counted else ["sign_in"]
+
+
+def test_a_restart_forgets_no_sign_out(own_lab: Callable[..., Lab]) -> None:
+    lab = own_lab(6, SESSION_SECRET="x" * 32)
+    leaves, stays = sign_in(lab, "leaves"), sign_in(lab, "stays")
+    assert get(f"{lab.front}/sign-out", method="POST", headers={"Cookie": leaves}).status in (200, 303)
+    os.kill(lab.pid("frontend"), signal.SIGKILL)
+
+    def restarted() -> bool:
+        state = json.loads((lab.run_dir / "state.json").read_text())
+        return any(entry["name"] == "frontend" and entry["restarts"] for entry in state["services"])
+
+    wait_for(restarted)
+    wait_for(partial(_is_ready, lab.front), timeout=60)
+    for cookie in (leaves, stays):
+        assert get(f"{lab.front}/roll?die=fair", headers={"Cookie": cookie}).status == 200
+    assert usage(lab, "leaves") == ["sign_in", "sign_out"]
+    assert usage(lab, "stays") == ["sign_in", "roll"]
+
+
+def _is_ready(url: str) -> bool:
+    try:
+        return get(f"{url}/readyz").status == 200
+    except OSError:
+        return False
+
+
+async def test_labs_side_by_side_sign_nobody_out(
+    stage_lab: Callable[[int], Lab], own_lab: Callable[..., Lab], open_page: Open
+) -> None:
+    first, second = stage_lab(6), own_lab(6)
+    page = await open_page(first, name="of both")
+    other = await page.context.new_page()
+    await other.goto(second.front)
+    await other.get_by_label("Your name").fill("of both")
+    await other.get_by_role("button", name="Sign in").click()
+    await other.get_by_role("button", name="Sign out").click()
+    await other.get_by_label("Your name").wait_for()
+    await page.reload()
+    await button(page).wait_for()
+
+
+def test_pages_carry_headers_that_protect_them(stage_lab: Callable[[int], Lab]) -> None:
+    lab = stage_lab(6)
+    cookie = {"Cookie": sign_in(lab)}
+    pages = [f"{lab.front}/", f"{lab.front}/sign-in", *(f"{lab.url(service)}/docs" for service in lab.services)]
+    for answer in (get(page, headers=cookie) for page in pages):
+        assert answer.status == 200
+        assert answer.headers["X-Content-Type-Options"] == "nosniff"
+        assert answer.headers["X-Frame-Options"] == "DENY"
+        assert answer.headers["Referrer-Policy"] == "same-origin"
+        policy = answer.headers["Content-Security-Policy"]
+        assert "default-src 'self'" in policy
+        assert "http" not in policy
+    assert get(f"{lab.front}/roll?die=fair").headers["X-Content-Type-Options"] == "nosniff"
+
+
+def test_half_sent_requests_are_closed(own_lab: Callable[..., Lab]) -> None:
+    lab = own_lab(2, HEADER_TIMEOUT="2")
+    clients = [socket.create_connection(address(lab.front), timeout=20) for _ in range(400)]
+    try:
+        for client in clients:
+            client.sendall(b"GET /roll?die=fair HTTP/1.1\r\nHost: localhost\r\n")
+        assert get(f"{lab.front}/roll?die=fair").status == 200
+        assert [client.recv(1) for client in clients] == [b""] * 400
+    finally:
+        for client in clients:
+            client.close()
+
+
+def test_a_page_that_finds_no_place_says_when_to_come_back(own_lab: Callable[..., Lab]) -> None:
+    lab = own_lab(2, MAX_PAGES="1")
+
+    def load(accept: str) -> Answer:
+        return get(lab.front, headers={"Accept": accept})
+
+    assert load("text/html").status == 200
+    json_answer, html_answer = load("application/json"), load("text/html")
+    assert json_answer.status == html_answer.status == 503
+    assert json_answer.headers["Retry-After"] == html_answer.headers["Retry-After"] == "3"
+    assert json_answer.json["type"] == "/docs#unavailable"
+    assert b'<meta http-equiv="refresh" content="3">' in html_answer.body
+    assert get(f"{lab.front}/roll?die=fair").status == 200
+
+
+@pytest.mark.parametrize(("arguments", "warned"), [([], False), (["--host", "0.0.0.0"], True)])
+def test_an_address_beyond_loopback_is_warned_of(
+    own_lab: Callable[..., Lab], arguments: list[str], warned: bool
+) -> None:
+    lab = own_lab(1, *arguments)
+    lab.settle()
+    warnings = [line["message"] for line in lab.logs("dice-roller") if line["level"] == "WARNING"]
+    assert any("0.0.0.0" in message and "without a password" in message for message in warnings) is warned

@@ -1,0 +1,210 @@
+"""Panel behind our server: memory, patience and privacy."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import stat
+import threading
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import panel as pn
+import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestClient, TestServer
+from bokeh.document import Document
+
+from frontend import panel_server
+from frontend.panel_server import PanelServer, user_of
+from frontend.threads import fields_on_loop, on_loop
+from frontend.usage import User
+from web import problems
+
+USER = User("00000000-0000-0000-0000-000000000001", 'Ä "quoted" 🎲')
+
+
+@asynccontextmanager
+async def serving(page: Callable[[], Any], max_sessions: int = 1000) -> AsyncIterator[tuple[PanelServer, TestClient]]:  # type: ignore[type-arg]
+    panel = PanelServer(page, max_sessions, unused_lifetime=1.0)
+
+    async def health(request: web.Request) -> web.Response:
+        return web.Response()
+
+    app = web.Application(middlewares=[problems.middleware()])
+    app.router.add_get("/", lambda request: panel.page(request, USER))
+    app.router.add_get("/ws", lambda request: panel.websocket(request, USER))
+    app.router.add_get("/healthz", health)
+    async with panel.running(), TestClient(TestServer(app)) as client:
+        yield panel, client
+
+
+class Counter:
+    """Belongs to one loop: its methods tell on which they ran."""
+
+    name = "counter"
+
+    async def where(self) -> asyncio.AbstractEventLoop:
+        return asyncio.get_running_loop()
+
+    async def fail(self) -> None:
+        raise ValueError("as asked")
+
+
+@dataclass(frozen=True)
+class Record:
+    first: Counter
+    same: Counter
+    nothing: Counter | None
+    text: str
+
+
+async def test_methods_run_on_the_loop_they_belong_to() -> None:
+    home = asyncio.get_running_loop()
+    counter = Counter()
+    record = fields_on_loop(Record(counter, counter, None, "text"), home)
+    assert record.first is record.same
+    assert (record.nothing, record.text, record.first.name) == (None, "text", "counter")
+
+    async def elsewhere() -> None:
+        variable.set("caller's")
+        assert asyncio.get_running_loop() is not home
+        assert await record.first.where() is home
+        assert await on_loop(counter, home).where() is home
+        with pytest.raises(ValueError, match="as asked"):
+            await record.first.fail()
+        assert await on_loop(Reader(), home).read() == "caller's"
+
+    variable: ContextVar[str] = ContextVar("variable")
+
+    class Reader:
+        async def read(self) -> str:
+            return variable.get()
+
+    await asyncio.to_thread(asyncio.run, elsewhere())
+
+
+def documents() -> int:
+    gc.collect()
+    return sum(isinstance(entry, Document) for entry in gc.get_objects())
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(60):
+        while not condition():
+            await asyncio.sleep(0.2)
+
+
+def simple() -> pn.Column:
+    """A page that watches Panel's global state, as some components do; the watcher holds the page."""
+    page = pn.Column(pn.pane.HTML("hello"))
+    pn.state.param.watch(lambda _event: page.param.trigger("visible"), "busy")
+    return page
+
+
+async def test_pages_that_are_left_leave_nothing() -> None:
+    async with serving(simple) as (panel, client):
+        watchers = str(pn.state.param.watchers)
+        before = documents()
+        for number in range(10):
+            async with client.get("/") as answer:
+                assert answer.status == 200
+                html = await answer.text()
+            if number % 2:
+                token = html.partition('"token":"')[2].partition('"')[0]
+                async with client.ws_connect("/ws", protocols=("bokeh", token)) as connection:
+                    assert "ACK" in await connection.receive_str()
+        await until(lambda: panel.sessions == 0)
+        assert str(pn.state.param.watchers) == watchers
+        await until(lambda: documents() <= before + 1)
+
+
+async def test_nobody_waits_for_a_page_that_is_built() -> None:
+    building = threading.Event()
+
+    def slow() -> pn.Column:
+        building.set()
+        time.sleep(2)
+        return simple()
+
+    async with serving(slow) as (_, client):
+        page = asyncio.ensure_future(client.get("/"))
+        await asyncio.to_thread(building.wait, 10)
+        async with client.get("/healthz") as answer:
+            assert answer.status == 200
+        assert not page.done()
+        assert (await page).status == 200
+
+
+async def test_more_pages_than_can_wait_are_refused_and_told_when_to_come_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(panel_server, "MAX_WAITING", 3)
+    built = []
+
+    def slow() -> pn.Column:
+        built.append(time.monotonic())
+        time.sleep(0.5)
+        return simple()
+
+    async with serving(slow) as (_, client):
+
+        async def load() -> tuple[int, str | None]:
+            async with client.get("/") as answer:
+                return answer.status, answer.headers.get("Retry-After")
+
+        answers = await asyncio.gather(*(load() for _ in range(8)))
+        assert sorted(answers) == [(200, None)] * 3 + [(503, "3")] * 5
+        assert len(built) == 3
+
+
+async def test_no_more_sessions_than_allowed() -> None:
+    async with serving(simple, max_sessions=2) as (panel, client):
+        statuses = []
+        for _ in range(4):
+            async with client.get("/") as answer:
+                statuses.append(answer.status)
+        assert statuses == [200, 200, 503, 503]
+        await until(lambda: panel.sessions == 0)
+        async with client.get("/") as answer:
+            assert answer.status == 200
+
+
+async def test_panel_listens_in_a_private_directory_only_and_learns_who_is_signed_in() -> None:
+    users = []
+
+    def page() -> pn.Column:
+        users.append(user_of(pn.state.headers))
+        return simple()
+
+    listening_before = listening()
+    async with serving(page) as (panel, client):
+        directory = Path(panel._directory)
+        assert owner_and_mode(directory) == (os.getuid(), 0o700)
+        assert len(listening() - listening_before) == 1  # the test server's
+        async with client.get("/", headers={"X-Dicelab-User": '["x", "mallory"]'}) as answer:
+            assert answer.status == 200
+        assert users == [USER]
+    assert owner_and_mode(directory) is None
+
+
+def owner_and_mode(path: Path) -> tuple[int, int] | None:
+    return (path.stat().st_uid, stat.S_IMODE(path.stat().st_mode)) if path.exists() else None
+
+
+def listening() -> set[str]:
+    """The local addresses of this machine's listening TCP sockets that belong to this process."""
+    inodes = set()
+    for entry in Path("/proc/self/fd").iterdir():
+        try:
+            inodes.add(os.readlink(entry).removeprefix("socket:[").removesuffix("]"))
+        except OSError:
+            continue
+    lines = [line.split() for name in ("tcp", "tcp6") for line in Path(f"/proc/net/{name}").read_text().splitlines()]
+    return {fields[1] for fields in lines if fields[3] == "0A" and fields[9] in inodes}

@@ -1,0 +1,130 @@
+"""Connections of a real server: hosts that are not ours, heads that never end, answers' headers."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+
+import pytest
+from aiohttp import ClientSession, web
+
+from otel import metrics
+from web.application import add_common_routes, new_application
+from web.connection import Runner
+from web.hosts import AllowedHosts
+
+TIMEOUT = 0.4  # seconds that a head may take
+
+
+async def slow(request: web.Request) -> web.Response:
+    await asyncio.sleep(3 * TIMEOUT)
+    return web.Response(text=await request.text())
+
+
+async def html(request: web.Request) -> web.Response:
+    return web.Response(text="<p>", content_type="text/html")
+
+
+@asynccontextmanager
+async def running() -> AsyncIterator[int]:
+    app = new_application()
+    app.add_routes([web.get("/slow", slow), web.post("/slow", slow), web.get("/html", html)])
+    add_common_routes(app, metrics.new_registry(), title="test", description="For tests.")
+    runner = Runner(app, AllowedHosts(["test"]), shutdown_timeout=1)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    closing = asyncio.create_task(runner.close_slow_connections(TIMEOUT))
+    try:
+        yield site.port
+    finally:
+        closing.cancel()
+        await runner.cleanup()
+
+
+async def exchange(port: int, *parts: bytes, pause: float = 0.0) -> bytes:
+    """Send parts, and return what the server sends until it closes the connection."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    answer = asyncio.ensure_future(reader.read())
+    try:
+        async with asyncio.timeout(10):
+            for part in parts:
+                if answer.done():
+                    break
+                writer.write(part)
+                await asyncio.sleep(pause)
+            return await answer
+    finally:
+        writer.close()
+        with suppress(ConnectionError):
+            await writer.wait_closed()
+
+
+@pytest.mark.parametrize("host", ["test", "test:80", "localhost:1", "127.0.0.1", "[::1]:8000"])
+async def test_own_hosts_are_answered(host: str) -> None:
+    async with running() as port:
+        for _ in range(2):  # the second time the host is known
+            answer = await exchange(
+                port, f"GET /healthz HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode()
+            )
+            assert answer.startswith(b"HTTP/1.1 200 ")
+
+
+@pytest.mark.parametrize("path", ["/healthz", "/metrics", "/html", "/nowhere"])
+async def test_foreign_hosts_are_refused(path: str) -> None:
+    async with running() as port:
+        for _ in range(2):
+            answer = await exchange(port, f"GET {path} HTTP/1.1\r\nHost: evil.example:{port}\r\n\r\n".encode())
+            assert answer.startswith(b"HTTP/1.1 421 ")
+            assert b"application/problem+json" in answer
+            assert b"evil.example" in answer
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        [],
+        [b"GET /healthz HT"],
+        [b"GET /healthz HTTP/1.1\r\nHost: test\r\nX-Slow: "],
+        [b"GET /healthz HTTP/1.1\r\nHost: test\r\n\r\nGET /heal"],
+        [b"GET /healthz HTTP/1.1\r\nHost: test\r\n\r\n", b"GET /heal"],
+        [b"GET /slow HTTP/1.1\r\nHost: test\r\n\r\n", b"GET /heal"],
+    ],
+    ids=["nothing", "half a line", "half a header", "half of a second", "a second, half", "half during the first"],
+)
+async def test_heads_that_never_end_are_closed(parts: list[bytes]) -> None:
+    async with running() as port:
+        started = asyncio.get_running_loop().time()
+        answer = await exchange(port, *parts, pause=0.1)
+        assert answer.count(b"HTTP/1.1 200 ") == (1 if parts and b"\r\n\r\n" in parts[0] else 0)
+        assert TIMEOUT <= asyncio.get_running_loop().time() - started < 5
+
+
+async def test_a_head_that_trickles_is_closed() -> None:
+    async with running() as port:
+        started = asyncio.get_running_loop().time()
+        await exchange(port, b"GET /healthz HTTP/1.1\r\nHost: test\r\n", *[b"X: y\r\n"] * 100, pause=0.05)
+        assert asyncio.get_running_loop().time() - started < 4
+
+
+async def test_slow_answers_bodies_and_idle_connections_are_left_alone() -> None:
+    head = b"POST /slow HTTP/1.1\r\nHost: test\r\nContent-Length: 2\r\nConnection: close\r\n\r\n"
+    last = b"GET /healthz HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n"
+    async with running() as port:
+        idle = exchange(port, b"GET /slow HTTP/1.1\r\nHost: test\r\n\r\n", last, pause=7 * TIMEOUT)
+        body = exchange(port, head + b"a", b"b", pause=2 * TIMEOUT)
+        assert [answers.count(b"HTTP/1.1 200 ") for answers in await asyncio.gather(idle, body)] == [2, 1]
+
+
+async def test_headers_that_protect_pages() -> None:
+    async with running() as port, ClientSession(f"http://127.0.0.1:{port}") as session:
+        async with session.get("/html") as page:
+            assert page.headers["X-Content-Type-Options"] == "nosniff"
+            assert page.headers["X-Frame-Options"] == "DENY"
+            assert "frame-ancestors 'none'" in page.headers["Content-Security-Policy"]
+            assert page.headers["Referrer-Policy"] == "same-origin"
+        for path in ("/healthz", "/nowhere", "/metrics"):
+            async with session.get(path) as answer:
+                assert answer.headers["X-Content-Type-Options"] == "nosniff"
+                assert "X-Frame-Options" not in answer.headers
