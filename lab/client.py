@@ -42,7 +42,15 @@ class Missing(Exception):
 
 
 class NotRunning(Exception):
-    """It cannot be checked in this lab; the text says why, such as which engine does not run."""
+    """It cannot be checked in this lab; the text says why.
+
+    Attributes:
+        engine: the name of the engine that does not run; empty where the reason is another.
+    """
+
+    def __init__(self, reason: str, engine: str = "") -> None:
+        super().__init__(reason)
+        self.engine = engine
 
 
 @dataclass(frozen=True)
@@ -83,6 +91,7 @@ class Lab:
         engines: the URL of each engine, by name.
         state: what ``dicelab up`` has written to its state file; of containers, the same as far as it is known.
         containers: where the lab runs in containers, these.
+        timeout: seconds for one request.
     """
 
     directory: RunDir
@@ -91,6 +100,7 @@ class Lab:
     engines: Mapping[str, str] = field(default_factory=dict)
     state: Mapping[str, Any] = field(default_factory=dict)
     containers: Containers | None = None
+    timeout: float = TIMEOUT
     _session: aiohttp.ClientSession | None = field(default=None, init=False, repr=False)
 
     # --- where it is ---
@@ -182,7 +192,7 @@ class Lab:
             NotRunning: when it does not run.
         """
         if name not in self.engines:
-            raise NotRunning(f"{name} is not running")
+            raise NotRunning(f"{name} is not running", name)
         return self.engines[name]
 
     # --- files ---
@@ -216,7 +226,7 @@ class Lab:
 
     async def __aenter__(self) -> Self:
         self._session = aiohttp.ClientSession(
-            timeout=aiohttp.ClientTimeout(total=TIMEOUT), cookie_jar=aiohttp.DummyCookieJar()
+            timeout=aiohttp.ClientTimeout(total=self.timeout), cookie_jar=aiohttp.DummyCookieJar()
         )
         return self
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NoReturn
 if TYPE_CHECKING:
     from otel.standard import logs, metrics, traces
 
-__all__ = ["TELEMETRY", "logs", "metrics", "traces"]
+__all__ = ["TELEMETRY", "WARNINGS", "logs", "metrics", "traces"]
 
 DEFAULT = "standard"
 CHOICES = (DEFAULT, "fast")
@@ -37,5 +37,13 @@ except ValueError as error:
 TELEMETRY = os.environ.get("TELEMETRY", "").strip() or DEFAULT
 if TELEMETRY not in CHOICES:
     _refuse(f"TELEMETRY={TELEMETRY!r}: must be one of {', '.join(CHOICES)}")
+# What to log once logging is set up.
+WARNINGS: list[str] = []
+if TELEMETRY == "fast":
+    from otel.fast import private
+
+    if missing := private.missing():
+        WARNINGS.append(f"TELEMETRY=fast is not possible: {missing}; standard is used")
+        TELEMETRY = DEFAULT
 for _name in ("logs", "metrics", "traces"):
     globals()[_name] = import_module(f"otel.{TELEMETRY}.{_name}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+from collections.abc import Callable, Iterable
 from time import perf_counter
 
 from aiohttp import web
@@ -21,9 +22,9 @@ TRACE_ID_HEADER = "X-Trace-Id"
 CLIENT_CLOSED_REQUEST = 499  # nginx's code for a client that went away before its answer
 MAX_LOGGED_TARGET = 512
 
-# Resolves 1 ms to 10 s.
+# Resolves 0.1 ms, what a query or an answer from memory takes, to 10 s.
 DURATION_BUCKETS = (
-    0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 0.75, 1.0, 1.5, 2.5, 5.0, 10.0,
+    0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 0.75, 1.0, 1.5, 2.5, 5.0, 10.0,
 )  # fmt: skip
 
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT"})
@@ -61,9 +62,10 @@ class HttpMetrics:
             registry=registry,
         )
 
-    def expect(self, handler: str, method: str) -> None:
-        """Make the series of a route exist, at zero, before its first request."""
-        self._requests.labels(handler, method, "200")
+    def expect(self, handler: str, method: str, statuses: Iterable[int]) -> None:
+        """Make the series of a route exist, at zero: one that appears with its first error hides it from increase()."""
+        for status in statuses:
+            self._requests.labels(handler, method, str(status))
         self._duration.labels(handler, method)
 
     def answered(self, handler: str, method: str, status: int, seconds: float | None) -> None:
@@ -78,13 +80,15 @@ class HttpMetrics:
 HTTP_METRICS = web.AppKey("http_metrics", HttpMetrics)
 
 
-def observe_requests(app: web.Application, registry: CollectorRegistry) -> None:
-    """Register the HTTP metrics and make the series of each of the application's routes exist."""
+def observe_requests(
+    app: web.Application, registry: CollectorRegistry, expected: Callable[[web.AbstractRoute], Iterable[int]]
+) -> None:
+    """Register the HTTP metrics and make the series of each route exist, with the statuses ``expected`` of it."""
     http_metrics = app[HTTP_METRICS] = HttpMetrics(registry)
     for resource in app.router.resources():
         for route in resource:
             if resource.canonical not in UNOBSERVED:
-                http_metrics.expect(resource.canonical, route.method)
+                http_metrics.expect(resource.canonical, route.method, expected(route))
 
 
 def middleware() -> Middleware:

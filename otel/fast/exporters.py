@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+import gzip
+import os
 import sys
-from typing import Any
+import zlib
+from collections.abc import Callable
 
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan
-from opentelemetry.sdk.trace.export import ConsoleSpanExporter, SpanExportResult
+from opentelemetry.sdk.trace.export import ConsoleSpanExporter, SpanExporter, SpanExportResult
+from opentelemetry.util.re import parse_env_headers
 
 from otel.fast import otlp, spans
 from otel.fast.queue import Exporter
 from otel.standard import variables
 from otel.standard.export import RotatingFile
 from otel.standard.variables import TraceFile
+
+COMPRESSIONS: dict[str, Callable[[bytes], bytes] | None] = {
+    "none": None,
+    "gzip": gzip.compress,
+    "deflate": zlib.compress,
+}
 
 
 class _FileExporter:
@@ -35,81 +45,80 @@ class _FileExporter:
 
 
 class _HttpExporter:
-    """OTLP/HTTP with protobuf, by the client of the standard exporter: its endpoint, headers, TLS and compression.
-
-    Its retries are not used: they wait longer and longer, and a collector that is back would not be noticed.
-    """
+    """OTLP/HTTP with protobuf, to where the standard variables say."""
 
     def __init__(self, resource: Resource, timeout: float) -> None:
-        from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+        import requests  # here, because most labs write files
 
+        def variable(name: str) -> str:
+            return variables.otlp(name, "")
+
+        own = os.environ.get("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
+        base = os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT") or "http://localhost:4318"
+        self._url = own or f"{base.removesuffix('/')}/v1/traces"
         self._resource = resource
         self._timeout = timeout
-        self._standard = OTLPSpanExporter()
+        self._broken = requests.ConnectionError
+        self._session = session = requests.Session()
+        session.headers["Content-Type"] = "application/x-protobuf"
+        session.headers.update(parse_env_headers(variable("HEADERS"), liberal=True))
+        session.verify = variable("CERTIFICATE") or True
+        certificate, key = variable("CLIENT_CERTIFICATE"), variable("CLIENT_KEY")
+        session.cert = (certificate, key) if certificate and key else certificate or None
+        self._compress = COMPRESSIONS[variables.otlp_compression()]
+        if self._compress is not None:
+            session.headers["Content-Encoding"] = variables.otlp_compression()
 
     def encode(self, span: spans.LeanSpan) -> otlp.Encoded:
         return span.tracer.scope, otlp.protobuf_span(span)
 
     def export(self, batch: list[otlp.Encoded]) -> bool:
-        client = self._standard._client
-        data = client._compress(otlp.protobuf_batch(self._resource, batch))
-        status = client._submit(data, self._timeout).status_code
-        return status is not None and 200 <= status < 400
+        data = otlp.protobuf_batch(self._resource, batch)
+        if self._compress is not None:
+            data = self._compress(data)
+        try:
+            status = self._post(data)
+        except self._broken:  # most likely a kept connection that the collector has closed meanwhile
+            status = self._post(data)
+        return 200 <= status < 400
+
+    def _post(self, data: bytes) -> int:
+        answer = self._session.post(self._url, data=data, timeout=self._timeout, allow_redirects=False)
+        return answer.status_code
 
     def shutdown(self) -> None:
-        self._standard.shutdown()  # type: ignore[no-untyped-call]
+        self._session.close()
 
 
-class _GrpcExporter:
-    """OTLP over gRPC, by the standard exporter, handed requests that are made already."""
+class _StandardExporter:
+    """Any exporter of the SDK, which is given the SDK's spans."""
 
-    def __init__(self, resource: Resource, timeout: float) -> None:
-        # Imported where it is needed: it costs a quarter of a second and 20 MB.
-        from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
-        from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
-
-        class Standard(OTLPSpanExporter):
-            def _translate_data(self, data: Any) -> ExportTraceServiceRequest:
-                request: ExportTraceServiceRequest = ExportTraceServiceRequest.FromString(
-                    otlp.protobuf_batch(resource, data)
-                )
-                return request
-
-        self._standard = Standard(timeout=timeout)
-
-    def encode(self, span: spans.LeanSpan) -> otlp.Encoded:
-        return span.tracer.scope, otlp.protobuf_span(span)
-
-    def export(self, batch: list[otlp.Encoded]) -> bool:
-        return self._standard.export(batch) is SpanExportResult.SUCCESS  # type: ignore[arg-type]
-
-    def shutdown(self) -> None:
-        self._standard.shutdown()
-
-
-class _ConsoleExporter:
-    def __init__(self) -> None:
-        self._standard = ConsoleSpanExporter(out=sys.stderr)  # stdout belongs to the logs
+    def __init__(self, exporter: SpanExporter) -> None:
+        self._exporter = exporter
 
     def encode(self, span: spans.LeanSpan) -> ReadableSpan:
         return span.readable()
 
     def export(self, batch: list[ReadableSpan]) -> bool:
-        return self._standard.export(batch) is SpanExportResult.SUCCESS
+        return self._exporter.export(batch) is SpanExportResult.SUCCESS
 
     def shutdown(self) -> None:
-        self._standard.shutdown()
+        self._exporter.shutdown()
 
 
 def exporters(resource: Resource, file: TraceFile | None) -> list[Exporter]:
+    """The exporters that the standard variables choose."""
     chosen: list[Exporter] = []
     for name in variables.exporter_names():
         if name == "console":
-            chosen.append(_ConsoleExporter())
+            chosen.append(_StandardExporter(ConsoleSpanExporter(out=sys.stderr)))  # stdout is for log lines
         elif file is not None and not variables.otlp_endpoint():
             chosen.append(_FileExporter(resource, file))
         elif variables.otlp_protocol() == "grpc":
-            chosen.append(_GrpcExporter(resource, variables.otlp_timeout()))
+            # Imported here: it takes a quarter of a second and 20 MB.
+            from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
+
+            chosen.append(_StandardExporter(OTLPSpanExporter(timeout=variables.otlp_timeout())))
         else:
             chosen.append(_HttpExporter(resource, variables.otlp_timeout()))
     return chosen

@@ -17,8 +17,6 @@ from functools import lru_cache
 
 from opentelemetry import trace
 from opentelemetry.context import Context
-from opentelemetry.instrumentation.aiohttp_server import AioHttpServerInstrumentor
-from opentelemetry.instrumentation.aiopg import AiopgInstrumentor
 from opentelemetry.trace import Span, SpanKind, Status, StatusCode, Tracer
 from opentelemetry.util.types import Attributes
 
@@ -88,10 +86,8 @@ def start(service: str, file: TraceFile | None = None, untraced_paths: Sequence[
     trace.set_tracer_provider(provider)
     # The instrumentation takes its exclusions from the environment only.
     os.environ.setdefault("OTEL_PYTHON_AIOHTTP_SERVER_EXCLUDED_URLS", ",".join(untraced_paths))
-    http_server.trim()
-    sql.trim()
-    AioHttpServerInstrumentor().instrument()
-    AiopgInstrumentor().instrument()
+    http_server.instrument()
+    sql.instrument()
 
     def flush() -> None:
         for queue in queues:

@@ -56,25 +56,33 @@ def exporter_names() -> list[str]:
 
 
 def otlp_endpoint() -> str:
-    return _otlp("ENDPOINT", "")
+    return otlp("ENDPOINT", "")
 
 
 def otlp_protocol() -> str:
-    protocol = _otlp("PROTOCOL", "http/protobuf")
+    protocol = otlp("PROTOCOL", "http/protobuf")
     if protocol not in ("http/protobuf", "grpc"):
         raise TracingError(f"OTEL_EXPORTER_OTLP_PROTOCOL={protocol!r}: must be http/protobuf or grpc")
     return protocol
 
 
+def otlp_compression() -> str:
+    compression = otlp("COMPRESSION", "none").lower().strip()
+    if compression not in ("none", "gzip", "deflate"):
+        raise TracingError(f"OTEL_EXPORTER_OTLP_COMPRESSION={compression!r}: must be none, gzip or deflate")
+    return compression
+
+
 def otlp_timeout() -> float:
-    given = _otlp("TIMEOUT", str(EXPORT_TIMEOUT))
+    given = otlp("TIMEOUT", str(EXPORT_TIMEOUT))
     try:
         return float(given)
     except ValueError:
         raise TracingError(f"OTEL_EXPORTER_OTLP_TIMEOUT={given!r}: must be a number of seconds") from None
 
 
-def _otlp(name: str, default: str) -> str:
+def otlp(name: str, default: str) -> str:
+    """``OTEL_EXPORTER_OTLP_TRACES_<name>``, else ``OTEL_EXPORTER_OTLP_<name>``, else ``default``."""
     environ = os.environ
     return environ.get(f"OTEL_EXPORTER_OTLP_TRACES_{name}") or environ.get(f"OTEL_EXPORTER_OTLP_{name}") or default
 
