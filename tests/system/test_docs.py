@@ -22,7 +22,8 @@ def variables_read() -> set[str]:
     call = re.compile(
         r"env\.(?:text|choice|flag|integer|number|optional_integer|optional_url|url|names|secret)\(\s*\"([A-Z_]+)\""
     )
-    return {name for room in ROOMS for path in (ROOT / room).glob("*.py") for name in call.findall(path.read_text())}
+    named = {name for room in ROOMS for path in (ROOT / room).glob("*.py") for name in call.findall(path.read_text())}
+    return named | {"TELEMETRY"}  # read by otel/__init__.py, before any settings
 
 
 def test_readme_lists_exactly_the_settings_there_are() -> None:
