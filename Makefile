@@ -13,7 +13,7 @@ endif
 endif
 endif
 # Configuration that containers mount: their users must be able to read it, also in a checkout made under umask 077.
-MOUNTED := alloy grafana otel/collector.yaml compose/loki compose/prometheus compose/tempo compose/.targets
+MOUNTED := alloy grafana otel/collector.yaml compose/alertmanager compose/loki compose/prometheus compose/tempo compose/.targets
 # What the tests need beside Python: installed where we may and where it is missing.
 CHROMIUM ?= $(or $(shell command -v chromium || command -v chromium-browser || command -v google-chrome),/usr/bin/chromium)
 PROMETHEUS := $(or $(shell command -v prometheus),/usr/bin/prometheus)

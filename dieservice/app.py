@@ -9,6 +9,7 @@ from aiohttp import web
 
 from dieservice import routes
 from dieservice.catalogue import FileCatalogue
+from dieservice.connections import cancel
 from dieservice.postgres import PostgresCatalogue
 from dieservice.settings import Settings
 from dieservice.telemetry import DatabaseTelemetry, DiceTelemetry
@@ -58,10 +59,6 @@ def _kept_connected(catalogue: PostgresCatalogue) -> Callable[[web.Application],
     async def run(app: web.Application) -> AsyncIterator[None]:
         task = asyncio.create_task(catalogue.keep_connected())
         yield
-        # More than once where need be: aiopg waits by asyncio.wait_for, which in Python 3.11 swallows a
-        # cancellation that arrives together with what it waits for.
-        while not task.done():
-            task.cancel()
-            await asyncio.wait([task], timeout=0.2)
+        await cancel(task)
 
     return run

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import re
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -75,7 +76,7 @@ ROWS = (
     Row("Request rate panels", 1, features.panels("Request rate", "Frontend request rate", "Die-service request rate")),
     Row("Latency percentiles", 1, features.panels("Latency of a roll", "End-to-end latency", "Die-service latency")),
     Row(
-        "Error rate tracking", 1, features.panels("Success rate", "Error rate by die", "Roller to die-service: errors")
+        "Error rate tracking", 1, features.panels("Service level", "Error rate by die", "Roller to die-service: errors")
     ),
     Row("Service dependency viz", 2, features.service_graph),
     Row(
@@ -127,6 +128,7 @@ def run(options: Options, console: Console) -> int:
 
 async def _check(lab: Lab, stage: int, timeout: float, console: Console) -> int:
     missing = 0
+    unchecked: list[NotRunning] = []
     async with lab:
         subject = Subject(lab, stage)
         for row in ROWS:
@@ -137,13 +139,23 @@ async def _check(lab: Lab, stage: int, timeout: float, console: Console) -> int:
                 mark, style = "✔", "green"
             except NotRunning as reason:
                 found, mark, style = str(reason), "–", "yellow"  # noqa: RUF001
+                unchecked.append(reason)
             except Missing as reason:
                 found, mark, style = str(reason), "✘", "red"
                 missing += 1
             found = re.sub(r"[\x00-\x1f\x7f-\x9f]", " ", found)
             say(console, f"{mark} {row.feature:28} {found}", style)
-    say(console, f"{missing} missing" if missing else "All there.", "red" if missing else "green")
+    say(console, conclusion(missing, unchecked), "red" if missing else "green")
     return 1 if missing else 0
+
+
+def conclusion(missing: int, unchecked: Sequence[NotRunning]) -> str:
+    """The last line of the output: the result in a sentence."""
+    text = f"{missing} missing" if missing else "All checked features work" if unchecked else "All features work."
+    if unchecked:
+        engines = sorted({reason.engine.capitalize() for reason in unchecked if reason.engine})
+        text += f"; {len(unchecked)} not checked" + (f": no {', '.join(engines)}" if engines else "")
+    return text
 
 
 async def _repeated(check: Check, subject: Subject, deadline: float) -> str:

@@ -11,7 +11,6 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import click
@@ -34,7 +33,7 @@ def _run(module: str, given: dict[str, Any]) -> int:
     from rich.console import Console
 
     command = import_module(f"lab.{module}")
-    status: int = command.run(getattr(command, "Options", SimpleNamespace)(**given), Console())
+    status: int = command.run(command.Options(**given), Console())
     return status
 
 

@@ -42,7 +42,15 @@ class Missing(Exception):
 
 
 class NotRunning(Exception):
-    """It cannot be checked in this lab; the text says why, such as which engine does not run."""
+    """It cannot be checked in this lab; the text says why.
+
+    Attributes:
+        engine: the name of the engine that does not run; empty where the reason is another.
+    """
+
+    def __init__(self, reason: str, engine: str = "") -> None:
+        super().__init__(reason)
+        self.engine = engine
 
 
 @dataclass(frozen=True)
@@ -184,7 +192,7 @@ class Lab:
             NotRunning: when it does not run.
         """
         if name not in self.engines:
-            raise NotRunning(f"{name} is not running")
+            raise NotRunning(f"{name} is not running", name)
         return self.engines[name]
 
     # --- files ---

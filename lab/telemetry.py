@@ -36,7 +36,7 @@ def recorded(lab: Lab, environ: MutableMapping[str, str] = os.environ) -> Iterat
     environ.setdefault("OTEL_BSP_SCHEDULE_DELAY", EXPORT_DELAY_MS)
     try:
         file = traces.TraceFile(directory.traces / f"{name}.jsonl", 64 * 1024 * 1024, 3)
-        stop_traces = traces.start(SERVICE, file=file, environ=environ)
+        stop_traces = traces.start(SERVICE, file=file)
     except (traces.TracingError, OSError) as error:
         raise LabError(str(error)) from None
     stop_logs = logs.start(SERVICE, descriptor=log)

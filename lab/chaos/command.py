@@ -109,7 +109,7 @@ async def _experiment(options: Options, lab: Lab) -> dict[str, Any]:
 def _check_applicable(name: str, experiment: Experiment, lab: Lab) -> None:
     """Raise for a lab that the experiment does not apply to."""
     if lab.stage < experiment.stage:
-        raise LabError(f"stage {lab.stage} has nothing that {name} breaks; stage {experiment.stage} has")
+        raise LabError(f"{name} needs stage {experiment.stage} or later; this lab is at stage {lab.stage}")
     if any(len(service.get("workers", [])) > 1 for service in lab.state.get("services", [])):
         raise LabError("experiments need one process a service: start the lab without --workers")
     missing = [engine for engine in experiment.needs if engine not in lab.engines]

@@ -9,7 +9,7 @@ import math
 import random
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -272,6 +272,13 @@ def faces_summarized(rolls: Rolls, dice: Mapping[str, Sequence[int]]) -> dict[st
     return summary
 
 
+def _check_known(chosen: Iterable[str], known: Iterable[str]) -> None:
+    """Raise for dice that the lab does not have."""
+    unknown = sorted(set(chosen) - set(known))
+    if unknown:
+        raise LabError(f"there is no {' or '.join(unknown)} die in this lab; it has {', '.join(sorted(known))}")
+
+
 def _mix(options: Options, capabilities: Capabilities, known: Mapping[str, Sequence[int]]) -> Mix:
     dice = dict(options.die) if options.die else dict.fromkeys(known, 1.0)
     if not dice:
@@ -294,6 +301,8 @@ async def _run(options: Options, lab: Lab) -> dict[str, Any]:
         capabilities = await lab.fetch_capabilities()
         dice = await dice_of(lab, capabilities)
         sign_in = capabilities.sign_in and not options.anonymous
+        if options.die and dice and lab.services:  # of a lab that is known by its URL alone, dice are a guess
+            _check_known(options.die, dice)
         traffic = Traffic(client, lab.front, _mix(options, capabilities, dice), options.users, sign_in, seed)
         model = "closed" if options.rate is None else "open"
         _log(

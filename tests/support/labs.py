@@ -242,7 +242,8 @@ def start(run_dir: Path, stage: int, *arguments: str, roll_delay: float = 0.05, 
 
 
 def processes_of(run_dir: Path) -> list[str]:
-    """The command lines of all processes whose arguments or environment name a run dir."""
+    """The command lines of all processes that name a run dir, or the data that it links to."""
+    names = {str(run_dir), str((run_dir / "postgres").resolve())}
     found = []
     for entry in Path("/proc").iterdir():
         try:
@@ -250,6 +251,7 @@ def processes_of(run_dir: Path) -> list[str]:
             environ = (entry / "environ").read_bytes().decode(errors="replace")
         except OSError:
             continue
-        if entry.name.isdigit() and int(entry.name) != os.getpid() and str(run_dir) in command + environ:
+        named = any(name in command + environ for name in names)
+        if entry.name.isdigit() and int(entry.name) != os.getpid() and named:
             found.append(command)
     return found

@@ -18,7 +18,9 @@ ROOMS = ("roller", "dieservice", "frontend", "web")
 
 def variables_read() -> set[str]:
     """Every environment variable that a service's settings name."""
-    call = re.compile(r"env\.(?:text|choice|flag|integer|number|optional_integer|optional_url|url)\(\s*\"([A-Z_]+)\"")
+    call = re.compile(
+        r"env\.(?:text|choice|flag|integer|number|optional_integer|optional_url|url|names|secret)\(\s*\"([A-Z_]+)\""
+    )
     return {name for room in ROOMS for path in (ROOT / room).glob("*.py") for name in call.findall(path.read_text())}
 
 

@@ -100,10 +100,9 @@ def written_paths(service: Service) -> Iterator[str]:
     """What ``writes`` of the image's facts stands for in this container."""
     flags = dict(argument.split("=", 1) for argument in command_of(service) if re.match("--?[^=]+=", argument))
     for written in image_of(service).writes:
-        if written.startswith("/"):
-            yield written
-        else:
-            yield flags[written] if written.startswith("-") else environment_of(service)[written]
+        path = written if written.startswith("/") else {**environment_of(service), **flags}.get(written)
+        if path:
+            yield path
 
 
 def why_not_writable(service: Service, path: str) -> str:
@@ -216,14 +215,19 @@ DEFECTS: dict[str, tuple[str, Check, Defect, str]] = {
         lambda service: service.update(user="10002:10001"),
         "/var/tempo: /var/tempo is 10001:10001 0700, and the process is 10002:10001",
     ),
+    "a file on the read-only disk": (
+        *("frontend", check_written_paths),
+        lambda service: service.pop("volumes"),
+        "/var/lib/dicelab/sessions: not on a mount, and the root file system is read-only",
+    ),
     "a misspelt flag": (
         *("prometheus", check_flags),
         lambda service: service["command"].append("--storage.tsdb.retention=31d"),
         "/bin/prometheus has no flag --storage.tsdb.retention",
     ),
-    "the socket's directory without a mode": (
+    "the socket's directory on a tmpfs of root's": (
         *("postgres", check_written_paths),
-        lambda service: service.update(tmpfs=["/tmp", "/run/postgresql:mode=0755"]),
+        lambda service: service.update(volumes=service["volumes"][:1], tmpfs=["/tmp", "/run/postgresql:mode=0755"]),
         "/run/postgresql: /run/postgresql is 0:0 0755, and the process is 999:999",
     ),
 }
@@ -259,6 +263,10 @@ def test_the_facts_of_our_own_image_are_those_of_its_dockerfile() -> None:
     final = DOCKERFILE.split("FROM ${BASE}\n")[1]
     assert re.findall(r"^USER (\S+)$", final, re.MULTILINE) == [":".join(map(str, image.user))]
     assert re.findall(r"^WORKDIR (\S+)$", final, re.MULTILINE) == [image.workdir]
+    owners = re.findall(r"^COPY --from=build --chown=(\S+) \S+ (\S+)$", final, re.MULTILINE)
+    assert {path: images.identity(owner) for owner, path in owners} == {
+        path: (owned.uid, owned.gid) for path, owned in image.paths.items()
+    }
     (line,) = re.findall(r"^ENV (.+)$", final, re.MULTILINE)
     stated = dict(word.split("=", 1) for word in line.split())
     stated["PATH"] = stated["PATH"].replace("$PATH", base.env["PATH"])
