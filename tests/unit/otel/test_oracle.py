@@ -178,9 +178,18 @@ def runs(
         environ = {name: value for name, value in os.environ.items() if not name.startswith("OTEL_")}
         result = subprocess.run(
             [sys.executable, "-W", "ignore", "-m", "tests.unit.otel.oracle", str(directory), *ports],
-            env=environ | {"TELEMETRY": telemetry, "DATABASE_URL": database, "OTEL_SEMCONV_STABILITY_OPT_IN": request.param},
-            cwd=ROOT, check=False, capture_output=True, text=True, timeout=110,
-        )  # fmt: skip
+            env={
+                **environ,
+                "TELEMETRY": telemetry,
+                "DATABASE_URL": database,
+                "OTEL_SEMCONV_STABILITY_OPT_IN": request.param,
+            },
+            cwd=ROOT,
+            check=False,
+            capture_output=True,
+            text=True,
+            timeout=110,
+        )
         assert (result.returncode, result.stderr) == (0, "")
         found.append(Run(directory))
     return found[0], found[1]
