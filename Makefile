@@ -1,5 +1,6 @@
 # `make up` and `make test` are all one needs; `make help` lists the rest.
 STAGE ?= 6
+WORKERS ?= 2
 PYTHON ?= python3
 VENV := .venv
 COMPOSE ?= docker compose
@@ -12,7 +13,7 @@ endif
 endif
 endif
 # Configuration that containers mount: their users must be able to read it, also in a checkout made under umask 077.
-MOUNTED := alloy grafana otel/collector.yaml compose/loki compose/prometheus compose/tempo compose/.targets
+MOUNTED := alloy grafana otel/collector.yaml compose/alertmanager compose/loki compose/prometheus compose/tempo compose/.targets
 # What the tests need beside Python: installed where we may and where it is missing.
 CHROMIUM ?= $(or $(shell command -v chromium || command -v chromium-browser || command -v google-chrome),/usr/bin/chromium)
 PROMETHEUS := $(or $(shell command -v prometheus),/usr/bin/prometheus)
@@ -27,10 +28,10 @@ GRAMMAR := tests/grammar/node_modules/.package-lock.json
 AXE := tests/axe/node_modules/.package-lock.json
 
 .DEFAULT_GOAL := help
-.PHONY: help up down compose compose-down lock sbom test dashboards fmt lint clean
+.PHONY: help up down compose compose-down lock sbom test test-unit dashboards fmt lint clean
 
 help:  ## list these targets
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
 
 up: $(VENV)/installed  ## run the lab: make up, or make up STAGE=3
 	$(BIN)/dicelab up --stage $(STAGE) $(ARGS)
@@ -71,8 +72,11 @@ compose/.env:
 	umask 077; for name in POSTGRES_PASSWORD GRAFANA_ADMIN_PASSWORD SESSION_SECRET; do \
 	  echo "$$name=$$(od -An -N24 -tx1 /dev/urandom | tr -d ' \n')"; done > $@
 
-test: $(VENV)/installed-test $(CHROMIUM) $(PROMETHEUS) $(EXPORTER) $(GRAMMAR) $(AXE)  ## run all tests
-	CHROMIUM=$(CHROMIUM) $(BIN)/python -m pytest $(ARGS)
+test: $(VENV)/installed-test $(CHROMIUM) $(PROMETHEUS) $(EXPORTER) $(GRAMMAR) $(AXE)  ## run all tests, in WORKERS=2 processes
+	CHROMIUM=$(CHROMIUM) $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
+
+test-unit: $(VENV)/installed-test  ## run the tests that need no running lab
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile tests/unit $(ARGS)
 
 dashboards: $(VENV)/installed-test  ## write the dashboards' JSON from their code
 	$(BIN)/python -m grafana

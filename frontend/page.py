@@ -154,8 +154,8 @@ class RollPage:
     async def _fetch_dice(self) -> None:
         with traces.root_span(ROOT_SPAN):
             try:
-                if await self._backend.fetch_dice():
-                    self._complain("")
+                self._explorer.dice_known(await self._backend.fetch_dice())
+                self._complain("")
             except Problem as problem:
                 traces.record_failure(problem.cause or problem)
         self._show_dice()
@@ -199,8 +199,8 @@ class RollPage:
         if self._task is not None or not isinstance(form, dict):
             return  # one roll at a time
         self._die, self._many = str(form.get("die", "")), self._async_rolls and bool(form.get("many"))
-        if self._many:
-            self._times = str(form.get("times", ""))[:20]
+        if self._many and "times" in form:  # not while its field is still disabled
+            self._times = str(form["times"])[:20]
         self._draw_form()
         self._complain("")
         if self._die not in self._backend.dice:

@@ -207,12 +207,13 @@ class PanelServer:
         if trace_id:
             browser.headers[TRACE_ID_HEADER] = trace_id
         try:
-            panel = await self._client.ws_connect(
-                self._url("ws", request),
-                protocols=[part for part in offered if part],
-                max_msg_size=MAX_MESSAGE,
-                headers=_user_header(user),
-            )
+            with suppress_http_instrumentation():
+                panel = await self._client.ws_connect(
+                    self._url("ws", request),
+                    protocols=[part for part in offered if part],
+                    max_msg_size=MAX_MESSAGE,
+                    headers=_user_header(user),
+                )
         except (ClientError, asyncio.TimeoutError) as error:
             raise unavailable("The page cannot be connected just now.", error) from error
         async with panel:

@@ -37,25 +37,24 @@ def _redirect(location: str) -> web.Response:
     return web.Response(status=303, headers={"Location": location})
 
 
-def _trace_query(request: web.Request) -> str:
-    """The part of the address that names the trace to show; empty where there is none.
+def _view_query(request: web.Request) -> str:
+    """The part of the address that says what the page shows; empty where there is none.
 
     Raises:
-        Problem: 400 for what is no trace id.
+        Problem: 400 for a trace that has no trace id.
     """
     trace_id = request.query.get(TRACE)
-    if not trace_id:
-        return ""
-    if not TRACE_ID.fullmatch(trace_id):
+    if trace_id and not TRACE_ID.fullmatch(trace_id):
         raise bad_request("A trace id has 32 hexadecimal digits, in small letters.")
-    return f"?{TRACE}={trace_id}"
+    query = request.rel_url.raw_query_string
+    return f"?{query}" if query else ""
 
 
 async def page(request: web.Request) -> web.StreamResponse:
-    trace = _trace_query(request)
+    view = _view_query(request)
     user = _user(request)
     if SESSIONS in request.app and user is None:
-        return _redirect(f"/sign-in{trace}")
+        return _redirect(f"/sign-in{view}")
     with suppress(Problem):  # it is logged; the page shows the dice last heard of, or says that there are none
         await request.app[BACKEND].fetch_dice()
     return await request.app[PANEL].page(request, user)
@@ -109,13 +108,13 @@ async def _roll(request: web.Request, die: str, times: int | None) -> web.Respon
 
 async def sign_in_page(request: web.Request) -> web.Response:
     return aiohttp_jinja2.render_template(
-        "sign_in.html", request, {"name": "", "refused": "", "trace": _trace_query(request)}
+        "sign_in.html", request, {"name": "", "refused": "", "view": _view_query(request)}
     )
 
 
 async def sign_in(request: web.Request) -> web.Response:
     refuse_foreign_origin(request)
-    trace = _trace_query(request)
+    view = _view_query(request)
     try:
         async with asyncio.timeout(FORM_TIMEOUT):
             name = str((await request.post()).get("name", ""))
@@ -127,9 +126,9 @@ async def sign_in(request: web.Request) -> web.Response:
         _, cookie = request.app[SESSIONS].sign_in(name)
     except NameRefused as refused:
         return aiohttp_jinja2.render_template(
-            "sign_in.html", request, {"name": name[:64], "refused": str(refused), "trace": trace}, status=400
+            "sign_in.html", request, {"name": name[:64], "refused": str(refused), "view": view}, status=400
         )
-    response = _redirect(f"/{trace}")
+    response = _redirect(f"/{view}")
     response.set_cookie(cookie_name(request.url), cookie, max_age=MAX_AGE, httponly=True, samesite="Lax", path="/")
     return response
 

@@ -1,4 +1,4 @@
-"""The dashboards put together: six stages and the objectives, each as Grafana's JSON."""
+"""The dashboards put together: six stages, the objectives, pipeline and saturation; each as Grafana's JSON."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from grafana_foundation_sdk.models.dashboard import (
     VariableSort,
 )
 
-from grafana import slo, stages
+from grafana import pipeline, slo, stages
 from grafana.panels import PROMETHEUS
 
 DIRECTORY = Path(__file__).parent / "dashboards"
@@ -42,7 +42,7 @@ RATE_INTERVALS = {"20s": "5s", "1m": "15s", "2m": "30s", "5m": "75s", "15m": "22
 
 
 def stage(number: int) -> Dashboard:
-    """The dashboard of a stage: its own row last."""
+    """The dashboard of a stage: the summary, what the stage adds, then the stages before it."""
     name, _ = stages.STAGES[number]
     dashboard = _dashboard(
         f"dice-roller-stage-{number}",
@@ -50,7 +50,7 @@ def stage(number: int) -> Dashboard:
         f"Everything that stage {number} shows of itself.",
         ("prometheus", "loki", "tempo") if number < 6 else DATA_SOURCES,
     )
-    rows = [stages.STAGES[each][1] for each in range(1, number + 1)]
+    rows = [stages.SUMMARY, *(stages.STAGES[each][1] for each in (number, *range(1, number)))]
     return _fill(dashboard, rows)
 
 
@@ -62,6 +62,16 @@ def objectives() -> Dashboard:
         ("prometheus", "loki", "tempo"),
     )
     return _fill(dashboard, slo.ROWS)
+
+
+def pipeline_and_saturation() -> Dashboard:
+    dashboard = _dashboard(
+        "dice-roller-pipeline",
+        "Dice Roller - Pipeline and saturation",
+        "What carries telemetry, what is lost on the way, and what the services have left.",
+        ("prometheus", "loki", "tempo"),
+    )
+    return _fill(dashboard, pipeline.ROWS)
 
 
 def _dashboard(uid: str, title: str, description: str, data_sources: Iterable[str]) -> Dashboard:
@@ -133,7 +143,10 @@ def _fill(dashboard: Dashboard, rows: Iterable[stages.Row]) -> Dashboard:
 
 def files() -> Iterator[tuple[Path, str]]:
     """Every dashboard's file and what is to stand in it."""
-    made = {f"stage-{number}": stage(number) for number in stages.STAGES} | {"slo": objectives()}
+    made = {f"stage-{number}": stage(number) for number in stages.STAGES} | {
+        "slo": objectives(),
+        "pipeline": pipeline_and_saturation(),
+    }
     for name, dashboard in made.items():
         text = json.dumps(dashboard.build(), cls=JSONEncoder, indent=2, sort_keys=True)
         yield DIRECTORY / f"{name}.json", text + "\n"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from string import ascii_uppercase
 from typing import Any, TypeVar
@@ -29,6 +29,7 @@ from grafana_foundation_sdk.models import common as look
 from grafana_foundation_sdk.models.dashboard import (
     DashboardLinkType,
     DataSourceRef,
+    DynamicConfigValue,
     FieldColorModeId,
     Threshold,
     ThresholdsMode,
@@ -40,6 +41,8 @@ from grafana_foundation_sdk.models.tempo import SearchTableType, TempoQueryType
 from grafana_foundation_sdk.models.text import TextMode
 
 HEIGHT = 8
+# What a panel says while its queries find nothing.
+IDLE = "No rolls in this time range. Roll a die."
 # Each is a variable of the dashboard, named like the data source it stands for by default.
 PROMETHEUS = DataSourceRef("prometheus", "${prometheus}")
 LOKI = DataSourceRef("loki", "${loki}")
@@ -187,8 +190,10 @@ def _thresholds(steps: Steps) -> ThresholdsConfig:
     )
 
 
-def _panel(panel: P, title: str, says: Says, datasource: DataSourceRef, width: int, height: int = HEIGHT) -> P:
-    panel.title(title).description(str(says)).datasource(datasource).span(width).height(height)
+def _panel(
+    panel: P, title: str, says: Says, datasource: DataSourceRef, width: int, idle: str, height: int = HEIGHT
+) -> P:
+    panel.title(title).description(str(says)).datasource(datasource).span(width).height(height).no_value(idle)
     return panel
 
 
@@ -209,10 +214,11 @@ def timeseries(
     steps: Steps = (),
     bars: bool = False,
     highest: float | None = None,
+    idle: str = IDLE,
     datasource: DataSourceRef = PROMETHEUS,
 ) -> series.Panel:
     """Values over time, a line each; ``bars`` stacks them. ``steps`` are drawn as dashed lines."""
-    panel = _panel(series.Panel(), title, says, datasource, width)
+    panel = _panel(series.Panel(), title, says, datasource, width, idle)
     panel.unit(unit).min(0).data_links(_links(signals)).thresholds(_thresholds(steps))
     panel.color_scheme(FieldColor().mode(FieldColorModeId.PALETTE_CLASSIC_BY_NAME))
     panel.line_width(2).fill_opacity(60 if bars else 8).show_points(look.VisibilityMode.AUTO)
@@ -246,10 +252,11 @@ def number(
     width: int = 8,
     decimals: int | None = None,
     words: dict[str, tuple[str, str]] | None = None,
+    idle: str = IDLE,
     datasource: DataSourceRef = PROMETHEUS,
 ) -> stat.Panel:
     """One big number, or a few. ``low_is_bad`` starts at red; ``words`` says value → (text, colour)."""
-    panel = _panel(stat.Panel(), title, says, datasource, width)
+    panel = _panel(stat.Panel(), title, says, datasource, width, idle)
     base = RED if low_is_bad else GREEN
     panel.thresholds(
         ThresholdsConfig()
@@ -268,6 +275,40 @@ def number(
     return _add(panel, targets)
 
 
+@dataclass(frozen=True)
+class Figure:
+    """One number of a summary, with what makes it good or bad.
+
+    Attributes:
+        steps: from this value on, this colour.
+        low_is_bad: below the first step it is red, else green.
+    """
+
+    query: prometheus.Dataquery
+    unit: str
+    steps: Steps = ()
+    low_is_bad: bool = False
+    decimals: int = 1
+
+
+def summary(title: str, says: Says, figures: Sequence[Figure], *, signals: Signals, width: int = 12) -> stat.Panel:
+    """A few numbers of different kinds side by side."""
+    panel = number(title, says, [figure.query for figure in figures], unit="short", signals=signals, width=width)
+    panel.height(HEIGHT // 2)
+    for name, figure in zip(ascii_uppercase, figures, strict=False):
+        steps: list[Mapping[str, object]] = [{"value": None, "color": RED if figure.low_is_bad else GREEN}]
+        steps += [{"value": value, "color": color} for value, color in figure.steps]
+        panel.override_by_query(
+            name,
+            [
+                DynamicConfigValue("unit", figure.unit),
+                DynamicConfigValue("decimals", figure.decimals),
+                DynamicConfigValue("thresholds", {"mode": "absolute", "steps": steps}),
+            ],
+        )
+    return panel
+
+
 def bars(
     title: str,
     says: Says,
@@ -277,21 +318,33 @@ def bars(
     signals: Signals,
     width: int = 8,
     steps: Steps = (),
+    decimals: int | None = None,
+    idle: str = IDLE,
 ) -> bargauge.Panel:
     """A bar for each value, to compare them."""
-    panel = _panel(bargauge.Panel(), title, says, PROMETHEUS, width)
+    panel = _panel(bargauge.Panel(), title, says, PROMETHEUS, width, idle)
     panel.unit(unit).min(0).data_links(_links(signals)).thresholds(_thresholds(steps))
     color = FieldColorModeId.THRESHOLDS if steps else FieldColorModeId.PALETTE_CLASSIC_BY_NAME
     panel.color_scheme(FieldColor().mode(color))
     panel.orientation(look.VizOrientation.HORIZONTAL).display_mode(look.BarGaugeDisplayMode.BASIC)
     panel.value_mode(look.BarGaugeValueMode.TEXT).show_unfilled(True)
     panel.reduce_options(common.ReduceDataOptions().calcs(["lastNotNull"]).values(False))
+    if decimals is not None:
+        panel.decimals(decimals)
     return _add(panel, targets)
 
 
-def lines(title: str, says: Says, expression: str, *, width: int = 12, datasource: DataSourceRef = LOKI) -> logs.Panel:
+def lines(
+    title: str,
+    says: Says,
+    expression: str,
+    *,
+    width: int = 12,
+    idle: str = "No such lines in this time range.",
+    datasource: DataSourceRef = LOKI,
+) -> logs.Panel:
     """Log lines, newest first; a line unfolds into its fields, its trace id leads to the trace."""
-    panel = _panel(logs.Panel(), title, says, datasource, width, HEIGHT + 2)
+    panel = _panel(logs.Panel(), title, says, datasource, width, idle, HEIGHT + 2)
     panel.show_time(True).wrap_log_message(True).enable_log_details(True)
     panel.sort_order(look.LogsSortOrder.DESCENDING).dedup_strategy(look.LogsDedupStrategy.NONE)
     return _add(panel, [log_query(expression)])
@@ -299,7 +352,7 @@ def lines(title: str, says: Says, expression: str, *, width: int = 12, datasourc
 
 def traces(title: str, says: Says, traceql: str, *, width: int = 12) -> table.Panel:
     """The newest traces that a TraceQL query finds; a click opens one."""
-    panel = _panel(table.Panel(), title, says, TEMPO, width, HEIGHT + 2)
+    panel = _panel(table.Panel(), title, says, TEMPO, width, "No such traces in this time range.", HEIGHT + 2)
     panel.show_header(True).cell_height(look.TableCellHeight.SM)
     search = tempo.TempoQuery().query_type(TempoQueryType.TRACEQL).query(traceql).limit(20).filters([])
     return _add(panel, [search.table_type(SearchTableType.TRACES)])
@@ -307,7 +360,9 @@ def traces(title: str, says: Says, traceql: str, *, width: int = 12) -> table.Pa
 
 def service_map(title: str, says: Says, *, width: int = 12) -> nodegraph.Panel:
     """Who calls whom, from Tempo's service graph."""
-    panel = _panel(nodegraph.Panel(), title, says, TEMPO, width, HEIGHT + 2)
+    panel = _panel(
+        nodegraph.Panel(), title, says, TEMPO, width, "No service has called another in this time range.", HEIGHT + 2
+    )
     graph = tempo.TempoQuery().query_type(TempoQueryType.SERVICE_MAP).service_map_query("{}").limit(20).filters([])
     return _add(panel, [graph])
 

@@ -77,7 +77,7 @@ def availability() -> list[Panel]:
 
 
 def latency() -> list[Panel]:
-    return _objective("latency", "Latency", "0.01", SLOW, "were answered within 1.5 seconds")
+    return _objective("latency", "Latency", "0.01", SLOW, "were served within 1.5 seconds")
 
 
 def dice() -> list[Panel]:
@@ -106,10 +106,8 @@ def dice() -> list[Panel]:
             ),
             [
                 query(
-                    " or ".join(
-                        f'sum by (outcome) (rate(roll_requests_total{{job="{job}"}}[$__rate_interval]))'
-                        for job in ("frontend", "dice-roller")
-                    ),
+                    'sum by (outcome) (rate(roll_requests_total{job="frontend"}[$__rate_interval])) or sum by (outcome)'
+                    ' (rate(roll_requests_total{job="dice-roller"}[$__rate_interval])) unless on () up{job="frontend"}',
                     "{{outcome}}",
                 )
             ],

@@ -10,6 +10,7 @@ from grafana.panels import (
     GREEN,
     RED,
     USAGE,
+    Figure,
     Panel,
     Says,
     Signals,
@@ -24,6 +25,7 @@ from grafana.panels import (
     quantiles,
     query,
     service_map,
+    summary,
     timeseries,
     total,
     traces,
@@ -44,14 +46,14 @@ FRONTEND = of("frontend")
 DIE_SERVICE = of("die-service", 'name="GET /dice"')
 DATABASE = Signals(
     '{service_name="die-service"} | json | db_query_type=~".+"',
-    '{resource.service.name="die-service" && span.db.system="postgresql"}',
+    '{resource.service.name="die-service" && span.db.system.name="postgresql"}',
 )
 BATCHES = of("dice-roller", 'name="GET /roll-async"')
 
 # What the objectives count: a caller's own mistakes and callers that went away are no one's failure.
 ELIGIBLE = 'outcome=~"success|die_failed|error"'
-# Databases that PostgreSQL brings along.
-OWN_DATABASES = 'datname!~"template.*|postgres"'
+# Not those that PostgreSQL brings along, nor what belongs to none (an empty name).
+OWN_DATABASES = 'datname!~"template.*|postgres|"'
 
 
 def _share(part: str, whole: str) -> str:
@@ -67,8 +69,78 @@ def _average(metric: str, matchers: str, by: str = "") -> str:
     )
 
 
+def _beyond_design() -> str:
+    """By how many standard deviations more rolls of each die failed in the time range than its budget says.
+
+    The 1 keeps the fair die, whose budget is 0, finite: five of its rolls must fail to reach 5.
+    """
+    rolls = 'dice_rolls_total{job="dice-roller",die_type=~"$die",die_type!="unknown"}'
+    failures = rolls.replace("}", ',result="error"}')
+    failed, rolled = f"sum by (die_type) ({counted(failures)})", f"sum by (die_type) ({counted(rolls)})"
+    budget = "on (die_type) die:failure_budget:ratio"
+    spread = f"sqrt({rolled} * {budget} * on (die_type) (1 - die:failure_budget:ratio) + 1)"
+    return f"clamp_min(({failed} - {rolled} * {budget}) / {spread}, 0)"
+
+
 def _faces(faces: Sequence[int]) -> list[tuple[str, str]]:
     return [(f"{face}.0", str(face)) for face in faces]
+
+
+def overview() -> list[Panel]:
+    """The same on every stage. The rules record at the frontend, or at the dice-roller where there is none."""
+    failing = Signals('{level=~"ERROR|CRITICAL"} | json', "{status=error}")
+    return [
+        summary(
+            "Service level",
+            Says(
+                "What users get now, over the last minute: requests for rolls per second, the share of them that was"
+                " served (a die's designed failures count as served), and how long all but one in twenty took.",
+                "A share below 99.5 %: Error logs says what fails. Slower than 1.5 s: open a dot in Latency of a roll.",
+            ),
+            [
+                Figure(query("roll:requests:rate1m", "requests"), "reqps"),
+                Figure(
+                    query("roll:served:ratio_rate1m", "served"),
+                    "percentunit",
+                    steps=[(0.95, AMBER), (0.995, GREEN)],
+                    low_is_bad=True,
+                ),
+                Figure(query("roll:duration_seconds:p95_rate1m", "p95"), "s", steps=[(1.5, RED)], decimals=2),
+            ],
+            signals=failing,
+        ),
+        summary(
+            "Health",
+            Says(
+                "The fullest resource of any service (CPU, memory, descriptors, event loop), what is left of the error"
+                " budget of 30 days, and how many alerts fire.",
+                "Which resource, and what the engines do, is in the dashboard Pipeline and saturation; the burn of the"
+                " budget in Objectives. Each alert names its runbook in docs/runbooks.",
+            ),
+            [
+                Figure(
+                    query("max(job:saturation:ratio)", "fullest resource"),
+                    "percentunit",
+                    steps=[(0.7, AMBER), (0.9, RED)],
+                    decimals=0,
+                ),
+                Figure(
+                    query("roll:error_budget:remaining30d", "error budget left"),
+                    "percentunit",
+                    steps=[(0, AMBER), (0.25, GREEN)],
+                    low_is_bad=True,
+                    decimals=0,
+                ),
+                Figure(
+                    query('count(ALERTS{alertstate="firing"}) or vector(0)', "alerts"),
+                    "short",
+                    steps=[(1, RED)],
+                    decimals=0,
+                ),
+            ],
+            signals=failing,
+        ),
+    ]
 
 
 def dice_roller() -> list[Panel]:
@@ -91,55 +163,7 @@ def dice_roller() -> list[Panel]:
             ],
             unit="reqps",
             signals=ROLLER,
-        ),
-        number(
-            "Success rate",
-            Says(
-                "The share of requests for rolls that gave a roll, over the whole time range. Unknown dice and"
-                " callers that went away are left out; a die's designed failures count as failures here.",
-                "With fair dice only it is 100 %. See Error rate by die for which die fails, and the objectives'"
-                " dashboard for failures that no die was designed to have.",
-            ),
-            [
-                total(
-                    _share(
-                        'roll_requests_total{job="dice-roller",outcome="success"}',
-                        f'roll_requests_total{{job="dice-roller",{ELIGIBLE}}}',
-                    ),
-                    "success",
-                )
-            ],
-            unit="percentunit",
-            signals=Signals(
-                '{service_name="dice-roller",level="ERROR"} | json',
-                '{resource.service.name="dice-roller" && status=error}',
-            ),
-            low_is_bad=True,
-            steps=[(0.8, AMBER), (0.95, GREEN)],
-            decimals=2,
-        ),
-        timeseries(
-            "Error rate by die",
-            Says(
-                "The share of rolls that failed, by die. Risky is designed to fail every tenth time, extreme every"
-                " second time; asking for a die there is none of is an error of the die 'unknown'.",
-                "A fair die that fails has a wrong specification. Open the failed traces: the roll's span says why.",
-            ),
-            [
-                query(
-                    'sum by (die_type) (rate(dice_rolls_total{job="dice-roller",die_type=~"$die",result="error"}'
-                    '[$__rate_interval])) / sum by (die_type) (rate(dice_rolls_total{job="dice-roller",'
-                    'die_type=~"$die"}[$__rate_interval]))',
-                    "{{die_type}}",
-                )
-            ],
-            unit="percentunit",
-            signals=Signals(
-                '{service_name="dice-roller",level=~"ERROR|WARNING"} | json | die_type=~"${die:regex}"',
-                '{resource.service.name="dice-roller" && status=error}',
-            ),
-            steps=[(0.1, AMBER), (0.5, RED)],
-            highest=1,
+            width=12,
         ),
         timeseries(
             "Latency of a roll",
@@ -153,23 +177,27 @@ def dice_roller() -> list[Panel]:
             unit="s",
             signals=ROLLER,
             steps=[(1.5, RED)],
+            width=12,
         ),
-        timeseries(
-            "Average duration by route",
+        bars(
+            "Error rate by die",
             Says(
-                "The mean duration of a request to the dice-roller, by route.",
-                "Compare with the percentiles: a mean far above p50 is the work of a few very slow requests.",
+                "How many more rolls of a die failed in the time range than its design allows, in standard deviations."
+                " Risky is designed to fail every tenth time, extreme every second time. 0 is as many as designed or"
+                " fewer, up to 3 is chance.",
+                "A die above 5 has another error_rate than its design: compare its specification with the budgets in"
+                " compose/prometheus/rules/slo.yml. Open the failed traces: the roll's span says why.",
             ),
-            [
-                query(
-                    _average("http_request_duration_seconds", 'job="dice-roller",handler=~"/roll.*"', "handler"),
-                    "{{handler}}",
-                    exemplars=True,
-                )
-            ],
-            unit="s",
-            signals=ROLLER,
-            steps=[(1.5, RED)],
+            [total(_beyond_design(), "{{die_type}}")],
+            idle="No die has been rolled in this time range.",
+            unit="none",
+            signals=Signals(
+                '{service_name="dice-roller",level=~"ERROR|WARNING"} | json | die_type=~"${die:regex}"',
+                '{resource.service.name="dice-roller" && status=error}',
+            ),
+            steps=[(3, AMBER), (5, RED)],
+            decimals=1,
+            width=6,
         ),
         bars(
             "Rolls by die",
@@ -186,6 +214,7 @@ def dice_roller() -> list[Panel]:
             ],
             unit="short",
             signals=ROLLER,
+            width=6,
         ),
         bars(
             "Faces of the fair die",
@@ -200,7 +229,7 @@ def dice_roller() -> list[Panel]:
                 '{service_name="dice-roller"} | json | die_type="fair"',
                 '{resource.service.name="dice-roller" && span.die.type="fair"}',
             ),
-            width=12,
+            width=6,
         ),
         bars(
             "Faces of the risky die",
@@ -216,7 +245,7 @@ def dice_roller() -> list[Panel]:
                 '{service_name="dice-roller"} | json | die_type="risky"',
                 '{resource.service.name="dice-roller" && span.die.type="risky"}',
             ),
-            width=12,
+            width=6,
         ),
         lines(
             "Recent logs",
@@ -277,16 +306,18 @@ def frontend() -> list[Panel]:
         number(
             "Frontend success rate",
             Says(
-                "The share of users' requests that gave a roll, over the whole time range; unknown dice are left out.",
-                "Lower than the dice-roller's own: requests get lost between the two. As low as that: look there.",
+                "The share of users' requests that were served, over the whole time range. A die's designed failures"
+                " count as served, unknown dice and callers that went away are left out.",
+                "100 % while nothing is broken. Below it, Error logs and the statuses in Frontend request rate say what"
+                " failed.",
             ),
             [
                 total(
                     _share(
-                        'roll_requests_total{job="frontend",outcome="success"}',
+                        'roll_requests_total{job="frontend",outcome=~"success|die_failed"}',
                         f'roll_requests_total{{job="frontend",{ELIGIBLE}}}',
                     ),
-                    "success",
+                    "served",
                 )
             ],
             unit="percentunit",
@@ -295,7 +326,7 @@ def frontend() -> list[Panel]:
                 '{resource.service.name="frontend" && status=error}',
             ),
             low_is_bad=True,
-            steps=[(0.8, AMBER), (0.95, GREEN)],
+            steps=[(0.99, AMBER), (0.995, GREEN)],
             decimals=2,
         ),
         timeseries(
@@ -366,6 +397,7 @@ def die_service() -> list[Panel]:
                     "{{status}}",
                 )
             ],
+            idle="Nobody has asked the die-service in this time range. Roll a die.",
             unit="reqps",
             signals=DIE_SERVICE,
         ),
@@ -381,6 +413,7 @@ def die_service() -> list[Panel]:
                     "{{identifier}}",
                 )
             ],
+            idle="Nobody has asked the die-service in this time range. Roll a die.",
             unit="short",
             signals=Signals('{service_name="die-service"} | json | die_identifier=~"${die:regex}"', DIE_SERVICE.traces),
         ),
@@ -391,6 +424,7 @@ def die_service() -> list[Panel]:
                 "It has nothing to wait for but its store: with a database, open a slow dot and look at its SELECT.",
             ),
             quantiles("http_request_duration_seconds", served),
+            idle="Nobody has asked the die-service in this time range. Roll a die.",
             unit="s",
             signals=DIE_SERVICE,
             steps=[(0.5, RED)],
@@ -414,24 +448,25 @@ def die_service() -> list[Panel]:
         timeseries(
             "Roller to die-service: errors",
             Says(
-                "Questions per second that got no die: HTTP errors, timeouts and failed connections. 404 is a die"
-                " there is none of.",
+                "Questions per second that failed: HTTP errors, timeouts and failed connections. Asking for a die there"
+                " is none of (404) is no failure.",
                 "connection_error: the die-service is down. timeout: it hangs, or all connections to it are busy."
                 " 503: its database is away.",
             ),
             [
                 query(
-                    'sum by (status) (rate(die_service_requests_total{job="dice-roller",status!="200"}'
+                    'sum by (status) (rate(die_service_requests_total{job="dice-roller",status!~"200|404"}'
                     "[$__rate_interval]))",
                     "{{status}}",
                 )
             ],
+            idle="Every question got its die in this time range.",
             unit="reqps",
             signals=Signals(
                 '{service_name="dice-roller",level="WARNING"} | json | die_found="false"',
                 '{resource.service.name="dice-roller" && kind=client && status=error}',
             ),
-            steps=[(1, RED)],
+            steps=[(0.01, RED)],
         ),
         timeseries(
             "Roller to die-service: latency",
@@ -476,6 +511,7 @@ def batches() -> list[Panel]:
     ]
     rolls = 'sum(rate(async_rolls_total{job="dice-roller"}[$__rate_interval]))'
     single = _average("http_request_duration_seconds", 'job="dice-roller",handler="/roll"')
+    batch = _average("http_request_duration_seconds", 'job="dice-roller",handler="/roll-async"')
     return [
         timeseries(
             "Rolls one by one and in batches",
@@ -505,6 +541,7 @@ def batches() -> list[Panel]:
                 "One size only: is a load generator running? Sizes above the limit are refused and not shown.",
             ),
             per_bucket("async_roll_batch_size", 'job="dice-roller"', sizes),
+            idle="No batches in this time range. Roll many dice at once.",
             unit="short",
             signals=Signals(
                 '{service_name="dice-roller"} | json | async_batch_size>0',
@@ -518,6 +555,7 @@ def batches() -> list[Panel]:
                 "It must come back to zero: rolls that stay in progress hang. A roll takes a second at most.",
             ),
             [query('max(max_over_time(async_rolls_in_progress{job="dice-roller"}[$__rate_interval]))', "in progress")],
+            idle="The dice-roller says nothing; see the runbook ServiceDown.",
             unit="short",
             signals=BATCHES,
             steps=[(500, AMBER)],
@@ -539,14 +577,15 @@ def batches() -> list[Panel]:
         timeseries(
             "Duration of batches",
             Says(
-                "Mean and 95th percentile of whole batches, from the first roll's start to the last one's end.",
+                "Mean and 95th percentile of GET /roll-async, the whole request as in Duration of single rolls.",
                 "It should be that of the slowest single roll, whatever the size. If it grows with the size, the"
                 " rolls wait for each other: open a dot and look whether their spans overlap.",
             ),
             [
-                query(_average("async_roll_duration_seconds", 'job="dice-roller"'), "mean"),
-                quantiles("async_roll_duration_seconds", 'job="dice-roller"')[1],
+                query(batch, "mean"),
+                quantiles("http_request_duration_seconds", 'job="dice-roller",handler="/roll-async"')[1],
             ],
+            idle="No batches in this time range. Roll many dice at once.",
             unit="s",
             signals=BATCHES,
             steps=[(1.5, RED)],
@@ -554,17 +593,20 @@ def batches() -> list[Panel]:
         timeseries(
             "Measured speed-up",
             Says(
-                "How many times longer the batches' rolls would have taken one after the other, at the measured mean"
-                " duration of a single roll.",
-                "1 means that rolling at once gains nothing. Needs single rolls and batches in the same minute.",
+                "How many times longer the rolls of the batches would have taken as requests of their own, one after"
+                " the other: their number times the mean duration of GET /roll, by the time that GET /roll-async took.",
+                "Batches of ten reach 5.5 where a roll waits up to a second; 1 means that rolling at once gains"
+                " nothing. Needs single rolls and batches in the same rate interval.",
             ),
             [
                 query(
                     f"{rolls} * {single}"
-                    ' / sum(rate(async_roll_duration_seconds_sum{job="dice-roller"}[$__rate_interval]))',
+                    ' / sum(rate(http_request_duration_seconds_sum{job="dice-roller",handler="/roll-async"}'
+                    "[$__rate_interval]))",
                     "times faster",
                 )
             ],
+            idle="Needs single rolls and batches in this time range: dicelab compare.",
             unit="none",
             signals=BATCHES,
         ),
@@ -586,6 +628,7 @@ def database() -> list[Panel]:
                     "{{datname}}",
                 )
             ],
+            idle="The PostgreSQL exporter says nothing; see the runbook ExporterDown.",
             unit="short",
             signals=DATABASE,
         ),
@@ -603,6 +646,7 @@ def database() -> list[Panel]:
                     "{{state}}",
                 )
             ],
+            idle="The PostgreSQL exporter says nothing; see the runbook ExporterDown.",
             unit="short",
             signals=DATABASE,
         ),
@@ -618,6 +662,7 @@ def database() -> list[Panel]:
                     "{{datname}}",
                 )
             ],
+            idle="The PostgreSQL exporter says nothing; see the runbook ExporterDown.",
             unit="bytes",
             signals=DATABASE,
             steps=[(1e9, AMBER)],
@@ -634,6 +679,7 @@ def database() -> list[Panel]:
                     "{{query_type}}",
                 )
             ],
+            idle="No queries in this time range. Roll a die.",
             unit="ops",
             signals=DATABASE,
         ),
@@ -645,6 +691,7 @@ def database() -> list[Panel]:
                 " statement.",
             ),
             quantiles("database_query_duration_seconds", 'job="die-service"'),
+            idle="No queries in this time range. Roll a die.",
             unit="s",
             signals=DATABASE,
             steps=[(0.1, AMBER), (1, RED)],
@@ -663,6 +710,7 @@ def database() -> list[Panel]:
                     "{{query_type}}",
                 )
             ],
+            idle="No query has failed in this time range.",
             unit="ops",
             signals=Signals(
                 '{service_name="die-service",level=~"ERROR|WARNING"} | json | db_query_type=~".+"',
@@ -681,6 +729,7 @@ def database() -> list[Panel]:
                 query('sum(database_connection_pool_size{job="die-service"})', "open"),
                 query('sum(database_connection_pool_available{job="die-service"})', "free"),
             ],
+            idle="The die-service says nothing; see the runbook ServiceDown.",
             unit="short",
             signals=DATABASE,
         ),
@@ -691,6 +740,7 @@ def database() -> list[Panel]:
                 "Down: see the runbook DatabaseDown. No value at all: the exporter is away, see ExporterDown.",
             ),
             [query('min(pg_up{job="postgres-exporter"})', "database")],
+            idle="The PostgreSQL exporter says nothing; see the runbook ExporterDown.",
             unit="none",
             signals=DATABASE,
             low_is_bad=True,
@@ -712,6 +762,7 @@ def database() -> list[Panel]:
                     "success",
                 )
             ],
+            idle="No queries in this time range. Roll a die.",
             unit="percentunit",
             signals=DATABASE,
             low_is_bad=True,
@@ -742,6 +793,7 @@ def usage() -> list[Panel]:
                 " to the usage tenant.",
             ),
             [log_query(f"sum by (event_type) (count_over_time({events} [$__auto]))", "{{event_type}}")],
+            idle="No signed-in user has done anything in this time range. Sign in and roll.",
             unit="short",
             signals=visits,
             bars=True,
@@ -758,6 +810,7 @@ def usage() -> list[Panel]:
                 log_total(f"count(sum by (username) (count_over_time({events} [$__range])))", "users"),
                 log_total(f"count(sum by (session_id) (count_over_time({events} [$__range])))", "sessions"),
             ],
+            idle="No signed-in user has done anything in this time range. Sign in and roll.",
             unit="short",
             signals=visits,
             datasource=USAGE,
@@ -769,6 +822,7 @@ def usage() -> list[Panel]:
                 "A burst by one name is a script or a lost cookie; the usage lines show it.",
             ),
             [log_query(f'sum(count_over_time({events} | event_type="sign_in" [$__auto]))', "sign-ins")],
+            idle="Nobody has signed in in this time range.",
             unit="short",
             signals=visits,
             bars=True,
@@ -787,6 +841,7 @@ def usage() -> list[Panel]:
     ]
 
 
+SUMMARY = Row("Summary", overview)
 # The rows that each stage adds, and its name.
 STAGES: dict[int, tuple[str, Row]] = {
     1: ("One service", Row("Dice-roller", dice_roller)),

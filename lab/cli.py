@@ -11,7 +11,6 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import click
@@ -34,7 +33,7 @@ def _run(module: str, given: dict[str, Any]) -> int:
     from rich.console import Console
 
     command = import_module(f"lab.{module}")
-    status: int = command.run(getattr(command, "Options", SimpleNamespace)(**given), Console())
+    status: int = command.run(command.Options(**given), Console())
     return status
 
 
@@ -61,14 +60,9 @@ def up(no_tail: bool, **given: Any) -> int:
 @click.option("--timeout", type=DELAY, default=20.0, metavar="SECONDS", help="The time limit of one feature.")
 @click.option("--compose", is_flag=True, help="Check the lab in containers, by docker or podman.")
 @options.run_dir
-def check(run_dir: Path, stage: int | None, timeout: float, compose: bool) -> int:
+def check(**given: Any) -> int:
     """Check whether every feature of the stage works."""
-    from rich.console import Console
-
-    from lab.chaos.target import check_containers
-    from lab.check import check as check_run_dir
-
-    return (check_containers if compose else check_run_dir)(run_dir, stage, timeout, Console())
+    return _run("check", given)
 
 
 @dicelab.command()
@@ -149,7 +143,7 @@ def load_db(**given: Any) -> int:
 @options.experiment
 def chaos(**given: Any) -> int:
     """Break the lab in one way, and check what shows it."""
-    return _run("chaos.experiments", given)
+    return _run("chaos.command", given)
 
 
 chaos.epilog = f"Experiments: {', '.join(EXPERIMENTS)}."

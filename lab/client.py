@@ -1,128 +1,362 @@
-"""The lab that an experiment is about: the one of the run dir, or any that answers at a URL."""
+"""A running lab, seen from outside: where its parts are, and the spans, log lines and samples that they have written.
+
+Everything that looks at a lab uses this one model: ``dicelab check``, ``chaos``, ``traffic``, ``compare``,
+``load-db``, ``bench`` and the tests. Build it with :meth:`Lab.in_run_dir`, :meth:`Lab.find` or
+:meth:`Lab.in_containers`. Methods that begin with ``fetch_`` ask over HTTP and need an open session::
+
+    async with Lab.in_run_dir(Path(".dicelab")) as lab:
+        spans = await lab.fetch_trace(trace_id)
+"""
 
 from __future__ import annotations
 
 import asyncio
-import fcntl
-import os
-from collections.abc import Iterator, Mapping, MutableMapping
-from contextlib import contextmanager
+import json
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 import aiohttp
 
 from lab import LabError
+from lab.containers import Containers
+from lab.signals import OPENMETRICS, Line, Sample, Span, parse_export, parse_line, parse_samples, parse_spans
+from lab.supervise import engines
+from lab.supervise.readiness import readiness
 from lab.supervise.rundir import RunDir
-from otel import logs, traces
+from lab.supervise.stages import SERVICES
 
-SERVICE = "traffic"  # what experiments call themselves in spans and log lines
-# Spans leave this soon, in milliseconds, as those of a lab without engines do.
-EXPORT_DELAY_MS = "300"
+ROLLER, DIE_SERVICE, FRONTEND = "dice-roller", "die-service", "frontend"
+TIMEOUT = 10.0  # seconds for one answer
+LOKI_RANGE = 600.0  # seconds back that Loki is asked for
+LOKI_LIMIT = 1000  # lines
+BASE_PORT = 8000  # the port from which the compose file counts
 
 
-@dataclass(frozen=True)
-class Running:
-    """Where a lab is.
+class Missing(Exception):
+    """Something that a lab should show is not there; the text says what was looked for and where."""
+
+
+class NotRunning(Exception):
+    """It cannot be checked in this lab; the text says why.
 
     Attributes:
-        url: where its users go, the frontend or at stage 1 the roller.
-        services: the URL of each service, by name; empty where only ``url`` is known.
-        engines: the same of the engines.
+        engine: the name of the engine that does not run; empty where the reason is another.
     """
 
-    url: str
-    run_dir: RunDir
-    services: Mapping[str, str] = field(default_factory=dict)
-    engines: Mapping[str, str] = field(default_factory=dict)
-    state: Mapping[str, Any] = field(default_factory=dict)
-
-
-def find(run_dir: Path, url: str | None = None) -> Running:
-    """The lab at ``url``, or without one that of the run dir.
-
-    Raises:
-        LabError: when neither is there.
-    """
-    directory = RunDir(run_dir)
-    state = directory.state() if directory.owner() is not None else None
-    if state is None:
-        if url is None:
-            raise LabError(f"nothing runs in {directory.path}; start it with dicelab up, or say where by --url")
-        return Running(url, directory)
-    services = {entry["name"]: entry["url"] for entry in state["services"]}
-    if url is not None and url not in services.values():
-        return Running(url, directory)
-    engines = {entry["name"]: entry["url"] for entry in state.get("engines", [])}
-    return Running(url or services.get("frontend", services["dice-roller"]), directory, services, engines, state)
+    def __init__(self, reason: str, engine: str = "") -> None:
+        super().__init__(reason)
+        self.engine = engine
 
 
 @dataclass(frozen=True)
-class Face:
-    """What the service at a URL offers, by its own API document."""
+class Response:
+    """An HTTP response; ``trace_id`` is that of ``X-Trace-Id``, else empty."""
 
-    name: str
-    max_times: int  # of one batch; 0: it has no /roll-async
+    status: int
+    text: str
+    trace_id: str
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.text)
+
+
+@dataclass(frozen=True)
+class Capabilities:
+    """What the service that users address offers, by its OpenAPI document.
+
+    Attributes:
+        title: of the document.
+        max_times: the most rolls of one batch; 0 where there is no ``/roll-async``.
+        sign_in: whether users can sign in.
+    """
+
+    title: str
+    max_times: int
     sign_in: bool
 
 
-async def face(session: aiohttp.ClientSession, url: str) -> Face:
-    """Ask what there is at a URL.
+@dataclass
+class Lab:
+    """One running lab.
 
-    Raises:
-        LabError: when it is no front of a lab.
+    Attributes:
+        front: the URL that users go to: the frontend's, or at stage 1 the dice-roller's.
+        services: the URL of each service, by name; empty where only ``front`` is known.
+        engines: the URL of each engine, by name.
+        state: what ``dicelab up`` has written to its state file; of containers, the same as far as it is known.
+        containers: where the lab runs in containers, these.
+        timeout: seconds for one request.
     """
-    try:
-        async with session.get(f"{url}/openapi.json") as response:
-            document = await response.json()
-        paths = document["paths"]
-        paths["/roll"]["get"]
-        batch = paths.get("/roll-async", {}).get("get", {"parameters": []})
-        times = next((entry for entry in batch["parameters"] if entry["name"] == "times"), None)
-        async with session.get(f"{url}/sign-in") as response:
-            sign_in = response.status == 200
-        return Face(document["info"]["title"], times["schema"]["maximum"] if times else 0, sign_in)
-    except (aiohttp.ClientError, asyncio.TimeoutError, OSError) as error:
-        raise LabError(f"{url} does not answer: {error or type(error).__name__}") from None
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise LabError(f"{url} is neither a frontend nor a dice-roller: its /openapi.json has no /roll") from None
+
+    directory: RunDir
+    front: str
+    services: Mapping[str, str] = field(default_factory=dict)
+    engines: Mapping[str, str] = field(default_factory=dict)
+    state: Mapping[str, Any] = field(default_factory=dict)
+    containers: Containers | None = None
+    timeout: float = TIMEOUT
+    _session: aiohttp.ClientSession | None = field(default=None, init=False, repr=False)
+
+    # --- where it is ---
+
+    @classmethod
+    def in_run_dir(cls, run_dir: Path) -> Self:
+        """The lab that runs in a run dir.
+
+        Raises:
+            LabError: when none does.
+        """
+        directory = RunDir(run_dir)
+        state = directory.state() if directory.owner() is not None else None
+        if state is None:
+            raise LabError(f"nothing runs in {directory.path}; start it with dicelab up")
+        return cls.of_state(directory, state)
+
+    @classmethod
+    def of_state(cls, directory: RunDir, state: Mapping[str, Any], **more: Any) -> Self:
+        """The lab that a state file describes; ``more`` are the fields of a subclass."""
+        services = {entry["name"]: str(entry["url"]) for entry in state["services"]}
+        engines = {entry["name"]: str(entry["url"]) for entry in state.get("engines", [])}
+        return cls(directory, services.get(FRONTEND, services[ROLLER]), services, engines, state, **more)
+
+    @classmethod
+    def find(cls, run_dir: Path, url: str | None = None) -> Self:
+        """The lab at a URL, or without one that of the run dir. A URL of the run dir's lab is that lab's front.
+
+        Raises:
+            LabError: when neither is there.
+        """
+        if url is None:
+            try:
+                return cls.in_run_dir(run_dir)
+            except LabError as error:
+                raise LabError(f"{error}, or give its address by --url") from None
+        with suppress(LabError):
+            lab = cls.in_run_dir(run_dir)
+            if url in lab.services.values():
+                lab.front = url
+                return lab
+        return cls(RunDir(run_dir), url)
+
+    @classmethod
+    def in_containers(cls, run_dir: Path, containers: Containers) -> Self:
+        """The lab of the compose file, which publishes the ports that ``dicelab up --engines`` uses by default.
+
+        Args:
+            run_dir: where this process keeps its own telemetry.
+        """
+        names = containers.ids
+        services = {
+            one.name: f"http://127.0.0.1:{BASE_PORT + one.port_offset}" for one in SERVICES if one.name in names
+        }
+        known = {
+            one.name: f"http://127.0.0.1:{_engine_port(one.ports[0])}" for one in engines.ENGINES if one.name in names
+        }
+        state: dict[str, Any] = {
+            # At least: containers do not show which stage they are.
+            "stage": 5 if "postgres" in names else 3 if DIE_SERVICE in names else 2 if FRONTEND in names else 1,
+            "postgres": {},  # a container like the others
+            "otlp_endpoint": f"http://127.0.0.1:{_engine_port('COLLECTOR_HTTP_PORT')}",
+        }
+        front = services.get(FRONTEND, services.get(ROLLER, ""))
+        return cls(RunDir(run_dir), front, services, known, state, containers)
+
+    @property
+    def run_dir(self) -> Path:
+        return self.directory.path
+
+    @property
+    def stage(self) -> int:
+        return int(self.state["stage"])
+
+    def url(self, service: str) -> str:
+        """The URL of a service.
+
+        Raises:
+            Missing: when this lab has no such service.
+        """
+        if service not in self.services:
+            raise Missing(f"no {service} in the lab at {self.front}")
+        return self.services[service]
+
+    def engine(self, name: str) -> str:
+        """The URL of an engine.
+
+        Raises:
+            NotRunning: when it does not run.
+        """
+        if name not in self.engines:
+            raise NotRunning(f"{name} is not running", name)
+        return self.engines[name]
+
+    # --- files ---
+
+    def log_lines(self, service: str) -> list[str]:
+        """The complete lines of a service's current log file; empty where there is none."""
+        if self.containers is not None:
+            return self.containers.log_lines(service)
+        path = self.log_file(service)
+        # A line that is still being written has no newline yet.
+        return path.read_text().split("\n")[:-1] if path.exists() else []
+
+    def log_file(self, service: str) -> Path:
+        return self.directory.logs / f"{service}.jsonl"
+
+    def lines(self, service: str) -> Iterator[Line]:
+        """The log lines of a service, oldest first, without those that are not JSON objects."""
+        for text in self.log_lines(service):
+            with suppress(ValueError):  # a killed process may have left half a line
+                yield parse_line(text)
+
+    def spans(self, trace_id: str | None = None) -> list[Span]:
+        """The spans in the trace files, of one trace or of all."""
+        return [
+            span
+            for path in sorted(self.directory.traces.glob("*.jsonl*"))
+            for span in parse_spans(path.read_text().split("\n")[:-1], trace_id)
+        ]
+
+    # --- HTTP ---
+
+    async def __aenter__(self) -> Self:
+        self._session = aiohttp.ClientSession(
+            timeout=aiohttp.ClientTimeout(total=self.timeout), cookie_jar=aiohttp.DummyCookieJar()
+        )
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.session.close()
+
+    @property
+    def session(self) -> aiohttp.ClientSession:
+        assert self._session is not None, "enter the lab first: async with lab"
+        return self._session
+
+    async def fetch(self, url: str, query: Mapping[str, str] | None = None, **headers: str) -> Response:
+        """The response to one GET request, whatever its status."""
+        async with self.session.get(url, params=query, headers=headers) as response:
+            return Response(response.status, await response.text(), response.headers.get("X-Trace-Id", ""))
+
+    async def fetch_capabilities(self) -> Capabilities:
+        """What the service at ``front`` offers.
+
+        Raises:
+            LabError: when it does not answer, or is neither a frontend nor a dice-roller.
+        """
+        try:
+            document = (await self.fetch(f"{self.front}/openapi.json")).json
+            paths = document["paths"]
+            paths["/roll"]["get"]
+            batch = paths.get("/roll-async", {}).get("get", {"parameters": []})
+            times = next((entry for entry in batch["parameters"] if entry["name"] == "times"), None)
+            sign_in = (await self.fetch(f"{self.front}/sign-in")).status == 200
+            return Capabilities(document["info"]["title"], times["schema"]["maximum"] if times else 0, sign_in)
+        except (aiohttp.ClientError, asyncio.TimeoutError, OSError) as error:
+            raise LabError(f"{self.front} does not answer: {error or type(error).__name__}") from None
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise LabError(
+                f"{self.front} is neither a frontend nor a dice-roller: its /openapi.json has no /roll"
+            ) from None
+
+    async def fetch_not_ready(self, service: str) -> str | None:
+        """``None`` when a service is ready, else the reason in words."""
+        return await readiness(self.session, f"{self.url(service)}/readyz")
+
+    async def fetch_samples(self, service: str) -> list[Sample]:
+        """The samples on a service's ``/metrics``.
+
+        Raises:
+            ValueError: when that is not a page of metrics.
+        """
+        return parse_samples((await self.fetch(f"{self.url(service)}/metrics", Accept=OPENMETRICS)).text)
+
+    async def fetch_trace(self, trace_id: str) -> list[Span]:
+        """The spans of a trace that have arrived: in Tempo where it runs, else in the trace files.
+
+        Raises:
+            Missing: when there are none.
+        """
+        if "tempo" in self.engines:
+            where = f"{self.engines['tempo']}/api/v2/traces/{trace_id}"
+            response = await self.fetch(where, Accept="application/json")
+            spans = parse_export(response.json.get("trace", {})) if response.status == 200 else []
+        else:
+            where = str(self.directory.traces)
+            spans = self.spans(trace_id)
+        if not spans:
+            raise Missing(f"no trace {trace_id} in {where}")
+        return spans
+
+    async def fetch_prometheus(self, expression: str) -> list[Any]:
+        """The result of an instant query.
+
+        Raises:
+            NotRunning: when there is no Prometheus.
+            Missing: when the result is empty.
+        """
+        return await self._result(f"{self.engine('prometheus')}/api/v1/query", expression)
+
+    async def fetch_loki(self, expression: str, tenant: str) -> list[Any]:
+        """The result of a LogQL metric query in a tenant.
+
+        Raises:
+            NotRunning: when there is no Loki, or no Alloy to fill it.
+            Missing: when the result is empty.
+        """
+        self.engine("alloy")
+        return await self._result(f"{self.engine('loki')}/loki/api/v1/query", expression, **{"X-Scope-OrgID": tenant})
+
+    async def fetch_loki_lines(self, tenant: str, service: str, **fields: Any) -> list[Line]:
+        """The lines of a service in a tenant of Loki that have these fields, newest first.
+
+        Raises:
+            NotRunning: when there is no Loki, or no Alloy to fill it.
+            Missing: when Loki refuses the query.
+        """
+        self.engine("alloy")
+        url = f"{self.engine('loki')}/loki/api/v1/query_range"
+        contained = "".join(f' |= "{value}"' for value in fields.values() if isinstance(value, str))
+        query = {
+            "query": f'{{service_name="{service}"}}{contained}',
+            "start": str(int(time.time() - LOKI_RANGE)),
+            "limit": str(LOKI_LIMIT),
+        }
+        response = await self.fetch(url, query, **{"X-Scope-OrgID": tenant})
+        if response.status != 200:
+            raise Missing(f"{url} answers {response.status}: {response.text[:200]}")
+        values = [value for stream in response.json["data"]["result"] for value in stream["values"]]
+        lines = (parse_line(text) for _, text, *_ in sorted(values, reverse=True))
+        return [line for line in lines if line.has(**fields)]
+
+    async def fetch_alerts(self) -> dict[str, str]:
+        """The state of each alert that Prometheus has a rule for: inactive, pending or firing.
+
+        Raises:
+            NotRunning: when there is no Prometheus.
+        """
+        response = await self.fetch(f"{self.engine('prometheus')}/api/v1/rules", {"type": "alert"})
+        found: dict[str, str] = {}
+        for group in response.json["data"]["groups"]:
+            for rule in group["rules"]:
+                if found.get(rule["name"], "inactive") == "inactive":
+                    found[rule["name"]] = rule["state"]
+        return found
+
+    async def _result(self, url: str, expression: str, **headers: str) -> list[Any]:
+        response = await self.fetch(url, {"query": expression}, **headers)
+        result: list[Any] = response.json["data"]["result"]
+        if not result:
+            raise Missing(f"no {expression} at {url}")
+        return result
 
 
-@contextmanager
-def telemetry(running: Running, environ: MutableMapping[str, str] = os.environ) -> Iterator[None]:
-    """This process's own spans and log lines, sent and kept where the lab's services' are."""
-    directory = running.run_dir
-    directory.make()
-    try:
-        name, lock = _name_of_ours(directory)
-        log = os.open(directory.logs / f"{name}.jsonl", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-    except OSError as error:
-        raise LabError(f"{directory.path}: {error.strerror}") from None
-    endpoint = running.state.get("otlp_endpoint")
-    if endpoint and not environ.get("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"):
-        environ.setdefault("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint)
-    environ.setdefault("OTEL_BSP_SCHEDULE_DELAY", EXPORT_DELAY_MS)
-    try:
-        file = traces.TraceFile(directory.traces / f"{name}.jsonl", 64 * 1024 * 1024, 3)
-        stop_traces = traces.start(SERVICE, file=file, environ=environ)
-    except (traces.TracingError, OSError) as error:
-        raise LabError(str(error)) from None
-    stop_logs = logs.start(SERVICE, descriptor=log)
-    try:
-        yield
-    finally:
-        stop_traces()
-        stop_logs()
-        os.close(log)
-        os.close(lock)
-
-
-def _name_of_ours(directory: RunDir) -> tuple[str, int]:
-    """The name of our files: ``traffic``, or where another process writes those, one with our process id."""
-    lock = os.open(directory.path / "traffic.lock", os.O_RDWR | os.O_CREAT, 0o600)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return SERVICE, lock
-    except BlockingIOError:
-        return f"{SERVICE}-{os.getpid()}", lock
+def _engine_port(name: str) -> int:
+    return BASE_PORT + engines.FIRST_PORT + engines.PORTS.index(name)

@@ -1,10 +1,12 @@
-"""Wait for something with a deadline, by asking again and again."""
+"""Waiting: with a deadline by polling, and until a signal."""
 
 from __future__ import annotations
 
 import asyncio
+import signal
 import time
 from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 
 POLL = 0.05  # seconds
@@ -50,3 +52,34 @@ def until(deadline: float, poll: float = POLL) -> _Attempts:
 def within(seconds: float, poll: float = POLL) -> _Attempts:
     """:func:`until` a number of seconds from now."""
     return until(time.monotonic() + seconds, poll)
+
+
+async def sleep(seconds: float, stop: asyncio.Event) -> None:
+    """Sleep, but no longer than until ``stop`` is set."""
+    if seconds < 0.1:  # too short for a second timer
+        await asyncio.sleep(seconds)
+        return
+    with suppress(asyncio.TimeoutError):
+        async with asyncio.timeout(seconds):
+            await stop.wait()
+
+
+@asynccontextmanager
+async def stop_signal() -> AsyncIterator[asyncio.Event]:
+    """An event that SIGINT and SIGTERM set; the second signal cancels the current task."""
+    stop = asyncio.Event()
+    task = asyncio.current_task()
+    loop = asyncio.get_running_loop()
+
+    def on_signal() -> None:
+        if stop.is_set() and task is not None:
+            task.cancel()
+        stop.set()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, on_signal)
+    try:
+        yield stop
+    finally:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.remove_signal_handler(number)

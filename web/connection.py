@@ -103,7 +103,7 @@ class Connection(web.RequestHandler):
                 log.error("Unhandled error", exc_info=exc, extra={"fields": {}})
                 problem = problems.Problem(500, "The service failed; its log has the details.", kind="internal")
                 traces.record_failure(exc or problem)
-            traces.set_attribute("http.status_code", problem.status)
+            http.set_status(problem.status)
             http.answered_unread(self._app, problem.status)
             response = problem.response()
             response.headers.update(NO_SNIFFING)

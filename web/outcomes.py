@@ -65,7 +65,7 @@ class _Request:
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         requests, durations = self._outcomes.metrics[_outcome(error)]
         requests.inc()
-        durations.observe(perf_counter() - self._started)
+        durations.observe(perf_counter() - self._started, metrics.exemplar())
 
 
 def _outcome(error: BaseException | None) -> str:

@@ -12,6 +12,7 @@ from typing import Protocol, TypeVar
 
 from aiohttp import web
 
+import otel
 from otel import http, logs, traces
 from web import health, runtime_metrics, tuning
 from web.connection import Runner
@@ -96,12 +97,13 @@ def main(
             name,
             file=settings.server.trace_file,
             untraced_paths=[f"^({'|'.join(sorted(http.UNOBSERVED))})$", *untraced_paths],
-            environ=environ,
         )
     except (SettingsError, traces.TracingError, OSError) as error:
         print(f"{name}: {error}", file=sys.stderr)
         return 2
     stop_logs = logs.start(name, settings.server.log_level)
+    for warning in otel.WARNINGS:
+        log.warning(warning, extra={"fields": {}})
     try:
         with asyncio.Runner(loop_factory=EVENT_LOOPS[settings.server.event_loop]) as runner:
             runner.run(serve(create_app(settings), settings.server, name))

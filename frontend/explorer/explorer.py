@@ -122,6 +122,12 @@ class Explorer:
             self._trace.open(trace_id, span_id)
             self._show("trace")
 
+    def dice_known(self, dice: list[str]) -> None:
+        """Offer these dice to choose from."""
+        self._context.dice[:] = dice
+        self._recent.draw_controls()
+        self._metrics.choose_die()
+
     def rolled(self, trace_id: str) -> None:
         """Make a new roll's trace the one that the trace tab shows, whichever tab is open."""
         self._trace.open(trace_id)
@@ -142,7 +148,7 @@ class Explorer:
 
     def _show(self, tab: str) -> None:
         self._tab = tab
-        self._bridge.send(tab=tab)
+        self._bridge.send(tab=tab, reveal="tabs")
         self._changed(True)
 
     # --- what the user does ---

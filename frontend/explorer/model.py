@@ -137,9 +137,8 @@ class LogQuery:
         if self.filters:
             query += " | json"
         for entry in self.filters:
-            query += (
-                f" | {LOKI_LABELS.get(entry.name, entry.name)}{'!=' if entry.exclude else '='}{quoted(entry.value)}"
-            )
+            label = LOKI_LABELS.get(entry.name, entry.name).replace(".", "_")
+            query += f" | {label}{'!=' if entry.exclude else '='}{quoted(entry.value)}"
         return query
 
 

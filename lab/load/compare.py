@@ -1,46 +1,68 @@
-"""``dicelab compare``: rolls one after the other against the same number at once, and how much faster that is."""
+"""``dicelab compare``: how much faster a batch of rolls is than the same number of rolls one after the other."""
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import json
 import logging
 import random
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from opentelemetry.instrumentation.utils import suppress_http_instrumentation
 from rich.console import Console
 from rich.table import Table
 
-from lab import LabError
-from lab import client as running
-from lab.client import Running
-from lab.load import generator as load
-from lab.load.generator import Answer, Client
+from lab import LabError, telemetry
+from lab.client import Lab
+from lab.load.generator import Answer, Client, summarized
 from lab.load.statistics import ratio_of_means
+from lab.terminal import progress, say
+from lab.waiting import stop_signal
 from otel import logs
 
-DEFAULT_DELAY = 1.0  # seconds, a service's own default
+DEFAULT_DELAY = 1.0  # seconds, the services' default
 
-_line = logs.events(running.SERVICE)
+_log = logs.events(telemetry.SERVICE)
+
+
+@dataclass(frozen=True)
+class Options:
+    """The options of the command.
+
+    Attributes:
+        url: of a lab; ``None`` for that of the run dir.
+        times: rolls a run.
+        rounds: runs a side.
+        delay: the longest wait of a roll, in seconds; ``None`` for that of the run dir's lab.
+        timeout: seconds for one request.
+    """
+
+    run_dir: Path
+    url: str | None
+    die: str
+    times: int
+    rounds: int
+    delay: float | None
+    seed: int | None
+    timeout: float
+    json: bool
 
 
 @dataclass(frozen=True)
 class Run:
-    """One side of a round: how long it took, and what went wrong, if anything did."""
+    """One side of a round: its duration and the requests that failed."""
 
     seconds: float
     failures: tuple[Answer, ...]
 
 
 def expected_speedup(rolls: int) -> float:
-    """How much faster ``rolls`` at once are, where each waits a uniform random time from 0 to d.
+    """The speed-up of a batch of ``rolls``, each of which waits a uniform random time from 0 to d.
 
-    One after the other their waits add up, to ``rolls · d / 2`` on average; at once the longest of them counts,
+    One after the other the waits add up, to ``rolls · d / 2`` on average. A batch takes as long as its longest wait,
     which is ``d · rolls / (rolls + 1)`` on average.
     """
     return (rolls + 1) / 2
@@ -48,7 +70,7 @@ def expected_speedup(rolls: int) -> float:
 
 async def _one_by_one(client: Client, url: str, die: str, rolls: int) -> Run:
     started = time.monotonic()
-    # To the end even when one fails, as a batch does.
+    # All of them even when one fails, as in a batch.
     answers = [await client.ask(url, "/roll", {"die": die}, attributes={"die.type": die}) for _ in range(rolls)]
     return Run(time.monotonic() - started, tuple(answer for answer in answers if answer.failed))
 
@@ -59,36 +81,38 @@ async def _at_once(client: Client, url: str, die: str, rolls: int) -> Run:
     return Run(time.monotonic() - started, (answer,) if answer.failed else ())
 
 
-async def _run(args: argparse.Namespace, there: Running) -> dict[str, Any]:
-    seed = random.SystemRandom().randrange(2**32) if args.seed is None else args.seed
+async def _run(options: Options, lab: Lab) -> dict[str, Any]:
+    seed = random.SystemRandom().randrange(2**32) if options.seed is None else options.seed
     chance = random.Random(seed)
     sides = {"sequential": _one_by_one, "async": _at_once}
     runs: dict[str, list[Run]] = {name: [] for name in sides}
-    async with Client(args.timeout) as client, load.stoppable() as stop:
-        with suppress_http_instrumentation():
-            face = await running.face(client.session, there.url)
-        if not face.max_times:
-            raise LabError(f"the {face.name} at {there.url} has no /roll-async to compare; stage 4 has")
-        if args.times > face.max_times:
-            raise LabError(f"--times {args.times}: a batch there has {face.max_times} rolls at the most")
-        _line(logging.INFO, "Comparison started", url=there.url, die=args.die, rounds=args.rounds, seed=seed)
-        # The first of anything pays for connections and imports: one round is not counted.
+    async with lab, Client(options.timeout) as client, stop_signal() as stop:
+        capabilities = await lab.fetch_capabilities()
+        if not capabilities.max_times:
+            raise LabError(f"the {capabilities.title} at {lab.front} has no /roll-async to compare; stage 4 has")
+        if options.times > capabilities.max_times:
+            raise LabError(f"--times {options.times}: a batch has at most {capabilities.max_times} rolls there")
+        _log(logging.INFO, "Comparison started", url=lab.front, die=options.die, rounds=options.rounds, seed=seed)
+        # One round that is not counted: the first request of each kind pays for connections and imports.
         for side in sides.values():
-            await side(client, there.url, args.die, 1)
-        async with load.shown(
-            "compare", lambda: f"{len(runs['async'])} of {args.rounds} rounds", lambda: len(runs["async"]) / args.rounds
+            await side(client, lab.front, options.die, 1)
+        async with progress(
+            "compare",
+            lambda: f"{len(runs['async'])} of {options.rounds} rounds",
+            lambda: len(runs["async"]) / options.rounds,
         ):
-            for _ in range(args.rounds):
-                # In random order, so that what drifts or comes after a pause favours neither.
+            for _ in range(options.rounds):
+                # In random order, so that drift and pauses favour neither side.
                 round_: dict[str, Run] = {}
                 for name in chance.sample(sorted(sides), 2):
-                    round_[name] = await sides[name](client, there.url, args.die, args.times)
+                    round_[name] = await sides[name](client, lab.front, options.die, options.times)
                 for name, run in round_.items():
                     runs[name].append(run)
                 if stop.is_set():
                     break
-    summary = _summary(args, there, seed, runs, stop.is_set())
-    _line(
+    delay = lab.state.get("roll_delay", DEFAULT_DELAY) if options.delay is None else options.delay
+    summary = _summary(options, lab.front, delay, seed, runs) | {"interrupted": stop.is_set()}
+    _log(
         logging.INFO,
         "Comparison done",
         rounds=summary["rounds"],
@@ -98,34 +122,32 @@ async def _run(args: argparse.Namespace, there: Running) -> dict[str, Any]:
     return summary
 
 
-def _summary(
-    args: argparse.Namespace, there: Running, seed: int, runs: dict[str, list[Run]], interrupted: bool
-) -> dict[str, Any]:
+def _summary(options: Options, url: str, delay: float, seed: int, runs: dict[str, list[Run]]) -> dict[str, Any]:
     pairs = [
         (one.seconds, batch.seconds)
         for one, batch in zip(runs["sequential"], runs["async"], strict=True)
         if not one.failures and not batch.failures
     ]
-    means = {"sequential": args.times / 2, "async": args.times / (args.times + 1)}
+    means = {"sequential": options.times / 2, "async": options.times / (options.times + 1)}
     sides: dict[str, Any] = {}
     for index, (name, side) in enumerate(runs.items()):
         seconds = [pair[index] for pair in pairs]
         sides[name] = {
             "runs": len(side),
             "failed": sum(bool(run.failures) for run in side),
-            "failures": load.told(answer for run in side for answer in run.failures),
+            "failures": summarized(answer for run in side for answer in run.failures),
             "seconds": {
                 "mean": round(fmean(seconds), 4) if seconds else None,
                 "stdev": round(stdev(seconds), 4) if len(seconds) > 1 else None,
                 "min": round(min(seconds), 4) if seconds else None,
                 "max": round(max(seconds), 4) if seconds else None,
-                "expected": round(means[name] * args.delay, 4),
+                "expected": round(means[name] * delay, 4),
             },
         }
     speedup = None
     if pairs:
         ratio = ratio_of_means([pair[0] for pair in pairs], [pair[1] for pair in pairs])
-        expected = expected_speedup(args.times) if args.delay else None
+        expected = expected_speedup(options.times) if delay else None
         bounds = None if ratio.low is None or ratio.high is None else (ratio.low, ratio.high)
         speedup = {
             "measured": round(ratio.value, 3),
@@ -134,12 +156,11 @@ def _summary(
             "as_expected": bounds and expected and bounds[0] <= expected <= bounds[1],
         }
     return {
-        "url": there.url,
-        "die": args.die,
-        "times": args.times,
-        "delay": args.delay,
+        "url": url,
+        "die": options.die,
+        "times": options.times,
+        "delay": delay,
         "seed": seed,
-        "interrupted": interrupted,
         "rounds": len(runs["async"]),
         "compared": len(pairs),
         "sides": sides,
@@ -155,36 +176,35 @@ def _show(summary: dict[str, Any], console: Console) -> None:
         table.add_row(what, str(side["runs"]), str(side["failed"]), *seconds)
     console.print(table)
 
-    def say(text: str, style: str = "") -> None:
-        console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
-
     if summary["interrupted"]:
-        say("Interrupted: this is what there was until then.", "yellow")
+        say(console, "Interrupted: these are the results until then.", "yellow")
     left_out = summary["rounds"] - summary["compared"]
     if left_out:
-        say(f"{left_out} of {summary['rounds']} rounds failed on one side or both; times are of the others", "yellow")
+        say(
+            console,
+            f"{left_out} of {summary['rounds']} rounds failed on at least one side; the times are of the others",
+            "yellow",
+        )
     speedup = summary["speedup"]
     if speedup is None:
-        say("No round came out on both sides: there is nothing to compare.", "red")
+        say(console, "No round succeeded on both sides: there is nothing to compare.", "red")
         return
     expected = f"expected {speedup['expected']:.1f}x" if speedup["expected"] else "no expectation: the dice do not wait"
-    say(f"Async rolling is {speedup['measured']:.1f}x faster than sequential ({expected})", "bold")
+    say(console, f"Async rolling is {speedup['measured']:.1f}x faster than sequential ({expected})", "bold")
     if speedup["confidence_interval_95"]:
         low, high = speedup["confidence_interval_95"]
-        verdict = {True: ", which holds what was expected", False: ", which does not hold what was expected"}
-        say(f"95 % confidence interval {low:.2f}x to {high:.2f}x{verdict.get(speedup['as_expected'], '')}")
+        verdict = {True: ", which contains the expected value", False: ", which does not contain the expected value"}
+        say(console, f"95 % confidence interval {low:.2f}x to {high:.2f}x{verdict.get(speedup['as_expected'], '')}")
     else:
-        say("Too few rounds for a confidence interval")
+        say(console, "Too few rounds for a confidence interval")
 
 
-def run(args: argparse.Namespace, console: Console) -> int:
-    """Run the command; returns 0 when every run came out, else 1."""
-    there = running.find(args.run_dir, args.url)
-    if args.delay is None:
-        args.delay = there.state.get("roll_delay", DEFAULT_DELAY)
-    with running.telemetry(there):
-        summary = asyncio.run(_run(args, there))
-    if args.json:
+def run(options: Options, console: Console) -> int:
+    """Run the command; returns 0 if every request succeeded, else 1."""
+    lab = Lab.find(options.run_dir, options.url)
+    with telemetry.recorded(lab):
+        summary = asyncio.run(_run(options, lab))
+    if options.json:
         print(json.dumps(summary, indent=2))
     else:
         _show(summary, console)

@@ -1,9 +1,9 @@
-"""Load on a lab: when requests start, how they are asked, and what became of them.
+"""Load on a lab: when requests start, how they are sent, and a record of the responses.
 
-In the open model requests start when they are due, whether earlier ones have been answered or not, and their
-latency counts from when they were due. In the closed model each user waits for an answer before asking again,
-so a stall holds back the very requests that would have met it ("coordinated omission"); there the correction of
-HdrHistogram is applied afterwards, with the interval that the users would have kept.
+In the open model requests start when they are due, whether earlier ones have been answered or not, and latency is
+measured from the time they were due. In the closed model each user waits for a response before the next request, so a
+stall keeps back the very requests that would have shown it ("coordinated omission"). HdrHistogram's correction is
+applied afterwards, with the interval at which those users would have sent requests.
 """
 
 from __future__ import annotations
@@ -14,33 +14,26 @@ import itertools
 import json
 import math
 import resource
-import signal
-import sys
 import time
 from collections import Counter, deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
-from contextlib import asynccontextmanager, nullcontext, suppress
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Self
 
 import aiohttp
-from hdrh.histogram import HdrHistogram
-from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
+from lab.load.latency import Latencies
+from lab.waiting import sleep
 from otel import traces
 
-# More than this under way means that the lab is lost; what is due then is not sent, and that is said.
-MAX_UNDER_WAY = 5_000
-SLOWEST = 5
+MAX_UNDER_WAY = 5_000  # requests in flight; beyond that requests are counted as not sent
+SLOWEST = 5  # responses that a record keeps
 FAILED = 1_000
-PERCENTILES = (50.0, 90.0, 95.0, 99.0, 99.9)
-LONGEST = 3600.0  # seconds that a histogram can hold
-# A ramp and a day begin with this share of the full load.
-LEAST_SHARE = 0.1
+LEAST_SHARE = 0.1  # of the full load, with which a ramp and a day begin
 
-# What share of the full load is due at a time, both from 0 to 1.
+# The share of the full load at a time, both from 0 to 1.
 PROFILES: Mapping[str, Callable[[float], float]] = {
     "steady": lambda at: 1.0,
     "ramp": lambda at: max(LEAST_SHARE, at),
@@ -50,22 +43,22 @@ PROFILES: Mapping[str, Callable[[float], float]] = {
 
 
 def arrivals(rate: float, duration: float, profile: Callable[[float], float]) -> Iterator[float]:
-    """When requests are due, in seconds from the start; ``rate`` a second at full load."""
+    """The times at which requests are due, in seconds from the start; ``rate`` is requests a second at full load."""
     at = 0.0
-    while duration - at > 1e-6:  # what additions of fractions are off by
+    while duration - at > 1e-6:  # the rounding error of the additions
         yield at
         at += 1 / (rate * profile(at / duration))
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What became of a request.
+    """The outcome of a request.
 
     Attributes:
         status: the HTTP status, or ``timeout`` or ``connection_error``.
-        document: the JSON object that was answered, else empty.
-        seconds: from when it was due to the end of the answer.
-        started: when it was due, on the monotonic clock.
+        document: the JSON object in the body, else empty.
+        seconds: from the time it was due to the end of the response.
+        started: the time it was due, on the monotonic clock.
     """
 
     route: str
@@ -82,7 +75,11 @@ class Answer:
 
 
 class Client:
-    """Asks over HTTP as many at once as there are; each request the root of a trace where ``traced``."""
+    """An HTTP client without a limit on connections; each request is the root of a trace if ``traced``.
+
+    Args:
+        timeout: of a request, in seconds.
+    """
 
     def __init__(self, timeout: float, traced: bool = True) -> None:
         self._timeout = timeout
@@ -97,7 +94,7 @@ class Client:
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=0),
             timeout=aiohttp.ClientTimeout(total=self._timeout),
-            cookie_jar=aiohttp.DummyCookieJar(),  # users carry their own
+            cookie_jar=aiohttp.DummyCookieJar(),  # each user has a cookie of its own
         )
         if self._traced:
             traces.instrument_session(self._session)
@@ -125,11 +122,11 @@ class Client:
         due: float | None = None,
         attributes: Mapping[str, str] | None = None,
     ) -> Answer:
-        """One request, whatever becomes of it.
+        """Send one request; failures are outcomes too, not exceptions.
 
         Args:
-            due: when it was due, on the monotonic clock; now unless told.
-            attributes: of the span around it.
+            due: the time it was due, on the monotonic clock; now by default.
+            attributes: of the span around the request.
         """
         started = time.monotonic() if due is None else due
         status, document, trace_id = "connection_error", {}, ""
@@ -163,10 +160,10 @@ def _document(body: bytes) -> dict[str, Any]:
 
 
 class Record:
-    """What became of all requests of a run."""
+    """The outcomes of all requests of a run."""
 
     def __init__(self) -> None:
-        self.histogram = HdrHistogram(1, int(LONGEST * 1e6), 3)  # microseconds
+        self.latencies = Latencies()
         self.routes: dict[str, Counter[str]] = {}
         self.failed: deque[Answer] = deque(maxlen=FAILED)  # the last of them
         self.requests = 0
@@ -176,7 +173,7 @@ class Record:
         self._order = itertools.count()
 
     def add(self, answer: Answer, timed: bool = True) -> None:
-        """Count an answer; its latency too, unless it is no part of what is ``timed``."""
+        """Count an answer, and its latency if it is ``timed``."""
         self.requests += 1
         self.routes.setdefault(answer.route, Counter())[answer.status] += 1
         if answer.failed:
@@ -184,7 +181,7 @@ class Record:
             self.failed.append(answer)
         if not timed:
             return
-        self.histogram.record_value(min(max(1, round(answer.seconds * 1e6)), int(LONGEST * 1e6)))
+        self.latencies.add(answer.seconds)
         entry = (answer.seconds, next(self._order), answer)
         if len(self._slowest) < SLOWEST:
             heapq.heappush(self._slowest, entry)
@@ -199,31 +196,9 @@ class Record:
     def slowest(self) -> list[Answer]:
         return [answer for *_, answer in sorted(self._slowest, reverse=True)]
 
-    def corrected(self, interval: float) -> HdrHistogram:
-        """The latencies with those of the requests that a stall held back, one due every ``interval`` seconds."""
-        corrected = HdrHistogram(1, int(LONGEST * 1e6), 3)
-        step = max(1, round(interval * 1e6))
-        for item in self.histogram.get_recorded_iterator():
-            # As HdrHistogram defines it. The library's own method goes on below the interval, and so lowers
-            # percentiles by adding requests that would have been answered sooner than any was.
-            for value in range(item.value_iterated_to, step - 1, -step):
-                corrected.record_value(value, item.count_added_in_this_iter_step)
-            if item.value_iterated_to < step:
-                corrected.record_value(item.value_iterated_to, item.count_added_in_this_iter_step)
-        return corrected
 
-
-def percentiles(histogram: HdrHistogram) -> dict[str, float]:
-    """Milliseconds by name: ``p50`` … ``p99.9``, ``mean``, ``max``; empty where there is nothing."""
-    if not histogram.get_total_count():
-        return {}
-    found = {f"p{share:g}": histogram.get_value_at_percentile(share) / 1000 for share in PERCENTILES}
-    found |= {"mean": histogram.get_mean_value() / 1000, "max": histogram.get_max_value() / 1000}
-    return {name: round(value, 3) for name, value in found.items()}
-
-
-def told(answers: Iterable[Answer]) -> list[dict[str, Any]]:
-    """Answers for a JSON summary."""
+def summarized(answers: Iterable[Answer]) -> list[dict[str, Any]]:
+    """Answers as they appear in a JSON summary."""
     return [
         {
             "trace_id": answer.trace_id,
@@ -238,15 +213,15 @@ def told(answers: Iterable[Answer]) -> list[dict[str, Any]]:
 async def open_loop(
     due: Iterable[float], ask: Callable[[int, float], Awaitable[None]], stop: asyncio.Event, record: Record
 ) -> float:
-    """Start one request after the other when it is due, and wait for the last answer.
+    """Start each request when it is due, and wait for the last response.
 
     Args:
         due: seconds from now.
-        ask: is given the request's number, from 0, and when it was due on the monotonic clock.
-        stop: no more are started once it is set.
+        ask: sends a request, given its number from 0 and the time it was due on the monotonic clock.
+        stop: no request starts once it is set.
 
     Returns:
-        The longest that a request started late, in seconds: what this process could not keep up with.
+        The longest delay of a start, in seconds. It grows when this process cannot keep up.
     """
     under_way: set[asyncio.Task[None]] = set()
     beginning = time.monotonic()
@@ -257,7 +232,7 @@ async def open_loop(
             await sleep(wait, stop)
         else:
             late = max(late, -wait)
-            await asyncio.sleep(0)  # the answers want their turn too
+            await asyncio.sleep(0)  # let responses be processed
         if stop.is_set():
             break
         if len(under_way) >= MAX_UNDER_WAY:
@@ -271,64 +246,3 @@ async def open_loop(
             if isinstance(outcome, BaseException):
                 raise outcome
     return late
-
-
-async def sleep(seconds: float, stop: asyncio.Event) -> None:
-    """Sleep, or until told to stop."""
-    if seconds < 0.1:  # too short to be worth a timer of its own
-        await asyncio.sleep(seconds)
-        return
-    with suppress(asyncio.TimeoutError):
-        async with asyncio.timeout(seconds):
-            await stop.wait()
-
-
-@asynccontextmanager
-async def stoppable() -> AsyncIterator[asyncio.Event]:
-    """An event that SIGINT and SIGTERM set; the second signal cancels what runs."""
-    stop = asyncio.Event()
-    task = asyncio.current_task()
-    loop = asyncio.get_running_loop()
-
-    def on_signal() -> None:
-        if stop.is_set() and task is not None:
-            task.cancel()
-        stop.set()
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, on_signal)
-    try:
-        yield stop
-    finally:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.remove_signal_handler(number)
-
-
-@asynccontextmanager
-async def shown(what: str, said: Callable[[], str], share: Callable[[], float | None]) -> AsyncIterator[None]:
-    """A progress bar on stderr while the block runs, where that is a terminal.
-
-    Args:
-        said: a few words on how it stands.
-        share: how much is done, from 0 to 1, or ``None`` where nobody can know.
-    """
-    if not sys.stderr.isatty():
-        yield
-        return
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TaskProgressColumn())
-    with Progress(
-        *columns, TimeElapsedColumn(), TextColumn("{task.fields[said]}"), console=Console(stderr=True), transient=True
-    ) as progress:
-        bar = progress.add_task(what, total=None, said="")
-
-        async def update() -> None:
-            while True:
-                done = share()
-                progress.update(bar, said=said(), total=None if done is None else 1, completed=done or 0)
-                await asyncio.sleep(0.2)
-
-        task = asyncio.ensure_future(update())
-        try:
-            yield
-        finally:
-            task.cancel()

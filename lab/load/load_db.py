@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import json
 import logging
@@ -11,32 +10,58 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 import aiohttp
-from prometheus_client.parser import text_string_to_metric_families
 from rich.console import Console
 
-from lab import LabError
-from lab import client as running
-from lab.load import generator as load
-from lab.load.generator import Client, Record
-from lab.load.traffic import SHOWN, show_latency
+from lab import LabError, telemetry
+from lab.client import DIE_SERVICE, Lab
+from lab.load import generator
+from lab.load.generator import Client, Record, summarized
+from lab.load.report import SHOWN, show_latency
+from lab.signals import Sample, total
+from lab.terminal import progress, say
+from lab.waiting import stop_signal
 from otel import logs
 
-SAMPLE_INTERVAL = 0.25  # seconds between two looks at the pool
-REACHED = 0.97  # of the target, from which on it counts as reached
+SAMPLE_INTERVAL = 0.25  # seconds between two samples of the pool
+REACHED = 0.97  # share of the target rate at which it counts as reached
 BUSY = 0.9  # of a core, from which on a process is the bottleneck
-FULL = 0.5  # of the looks at the pool, from which on the pool is
+FULL = 0.5  # share of the samples with a full pool, from which on the pool is the bottleneck
 LATE = 0.5  # seconds that requests start late, from which on this process is the bottleneck
+POOL_SIZE, POOL_AVAILABLE = "database_connection_pool_size", "database_connection_pool_available"
 
-_line = logs.events(running.SERVICE)
+_log = logs.events(telemetry.SERVICE)
+
+
+@dataclass(frozen=True)
+class Options:
+    """The options of the command.
+
+    Attributes:
+        url: of a die-service; ``None`` for that of the run dir's lab.
+        rate: queries a second.
+        duration: in seconds.
+        ratio: lists to single dice.
+        timeout: seconds for one request.
+    """
+
+    run_dir: Path
+    url: str | None
+    rate: float
+    duration: float
+    ratio: tuple[float, float]
+    seed: int | None
+    timeout: float
+    json: bool
 
 
 @dataclass
 class Pool:
-    """What was seen of the pool, and of the die-service besides."""
+    """Samples of the connection pool, and what the die-service counted meanwhile."""
 
     size: list[float] = field(default_factory=list)
     available: list[float] = field(default_factory=list)
@@ -48,54 +73,46 @@ class Pool:
         return [size - free for size, free in zip(self.size, self.available, strict=True)]
 
 
-async def _figures(session: aiohttp.ClientSession, url: str) -> dict[str, float]:
-    async with session.get(f"{url}/metrics") as response:
-        text = await response.text()
-    found: dict[str, float] = {}
-    for family in text_string_to_metric_families(text):
-        for sample in family.samples:
-            name = f"{sample.name} {sample.labels['result']}" if "result" in sample.labels else sample.name
-            found[name] = found.get(name, 0.0) + sample.value
-    return found
-
-
 @asynccontextmanager
-async def _watched(session: aiohttp.ClientSession, url: str) -> AsyncIterator[Pool]:
-    """The pool, looked at all through the block; what counts up is complete after it."""
+async def _sampled(lab: Lab) -> AsyncIterator[Pool]:
+    """Sample the pool while the block runs; the counts are complete after it."""
     pool = Pool()
-    before = await _figures(session, url)
+    before = await lab.fetch_samples(DIE_SERVICE)
 
-    async def look() -> None:
+    async def sample() -> None:
         while True:
             await asyncio.sleep(SAMPLE_INTERVAL)
             try:
-                now = await _figures(session, url)
+                now = await lab.fetch_samples(DIE_SERVICE)
             except (aiohttp.ClientError, asyncio.TimeoutError):
                 continue
-            pool.size.append(now["database_connection_pool_size"])
-            pool.available.append(now["database_connection_pool_available"])
+            pool.size.append(total(now, POOL_SIZE))
+            pool.available.append(total(now, POOL_AVAILABLE))
 
-    task = asyncio.ensure_future(look())
+    task = asyncio.ensure_future(sample())
     try:
         yield pool
     finally:
         task.cancel()
-    after = await _figures(session, url)
-    pool.cpu_seconds = after["process_cpu_seconds_total"] - before["process_cpu_seconds_total"]
+    after = await lab.fetch_samples(DIE_SERVICE)
+    pool.cpu_seconds = _growth(before, after, "process_cpu_seconds_total")
     for result in ("success", "error"):
-        name = f"database_queries_total {result}"
-        pool.queries[result] = after[name] - before[name]
+        pool.queries[result] = _growth(before, after, "database_queries_total", result=result)
 
 
-async def _run(args: argparse.Namespace, url: str) -> dict[str, Any]:
-    seed = random.SystemRandom().randrange(2**32) if args.seed is None else args.seed
+def _growth(before: list[Sample], after: list[Sample], name: str, **labels: str) -> float:
+    return total(after, name, labels) - total(before, name, labels)
+
+
+async def _run(options: Options, lab: Lab) -> dict[str, Any]:
+    url = lab.url(DIE_SERVICE)
+    seed = random.SystemRandom().randrange(2**32) if options.seed is None else options.seed
     chance = random.Random(seed)
     record = Record()
-    async with Client(args.timeout, traced=False) as client, load.stoppable() as stop:
-        session = client.session
-        names = await _dice(session, url)
-        lists, gets = args.ratio
-        _line(logging.INFO, "Database load started", url=url, rate=args.rate, duration=args.duration, seed=seed)
+    async with lab, Client(options.timeout, traced=False) as client, stop_signal() as stop:
+        names = await _dice(lab)
+        lists, gets = options.ratio
+        _log(logging.INFO, "Database load started", url=url, rate=options.rate, duration=options.duration, seed=seed)
 
         async def ask(number: int, due: float) -> None:
             query = None if chance.random() < lists / (lists + gets) else {"identifier": chance.choice(names)}
@@ -104,25 +121,25 @@ async def _run(args: argparse.Namespace, url: str) -> dict[str, Any]:
         beginning = time.monotonic()
         own_cpu = time.process_time()
         async with (
-            load.shown(
+            progress(
                 "load-db",
                 lambda: f"{record.requests} queries, {record.failures} failed",
-                lambda: min(1.0, (time.monotonic() - beginning) / args.duration),
+                lambda: min(1.0, (time.monotonic() - beginning) / options.duration),
             ),
-            _watched(session, url) as pool,
+            _sampled(lab) as pool,
         ):
-            due = load.arrivals(args.rate, args.duration, load.PROFILES["steady"])
-            late = await load.open_loop(due, ask, stop, record)
+            due = generator.arrivals(options.rate, options.duration, generator.PROFILES["steady"])
+            late = await generator.open_loop(due, ask, stop, record)
             seconds = time.monotonic() - beginning
             own_cpu = time.process_time() - own_cpu
     succeeded = record.requests - record.failures
-    # Until the last answer: a lab that falls behind takes longer than was given.
-    achieved = succeeded / (seconds if stop.is_set() else max(seconds, args.duration))
+    # Up to the last response: a lab that falls behind takes longer than the duration.
+    achieved = succeeded / (seconds if stop.is_set() else max(seconds, options.duration))
     summary: dict[str, Any] = {
         "url": url,
         "seed": seed,
         "interrupted": stop.is_set(),
-        "target_per_second": args.rate,
+        "target_per_second": options.rate,
         "achieved_per_second": round(achieved, 2),
         "seconds": round(seconds, 3),
         "queries": record.requests,
@@ -130,7 +147,7 @@ async def _run(args: argparse.Namespace, url: str) -> dict[str, Any]:
         "not_sent": record.not_sent,
         "late_seconds": round(late, 3),
         "statuses": dict(sorted(record.statuses.items())),
-        "latency_ms": {"counted": "is measured from when each query was due", **load.percentiles(record.histogram)},
+        "latency_ms": {"counted": "is measured from the time each query was due", **record.latencies.summary()},
         "pool": {
             "size": max(pool.size, default=None),
             "in_use_mean": round(fmean(pool.in_use), 2) if pool.size else None,
@@ -139,16 +156,16 @@ async def _run(args: argparse.Namespace, url: str) -> dict[str, Any]:
         },
         "database_queries": pool.queries,
         "cpu_share": {"die-service": round(pool.cpu_seconds / seconds, 3), "this": round(own_cpu / seconds, 3)},
-        "failures": load.told(record.failed),
+        "failures": summarized(record.failed),
     }
-    summary["reached"] = achieved >= REACHED * args.rate
+    summary["reached"] = achieved >= REACHED * options.rate
     summary["why_not"] = [] if summary["reached"] else _why_not(summary)
-    _line(logging.INFO, "Database load done", achieved=summary["achieved_per_second"], failed=record.failures)
+    _log(logging.INFO, "Database load done", achieved=summary["achieved_per_second"], failed=record.failures)
     return summary
 
 
 def _why_not(summary: dict[str, Any]) -> list[str]:
-    """What kept the load below its target, as far as can be seen from here."""
+    """What kept the load below its target, as far as this process can tell."""
     reasons = []
     if summary["interrupted"]:
         reasons.append("it was interrupted")
@@ -158,77 +175,80 @@ def _why_not(summary: dict[str, Any]) -> list[str]:
             f" used {summary['cpu_share']['this']:.0%} of a core"
         )
     if summary["not_sent"]:
-        reasons.append(f"{summary['not_sent']} were not sent: {load.MAX_UNDER_WAY} were under way already")
+        reasons.append(f"{summary['not_sent']} were not sent: {generator.MAX_UNDER_WAY} requests were in flight")
     if summary["failed"]:
-        said = ", ".join(f"{count} with {status}" for status, count in summary["statuses"].items() if status != "200")
-        reasons.append(f"{summary['failed']} of {summary['queries']} failed: {said}")
+        statuses = ", ".join(
+            f"{count} with {status}" for status, count in summary["statuses"].items() if status != "200"
+        )
+        reasons.append(f"{summary['failed']} of {summary['queries']} failed: {statuses}")
     if (summary["pool"]["full_share"] or 0) >= FULL:
         reasons.append(
             f"all {summary['pool']['size']:.0f} connections were in use in {summary['pool']['full_share']:.0%} of the"
-            " looks at the pool; DB_POOL_SIZE sets how many there are"
+            " samples; DB_POOL_SIZE sets how many there are"
         )
     if summary["cpu_share"]["die-service"] >= BUSY:
         reasons.append(f"the die-service used {summary['cpu_share']['die-service']:.0%} of a core; it has one")
-    return reasons or ["answers came more slowly than queries were due; neither the pool nor a process was full"]
+    return reasons or ["responses came more slowly than queries were due; neither the pool nor a process was saturated"]
 
 
-async def _dice(session: aiohttp.ClientSession, url: str) -> list[str]:
-    """The dice there are.
+async def _dice(lab: Lab) -> list[str]:
+    """The names of the dice.
 
     Raises:
-        LabError: when that is no die-service with a database.
+        LabError: when the service is not a die-service with a database.
     """
+    url = lab.url(DIE_SERVICE)
     try:
-        async with session.get(f"{url}/dice") as response:
-            names = (await response.json(content_type=None))["identifiers"]
+        names = (await lab.fetch(f"{url}/dice")).json["identifiers"]
         if not names:
-            raise LabError(f"the die-service at {url} has no dice to ask for")
-        if "database_connection_pool_size" not in await _figures(session, url):
+            raise LabError(f"the die-service at {url} has no dice to query")
+        if not any(sample.name == POOL_SIZE for sample in await lab.fetch_samples(DIE_SERVICE)):
             raise LabError(f"the die-service at {url} has no database; stages 5 and 6 have")
         return [str(name) for name in names]
     except (aiohttp.ClientError, asyncio.TimeoutError, OSError) as error:
         raise LabError(f"{url} does not answer: {error or type(error).__name__}") from None
     except (ValueError, KeyError, TypeError):
-        raise LabError(f"{url} is no die-service that can serve: its /dice answers with no list") from None
+        raise LabError(f"{url} is not a die-service that works: its /dice answers without a list") from None
 
 
 def _show(summary: dict[str, Any], console: Console) -> None:
-    def say(text: str, style: str = "") -> None:
-        console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
-
     say(
+        console,
         f"{summary['queries']} queries in {summary['seconds']:.1f} s, {summary['failed']} failed,"
-        f" seed {summary['seed']}"
+        f" seed {summary['seed']}",
     )
     show_latency(summary["latency_ms"], console)
     pool = summary["pool"]
     if pool["size"] is not None:
         say(
+            console,
             f"Pool: {pool['size']:.0f} connections, {pool['in_use_mean']:.1f} in use on average,"
-            f" {pool['in_use_max']:.0f} at the most; none free in {pool['full_share']:.0%} of the looks"
+            f" {pool['in_use_max']:.0f} at most; none free in {pool['full_share']:.0%} of the samples",
         )
     shares = summary["cpu_share"]
-    say(f"CPU: die-service {shares['die-service']:.0%} of a core, this command {shares['this']:.0%}")
+    say(console, f"CPU: die-service {shares['die-service']:.0%} of a core, this command {shares['this']:.0%}")
     for answer in summary["failures"][-SHOWN:]:
-        say(f"failed {answer['ms']:9.1f} ms  {answer['status']:>4}  {answer['trace_id']}")
+        say(console, f"failed {answer['ms']:9.1f} ms  {answer['status']:>4}  {answer['trace_id']}")
     verdict = "reached" if summary["reached"] else "not reached"
     say(
+        console,
         f"Target of {summary['target_per_second']:g} queries/s {verdict}: {summary['achieved_per_second']:g}/s",
         "bold" if summary["reached"] else "bold red",
     )
     for reason in summary["why_not"]:
-        say(f"  because {reason}", "red")
+        say(console, f"  because {reason}", "red")
 
 
-def run(args: argparse.Namespace, console: Console) -> int:
-    """Run the command; returns 0 when the target was reached, else 1."""
-    there = running.find(args.run_dir, args.url)
-    url = args.url or there.services.get("die-service")
+def run(options: Options, console: Console) -> int:
+    """Run the command; returns 0 if the target was reached, else 1."""
+    lab = Lab.find(options.run_dir, options.url)
+    url = options.url or lab.services.get(DIE_SERVICE)
     if url is None:
-        raise LabError(f"stage {there.state['stage']} has no die-service, nor a database behind it; stage 5 has")
-    with running.telemetry(there):
-        summary = asyncio.run(_run(args, url))
-    if args.json:
+        raise LabError(f"stage {lab.stage} has no die-service, nor a database behind it; stage 5 has")
+    lab.services = {**lab.services, DIE_SERVICE: url}
+    with telemetry.recorded(lab):
+        summary = asyncio.run(_run(options, lab))
+    if options.json:
         print(json.dumps(summary, indent=2))
     else:
         _show(summary, console)

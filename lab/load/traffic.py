@@ -1,8 +1,7 @@
-"""``dicelab traffic``: users who roll dice at once, each request a trace of its own, and what they got."""
+"""``dicelab traffic``: users who roll dice concurrently, each request a trace, and a summary of the results."""
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import json
 import logging
@@ -10,46 +9,77 @@ import math
 import random
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import aiohttp
-from opentelemetry.instrumentation.utils import suppress_http_instrumentation
 from rich.console import Console
 from rich.table import Table
 
-from lab import LabError
-from lab import client as running
-from lab.client import Face, Running
-from lab.load import generator as load
-from lab.load.generator import Answer, Client, Record
+from lab import LabError, telemetry
+from lab.client import DIE_SERVICE, Capabilities, Lab
+from lab.load import generator
+from lab.load.generator import Answer, Client, Record, summarized
+from lab.load.report import SHOWN, show_latency
 from lab.load.statistics import chi_square
+from lab.terminal import progress, say
+from lab.waiting import sleep, stop_signal
 from otel import logs
 
-# The dice that there are where no die-service says otherwise, and their faces.
+# The dice of a lab without a die-service, and their faces.
 BUILTIN: dict[str, tuple[int, ...]] = {"fair": (1, 2, 3, 4, 5, 6), "risky": (2, 3, 4, 5, 6, 7)}
-# Dice whose faces come up in proportions that a fair one shows less often than this are called biased.
-SIGNIFICANCE = 0.001
-DEFAULT_USERS = 5
+EXTREME = (0, 0, 6, 6, 6, 6)  # the third die, which stages with a die-service have
+SIGNIFICANCE = 0.001  # the p value below which the faces of a die are not as expected
 DEFAULT_MAX_ROLLS = 10
 DEFAULT_THINK_TIME = 0.5  # seconds
-DEFAULT_DURATION = 60.0  # seconds, where something needs one
+DEFAULT_DURATION = 60.0  # seconds, for what needs a duration
 ASYNC_PROBABILITY = 0.2
 MAX_ASYNC_ROLLS = 10
-ROLLS = ("/roll", "/roll-async")  # what latency is about
-SHOWN = 5  # trace ids on a terminal
+ROLLS = ("/roll", "/roll-async")  # the routes whose latency is measured
 
-_line = logs.events(running.SERVICE)
+_log = logs.events(telemetry.SERVICE)
+
+
+@dataclass(frozen=True)
+class Options:
+    """The options of the command; ``None`` stands for its default.
+
+    Attributes:
+        url: of a lab; ``None`` for that of the run dir.
+        max_rolls: a user makes 1 to this many requests.
+        die: how often each die is rolled, in proportion.
+        async_probability, max_async_rolls: of a batch, and its size.
+        think_time: seconds between a response and the next request of the user.
+        rate: rolls a second in the open model; ``None`` for the closed model.
+        timeout: seconds for one request.
+    """
+
+    run_dir: Path
+    url: str | None
+    users: int
+    max_rolls: int | None
+    die: Mapping[str, float] | None
+    async_probability: float | None
+    max_async_rolls: int | None
+    think_time: float | None
+    duration: float | None
+    rate: float | None
+    profile: str
+    anonymous: bool
+    seed: int | None
+    timeout: float
+    json: bool
 
 
 @dataclass(frozen=True)
 class Mix:
-    """What users ask for.
+    """What users roll.
 
     Attributes:
-        dice: how often each die is asked for, in proportion.
-        async_probability: how often a batch of 1 to ``max_async_rolls`` is, from 0 to 1.
+        dice: how often each die is rolled, in proportion.
+        async_probability: how often as a batch of 1 to ``max_async_rolls``, from 0 to 1.
     """
 
     dice: Mapping[str, float]
@@ -57,7 +87,7 @@ class Mix:
     max_async_rolls: int
 
     def draw(self, chance: random.Random) -> tuple[str, int | None]:
-        """A die, and how many rolls at once, ``None`` for one by ``/roll``."""
+        """A die and the size of a batch, ``None`` for a single roll by ``/roll``."""
         die = chance.choices(list(self.dice), list(self.dice.values()))[0]
         if chance.random() >= self.async_probability:
             return die, None
@@ -66,13 +96,13 @@ class Mix:
 
 @dataclass
 class Rolls:
-    """How the dice fell."""
+    """How many rolls were requested, and the faces that came up."""
 
     asked: int = 0
     faces: dict[str, Counter[int]] = field(default_factory=dict)
 
     def add(self, die: str, times: int | None, answer: Answer) -> int:
-        """Count the rolls of an answer, those of a batch of which others failed too; returns how many came out."""
+        """Count the rolls of an answer, also the successful ones of a batch that failed; returns how many succeeded."""
         self.asked += times or 1
         rolled = answer.document.get("rolls") if times else [answer.document.get("roll")]
         faces = [face for face in rolled if isinstance(face, int)] if isinstance(rolled, list) else []
@@ -85,7 +115,7 @@ class Rolls:
 
 
 class User:
-    """Someone who rolls dice: signs in where that is asked for, rolls, and signs out."""
+    """Someone who rolls dice: signs in where the lab requires it, rolls, and signs out."""
 
     def __init__(self, traffic: Traffic, name: str) -> None:
         self.name = name
@@ -109,7 +139,7 @@ class User:
     async def leave(self) -> None:
         if self._cookie:
             await self._ask("/sign-out", method="POST")
-        _line(
+        _log(
             logging.INFO,
             "User done",
             user=self.name,
@@ -154,10 +184,10 @@ class Traffic:
         duration: float | None,
         profile: Callable[[float], float],
     ) -> None:
-        """Each user waits for an answer and thinks before asking again.
+        """The closed model: each user waits for the response and a think time before the next request.
 
-        A user makes 1 to ``max_rolls`` requests. Without a duration that is all; with one the next user comes
-        as long as there is time.
+        A user makes 1 to ``max_rolls`` requests. With a duration another user then takes the place, until the time
+        is up.
         """
         beginning = time.monotonic()
 
@@ -174,7 +204,7 @@ class Traffic:
             visit = 0
             while not time_is_up():
                 if not wanted(index):
-                    await load.sleep(0.1, stop)
+                    await sleep(0.1, stop)
                     continue
                 visit += 1
                 user = User(self, f"user {index + 1}" if visit == 1 else f"user {index + 1}.{visit}")
@@ -182,21 +212,21 @@ class Traffic:
                 await user.arrive()
                 for number in range(rolls):
                     if number:
-                        await load.sleep(think_time * chance.uniform(0.5, 1.5), stop)
+                        await sleep(think_time * chance.uniform(0.5, 1.5), stop)
                     if time_is_up() or not wanted(index):
                         break
                     await user.roll(*self._mix.draw(chance))
                 await user.leave()
                 if duration is None:
                     return
-                await load.sleep(think_time * chance.uniform(0.5, 1.5), stop)
+                await sleep(think_time * chance.uniform(0.5, 1.5), stop)
 
         await asyncio.gather(*(slot(index) for index in range(self._users)))
 
     async def open(
         self, stop: asyncio.Event, *, rate: float, duration: float, profile: Callable[[float], float]
     ) -> None:
-        """Requests are due at a rate, whatever becomes of those before; users take turns."""
+        """The open model: requests start at a rate, whether earlier ones have been answered or not."""
         chance = random.Random(self._seed)
         users = [User(self, f"user {index + 1}") for index in range(self._users)]
         await asyncio.gather(*(user.arrive() for user in users))
@@ -204,106 +234,107 @@ class Traffic:
         async def ask(number: int, due: float) -> None:
             await users[number % len(users)].roll(*self._mix.draw(chance), due)
 
-        due = load.arrivals(rate, duration, profile)
-        self.late = await load.open_loop(due, ask, stop, self.record)
+        due = generator.arrivals(rate, duration, profile)
+        self.late = await generator.open_loop(due, ask, stop, self.record)
         await asyncio.gather(*(user.leave() for user in users))
 
 
-async def dice_of(session: aiohttp.ClientSession, there: Running, face: Face) -> dict[str, tuple[int, ...]]:
-    """The dice there are, with their faces; empty where they are known to nobody that can be asked."""
-    url = there.services.get("die-service")
-    if url is None:
-        return BUILTIN if there.services or not face.max_times else {**BUILTIN, "extreme": (0, 0, 6, 6, 6, 6)}
+async def dice_of(lab: Lab, capabilities: Capabilities) -> dict[str, tuple[int, ...]]:
+    """The lab's dice with their faces; empty if nobody who can be asked knows them."""
+    if DIE_SERVICE not in lab.services:
+        return BUILTIN if lab.services or not capabilities.max_times else {**BUILTIN, "extreme": EXTREME}
+    url = f"{lab.url(DIE_SERVICE)}/dice"
     try:
-        async with session.get(f"{url}/dice") as response:
-            names = (await response.json())["identifiers"]
         dice = {}
-        for name in names:
-            async with session.get(f"{url}/dice", params={"identifier": name}) as response:
-                dice[name] = tuple((await response.json())["specification"]["faces"])
+        for name in (await lab.fetch(url)).json["identifiers"]:
+            dice[name] = tuple((await lab.fetch(url, {"identifier": name})).json["specification"]["faces"])
         return dice
     except (aiohttp.ClientError, asyncio.TimeoutError, OSError, ValueError, KeyError, TypeError):
         return {}
 
 
-def faces_told(rolls: Rolls, dice: Mapping[str, Sequence[int]]) -> dict[str, dict[str, Any]]:
-    """How often each face of each die came up, and what the chi-square test says of it."""
-    told: dict[str, dict[str, Any]] = {}
+def faces_summarized(rolls: Rolls, dice: Mapping[str, Sequence[int]]) -> dict[str, dict[str, Any]]:
+    """How often each face of each die came up, with the result of the chi-square test."""
+    summary: dict[str, dict[str, Any]] = {}
     for die, faces in sorted(rolls.faces.items()):
         if not faces:
             continue
         entry: dict[str, Any] = {"faces": {str(face): faces[face] for face in sorted(faces)}}
         test = chi_square(faces, dice[die]) if die in dice else None
         if die not in dice:
-            entry["verdict"] = "nobody says what to expect"
+            entry["verdict"] = "the faces of this die are not known"
         elif test is None:
-            entry["verdict"] = "too few rolls to say"
+            entry["verdict"] = "too few rolls for a test"
         else:
             entry["verdict"] = "as expected" if test.p >= SIGNIFICANCE else "not as expected"
             entry |= {"chi_square": round(test.statistic, 3), "degrees": test.degrees, "p": round(test.p, 6)}
-        told[die] = entry
-    return told
+        summary[die] = entry
+    return summary
 
 
-def _mix(args: argparse.Namespace, face: Face, known: Mapping[str, Sequence[int]]) -> Mix:
-    dice = dict(args.die) if args.die else dict.fromkeys(known, 1.0)
+def _check_known(chosen: Iterable[str], known: Iterable[str]) -> None:
+    """Raise for dice that the lab does not have."""
+    unknown = sorted(set(chosen) - set(known))
+    if unknown:
+        raise LabError(f"there is no {' or '.join(unknown)} die in this lab; it has {', '.join(sorted(known))}")
+
+
+def _mix(options: Options, capabilities: Capabilities, known: Mapping[str, Sequence[int]]) -> Mix:
+    dice = dict(options.die) if options.die else dict.fromkeys(known, 1.0)
     if not dice:
-        raise LabError("which dice there are cannot be found out; name some by --die")
-    if not face.max_times and (args.async_probability or args.max_async_rolls):
-        raise LabError(f"the {face.name} there has no /roll-async")
-    most = MAX_ASYNC_ROLLS if args.max_async_rolls is None else args.max_async_rolls
-    if face.max_times and most > face.max_times:
-        raise LabError(f"--max-async-rolls {most}: a batch there has {face.max_times} rolls at the most")
-    probability = ASYNC_PROBABILITY if args.async_probability is None else args.async_probability
-    return Mix(dice, probability if face.max_times else 0.0, most)
+        raise LabError("the lab does not say which dice it has; name some by --die")
+    if not capabilities.max_times and (options.async_probability or options.max_async_rolls):
+        raise LabError(f"the {capabilities.title} there has no /roll-async")
+    most = MAX_ASYNC_ROLLS if options.max_async_rolls is None else options.max_async_rolls
+    if capabilities.max_times and most > capabilities.max_times:
+        raise LabError(f"--max-async-rolls {most}: a batch has at most {capabilities.max_times} rolls there")
+    probability = ASYNC_PROBABILITY if options.async_probability is None else options.async_probability
+    return Mix(dice, probability if capabilities.max_times else 0.0, most)
 
 
-async def _run(args: argparse.Namespace, there: Running) -> dict[str, Any]:
-    seed = random.SystemRandom().randrange(2**32) if args.seed is None else args.seed
-    needs_end = args.rate is not None or args.profile != "steady"
-    duration = DEFAULT_DURATION if args.duration is None and needs_end else args.duration
-    think_time = DEFAULT_THINK_TIME if args.think_time is None else args.think_time
-    async with Client(args.timeout) as client, load.stoppable() as stop:
-        with suppress_http_instrumentation():  # no user asks this
-            face = await running.face(client.session, there.url)
-            dice = await dice_of(client.session, there, face)
-        sign_in = face.sign_in and not args.anonymous
-        traffic = Traffic(client, there.url, _mix(args, face, dice), args.users, sign_in, seed)
-        model = "closed" if args.rate is None else "open"
-        _line(
+async def _run(options: Options, lab: Lab) -> dict[str, Any]:
+    seed = random.SystemRandom().randrange(2**32) if options.seed is None else options.seed
+    needs_end = options.rate is not None or options.profile != "steady"
+    duration = DEFAULT_DURATION if options.duration is None and needs_end else options.duration
+    think_time = DEFAULT_THINK_TIME if options.think_time is None else options.think_time
+    async with lab, Client(options.timeout) as client, stop_signal() as stop:
+        capabilities = await lab.fetch_capabilities()
+        dice = await dice_of(lab, capabilities)
+        sign_in = capabilities.sign_in and not options.anonymous
+        if options.die and dice and lab.services:  # of a lab that is known by its URL alone, dice are a guess
+            _check_known(options.die, dice)
+        traffic = Traffic(client, lab.front, _mix(options, capabilities, dice), options.users, sign_in, seed)
+        model = "closed" if options.rate is None else "open"
+        _log(
             logging.INFO,
             "Traffic started",
-            url=there.url,
+            url=lab.front,
             model=model,
-            profile=args.profile,
-            users=args.users,
+            profile=options.profile,
+            users=options.users,
             seed=seed,
         )
-        profile = load.PROFILES[args.profile]
+        profile = generator.PROFILES[options.profile]
         beginning = time.monotonic()
         record = traffic.record
 
-        def said() -> str:
-            latency = load.percentiles(record.histogram)
-            p95 = f"p95 {latency['p95']:.0f} ms" if latency else ""
+        def words() -> str:
+            p95 = f"p95 {record.latencies.percentile(95) * 1000:.0f} ms" if len(record.latencies) else ""
             return f"{record.requests} requests  {traffic.rolls.came_out} rolls  {p95}"
 
-        async with load.shown(
-            "traffic", said, lambda: duration and min(1.0, (time.monotonic() - beginning) / duration)
-        ):
-            if args.rate is None:
+        async with progress("traffic", words, lambda: duration and min(1.0, (time.monotonic() - beginning) / duration)):
+            if options.rate is None:
                 await traffic.closed(
                     stop,
-                    max_rolls=args.max_rolls or DEFAULT_MAX_ROLLS,
+                    max_rolls=options.max_rolls or DEFAULT_MAX_ROLLS,
                     think_time=think_time,
                     duration=duration,
                     profile=profile,
                 )
             else:
-                await traffic.open(stop, rate=args.rate, duration=duration or DEFAULT_DURATION, profile=profile)
+                await traffic.open(stop, rate=options.rate, duration=duration or DEFAULT_DURATION, profile=profile)
         seconds = time.monotonic() - beginning
-    statuses = record.statuses
-    _line(
+    _log(
         logging.INFO,
         "Traffic done",
         requests=record.requests,
@@ -312,11 +343,11 @@ async def _run(args: argparse.Namespace, there: Running) -> dict[str, Any]:
         not_sent=record.not_sent,
         seconds=round(seconds, 3),
     )
-    summary: dict[str, Any] = {
-        "url": there.url,
+    return {
+        "url": lab.front,
         "model": model,
-        "profile": args.profile,
-        "users": args.users,
+        "profile": options.profile,
+        "users": options.users,
         "seed": seed,
         "interrupted": stop.is_set(),
         "seconds": round(seconds, 3),
@@ -326,45 +357,46 @@ async def _run(args: argparse.Namespace, there: Running) -> dict[str, Any]:
         "late_seconds": round(traffic.late, 3),
         "failed": record.failures,
         "rolls": {"asked": traffic.rolls.asked, "came_out": traffic.rolls.came_out},
-        "statuses": dict(sorted(statuses.items())),
+        "statuses": dict(sorted(record.statuses.items())),
         "routes": {route: dict(sorted(counts.items())) for route, counts in sorted(record.routes.items())},
         "latency_ms": _latency(record, model, think_time),
-        "dice": faces_told(traffic.rolls, dice),
-        "slowest": load.told(record.slowest),
-        "failures": load.told(record.failed),
+        "dice": faces_summarized(traffic.rolls, dice),
+        "slowest": summarized(record.slowest),
+        "failures": summarized(record.failed),
     }
-    return summary
 
 
 def _latency(record: Record, model: str, think_time: float) -> dict[str, Any]:
-    measured = load.percentiles(record.histogram)
+    measured = record.latencies.summary()
     if model == "open":
-        return {"counted": "is measured from when each roll was due", **measured}
+        return {"counted": "is measured from the time each roll was due", **measured}
     if not measured or think_time == 0:
-        return {"counted": "is measured from when each roll was asked for", **measured}
+        return {"counted": "is measured from the time each roll was requested", **measured}
     interval = think_time + measured["p50"] / 1000
     return {
         "counted": f"is corrected for coordinated omission, with a roll every {interval:.3f} s a user",
-        **load.percentiles(record.corrected(interval)),
+        **record.latencies.corrected(interval).summary(),
         "uncorrected": measured,
     }
 
 
 def _show(summary: dict[str, Any], console: Console) -> None:
-    def say(text: str, style: str = "") -> None:
-        console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
-
     rolls = summary["rolls"]
     say(
+        console,
         f"{summary['requests']} requests in {summary['seconds']:.1f} s ({summary['requests_per_second']:.1f}/s), "
-        f"{rolls['came_out']} of {rolls['asked']} rolls came out, seed {summary['seed']}"
+        f"{rolls['came_out']} of {rolls['asked']} rolls succeeded, seed {summary['seed']}",
     )
     if summary["interrupted"]:
-        say("Interrupted: this is what there was until then.", "yellow")
+        say(console, "Interrupted: these are the results until then.", "yellow")
     if summary["not_sent"]:
-        say(f"{summary['not_sent']} more were due and not sent: too many were under way", "red")
+        say(console, f"{summary['not_sent']} more were due but not sent: too many requests were in flight", "red")
     if summary["late_seconds"] > 0.1:
-        say(f"This process could not keep up: a request started {summary['late_seconds']:.1f} s late", "yellow")
+        say(
+            console,
+            f"This process could not keep up: one request started {summary['late_seconds']:.1f} s late",
+            "yellow",
+        )
     routes = Table("route", "requests", "by status")
     for route, counts in summary["routes"].items():
         by_status = "  ".join(f"{status}: {count}" for status, count in counts.items())
@@ -374,37 +406,30 @@ def _show(summary: dict[str, Any], console: Console) -> None:
     for die, entry in summary["dice"].items():
         faces = "  ".join(f"{face}: {count}" for face, count in entry["faces"].items())
         test = f" (chi² {entry['chi_square']:.2f}, p {entry['p']:.3f})" if "p" in entry else ""
-        say(f"{die:8} {faces}  {entry['verdict']}{test}", "red" if entry["verdict"] == "not as expected" else "")
+        say(
+            console,
+            f"{die:8} {faces}  {entry['verdict']}{test}",
+            "red" if entry["verdict"] == "not as expected" else "",
+        )
     for title, answers in (("slowest", summary["slowest"]), ("failed", summary["failures"][-SHOWN:])):
         for answer in answers:
-            say(f"{title:8} {answer['ms']:9.1f} ms  {answer['status']:>4}  {answer['route']}  {answer['trace_id']}")
+            say(
+                console,
+                f"{title:8} {answer['ms']:9.1f} ms  {answer['status']:>4}  {answer['route']}  {answer['trace_id']}",
+            )
     if summary["failed"] > SHOWN:
-        listed = "them" if summary["failed"] <= load.FAILED else f"the last {load.FAILED}"
-        say(f"{summary['failed']} failed in all; --json lists {listed}")
+        listed = "them" if summary["failed"] <= generator.FAILED else f"the last {generator.FAILED}"
+        say(console, f"{summary['failed']} failed in all; --json lists {listed}")
 
 
-def show_latency(latency: Mapping[str, Any], console: Console) -> None:
-    """Print percentiles, in milliseconds."""
-    values = [name for name in latency if isinstance(latency[name], float)]
-    if not values:
-        return
-    table = Table("latency, ms", *values)
-    counted = "corrected" if "uncorrected" in latency else "measured"
-    table.add_row(counted, *(f"{latency[name]:.1f}" for name in values))
-    if "uncorrected" in latency:
-        table.add_row("measured", *(f"{latency['uncorrected'][name]:.1f}" for name in values))
-    console.print(table)
-    console.print(f"Latency {latency['counted']}.", style="dim", highlight=False, soft_wrap=True)
-
-
-def run(args: argparse.Namespace, console: Console) -> int:
-    """Run the command; returns 0 when any roll came out, else 1."""
-    if args.rate is not None and (args.max_rolls is not None or args.think_time is not None):
+def run(options: Options, console: Console) -> int:
+    """Run the command; returns 0 if any roll succeeded, else 1."""
+    if options.rate is not None and (options.max_rolls is not None or options.think_time is not None):
         raise LabError("--rate sets the pace, --max-rolls and --think-time do not go with it")
-    there = running.find(args.run_dir, args.url)
-    with running.telemetry(there):
-        summary = asyncio.run(_run(args, there))
-    if args.json:
+    lab = Lab.find(options.run_dir, options.url)
+    with telemetry.recorded(lab):
+        summary = asyncio.run(_run(options, lab))
+    if options.json:
         print(json.dumps(summary, indent=2))
     else:
         _show(summary, console)

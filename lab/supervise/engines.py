@@ -12,6 +12,7 @@ import re
 import secrets
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -26,6 +27,7 @@ GRAFANA = ROOT / "grafana"
 # Engines count their ports from the base port plus this.
 FIRST_PORT = 10
 HOST = "127.0.0.1"
+MEMORY_LIMIT = "768MiB"  # of each engine
 HELP_TIMEOUT = 10.0  # seconds
 
 # Every port there is, in the order in which they are counted.
@@ -44,6 +46,8 @@ PORTS = (
     "LOKI_GRPC_PORT",
     "ALLOY_PORT",
     "GRAFANA_PORT",
+    "ALERTMANAGER_PORT",
+    "ALERT_RECEIVER_PORT",
 )
 
 
@@ -94,6 +98,27 @@ def _prometheus(setting: Setting) -> list[str]:
         "--web.enable-remote-write-receiver",
         "--enable-feature=exemplar-storage",
         "--log.level=warn",
+    ]
+
+
+def _alertmanager(setting: Setting) -> list[str]:
+    return [
+        setting.binary,
+        # A copy of compose/alertmanager in which the receiver's address is that of this lab.
+        f"--config.file={setting.data / 'config' / 'alertmanager.yml'}",
+        f"--storage.path={setting.data / 'data'}",
+        f"--web.listen-address={HOST}:{setting.variables['ALERTMANAGER_PORT']}",
+        "--cluster.listen-address=",  # one is enough
+        "--log.level=warn",
+    ]
+
+
+def _alert_receiver(setting: Setting) -> list[str]:
+    return [
+        *(setting.binary, "-m", "web.alert_receiver"),
+        f"--host={HOST}",
+        f"--port={setting.variables['ALERT_RECEIVER_PORT']}",
+        f"--log={Path(setting.variables['LOGS_DIR']) / 'alerts.jsonl'}",
     ]
 
 
@@ -227,10 +252,34 @@ ENGINES = (
         "there are no dashboards",
         "https://grafana.com/grafana/download",
     ),
+    Engine(
+        "alertmanager",
+        ("alertmanager", "prometheus-alertmanager"),
+        ("ALERTMANAGER_PORT",),
+        _alertmanager,
+        "/-/ready",
+        "alerts are shown and nobody is told of them",
+        "Debian's package prometheus-alertmanager, or https://prometheus.io/download",
+    ),
+    # Our own: whom Alertmanager tells.
+    Engine(
+        "alert-receiver",
+        (sys.executable,),
+        ("ALERT_RECEIVER_PORT",),
+        _alert_receiver,
+        "/readyz",
+        "alerts are not written down",
+        "it is part of Dice Lab",
+    ),
 )
 
-# Engines that are of no use without another: who needs whom.
-NEEDS = {"otel-collector": "tempo", "alloy": "loki"}
+# Engines that are of no use without another: who needs whom. What is needed stands before who needs it.
+NEEDS = {
+    "otel-collector": "tempo",
+    "alloy": "loki",
+    "alertmanager": "prometheus",
+    "alert-receiver": "alertmanager",
+}
 
 
 @dataclass(frozen=True)
@@ -269,6 +318,8 @@ class Plan:
         """The environment of every engine's configuration."""
         variables = {name: str(self.port(name)) for name in PORTS}
         variables |= {
+            # Engines written in Go collect garbage harder from here on; containers have a hard limit besides.
+            "GOMEMLIMIT": MEMORY_LIMIT,
             "TEMPO_HOST": HOST,
             "TEMPO_DATA": str(self.directory / "tempo"),
             "COLLECTOR_HOST": HOST,
@@ -322,6 +373,14 @@ class Plan:
         (config / "targets").mkdir(exist_ok=True)
         # YAML reads JSON.
         (config / "targets" / "lab.yml").write_text(json.dumps(targets, indent=2))
+        alertmanagers = [addresses["alertmanager"]] if self.has("alertmanager") else []
+        (config / "alertmanagers" / "alertmanager.yml").write_text(json.dumps([{"targets": alertmanagers}]))
+        if self.has("alertmanager"):
+            receiver = f"{HOST}:{self.port('ALERT_RECEIVER_PORT')}"
+            shipped = (COMPOSE / "alertmanager" / "alertmanager.yml").read_text()
+            config = self.directory / "alertmanager" / "config"
+            config.mkdir(exist_ok=True)
+            (config / "alertmanager.yml").write_text(shipped.replace("alert-receiver:8000", receiver))
 
 
 def plan(
@@ -342,7 +401,10 @@ def plan(
     wanted = [engine for engine in ENGINES if engine.name != "postgres-exporter" or stage.postgres]
     there = {engine.name for engine in wanted if engine.find(path)}
     # Without Tempo behind it the collector would only pile spans up, as would Alloy lines without Loki.
-    wanted = [engine for engine in wanted if engine.name not in NEEDS or NEEDS[engine.name] in there]
+    for name, needed in NEEDS.items():
+        if needed not in there:
+            there.discard(name)
+            wanted = [engine for engine in wanted if engine.name != name]
     found = tuple((engine, binary) for engine in wanted if (binary := engine.find(path)))
     missing = tuple(engine for engine in wanted if engine.name not in there)
     admin_password = environ.get("GRAFANA_ADMIN_PASSWORD") or secrets.token_urlsafe()

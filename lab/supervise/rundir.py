@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -21,7 +22,7 @@ MARKS = ("lock", "traffic.lock", "dicelab.log")
 
 
 class RunDir:
-    """One run dir; at most one lab runs in it at a time, told by a lock that dies with its process."""
+    """One run dir. At most one lab runs in it at a time; a file lock, which ends with its process, says so."""
 
     def __init__(self, path: Path) -> None:
         self.path = path.absolute()
@@ -49,7 +50,12 @@ class RunDir:
             for directory in (self.logs, self.traces):
                 directory.mkdir(mode=0o700, exist_ok=True)
         except OSError as error:
-            raise LabError(f"run dir {self.path}: {error.strerror}") from None
+            raise self._error(error) from None
+
+    def _error(self, error: OSError) -> LabError:
+        if error.errno == errno.ENOSPC:
+            return LabError(f"no space left on device in {self.path}")
+        return LabError(f"run dir {self.path}: {error.strerror}")
 
     def _close_to_others(self) -> None:
         names = {path.name for path in self.path.iterdir()}
@@ -60,7 +66,7 @@ class RunDir:
         self.path.chmod(0o700)
 
     def claim(self) -> None:
-        """Make the directory ours.
+        """Make the directory and lock it for this process.
 
         Raises:
             LabError: as :meth:`make`, or when another lab runs in it.
@@ -69,12 +75,12 @@ class RunDir:
         try:
             lock = os.open(self._lock_file, os.O_RDWR | os.O_CREAT, 0o600)
         except OSError as error:
-            raise LabError(f"run dir {self.path}: {error.strerror}") from None
+            raise self._error(error) from None
         for attempt in range(CLAIM_ATTEMPTS):
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
-            except BlockingIOError:  # by a lab, or for a moment by a command that looks whether there is one
+            except BlockingIOError:  # by a lab, or for a moment by owner() of a command
                 time.sleep(0.02 * attempt)
         else:
             os.close(lock)
@@ -84,7 +90,7 @@ class RunDir:
         self.state_file.unlink(missing_ok=True)
 
     def release(self) -> None:
-        """Take back what says that a lab runs here; the lock itself goes with the process, the last thing of it."""
+        """Remove the state file, by which others find the lab; the lock itself ends with the process."""
         self.state_file.unlink(missing_ok=True)
 
     def owner(self) -> int | None:
@@ -103,7 +109,7 @@ class RunDir:
             os.close(lock)
 
     def write_state(self, state: dict[str, Any]) -> None:
-        """Replace the state file at once; whoever reads it sees a whole one."""
+        """Replace the state file atomically."""
         temporary = self.state_file.with_suffix(".tmp")
         # It may hold a database password.
         with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
@@ -111,7 +117,7 @@ class RunDir:
         temporary.replace(self.state_file)
 
     def state(self) -> dict[str, Any] | None:
-        """What the running lab wrote of itself when it was ready, or ``None``."""
+        """The state of the running lab, which writes it once it is ready, or ``None``."""
         try:
             state = json.loads(self.state_file.read_text())
         except (OSError, ValueError):
@@ -122,8 +128,8 @@ class RunDir:
 class RotatingFile:
     """A file of lines, rotated by size.
 
-    ``logging``'s own handler takes a line a call and looks at the file system each time, which is a fifth
-    of a core at ten thousand lines a second; this one takes any number of lines a call.
+    ``logging``'s own handler takes one line a call and asks the file system each time, which costs a fifth of a core
+    at ten thousand lines a second; this one takes any number of lines a call.
     """
 
     _open: ClassVar[dict[Path, RotatingFile]] = {}
@@ -138,7 +144,7 @@ class RotatingFile:
 
     @classmethod
     def shared(cls, path: Path) -> RotatingFile:
-        """The file at this path, one and the same for all who have it open; each closes it once."""
+        """The open file at this path, shared by its users; each closes it once."""
         file = cls._open.get(path)
         if file is None:
             file = cls._open[path] = cls(path)

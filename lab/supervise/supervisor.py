@@ -256,7 +256,10 @@ class Supervisor:
         say(self._console, f"{supervised.name} is started again in {pause:g} s", "bold red")
 
     def _on_restart(self, supervised: Supervised) -> None:
-        self._run_dir.write_state(self._state())
+        try:
+            self._run_dir.write_state(self._state())
+        except OSError as error:  # a full disk must not end the lab
+            say(self._console, f"{self._run_dir.state_file}: {error.strerror}", "bold red")
         say(self._console, f"{supervised.name} is started again, as process {supervised.pid}", "yellow")
 
     def _report_end(self, process: Process, status: int) -> None:

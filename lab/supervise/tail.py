@@ -20,8 +20,9 @@ FIXED = {"timestamp", "level", "message", "logger", "trace_id", "span_id", "exce
 # The terminal shows this many lines a second; rendering one costs as much as a tenth of a roll.
 LINES_PER_SECOND = 50
 INTERVAL = 0.1  # seconds between prints
+HEAD = 80  # bytes of a line in which its level is
 _Line = tuple[int, str, bytes]  # how many lines came before it, the service, the line
-_IMPORTANT = re.compile(rb'"level": ?"(?:ERROR|CRITICAL)"')
+_ERROR = re.compile(rb'"level": ?"(?:ERROR|CRITICAL)"')
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
@@ -86,7 +87,7 @@ class Tail:
         """Take lines of a service; called by the event loop, never blocks for long."""
         with self._lock:
             for number, line in enumerate(lines, self._number):
-                if not line.startswith(b"{") or _IMPORTANT.search(line):  # what is not JSON is a crash's traceback
+                if not line.startswith(b"{") or _ERROR.search(line, 0, HEAD):  # what is not JSON is a crash's traceback
                     if len(self._errors) < LINES_PER_SECOND:
                         self._errors.append((number, service, line))
                     else:

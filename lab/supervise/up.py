@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import socket
 import subprocess
@@ -44,7 +45,12 @@ def run(options: Options, console: Console) -> int:
         )
     os.umask(0o077)  # files of ours, of services and engines: for the user alone
     schedule_batch()
-    asyncio.run(Supervisor(plan, console).run())
+    try:
+        asyncio.run(Supervisor(plan, console).run())
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        raise LabError(f"no space left on device in {run_dir.path}") from None
     return 0
 
 

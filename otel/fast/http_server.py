@@ -1,26 +1,28 @@
 """The span of each request that a service answers, as the aiohttp-server instrumentation makes it.
 
-What is left out: finding out anew for each request which headers to capture (none), and labels for OpenTelemetry
-metrics (nobody reads them; the metrics here are Prometheus's).
+It leaves out what that spends most of its time on: to find out for each request which headers to capture (by default
+none), and labels for OpenTelemetry metrics, which nobody reads here. What follows from a request's method, address and
+agent alone is remembered.
 """
 
 from __future__ import annotations
 
 import os
 import re
+from collections.abc import Sequence
 from typing import Any
 
 from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 from opentelemetry import propagate, trace
-from opentelemetry.baggage.propagation import W3CBaggagePropagator
 from opentelemetry.context import Context
 from opentelemetry.instrumentation import aiohttp_server
+from opentelemetry.instrumentation.aiohttp_server.version import __version__
 from opentelemetry.instrumentation.utils import is_http_instrumentation_enabled
-from opentelemetry.propagators.composite import CompositePropagator
-from opentelemetry.trace import Span, SpanKind
-from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+from opentelemetry.trace import SpanKind, StatusCode
+from opentelemetry.util.http import get_excluded_urls
 
+from otel.fast import conventions
 from otel.fast.spans import SPAN_KEY, Active, LeanSpan, RemoteSpan, current_context
 
 # What is remembered of requests is bounded, in number and in length: callers decide what they ask for.
@@ -28,14 +30,16 @@ MAX_REMEMBERED = 4096
 LONGEST_REMEMBERED = 512
 CAPTURED_HEADERS = "OTEL_INSTRUMENTATION_HTTP_CAPTURE_HEADERS_SERVER_"
 
-# As anything: what is used and replaced below is not all meant to be.
-_server: Any = aiohttp_server
 
+def instrument() -> None:
+    """Give every application that is created from here on the middleware, as the package's instrumentor does."""
+    untraced: type[web.Application] = web.Application
 
-def trim() -> None:
-    """Replace the middleware; call it before the instrumentor's ``instrument()``."""
-    if not any(name.startswith(CAPTURED_HEADERS) for name in os.environ):
-        _server.create_aiohttp_middleware = server_middleware
+    class TracedApplication(untraced):  # type: ignore[valid-type, misc]
+        def __init__(self, *args: Any, middlewares: Sequence[Middleware] = (), **kwargs: Any) -> None:
+            super().__init__(*args, middlewares=[server_middleware(), *middlewares], **kwargs)
+
+    web.Application = TracedApplication  # type: ignore[assignment, misc]
 
 
 def plain(context: Context) -> bool:
@@ -45,58 +49,46 @@ def plain(context: Context) -> bool:
 
 def standard_propagation() -> bool:
     """Whether trace context and baggage travel as W3C headers, which is the default."""
-    propagator = propagate.get_global_textmap()
-    return isinstance(propagator, CompositePropagator) and {type(part) for part in propagator._propagators} == {
-        TraceContextTextMapPropagator,
-        W3CBaggagePropagator,
-    }
+    return propagate.get_global_textmap().fields == {"traceparent", "tracestate", "baggage"}
 
 
 _TRACEPARENT = re.compile("00-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})")
+_NO_CONTEXT = Context()
 
 
-def server_middleware(tracer_provider: trace.TracerProvider | None = None) -> Middleware:
-    """What the package's middleware does for traces: a span around each request that is not excluded."""
-    tracer: Any = (
-        tracer_provider.get_tracer(aiohttp_server.__name__, _server.__version__) if tracer_provider else _server.tracer
-    )
+def server_middleware() -> Middleware:
+    """A span around each request that is not excluded."""
+    tracer: Any = trace.get_tracer(aiohttp_server.__name__, __version__, schema_url=conventions.HTTP_SCHEMA)
+    excluded = get_excluded_urls("AIOHTTP_SERVER")
     standard = standard_propagation()
+    captures = any(name.startswith(CAPTURED_HEADERS) for name in os.environ)
     collected: dict[tuple[Any, ...], tuple[str, dict[str, Any]] | None] = {}
-    mode = _server._sem_conv_opt_in_mode
-    old_names = mode is _server._StabilityMode.DEFAULT
 
     def described(request: web.Request) -> tuple[str, dict[str, Any]] | None:
         """The span's name and first attributes, which follow from these parts of a request alone; if it gets one."""
         resource = request.match_info.route.resource
-        key = (
-            request.method,
-            request.scheme,
-            request.host,
-            request.raw_path,
-            request.headers.get("User-Agent"),
-            request.version,
-            resource,
-        )
+        agent = request.headers.get("User-Agent")
+        key = (request.method, request.scheme, request.host, request.raw_path, agent, request.version, resource)
         try:
             return collected[key]
         except KeyError:
             pass
         known = None
-        if not _server._excluded_urls.url_disabled(request.path):
-            name = aiohttp_server.get_default_span_name(request)
-            known = name, aiohttp_server.collect_request_attributes(request, mode)
-        if len(request.raw_path) + len(request.host) + len(request.headers.get("User-Agent", "")) <= LONGEST_REMEMBERED:
+        if not excluded.url_disabled(request.path):
+            name = f"{conventions.method_name(request.method)} {conventions.route(request)}".rstrip()
+            known = name, conventions.of_server(request)
+        if len(request.raw_path) + len(request.host) + len(agent or "") <= LONGEST_REMEMBERED:
             if len(collected) >= MAX_REMEMBERED:
                 collected.clear()
             collected[key] = known
         return known
 
-    def answered(span: Span, status: int | str) -> None:
-        if old_names and type(span) is LeanSpan and type(status) is int:
-            span.attributes["http.status_code"] = status
-            if status < 500:
-                return
-        aiohttp_server.set_status_code(span, status, sem_conv_opt_in_mode=mode)  # type: ignore[arg-type]
+    def answered(span: LeanSpan, status: int) -> None:
+        conventions.answered(span, status)
+        if status >= 500 or status < 100:
+            if conventions.NEW_HTTP:
+                span.attributes["error.type"] = str(status)
+            span.set_status(StatusCode.ERROR)
 
     @web.middleware
     async def traced(request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -105,26 +97,34 @@ def server_middleware(tracer_provider: trace.TracerProvider | None = None) -> Mi
             return await handler(request)
         name, attributes = known
         above = _extracted(request) if standard else propagate.extract(request, getter=aiohttp_server.getter)
-        span: Span = tracer.start_span(name, context=above, kind=SpanKind.SERVER, attributes=attributes)
+        span = tracer.start_span(name, context=above, kind=SpanKind.SERVER, attributes=attributes)
+        kept = type(span) is LeanSpan
+        if captures and kept:
+            span.set_attributes(aiohttp_server.collect_request_headers_attributes(request))
         with Active(span, record=False, set_status=False):
             try:
                 response = await handler(request)
             except web.HTTPException as raised:
-                answered(span, raised.status_code)
-                if isinstance(raised, web.HTTPServerError):
-                    span.record_exception(raised)
+                if kept:
+                    answered(span, raised.status_code)
+                    if isinstance(raised, web.HTTPServerError):
+                        span.record_exception(raised)
                 raise
             except Exception as raised:
-                answered(span, type(raised).__qualname__)
-                span.record_exception(raised)
+                if kept:
+                    kind = type(raised).__qualname__
+                    if conventions.NEW_HTTP:
+                        span.attributes["error.type"] = kind
+                    span.set_status(StatusCode.ERROR, f"Non-integer HTTP status: {kind}")
+                    span.record_exception(raised)
                 raise
-            answered(span, response.status)
+            if kept:
+                answered(span, response.status)
+                if captures:
+                    span.set_attributes(aiohttp_server.collect_response_headers_attributes(response))  # type: ignore[arg-type]
             return response
 
     return traced
-
-
-_NO_CONTEXT = Context()
 
 
 def _extracted(request: web.Request) -> Context:

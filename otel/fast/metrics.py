@@ -1,127 +1,158 @@
-"""Metrics: a registry a process, and exemplars.
+"""Metrics for one thread, exposed by ``prometheus_client``: 0.3 µs a count instead of 2.5, 1 µs an observation, not 6.
 
-Follows https://prometheus.io/docs/practices/instrumentation/. Histograms carry the trace id of a recent
-observation as an exemplar, visible to scrapers that ask for OpenMetrics.
+The library's classes take a lock and check labels and values each time. These keep plain numbers and are collectors of
+its registry, which is its public extension point. Values may be changed by the event loop's thread only.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from math import inf
 from time import time
-from typing import Any
+from typing import Any, Self
 
-import prometheus_client
-from prometheus_client import (
-    CollectorRegistry,
-    GCCollector,
-    PlatformCollector,
-    ProcessCollector,
-    disable_created_metrics,
-)
-from prometheus_client.core import CounterMetricFamily
+from prometheus_client import CollectorRegistry
+from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
-from prometheus_client.samples import Exemplar, Sample
+from prometheus_client.samples import Exemplar
 from prometheus_client.utils import floatToGoString
 
 from otel.fast import logs, spans, traces
-
-
-class _Dropped(Collector):
-    """What this process had to say of itself and could not get rid of."""
-
-    def collect(self) -> Iterator[CounterMetricFamily]:
-        family = CounterMetricFamily(
-            "telemetry_dropped", "Spans (traces) and log lines (logs) that were dropped.", labels=["signal"]
-        )
-        family.add_metric(["traces"], traces.dropped())
-        family.add_metric(["logs"], logs.dropped())
-        yield family
-
-
-def new_registry() -> CollectorRegistry:
-    """A registry with the process's own figures (CPU, memory, garbage collection) in it."""
-    # A *_created series for each counter would double /metrics and be read by nothing here.
-    disable_created_metrics()  # type: ignore[no-untyped-call]
-    registry = CollectorRegistry(auto_describe=True)
-    ProcessCollector(registry=registry)
-    PlatformCollector(registry=registry)
-    GCCollector(registry=registry)
-    registry.register(_Dropped())
-    return registry
-
-
-class Counter(prometheus_client.Counter):
-    """The library's counter for one thread: without locks and checks of its labels, 0.3 µs a count instead of 2.5."""
-
-    def labels(self, *labelvalues: str) -> Counter:  # type: ignore[override]
-        child: Any = self._metrics.get(labelvalues)
-        return child or super().labels(*labelvalues)
-
-    def _metric_init(self) -> None:
-        super()._metric_init()
-        self._count = 0.0
-
-    def inc(self, amount: float = 1, exemplar: dict[str, str] | None = None) -> None:
-        self._count += amount
-
-    def _child_samples(self) -> Iterable[Sample]:
-        yield Sample("_total", {}, self._count, None, None)
-
-
-class Gauge(prometheus_client.Gauge):
-    """The library's gauge for one thread, like :class:`Counter`."""
-
-    def _metric_init(self) -> None:
-        super()._metric_init()
-        self._now = 0.0
-
-    def inc(self, amount: float = 1) -> None:
-        self._now += amount
-
-    def dec(self, amount: float = 1) -> None:
-        self._now -= amount
-
-    def set(self, value: float) -> None:
-        self._now = float(value)
-
-    def _child_samples(self) -> Iterable[Sample]:
-        yield Sample("", {}, self._now, None, None)
-
-
-class Histogram(prometheus_client.Histogram):
-    """The library's histogram for one thread, like :class:`Counter`.
-
-    Without the library's lock, search and validation an observation takes 1 µs instead of 6.
-    """
-
-    def labels(self, *labelvalues: str) -> Histogram:  # type: ignore[override]
-        child: Any = self._metrics.get(labelvalues)
-        return child or super().labels(*labelvalues)
-
-    def _metric_init(self) -> None:
-        super()._metric_init()
-        self._counts = [0] * len(self._upper_bounds)
-        self._total = 0.0
-        self._exemplars: list[tuple[int, float, float] | None] = [None] * len(self._upper_bounds)
-
-    def observe(self, amount: float, exemplar: int = 0) -> None:  # type: ignore[override]
-        """Count ``amount``; ``exemplar`` is what :func:`exemplar` returned."""
-        bucket = bisect_left(self._upper_bounds, amount)
-        self._counts[bucket] += 1
-        self._total += amount
-        if exemplar:
-            self._exemplars[bucket] = (exemplar, amount, time())
-
-    def _child_samples(self) -> Iterable[Sample]:
-        count = 0
-        for bound, more, seen in zip(self._upper_bounds, self._counts, self._exemplars, strict=True):
-            count += more
-            exemplar = Exemplar({"trace_id": f"{seen[0]:032x}"}, seen[1], seen[2]) if seen else None
-            yield Sample("_bucket", {"le": floatToGoString(bound)}, count, None, exemplar)  # type: ignore[no-untyped-call]
-        yield Sample("_count", {}, count, None, None)
-        yield Sample("_sum", {}, self._total, None, None)
-
+from otel.standard import metrics as standard
 
 # The trace id of the current span if its trace is kept, else 0: what ``Histogram.observe`` takes as an exemplar.
 exemplar = spans.sampled_trace_id
+
+
+def new_registry() -> CollectorRegistry:
+    """A registry that already holds the process's own metrics: CPU, memory, garbage collection, dropped telemetry."""
+    return standard.new_registry(lambda: {"traces": traces.dropped(), "logs": logs.dropped()})
+
+
+class _Family(Collector):
+    """A metric family without labels, a family with labels, or one of the latter's series."""
+
+    kind = ""
+
+    def __init__(
+        self, name: str, documentation: str, labelnames: Sequence[str] = (), registry: CollectorRegistry | None = None
+    ) -> None:
+        self._name = name
+        self._documentation = documentation
+        self._labelnames = tuple(labelnames)
+        self._series: dict[tuple[str, ...], Any] = {} if labelnames else {(): self}
+        self._reset()
+        if registry is not None:
+            registry.register(self)
+
+    def labels(self, *values: str) -> Self:
+        """The series with these label values, which exists from here on."""
+        series: Self | None = self._series.get(values)
+        return series or self._new(values)
+
+    def _new(self, values: tuple[object, ...]) -> Self:
+        if len(values) != len(self._labelnames):
+            raise ValueError(f"{self._name} has the labels {self._labelnames}, not {len(values)} of them")
+        texts = tuple(map(str, values))
+        if texts not in self._series:
+            self._series[texts] = self._one()
+        series: Self = self._series[texts]
+        return series
+
+    def _one(self) -> Self:
+        return type(self)(self._name, self._documentation)
+
+    def collect(self) -> Iterator[Metric]:
+        family = Metric(
+            self._name.removesuffix("_total") if self.kind == "counter" else self._name, self._documentation, self.kind
+        )
+        for values, series in list(self._series.items()):
+            labels = dict(zip(self._labelnames, values, strict=True))
+            for suffix, more, value, seen in series._samples():
+                family.add_sample(family.name + suffix, labels | more, value, None, seen)
+        yield family
+
+    def _reset(self) -> None:
+        raise NotImplementedError
+
+    def _samples(self) -> Iterator[tuple[str, dict[str, str], float, Exemplar | None]]:
+        raise NotImplementedError
+
+
+class Counter(_Family):
+    kind = "counter"
+
+    def _reset(self) -> None:
+        self._value = 0.0
+
+    def inc(self, amount: float = 1) -> None:
+        self._value += amount
+
+    def _samples(self) -> Iterator[tuple[str, dict[str, str], float, Exemplar | None]]:
+        yield "_total", {}, self._value, None
+
+
+class Gauge(_Family):
+    kind = "gauge"
+
+    def _reset(self) -> None:
+        self._value = 0.0
+        self._function: Callable[[], float] | None = None
+
+    def inc(self, amount: float = 1) -> None:
+        self._value += amount
+
+    def dec(self, amount: float = 1) -> None:
+        self._value -= amount
+
+    def set(self, value: float) -> None:
+        self._value = float(value)
+
+    def set_function(self, function: Callable[[], float]) -> None:
+        """Ask ``function`` for the value at each scrape."""
+        self._function = function
+
+    def _samples(self) -> Iterator[tuple[str, dict[str, str], float, Exemplar | None]]:
+        yield "", {}, float(self._function()) if self._function else self._value, None
+
+
+class Histogram(_Family):
+    kind = "histogram"
+    DEFAULT_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0)
+
+    def __init__(
+        self,
+        name: str,
+        documentation: str,
+        labelnames: Sequence[str] = (),
+        registry: CollectorRegistry | None = None,
+        buckets: Iterable[float] = DEFAULT_BUCKETS,
+    ) -> None:
+        self._bounds = (*(float(bound) for bound in buckets if bound != inf), inf)
+        super().__init__(name, documentation, labelnames, registry)
+
+    def _one(self) -> Self:
+        return type(self)(self._name, self._documentation, buckets=self._bounds)
+
+    def _reset(self) -> None:
+        self._counts = [0] * len(self._bounds)
+        self._sum = 0.0
+        self._exemplars: list[tuple[int, float, float] | None] = [None] * len(self._bounds)
+
+    def observe(self, amount: float, exemplar: int = 0) -> None:
+        """Count ``amount``; ``exemplar`` is what :func:`exemplar` returned."""
+        bucket = bisect_left(self._bounds, amount)
+        self._counts[bucket] += 1
+        self._sum += amount
+        if exemplar:
+            self._exemplars[bucket] = (exemplar, amount, time())
+
+    def _samples(self) -> Iterator[tuple[str, dict[str, str], float, Exemplar | None]]:
+        total = 0.0
+        for bound, count, seen in zip(self._bounds, self._counts, self._exemplars, strict=True):
+            total += count
+            exemplar = Exemplar({"trace_id": f"{seen[0]:032x}"}, seen[1], seen[2]) if seen else None
+            yield "_bucket", {"le": floatToGoString(bound)}, total, exemplar  # type: ignore[no-untyped-call]
+        yield "_count", {}, total, None
+        yield "_sum", {}, self._sum, None

@@ -22,7 +22,7 @@ from otel.fast.spans import NO_STATE, LeanSpan
 
 # SPAN_FLAGS_CONTEXT_HAS_IS_REMOTE_MASK, and with SPAN_FLAGS_CONTEXT_IS_REMOTE_MASK.
 FLAGS_LOCAL, FLAGS_REMOTE = 0x100, 0x300
-# By value: a member of an enumeration is hashed by a function in Python.
+# By _value_, the documented attribute: hashing a member of an enumeration, or its value, is a function in Python.
 KINDS = {kind.value: kind.value + 1 for kind in SpanKind}
 MAX_REMEMBERED = 4096
 LONGEST_REMEMBERED = 512

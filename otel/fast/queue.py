@@ -133,13 +133,13 @@ class SpanQueue:
             try:
                 if self._exporter.export(batch):
                     if refused:
-                        log.info("Spans are taken again", extra={"fields": {}})
+                        log.info("Span export succeeded again", extra={"fields": {}})
                     return
             except Exception:
                 log.exception("Spans not exported", extra={"fields": {}})
             if not refused:
                 refused = True
-                log.warning("Spans are not taken: they wait and are sent again", extra={"fields": {}})
+                log.warning("Span export failed; retrying", extra={"fields": {}})
             if self._stopping.is_set() or time.monotonic() > deadline:
                 self._lost += len(batch)
                 return

@@ -1,4 +1,4 @@
-"""Spans that cost little: the SDK's provider and sampler with a span and a tracer of ours.
+"""Spans that cost little: the API's span, tracer and provider, with the SDK's sampler.
 
 The SDK's span takes two locks, validates each attribute as it is set and builds its context, its bounded lists
 and a read-only copy of itself whether or not anybody looks at them: starting, activating, filling and ending one
@@ -18,14 +18,16 @@ from types import TracebackType
 from typing import Any, cast
 
 from opentelemetry.attributes import BoundedAttributes
-from opentelemetry.context import _RUNTIME_CONTEXT, Context, detach
+from opentelemetry.context import Context, detach
 from opentelemetry.sdk.resources import Resource
-from opentelemetry.sdk.trace import Event, ReadableSpan, SpanLimits, TracerProvider
+from opentelemetry.sdk.trace import Event, ReadableSpan, SpanLimits
+from opentelemetry.sdk.trace import TracerProvider as SdkTracerProvider
 from opentelemetry.sdk.trace.sampling import DEFAULT_ON, Decision, ParentBased, Sampler
 from opentelemetry.sdk.util import BoundedList
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import (
     DEFAULT_TRACE_STATE,
+    INVALID_SPAN,
     INVALID_SPAN_CONTEXT,
     Link,
     NonRecordingSpan,
@@ -36,21 +38,24 @@ from opentelemetry.trace import (
     StatusCode,
     TraceFlags,
     Tracer,
+    TracerProvider,
     TraceState,
 )
-from opentelemetry.trace.propagation import _SPAN_KEY
+from opentelemetry.trace.propagation import set_span_in_context
 from opentelemetry.util.types import Attributes
 
+from otel.fast import private
 from otel.fast.stacktraces import stacktrace
+from otel.standard.export import utf8
 
 log = logging.getLogger(__name__)
 
-SPAN_KEY = _SPAN_KEY  # below which the API keeps the current span in its context
+(SPAN_KEY,) = set_span_in_context(INVALID_SPAN, Context())  # below which the API keeps the current span
 SAMPLED = TraceFlags.SAMPLED
 RANDOM = TraceFlags.RANDOM_TRACE_ID
 NO_STATE = DEFAULT_TRACE_STATE
-# The API keeps its context in this variable; through its functions a look at it takes four calls instead of one.
-_variable: ContextVar[Context] = _RUNTIME_CONTEXT._current_context  # type: ignore[attr-defined]
+# The API keeps its context in this variable.
+_variable = cast("ContextVar[Context]", private.CONTEXT_VARIABLE.find())
 current_context: Callable[[], Context] = _variable.get
 
 # Called with each span that has ended.
@@ -213,12 +218,10 @@ class LeanSpan(Span):
             )
 
         def bounded(most: int | None, longest: int | None, attributes: Attributes) -> BoundedAttributes:
-            return BoundedAttributes(most, _sayable(attributes or {}), immutable=True, max_value_len=longest)
+            return BoundedAttributes(most, utf8(attributes or {}), immutable=True, max_value_len=longest)
 
         events = [
-            Event(
-                _sayable(name), bounded(limits.max_event_attributes, limits.max_attribute_length, attributes), timestamp
-            )
+            Event(utf8(name), bounded(limits.max_event_attributes, limits.max_attribute_length, attributes), timestamp)
             for name, timestamp, attributes in self.events
         ]
         links = [
@@ -226,7 +229,7 @@ class LeanSpan(Span):
             for link in self.links
         ]
         return ReadableSpan(
-            name=_sayable(self.name),
+            name=utf8(self.name),
             context=self.get_span_context(),
             parent=parent,
             resource=self.tracer.resource,
@@ -234,7 +237,7 @@ class LeanSpan(Span):
             events=_bounded_list(limits.max_events, events),
             links=_bounded_list(limits.max_links, links),
             kind=self.kind,
-            status=Status(self.status_code, _sayable(self.status_description)),
+            status=Status(self.status_code, utf8(self.status_description)),
             start_time=self.start_time,
             end_time=self.end_time,
             instrumentation_scope=self.tracer.scope,
@@ -256,17 +259,6 @@ class RemoteSpan(NonRecordingSpan):
 
     def __repr__(self) -> str:
         return f"RemoteSpan({self.get_span_context()!r})"
-
-
-def _sayable(value: Any) -> Any:
-    """The value with lone surrogates, which bytes of a request that were no UTF-8 become, replaced in all its texts."""
-    if isinstance(value, str):
-        return value if value.isascii() else value.encode(errors="replace").decode()
-    if isinstance(value, Mapping):
-        return {_sayable(key): _sayable(entry) for key, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return type(value)(map(_sayable, value))
-    return value
 
 
 def _bounded_list(most: int | None, entries: Sequence[Any]) -> Sequence[Any]:
@@ -398,14 +390,16 @@ _DEFAULT_LIMITS = repr(
 
 
 class LeanTracerProvider(TracerProvider):
-    """The SDK's provider, with its sampler, limits and resource from the environment, and lean spans.
+    """Makes tracers of lean spans; the sampler and the limits are those of the standard variables.
 
     Args:
-        resource: what the spans are of.
+        resource: what the spans are about.
     """
 
     def __init__(self, resource: Resource) -> None:
-        super().__init__(resource=resource, shutdown_on_exit=False)
+        self.resource = resource
+        self._sampler = SdkTracerProvider(resource=resource, shutdown_on_exit=False).sampler
+        self._limits = SpanLimits()
         self._sinks: list[Sink] = []
         self._lean: dict[InstrumentationScope, LeanTracer] = {}
 
@@ -424,7 +418,7 @@ class LeanTracerProvider(TracerProvider):
         )
         tracer = self._lean.get(scope)
         if tracer is None:
-            tracer = LeanTracer(scope, self.resource, self.sampler, self._span_limits, self._sinks)
+            tracer = LeanTracer(scope, self.resource, self._sampler, self._limits, self._sinks)
             tracer = self._lean.setdefault(scope, tracer)
         return tracer
 

@@ -1,87 +1,106 @@
-"""The span of each SQL query, as the aiopg instrumentation makes it, without two new classes a query."""
+"""The span of each SQL query, as the aiopg instrumentation makes it, without finding out each time what it carries."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+from collections.abc import Awaitable, Callable, Generator
 from typing import Any
 
-from aiopg.connection import Cursor
-from opentelemetry.instrumentation.aiopg import aiopg_integration
-from opentelemetry.instrumentation.aiopg.aiopg_integration import AiopgIntegration, AsyncCursorTracer
+import aiopg
+from opentelemetry import trace
+from opentelemetry.instrumentation import aiopg as instrumentation
+from opentelemetry.instrumentation.aiopg.version import __version__
 from opentelemetry.trace import SpanKind
 
+from otel.fast import conventions
 from otel.fast.http_server import MAX_REMEMBERED
-from otel.fast.spans import current
 
-# As anything: what is replaced below is not meant to be.
-_aiopg: Any = aiopg_integration
-
-
-def trim() -> None:
-    """Replace the pool's proxy; call it before the instrumentor's ``instrument()``."""
-    _aiopg.get_traced_pool_proxy = _traced_pool
+SYSTEM = "postgresql"
+_LEADING_COMMENT = re.compile(r"^/\*.*?\*/")
 
 
-def _traced_pool(pool: Any, integration: AiopgIntegration) -> Any:
-    """The pool itself, whose connections hand out cursors that trace; the package wraps pool, connection and cursor."""
-    tracer = _CursorTracer(integration)
+def instrument() -> None:
+    """Trace the queries of every connection that ``aiopg.connect`` opens from here on."""
+    connect = aiopg.connect
+    tracers: dict[tuple[Any, ...], _Tracer] = {}
 
-    class TracedCursor(Cursor):  # type: ignore[misc]
-        async def execute(self, *args: Any, **kwargs: Any) -> Any:
-            return await tracer.traced_execution(self, super().execute, *args, **kwargs)
+    def trace_connection(connection: Any) -> Any:
+        info = connection.raw.info
+        target = info.dbname, info.user, info.host, info.port
+        if target not in tracers:
+            tracers[target] = _Tracer(*target)
+        return tracers[target].trace(connection)
 
-        async def executemany(self, *args: Any, **kwargs: Any) -> Any:
-            return await tracer.traced_execution(self, super().executemany, *args, **kwargs)
+    def traced_connect(*args: Any, **kwargs: Any) -> Any:
+        return _Opening(connect(*args, **kwargs), trace_connection)
 
-        async def callproc(self, *args: Any, **kwargs: Any) -> Any:
-            return await tracer.traced_execution(self, super().callproc, *args, **kwargs)
-
-    def trace_cursors(connection: Any) -> None:
-        make = connection._cursor
-
-        async def traced_cursor(*args: Any, **kwargs: Any) -> Any:
-            cursor = await make(*args, **kwargs)
-            cursor.__class__ = TracedCursor
-            return cursor
-
-        connection._cursor = traced_cursor
-
-    connected = pool._on_connect
-
-    async def on_connect(connection: Any) -> None:
-        if connected is not None:
-            await connected(connection)
-        trace_cursors(connection)
-
-    for connection in pool._free:
-        trace_cursors(connection)
-    pool._on_connect = on_connect
-    return pool
+    aiopg.connect = traced_connect
 
 
-class _CursorTracer(AsyncCursorTracer):
-    """The package's tracer of cursors, which remembers what the span of a statement is called and carries."""
+class _Tracer:
+    """Makes the spans of the queries to one database."""
 
-    def __init__(self, integration: AiopgIntegration) -> None:
-        super().__init__(integration)
-        self._known: dict[Any, tuple[str, dict[str, Any]]] = {}
+    def __init__(self, database: str, user: str, host: str, port: int) -> None:
+        self._tracer: Any = trace.get_tracer(instrumentation.__name__, __version__, schema_url=conventions.SQL_SCHEMA)
+        self._known: dict[str, tuple[str, dict[str, Any]]] = {}
+        self._database = database
+        self._attributes = conventions.of_sql(SYSTEM, database, user, host, port)
 
-    async def traced_execution(self, cursor: Any, query_method: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        statement = args[0] if args else None
-        known = self._known.get(statement) if type(statement) is str else None
-        if known is None:
-            return await self._first(statement, cursor, query_method, args, kwargs)
-        name, attributes = known
-        with self._db_api_integration._tracer.start_as_current_span(name, kind=SpanKind.CLIENT, attributes=attributes):
-            return await query_method(*args, **kwargs)
+    def trace(self, connection: Any) -> Any:
+        """Trace the cursors that a connection opens."""
+        open_cursor = connection.cursor
+        connection.cursor = lambda *args, **kwargs: _Opening(open_cursor(*args, **kwargs), self.trace_cursor)
+        return connection
 
-    async def _first(
-        self, statement: Any, cursor: Any, query_method: Callable[..., Any], args: Any, kwargs: Any
-    ) -> Any:
-        async def watched(*args: Any, **kwargs: Any) -> Any:
-            span = current()
-            if span is not None and type(statement) is str and len(self._known) < MAX_REMEMBERED:
-                self._known[statement] = span.name, span.attributes.copy()
-            return await query_method(*args, **kwargs)
+    def trace_cursor(self, cursor: Any) -> Any:
+        for name in ("execute", "executemany", "callproc"):
+            setattr(cursor, name, self._traced(getattr(cursor, name)))
+        return cursor
 
-        return await super().traced_execution(cursor, watched, *args, **kwargs)
+    def _traced(self, method: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+        async def execute(*args: Any, **kwargs: Any) -> Any:
+            name, attributes = self._described(args[0] if args else None)
+            with self._tracer.start_as_current_span(name, kind=SpanKind.CLIENT, attributes=attributes) as span:
+                try:
+                    return await method(*args, **kwargs)
+                except Exception as error:
+                    if conventions.NEW_SQL:
+                        span.set_attribute("error.type", type(error).__qualname__)
+                    raise
+
+        return execute
+
+    def _described(self, statement: Any) -> tuple[str, dict[str, Any]]:
+        """A query's span name and attributes, remembered by its statement."""
+        if type(statement) is str and statement in self._known:
+            return self._known[statement]
+        if isinstance(statement, bytes):
+            text = statement.decode(errors="replace")
+        else:
+            text = statement if isinstance(statement, str) else ""
+        words = _LEADING_COMMENT.sub("", text).split() if isinstance(statement, str) else []
+        name = words[0] if words else self._database or SYSTEM
+        described = name, self._attributes | conventions.statement(text)
+        if type(statement) is str and len(self._known) < MAX_REMEMBERED:
+            self._known[statement] = described
+        return described
+
+
+class _Opening:
+    """What ``aiopg.connect()`` and ``connection.cursor()`` return: to be awaited, or entered and left."""
+
+    def __init__(self, opening: Any, opened: Callable[[Any], Any]) -> None:
+        self._opening = opening
+        self._opened = opened
+
+    def __await__(self) -> Generator[Any, None, Any]:
+        return self._open().__await__()
+
+    async def _open(self) -> Any:
+        return self._opened(await self._opening)
+
+    async def __aenter__(self) -> Any:
+        return self._opened(await self._opening.__aenter__())
+
+    async def __aexit__(self, *error: Any) -> Any:
+        return await self._opening.__aexit__(*error)

@@ -11,21 +11,21 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from functools import lru_cache
 
 from opentelemetry import trace
 from opentelemetry.context import Context
-from opentelemetry.instrumentation.aiohttp_server import AioHttpServerInstrumentor
-from opentelemetry.instrumentation.aiopg import AiopgInstrumentor
-from opentelemetry.sdk.resources import Resource
 from opentelemetry.trace import Span, SpanKind, Status, StatusCode, Tracer
 from opentelemetry.util.types import Attributes
 
 from otel.fast import http_client, http_server, spans, sql
-from otel.fast.exporters import TraceFile, TracingError, exporters
+from otel.fast.exporters import exporters
 from otel.fast.queue import FLUSH_TIMEOUT, Exporter, SpanQueue
+from otel.standard import variables
+from otel.standard.traces import resource
+from otel.standard.variables import TraceFile, TracingError
 
 __all__ = [
     "TraceFile",
@@ -43,11 +43,6 @@ __all__ = [
 
 log = logging.getLogger(__name__)
 
-# The SDK's own defaults (5 s, 2048 spans) keep a roll out of sight for seconds and lose spans under a
-# load this lab is made for. 16384 waiting spans are some 15 MB, the bound when the collector is away.
-EXPORT_DELAY_MS = 1000
-MAX_WAITING_SPANS = 16_384
-EXPORT_BATCH = 512
 _queues: list[SpanQueue] = []
 
 
@@ -56,36 +51,23 @@ def dropped() -> int:
     return sum(queue.dropped for queue in _queues)
 
 
-def _queue(environ: Mapping[str, str], exporter: Exporter) -> SpanQueue:
-    def whole(name: str, default: int) -> int:
-        value = environ.get(name, "").strip() or str(default)
-        if not value.isdecimal() or int(value) == 0:
-            raise TracingError(f"{name}={value!r}: must be a whole number above 0")
-        return int(value)
-
-    capacity = whole("OTEL_BSP_MAX_QUEUE_SIZE", MAX_WAITING_SPANS)
+def _queue(exporter: Exporter) -> SpanQueue:
+    batches = variables.batches()
     return SpanQueue(
         exporter,
-        capacity=capacity,
-        delay=whole("OTEL_BSP_SCHEDULE_DELAY", EXPORT_DELAY_MS) / 1000,
-        batch=min(capacity, whole("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", EXPORT_BATCH)),
+        capacity=batches["max_queue_size"],
+        delay=batches["schedule_delay_millis"] / 1000,
+        batch=batches["max_export_batch_size"],
     )
 
 
-def start(
-    service: str,
-    *,
-    file: TraceFile | None = None,
-    untraced_paths: Sequence[str] = (),
-    environ: Mapping[str, str] = os.environ,
-) -> Callable[[], None]:
+def start(service: str, file: TraceFile | None = None, untraced_paths: Sequence[str] = ()) -> Callable[[], None]:
     """Set up this process's tracing; call it once, before any application or database pool is made.
 
     Args:
         service: the ``service.name``, unless ``OTEL_SERVICE_NAME`` says another.
         file: where spans go when no OTLP endpoint is set; ``None`` keeps the standard default endpoint.
         untraced_paths: regular expressions of request paths that get no span.
-        environ: the variables to follow.
 
     Returns:
         A function that flushes the last spans, trying for :data:`FLUSH_TIMEOUT` seconds.
@@ -93,22 +75,19 @@ def start(
     Raises:
         TracingError: when a variable names what does not exist, or is no number where one is due.
     """
-    if environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true":
+    if os.environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true":
         return lambda: None
-    attributes = {} if environ.get("OTEL_SERVICE_NAME") else {"service.name": service}
-    resource = Resource.create(attributes)
-    provider = spans.LeanTracerProvider(resource)
-    queues = [_queue(environ, exporter) for exporter in exporters(environ, resource, file)]
+    about = resource(service, "fast")
+    provider = spans.LeanTracerProvider(about)
+    queues = [_queue(exporter) for exporter in exporters(about, file)]
     for queue in queues:
         provider.add_sink(queue.add)
     _queues.extend(queues)
     trace.set_tracer_provider(provider)
     # The instrumentation takes its exclusions from the environment only.
     os.environ.setdefault("OTEL_PYTHON_AIOHTTP_SERVER_EXCLUDED_URLS", ",".join(untraced_paths))
-    http_server.trim()
-    sql.trim()
-    AioHttpServerInstrumentor().instrument()
-    AiopgInstrumentor().instrument()
+    http_server.instrument()
+    sql.instrument()
 
     def flush() -> None:
         for queue in queues:

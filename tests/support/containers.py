@@ -18,7 +18,8 @@ from typing import Any
 
 import yaml
 
-from lab.chaos.target import BASE_PORT, PROJECT
+from lab.client import BASE_PORT
+from lab.containers import PROJECT
 from lab.supervise import engines
 from tests.support import images, standins
 from tests.support.labs import wait_for

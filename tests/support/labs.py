@@ -1,4 +1,4 @@
-"""Real labs for the tests: started by the command a user types, looked at through what it leaves behind."""
+"""Real labs for the tests: started by the command that users type, looked at through :mod:`lab.client`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from email.message import Message
@@ -23,34 +23,46 @@ from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlencode
 
-from prometheus_client.openmetrics.parser import text_string_to_metric_families
-from prometheus_client.samples import Sample
+from lab import client
+from lab.signals import OPENMETRICS, Sample, Span, parse_line, parse_samples, parse_spans, total
+from lab.supervise import engines
+from lab.supervise.rundir import RunDir
+from lab.waiting import within
+
+__all__ = ["OPENMETRICS", "Sample", "Span", "parse_spans"]
 
 T = TypeVar("T")
-TIMEOUT = 20.0  # seconds that something is waited for before its absence is a failure
+TIMEOUT = 20.0  # seconds after which a missing effect is a failure
 PORTS = random.Random()  # of its own: Hypothesis sets the seed of the common one again and again
-OPENMETRICS = "application/openmetrics-text; version=1.0.0"
+LAB_PORTS = engines.FIRST_PORT + len(engines.PORTS)
 
 
 def wait_for(what: Callable[[], T | None], timeout: float = TIMEOUT, say: str = "") -> T:
-    """Ask until the answer is truthy, then return it."""
-    deadline = time.monotonic() + timeout
-    while True:
+    """Call a function until its result is truthy, then return that result."""
+    for _ in within(timeout, poll=0.02):
         answer = what()
         if answer:
             return answer
-        if time.monotonic() > deadline:
-            raise AssertionError(f"not within {timeout} s: {say or what}")
-        time.sleep(0.02)
+    raise AssertionError(f"not within {timeout} s: {say or what}")
+
+
+def port_range(environ: Mapping[str, str] = os.environ) -> range:
+    """The ports that labs of this process may take: each worker of pytest-xdist has a part of its own."""
+    # Below the ephemeral ports, so that no outgoing connection takes one of them.
+    first, last = 15_000, 32_000
+    workers = int(environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    number = int(environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    part = (last - first) // workers
+    return range(first + number * part, first + (number + 1) * part)
 
 
 def free_base_port() -> int:
-    """A port that is free, as are those above it that a lab with all its engines takes."""
+    """A base port whose ports are all free, also those of the engines."""
+    ports = port_range()
     while True:
-        # Below those that the system gives to outgoing connections, one of which could take it meanwhile.
-        base = PORTS.randrange(15_000, 32_000)
+        base = PORTS.randrange(ports.start, ports.stop - LAB_PORTS)
         try:
-            for offset in (*range(3), *range(10, 30)):
+            for offset in (*range(3), *range(engines.FIRST_PORT, LAB_PORTS)):
                 with socket.socket() as probe:
                     probe.bind(("127.0.0.1", base + offset))
             return base
@@ -74,7 +86,7 @@ class Answer:
 
 
 def get(url: str, *, method: str = "GET", headers: Mapping[str, str] | None = None, timeout: float = 30.0) -> Answer:
-    """One request; an answer of 400 and above is an answer like any other."""
+    """One request; a status of 400 and above is not an error."""
     request = urllib.request.Request(url, method=method, headers=dict(headers or {}))
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
@@ -97,62 +109,6 @@ def sign_in(lab: Lab, name: str = "alice") -> str:
         return str(answer.headers["Set-Cookie"]).partition(";")[0]
 
 
-@dataclass(frozen=True)
-class Span:
-    """One span as it stands in a trace file."""
-
-    service: str
-    name: str
-    trace_id: str
-    span_id: str
-    parent_id: str
-    kind: int
-    start: int
-    end: int
-    status: int
-    attributes: dict[str, Any]
-    events: list[str]
-
-    @property
-    def failed(self) -> bool:
-        return self.status == 2
-
-
-def _value(value: dict[str, Any]) -> Any:
-    ((kind, content),) = value.items()
-    return int(content) if kind == "intValue" else content
-
-
-def _attributes(entries: list[dict[str, Any]]) -> dict[str, Any]:
-    return {entry["key"]: _value(entry["value"]) for entry in entries}
-
-
-def parse_spans(lines: Iterable[str]) -> list[Span]:
-    """The spans of OTLP JSON lines."""
-    spans = []
-    for line in lines:
-        for resource in json.loads(line)["resourceSpans"]:
-            service = _attributes(resource["resource"]["attributes"])["service.name"]
-            for scope in resource["scopeSpans"]:
-                for span in scope["spans"]:
-                    spans.append(
-                        Span(
-                            service=service,
-                            name=span["name"],
-                            trace_id=span["traceId"],
-                            span_id=span["spanId"],
-                            parent_id=span.get("parentSpanId", ""),
-                            kind=span["kind"],
-                            start=int(span["startTimeUnixNano"]),
-                            end=int(span["endTimeUnixNano"]),
-                            status=span.get("status", {}).get("code", 0),
-                            attributes=_attributes(span.get("attributes", [])),
-                            events=[event["name"] for event in span.get("events", [])],
-                        )
-                    )
-    return spans
-
-
 Tree = tuple[str, str, tuple["Tree", ...]]
 
 
@@ -163,51 +119,27 @@ def tree(spans: list[Span], parent_id: str = "") -> tuple[Tree, ...]:
 
 
 @dataclass
-class Lab:
-    """A lab that runs as a process of its own."""
+class Lab(client.Lab):
+    """A lab that runs as a process of its own: the model of :mod:`lab.client`, and what only a test does with it."""
 
-    stage: int
-    run_dir: Path
-    base_port: int
-    process: subprocess.Popen[bytes]
-    state: dict[str, Any] = field(default_factory=dict)
-
-    def url(self, service: str) -> str:
-        return next(str(entry["url"]) for entry in self.state["services"] if entry["name"] == service)
+    process: subprocess.Popen[bytes] = field(kw_only=True)
+    base_port: int = field(kw_only=True)
 
     def pid(self, service: str) -> int:
         return next(int(entry["pid"]) for entry in self.state["services"] if entry["name"] == service)
 
-    @property
-    def services(self) -> list[str]:
-        return [entry["name"] for entry in self.state["services"]]
-
-    @property
-    def front(self) -> str:
-        """Where users go: the frontend, or the roller where there is none."""
-        return self.url("frontend" if "frontend" in self.services else "dice-roller")
-
     def samples(self, service: str) -> list[Sample]:
-        """What the service's ``/metrics`` says now."""
-        body = get(self.url(service) + "/metrics", headers={"Accept": OPENMETRICS}).body.decode()
-        return [sample for family in text_string_to_metric_families(body) for sample in family.samples]
+        """The samples on the service's ``/metrics``."""
+        return parse_samples(get(self.url(service) + "/metrics", headers={"Accept": OPENMETRICS}).body.decode())
 
     def value(self, service: str, name: str, **labels: str) -> float:
         """The sum of all samples of this name that have these labels."""
-        return sum(
-            sample.value
-            for sample in self.samples(service)
-            if sample.name == name and labels.items() <= sample.labels.items()
-        )
-
-    def log_lines(self, service: str) -> list[str]:
-        path = self.run_dir / "logs" / f"{service}.jsonl"
-        # A line that is still being written has no newline yet.
-        return path.read_text().split("\n")[:-1] if path.exists() else []
+        return total(self.samples(service), name, labels)
 
     def logs(self, service: str | None = None) -> list[dict[str, Any]]:
+        """The log lines of one service or of all; each has to be a JSON object."""
         names = [service] if service else self.services
-        return [json.loads(line) for name in names for line in self.log_lines(name)]
+        return [dict(parse_line(line).fields) for name in names for line in self.log_lines(name)]
 
     def settle(self, *services: str) -> None:
         """Wait until every line that services have logged by now is in its file."""
@@ -219,31 +151,24 @@ class Lab:
     def _has_line(self, service: str, text: str) -> bool:
         return any(text in line for line in self.log_lines(service))
 
-    def spans(self) -> list[Span]:
-        lines = [
-            line
-            for path in sorted((self.run_dir / "traces").glob("*.jsonl*"))
-            for line in path.read_text().split("\n")[:-1]
-        ]
-        return parse_spans(lines)
-
     def trace(self, trace_id: str, count: int) -> list[Span]:
         """The spans of a trace once it has ``count`` of them."""
 
         def whole() -> list[Span] | None:
-            spans = [span for span in self.spans() if span.trace_id == trace_id]
+            spans = self.spans(trace_id)
             return spans if len(spans) >= count else None
 
         return wait_for(whole, say=f"whole trace {trace_id}")
 
     def stop(self, number: int = signal.SIGTERM) -> int:
+        """Send the signal, wait for the end and return the exit status."""
         if self.process.poll() is None:
             self.process.send_signal(number)
         return self.process.wait(60)
 
 
 class Held:
-    """Parts of a lab that are stopped by force and stay down until this is closed."""
+    """Kills parts of a lab and keeps them down until this is closed."""
 
     def __init__(self, lab: Lab, name: str) -> None:
         self._socket = socket.socket(socket.AF_UNIX)
@@ -267,13 +192,13 @@ class Held:
 
 
 def clean_environ(**variables: str) -> dict[str, str]:
-    """Our environment without anything that would configure a lab."""
+    """The environment without variables that would configure a lab."""
     drop = re.compile(r"OTEL_|DATABASE_URL|ROLL_|TRACES_|DB_|LOG_LEVEL|RANDOM_SEED|PYTEST_")
     return {name: value for name, value in os.environ.items() if not drop.match(name)} | variables
 
 
 def dicelab(*arguments: str | Path, **variables: str) -> subprocess.Popen[bytes]:
-    """The command as a user types it."""
+    """Start the command as a user types it."""
     return subprocess.Popen(
         [sys.executable, "-m", "lab.cli", *map(str, arguments)],
         stdin=subprocess.DEVNULL,
@@ -313,11 +238,12 @@ def start(run_dir: Path, stage: int, *arguments: str, roll_delay: float = 0.05, 
     except BaseException:
         process.kill()
         raise
-    return Lab(stage, run_dir, base_port, process, found)
+    return Lab.of_state(RunDir(run_dir), found, process=process, base_port=base_port)
 
 
 def processes_of(run_dir: Path) -> list[str]:
-    """Command lines of all processes that speak of a run dir."""
+    """The command lines of all processes that name a run dir, or the data that is linked in it."""
+    names = {str(run_dir), str((run_dir / "postgres").resolve())}
     found = []
     for entry in Path("/proc").iterdir():
         try:
@@ -325,6 +251,7 @@ def processes_of(run_dir: Path) -> list[str]:
             environ = (entry / "environ").read_bytes().decode(errors="replace")
         except OSError:
             continue
-        if entry.name.isdigit() and int(entry.name) != os.getpid() and str(run_dir) in command + environ:
+        named = any(name in command + environ for name in names)
+        if entry.name.isdigit() and int(entry.name) != os.getpid() and named:
             found.append(command)
     return found

@@ -9,7 +9,7 @@ from urllib.parse import urlencode
 
 import pytest
 
-from lab.chaos.target import PSQL
+from lab.chaos.targets import PSQL
 from lab.supervise import engines, stages
 from tests.support import containers
 from tests.support.containers import Containers

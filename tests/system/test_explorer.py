@@ -193,6 +193,14 @@ async def test_a_shared_link_opens_its_trace(stage_lab: Callable[[int], Lab], op
     await expect(page.locator("#trace")).to_contain_text("still arriving")
 
 
+async def test_a_shared_view_is_opened_after_signing_in(stage_lab: Callable[[int], Lab], open_page: Open) -> None:
+    lab = stage_lab(6)
+    page = await open_page(lab, path="/?tab=recent&die=fair")
+    assert page.url == f"{lab.front}/?tab=recent&die=fair"
+    await expect(page.get_by_role("tab", name="Recent traces")).to_have_attribute("aria-selected", "true")
+    await expect(page.locator("#recent-die")).to_have_value("fair")
+
+
 @pytest.mark.parametrize("wrong", ["abc", "<script>", "0" * 33, "G" * 32, "A" * 32])
 def test_what_is_no_trace_id_is_refused(stage_lab: Callable[[int], Lab], wrong: str) -> None:
     answer = get(f"{stage_lab(6).front}/?trace={wrong}")
@@ -289,7 +297,7 @@ async def test_lines_follow_what_happens_until_paused(stage_lab: Callable[[int],
     later = get(f"{lab.front}/roll?die=nosuch").trace_id
     await page.wait_for_timeout(1500)
     await expect(page.locator(LINES).filter(has_text=later[:8])).to_have_count(0)
-    await page.get_by_role("button", name="Go on").click()
+    await page.get_by_role("button", name="Resume").click()
     await expect(page.locator(LINES).filter(has_text=later[:8]).first).to_be_visible()
 
     await page.get_by_label("Level", exact=True).select_option("WARNING")

@@ -259,7 +259,7 @@ async def test_sign_in_and_out_with_a_name_that_means_harm(stage_lab: Callable[[
     assert len({line["session_id"] for line in mine}) == 1
 
 
-FOCUSED = "document.activeElement.closest('[id]')?.id + ' ' + document.activeElement.textContent.trim()"
+FOCUSED = "(e => `${e.tagName} ${e.type} ${e.name} ${e.id} ${e.textContent.trim()}`)(document.activeElement)"
 
 
 async def test_keyboard_alone_is_enough(stage_lab: Callable[[int], Lab], open_page: Open) -> None:

@@ -49,6 +49,8 @@ def test_rules_are_sound() -> None:
     promtool("check", "rules", "--lint=all", "--lint-fatal", *RULES)
 
 
+# A case that needs a day of samples takes promtool a minute of CPU time.
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("path", CASES, ids=lambda path: path.stem)
 def test_alerts_fire_when_they_should_and_only_then(path: Path) -> None:
     promtool("test", "rules", path)

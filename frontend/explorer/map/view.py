@@ -67,7 +67,7 @@ class MapView:
         now = time.time_ns()
         seconds = ((until or now) - since) / 1e9 if since else None
         named = [_named(edge) for edge in edges]
-        nodes = _nodes(named)
+        nodes = place_nodes(named)
         lines = [_line(edge, nodes, seconds) for edge in sorted(named, key=lambda edge: (edge.caller, edge.service))]
         self._context.show(
             "map",
@@ -89,7 +89,7 @@ def _named(edge: Edge) -> Edge:
     return edge if edge.caller else Edge(OUTSIDE, *list(vars(edge).values())[1:])
 
 
-def _nodes(edges: Sequence[Edge]) -> dict[str, Node]:
+def place_nodes(edges: Sequence[Edge]) -> dict[str, Node]:
     """Each service right of all that ask it; a circle of services is cut where it is first met."""
     depths: dict[str, int] = {}
 
@@ -118,16 +118,16 @@ def _line(edge: Edge, nodes: Mapping[str, Node], seconds: float | None) -> Line:
     if skipped <= 0:
         bend = (x2 - x1) / 2
         path = f"M{x1} {y1} C{x1 + bend} {y1} {x2 - bend} {y2} {x2} {y2}"
-        return Line(edge, path, (x1 + x2) / 2, (y1 + y2) / 2, _rate(edge.count, seconds))
+        return Line(edge, path, (x1 + x2) / 2, (y1 + y2) / 2, rate_text(edge.count, seconds))
     # It passes below what stands between, the deeper the more that is; the middles of two such lines differ.
     low = max(node.y for node in nodes.values()) + HEIGHT + LANE * (skipped - 0.4)
     x1, y1, y2 = start.x + WIDTH / 2, start.y + HEIGHT, end.y + HEIGHT + 8
     x2 = end.x + WIDTH / 2 - 14 * skipped
     path = f"M{x1} {y1} C{x1} {low + 14} {x1 + 60} {low} {(x1 + x2) / 2} {low} S{x2} {low + 14} {x2} {y2}"
-    return Line(edge, path, (x1 + x2) / 2, low, _rate(edge.count, seconds))
+    return Line(edge, path, (x1 + x2) / 2, low, rate_text(edge.count, seconds))
 
 
-def _rate(count: int, seconds: float | None) -> str:
+def rate_text(count: int, seconds: float | None) -> str:
     """Requests in the shortest of second, minute and hour that makes the number no fraction."""
     if not seconds:
         return ""

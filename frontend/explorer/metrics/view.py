@@ -50,11 +50,18 @@ class MetricsView:
         self._promise = promise
         self._percentile = "p95"
         self._service = "dice-roller"  # of the heat map
-        self._die = "fair" if "fair" in context.dice else next(iter(context.dice), "")
+        self._die = ""
+        self.choose_die()
         on = context.bridge.on
         on("metrics.percentile", lambda value: self._set(percentile=value))
         on("metrics.service", lambda value: self._set(service=value))
         on("metrics.die", lambda value: self._set(die=value))
+
+    def choose_die(self) -> None:
+        """Show a die that there is, the fair one where the user has chosen none."""
+        dice = self._context.dice
+        if self._die not in dice:
+            self._die = "fair" if "fair" in dice else next(iter(dice), "")
 
     def show(self, service: str) -> None:
         """Show the latencies of a service."""

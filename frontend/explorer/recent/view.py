@@ -48,7 +48,7 @@ class RecentView:
             text = str(value or "")
             sensible = _milliseconds(text) is not None if name == "least" else text in allowed[name]
             setattr(self, f"_{name}", text if sensible else "")
-        self._draw_controls()
+        self.draw_controls()
 
     def _set(self, **values: Any) -> None:
         self._take(**values)
@@ -66,7 +66,7 @@ class RecentView:
         )
 
     def draw(self) -> None:
-        self._draw_controls()
+        self.draw_controls()
         self._context.show("recent-head", "logs/loading.html")
 
     def say(self, message: str) -> None:
@@ -91,7 +91,7 @@ class RecentView:
         self._context.show("traces", "recent/traces.html", traces=found)
         return FOLLOW
 
-    def _draw_controls(self) -> None:
+    def draw_controls(self) -> None:
         self._context.show(
             "recent-controls",
             "recent/controls.html",

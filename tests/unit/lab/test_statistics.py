@@ -1,4 +1,4 @@
-"""The experiments' statistics, against published tables and simulations with known answers."""
+"""The statistics of experiments, against published tables and simulations with known results."""
 
 from __future__ import annotations
 
@@ -91,10 +91,10 @@ def test_correction_for_coordinated_omission() -> None:
         record.add(Answer("/roll", "200", {}, "", 0.1, 0.0))
     record.add(Answer("/roll", "200", {}, "", 0.5, 0.0))  # no more than the interval
     record.add(Answer("/roll", "503", {}, "", 10.0, 0.0))
-    assert load.percentiles(record.histogram)["p90"] == pytest.approx(100, rel=0.01)
-    corrected = record.corrected(0.5)
+    assert record.latencies.summary()["p90"] == pytest.approx(100, rel=0.01)
+    corrected = record.latencies.corrected(0.5)
     # A stall of 10 s held back nineteen requests that would have waited 9.5, 9 … 0.5 s.
-    assert corrected.get_total_count() == 119
-    assert load.percentiles(corrected)["p90"] == pytest.approx(4000, rel=0.01)
+    assert len(corrected) == 119
+    assert corrected.summary()["p90"] == pytest.approx(4000, rel=0.01)
     assert [answer.seconds for answer in record.slowest] == [10.0, 0.5, 0.1, 0.1, 0.1]
     assert record.failures == 1

@@ -10,13 +10,26 @@ import sys
 import textwrap
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from importlib import import_module
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from otel import logs
+# Where each of the two packages limits the lines that wait.
+LIMITED = {"standard": "otel.standard.stdout", "fast": "otel.fast.logs"}
+
+
+@pytest.fixture(scope="module", params=list(LIMITED))
+def telemetry(request: pytest.FixtureRequest) -> str:
+    """Which of the two packages the test is of."""
+    return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def logs(telemetry: str) -> Any:
+    return import_module(f"otel.{telemetry}.logs")
 
 
 class Captured:
@@ -45,7 +58,7 @@ def root_logger() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("root_logger")
-def test_fields_of_an_event_stand_beside_the_fixed_ones() -> None:
+def test_fields_of_an_event_stand_beside_the_fixed_ones(logs: Any) -> None:
     out = Captured()
     stop = logs.start("dice-roller", descriptor=out.write)
     logging.getLogger("any").info("Roll completed", extra={"fields": {"roll_value": 5, "die_found": True}})
@@ -67,7 +80,7 @@ def test_fields_of_an_event_stand_beside_the_fixed_ones() -> None:
     message=st.text(st.characters(blacklist_categories=())),
     value=st.one_of(st.text(st.characters(blacklist_categories=())), st.integers(), st.floats(), st.binary()),
 )
-def test_anything_can_be_logged(message: str, value: object) -> None:
+def test_anything_can_be_logged(logs: Any, message: str, value: object) -> None:
     out = Captured()
     stop = logs.start("frontend", descriptor=out.write)
     logging.getLogger("any").warning("%s", message, extra={"fields": {"value": value}})
@@ -90,7 +103,7 @@ class Wordless(Exception):
     message=st.text(st.characters(blacklist_categories=())),
     value=st.one_of(st.text(st.characters(blacklist_categories=())), st.integers(), st.floats(), st.binary()),
 )
-def test_anything_can_be_an_event(message: str, value: object) -> None:
+def test_anything_can_be_an_event(logs: Any, message: str, value: object) -> None:
     out = Captured()
     stop = logs.start("frontend", descriptor=out.write)
     line = logs.events("frontend")
@@ -103,7 +116,7 @@ def test_anything_can_be_an_event(message: str, value: object) -> None:
     assert "value" in plain
 
 
-def test_what_fails_after_the_end_is_said_where_it_was_said_before() -> None:
+def test_what_fails_after_the_end_is_said_where_it_was_said_before(telemetry: str) -> None:
     program = """if True:
         import logging
         from otel import logs
@@ -111,14 +124,20 @@ def test_what_fails_after_the_end_is_said_where_it_was_said_before() -> None:
         logging.getLogger('asyncio').error('never retrieved')
         raise RuntimeError('too late')
     """
-    result = subprocess.run([sys.executable, "-c", program], check=False, capture_output=True, text=True)
+    result = subprocess.run(
+        [sys.executable, "-c", program],
+        env={**os.environ, "TELEMETRY": telemetry},
+        check=False,
+        capture_output=True,
+        text=True,
+    )
     assert result.returncode == 1
     assert result.stderr.splitlines()[0] == "never retrieved"
     assert result.stderr.splitlines()[-1] == "RuntimeError: too late"
 
 
 @pytest.mark.usefixtures("root_logger")
-def test_a_library_line_says_which_library_and_keeps_its_traceback() -> None:
+def test_a_library_line_says_which_library_and_keeps_its_traceback(logs: Any) -> None:
     out = Captured()
     stop = logs.start("frontend", descriptor=out.write)
     try:
@@ -134,8 +153,10 @@ def test_a_library_line_says_which_library_and_keeps_its_traceback() -> None:
 
 
 @pytest.mark.usefixtures("root_logger")
-def test_a_reader_that_stalls_costs_lines_but_neither_time_nor_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(logs, "MAX_WAITING_LINES", 2000)
+def test_a_reader_that_stalls_costs_lines_but_neither_time_nor_memory(
+    telemetry: str, logs: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(f"{LIMITED[telemetry]}.MAX_WAITING_LINES", 2000)
     out = Captured()
     stop = logs.start("frontend", descriptor=out.write)
     written = 30_000  # far more than a pipe and the waiting lines hold
@@ -157,7 +178,7 @@ def test_a_reader_that_stalls_costs_lines_but_neither_time_nor_memory(monkeypatc
 
 
 @pytest.mark.usefixtures("root_logger")
-def test_lines_of_many_threads_come_once_and_in_their_order() -> None:
+def test_lines_of_many_threads_come_once_and_in_their_order(logs: Any) -> None:
     out = Captured()
     written = 5000
     interval = sys.getswitchinterval()
@@ -184,7 +205,7 @@ def test_lines_of_many_threads_come_once_and_in_their_order() -> None:
         assert [line["number"] for line in lines if line["thread"] == thread] == list(range(written))
 
 
-def test_uncaught_exceptions_and_warnings_are_lines_too() -> None:
+def test_uncaught_exceptions_and_warnings_are_lines_too(telemetry: str) -> None:
     program = textwrap.dedent(
         """
         import threading, warnings
@@ -197,7 +218,13 @@ def test_uncaught_exceptions_and_warnings_are_lines_too() -> None:
         raise RuntimeError("the end")
         """
     )
-    result = subprocess.run([sys.executable, "-c", program], check=False, capture_output=True, text=True)
+    result = subprocess.run(
+        [sys.executable, "-c", program],
+        env={**os.environ, "TELEMETRY": telemetry},
+        check=False,
+        capture_output=True,
+        text=True,
+    )
     lines = [json.loads(line) for line in result.stdout.splitlines()]
     assert result.returncode == 1
     assert not result.stderr

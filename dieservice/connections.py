@@ -1,0 +1,244 @@
+"""Connections to PostgreSQL by aiopg, and everything in which aiopg needs help.
+
+- **A pool of our own.** aiopg's pool hands out its connections in turn, so that each server process finds its caches
+  cold, and takes a lock, a timer and a task for each use: 45 µs a query under load. :class:`Pool` hands out the most
+  recently used connection, and waits only when all are in use.
+- **One cursor a connection, kept.** A cursor of a traced connection is expensive to make, and one query needs it alone.
+- **Cancelled queries.** aiopg reports a query that the server cancelled as a cancellation of our task. :func:`execute`
+  tells the two apart.
+- **Host names.** libpq looks them up itself and blocks the event loop meanwhile. :func:`resolve` does it beforehand.
+- **Cancelled tasks.** aiopg waits by ``asyncio.wait_for``, which in Python 3.11 swallows a cancellation that arrives
+  together with the result. :func:`cancel` repeats it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+import aiopg
+import psycopg2
+from aiopg.connection import Connection, Cursor
+from aiopg.connection import connect as connect_untraced
+from psycopg2.extensions import TRANSACTION_STATUS_IDLE, parse_dsn
+
+# psycopg2 reports a lost server as either of these.
+LOST = (psycopg2.OperationalError, psycopg2.InterfaceError)
+
+
+class QueryCancelled(Exception):
+    """The server cancelled the query."""
+
+
+class PoolExhausted(Exception):
+    """All connections of the pool were in use for as long as one may wait."""
+
+
+class PoolClosed(Exception):
+    """The pool has been closed."""
+
+
+class Pool:
+    """A bounded pool of connections, each with its cursor; the most recently used one is handed out first.
+
+    Usage::
+
+        pool = Pool(options, size=10, timeout=1.0)
+        await pool.fill()
+        cursor = await pool.acquire()
+        try:
+            rows = await execute(cursor, "SELECT 1", (), timeout=2.0)
+        finally:
+            pool.release(cursor)
+        pool.close()
+
+    Args:
+        options: arguments of ``aiopg.connect``, which the instrumentation traces.
+        size: connections at the most.
+        timeout: seconds to wait for a connection, including the time to make one.
+    """
+
+    def __init__(self, options: dict[str, Any], size: int, timeout: float) -> None:
+        self._options = options | {"timeout": timeout}
+        self._size = size
+        self._timeout = timeout
+        # Whoever holds a permit holds one connection or makes one: free permits >= idle connections, always.
+        self._permits = asyncio.Semaphore(size)
+        self._permits_taken = 0
+        self._idle: list[Cursor] = []
+        self._in_use: set[Cursor] = set()
+        self._closed = False
+
+    @property
+    def size(self) -> int:
+        """Connections that are open."""
+        return self.available + sum(not cursor.closed for cursor in self._in_use)
+
+    @property
+    def available(self) -> int:
+        """Connections that are open and not in use."""
+        return sum(not cursor.closed for cursor in self._idle)
+
+    async def acquire(self) -> Cursor:
+        """The cursor of the most recently used idle connection, or of a new one where there is room for it.
+
+        Raises:
+            PoolExhausted: when none comes free in time.
+            PoolClosed: when the pool is closed, even while waiting.
+            asyncio.TimeoutError, psycopg2.Error: when a new connection fails.
+        """
+        deadline = None
+        if self._permits.locked():
+            deadline = asyncio.get_running_loop().time() + self._timeout
+            try:
+                async with asyncio.timeout_at(deadline):
+                    await self._permits.acquire()
+            except asyncio.TimeoutError:
+                raise PoolExhausted from None
+        else:
+            await self._permits.acquire()
+        self._permits_taken += 1
+        try:
+            if self._closed:
+                raise PoolClosed("the connection pool was closed")
+            cursor = self._pop_idle()
+            if cursor is None:
+                cursor = await self._connect(deadline)
+        except BaseException:
+            self._return_permit()
+            raise
+        self._in_use.add(cursor)
+        return cursor
+
+    def release(self, cursor: Cursor) -> None:
+        """Give a cursor back. A connection that is closed or inside a transaction is not used again."""
+        self._in_use.discard(cursor)
+        if not cursor.closed:
+            connection = cursor.connection
+            if self._closed or connection.raw.get_transaction_status() != TRANSACTION_STATUS_IDLE:
+                connection.close()
+            else:
+                self._idle.append(cursor)
+        self._return_permit()
+
+    async def fill(self) -> None:
+        """Make connections until there are ``size``.
+
+        Raises:
+            asyncio.TimeoutError, psycopg2.Error: when one fails; those made before it stay.
+        """
+        self._idle = [cursor for cursor in self._idle if not cursor.closed]
+        while not self._closed and self._permits_taken + len(self._idle) < self._size:
+            await self._permits.acquire()  # at once, because one is free
+            self._permits_taken += 1
+            try:
+                self._idle.append(await self._connect(None))
+            finally:
+                self._return_permit()
+
+    def discard_idle(self) -> None:
+        """Close all connections that are not in use."""
+        while self._idle:
+            self._idle.pop().connection.close()
+
+    def close(self) -> None:
+        """Close all connections; queries under way fail, and whoever waits for a connection gets none."""
+        self._closed = True
+        self.discard_idle()
+        for cursor in self._in_use:
+            cursor.connection.close()
+
+    def _pop_idle(self) -> Cursor | None:
+        while self._idle:
+            cursor = self._idle.pop()
+            if not cursor.closed:
+                return cursor
+        return None
+
+    async def _connect(self, deadline: float | None) -> Cursor:
+        deadline = deadline or asyncio.get_running_loop().time() + self._timeout
+        async with asyncio.timeout_at(deadline):
+            connection = await aiopg.connect(**self._options)
+        cursor = await connection.cursor()
+        if self._closed:
+            connection.close()
+            raise PoolClosed("the connection pool was closed")
+        return cursor
+
+    def _return_permit(self) -> None:
+        self._permits_taken -= 1
+        self._permits.release()
+
+
+@asynccontextmanager
+async def untraced_connection(options: dict[str, Any]) -> AsyncIterator[Connection]:
+    """A connection whose queries get no spans."""
+    connection = await connect_untraced(**options)
+    try:
+        yield connection
+    finally:
+        await connection.close()
+
+
+async def execute(cursor: Cursor, sql: str, parameters: Sequence[Any], timeout: float) -> list[Any]:
+    """Run one statement and return its rows, none for a statement that has none.
+
+    Raises:
+        QueryCancelled: when the server cancelled it.
+        asyncio.TimeoutError: after ``timeout`` seconds; the connection is closed then.
+        psycopg2.Error: when the server refuses it or is lost; see :data:`LOST`.
+    """
+    try:
+        await cursor.execute(sql, parameters or None, timeout=timeout)
+        return await cursor.fetchall() if cursor.description else []
+    except asyncio.CancelledError:
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():
+            raise
+        raise QueryCancelled("the server cancelled the query") from None
+
+
+def connect_options(url: str, timeout: float, statement_timeout: float) -> dict[str, Any]:
+    """Arguments of ``aiopg.connect`` for a database.
+
+    Args:
+        url: a ``postgresql://`` URL.
+        timeout: seconds that a connection attempt may take.
+        statement_timeout: seconds after which the server cancels a statement.
+    """
+    # A startup option instead of a SET: that would be one more round trip, and traced.
+    own = parse_dsn(url).get("options", "")
+    return {
+        "dsn": url,
+        "timeout": timeout,
+        "options": f"{own} -c statement_timeout={int(statement_timeout * 1000)}".strip(),
+        "enable_json": False,
+        "enable_hstore": False,
+        "enable_uuid": False,
+    }
+
+
+async def resolve(options: dict[str, Any]) -> dict[str, Any]:
+    """The same arguments with the addresses of the server's host name.
+
+    Raises:
+        asyncio.TimeoutError, OSError: when the name cannot be looked up.
+    """
+    parts = parse_dsn(options["dsn"])
+    host = parts.get("host", "")
+    if not host or host.startswith("/") or "," in host or "hostaddr" in parts:
+        return options
+    async with asyncio.timeout(options["timeout"]):
+        found = await asyncio.get_running_loop().getaddrinfo(host, None)
+    addresses = list(dict.fromkeys(str(address[0]) for *_, address in found))
+    # libpq tries one after the other, and wants as many hosts as addresses.
+    return options | {"host": ",".join([host] * len(addresses)), "hostaddr": ",".join(addresses)}
+
+
+async def cancel(task: asyncio.Task[Any]) -> None:
+    """Cancel a task that uses aiopg, and wait for its end."""
+    while not task.done():
+        task.cancel()
+        await asyncio.wait([task], timeout=0.2)

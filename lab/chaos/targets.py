@@ -1,0 +1,219 @@
+"""How an experiment breaks a lab: through the supervisor of ``dicelab up``, or through docker or podman."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from abc import ABC, abstractmethod
+from contextlib import suppress
+from types import TracebackType
+from typing import Any, Self
+
+import psycopg2
+
+from lab import LabError
+from lab.chaos.faults import Faults
+from lab.client import Lab
+from lab.containers import Containers
+
+# Seconds that a container which is slowed down runs between two pauses.
+RUN_TIME = 0.05
+PSQL = ("psql", "--username=dice", "--dbname=dice", "--command")
+UNLOCK = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query LIKE 'BEGIN; LOCK TABLE dice%'"
+LOCK = "LOCK TABLE dice IN ACCESS EXCLUSIVE MODE"
+
+
+class Target(ABC):
+    """A lab that can be broken. An asynchronous context: when it is left, every fault is taken out."""
+
+    @abstractmethod
+    async def __aenter__(self) -> Self: ...
+
+    @abstractmethod
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None: ...
+
+    @abstractmethod
+    async def stop(self, name: str) -> None:
+        """Kill a service, an engine or the database, and keep it down."""
+
+    @abstractmethod
+    async def start(self, name: str) -> None:
+        """Start it again."""
+
+    @abstractmethod
+    async def kill(self, name: str) -> None:
+        """Kill a process that the supervisor then restarts."""
+
+    @abstractmethod
+    async def slow(self, name: str, seconds: float) -> None:
+        """Delay each answer by this much; 0 for not at all."""
+
+    @abstractmethod
+    async def lock(self) -> None:
+        """Lock the table of dice, so that every query waits."""
+
+    @abstractmethod
+    async def unlock(self) -> None:
+        """Release the lock."""
+
+    @abstractmethod
+    async def processes(self) -> dict[str, int | None]:
+        """The process id of each service and engine and of the database, by name."""
+
+
+class RunDirTarget(Target):
+    """The lab of a run dir, through the socket that its supervisor listens on."""
+
+    def __init__(self, lab: Lab) -> None:
+        self._lab = lab
+        if "faults" not in lab.state:
+            raise LabError(f"the lab in {lab.run_dir} does not accept experiments; start it again with dicelab up")
+        self._faults = Faults(lab.state["faults"])
+        self._locking: Any = None  # the connection that holds the lock
+
+    async def __aenter__(self) -> Self:
+        await self._faults.__aenter__()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.unlock()
+        await self._faults.__aexit__(kind, error, traceback)
+
+    async def stop(self, name: str) -> None:
+        await self._faults.ask(hold=name)
+
+    async def start(self, name: str) -> None:
+        await self._faults.ask(release=name)
+
+    async def kill(self, name: str) -> None:
+        pid = (await self.processes()).get(name)
+        if pid is None:
+            raise LabError(f"this lab runs no {name}")
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+    async def slow(self, name: str, seconds: float) -> None:
+        await self._faults.ask(slow=name, seconds=seconds)
+
+    async def lock(self) -> None:
+        def take() -> Any:
+            connection = psycopg2.connect(self._lab.state["postgres"]["url"])
+            try:
+                with connection.cursor() as cursor:
+                    cursor.execute(LOCK)
+            except BaseException:
+                connection.close()
+                raise
+            return connection
+
+        try:
+            self._locking = await asyncio.to_thread(take)
+        except psycopg2.Error as error:
+            raise LabError(f"the table of dice cannot be locked: {error}") from None
+
+    async def unlock(self) -> None:
+        if self._locking is not None:
+            self._locking.close()
+            self._locking = None
+
+    async def processes(self) -> dict[str, int | None]:
+        state = self._lab.directory.state() or {}
+        entries = [*state.get("services", []), *state.get("engines", [])]
+        found: dict[str, int | None] = {entry["name"]: entry["pid"] for entry in entries}
+        if "postgres" in state:
+            found["postgres"] = state["postgres"]["pid"]
+        return found
+
+
+class ContainerTarget(Target):
+    """The lab of a compose project.
+
+    A slow container is one that is paused most of the time. If the experiment itself is killed with SIGKILL, its
+    containers stay stopped or paused; ``unpause`` and ``start`` of docker or podman put that right.
+    """
+
+    def __init__(self, containers: Containers) -> None:
+        self._containers = containers
+        self._stopped: set[str] = set()
+        self._stutters: dict[str, asyncio.Task[None]] = {}
+        self._locking: asyncio.subprocess.Process | None = None
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        for name in list(self._stutters):
+            await self.slow(name, 0)
+        await self.unlock()
+        for name in list(self._stopped):
+            await self.start(name)
+
+    async def stop(self, name: str) -> None:
+        self._stopped.add(name)
+        # stop, not kill: docker restarts a killed container.
+        await self._containers.run("stop", "--time", "0", self._containers.id(name))
+
+    async def start(self, name: str) -> None:
+        await self._containers.run("start", self._containers.id(name))
+        self._stopped.discard(name)
+
+    async def kill(self, name: str) -> None:
+        pid = (await self.processes())[name]
+        try:
+            # From outside: the first process of a container cannot be killed from inside it.
+            if pid:
+                os.kill(pid, signal.SIGKILL)
+        except OSError as error:
+            raise LabError(f"process {pid} of the {name} cannot be killed from here: {error.strerror}") from None
+
+    async def slow(self, name: str, seconds: float) -> None:
+        stutter = self._stutters.pop(name, None)
+        if stutter is not None:
+            stutter.cancel()
+            await asyncio.gather(stutter, return_exceptions=True)
+            with suppress(LabError):  # it may not have been paused at this moment
+                await self._containers.run("unpause", self._containers.id(name))
+        if seconds:
+            self._stutters[name] = asyncio.ensure_future(self._stutter(self._containers.id(name), seconds))
+
+    async def _stutter(self, container: str, seconds: float) -> None:
+        while True:
+            await self._containers.run("pause", container)
+            await asyncio.sleep(seconds)
+            await self._containers.run("unpause", container)
+            await asyncio.sleep(RUN_TIME)
+
+    async def lock(self) -> None:
+        self._locking = await asyncio.create_subprocess_exec(
+            *(
+                self._containers.command,
+                "exec",
+                self._containers.id("postgres"),
+                *PSQL,
+                f"BEGIN; {LOCK}; SELECT pg_sleep(600)",
+            ),
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.DEVNULL,
+            stderr=asyncio.subprocess.DEVNULL,
+            start_new_session=True,
+        )
+
+    async def unlock(self) -> None:
+        if self._locking is not None:
+            await self._containers.run("exec", self._containers.id("postgres"), *PSQL, UNLOCK)
+            await self._locking.wait()
+            self._locking = None
+
+    async def processes(self) -> dict[str, int | None]:
+        found: dict[str, int | None] = {}
+        for name, container in self._containers.ids.items():
+            pid = (await self._containers.run("inspect", "--format", "{{.State.Pid}}", container)).strip()
+            found[name] = int(pid) or None
+        return found

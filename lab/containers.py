@@ -1,0 +1,92 @@
+"""The containers of a compose project, through docker or podman."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import subprocess
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+
+from lab import LabError
+
+PROJECT = "dicelab"  # the compose project
+# The command of each container engine, and the template that prints a container's compose service.
+COMMANDS = {
+    "docker": '{{.Label "com.docker.compose.service"}}',
+    "podman": '{{index .Labels "com.docker.compose.service"}}',
+}
+
+
+@dataclass(frozen=True)
+class Containers:
+    """The running containers of a project.
+
+    Attributes:
+        command: ``docker`` or ``podman``.
+        ids: the id of each container, by the name of its compose service.
+    """
+
+    command: str
+    ids: Mapping[str, str]
+
+    def id(self, name: str) -> str:
+        """The id of a container.
+
+        Raises:
+            LabError: when the project has no such container.
+        """
+        if name not in self.ids:
+            raise LabError(f"the project has no container for {name}")
+        return self.ids[name]
+
+    async def run(self, *arguments: str) -> str:
+        """Run a command of the container engine and return what it prints.
+
+        Raises:
+            LabError: when the command fails.
+        """
+        return await _output([self.command, *arguments])
+
+    def log_lines(self, name: str) -> list[str]:
+        """The complete lines that a container has written to stdout, as far as the engine has kept them."""
+        logs = subprocess.run(
+            [self.command, "logs", self.id(name)],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            check=True,
+        )
+        return logs.stdout.decode(errors="replace").split("\n")[:-1]
+
+
+async def find(project: str = PROJECT) -> Containers:
+    """Find the running containers of a compose project.
+
+    Raises:
+        LabError: when there are none.
+    """
+    label = f"label=com.docker.compose.project={project}"
+    for command, of_service in COMMANDS.items():
+        if shutil.which(command):
+            with suppress(LabError):  # the client is installed, but its daemon does not run
+                lines = await _output([command, "ps", "--filter", label, "--format", "{{.ID}} " + of_service])
+                if lines:
+                    found = (line.partition(" ") for line in lines.splitlines())
+                    return Containers(command, {name: container for container, _, name in found})
+    raise LabError(f"no containers of the project {project} run here; make compose starts some")
+
+
+async def _output(command: Sequence[str]) -> str:
+    process = await asyncio.create_subprocess_exec(
+        *command,
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+        start_new_session=True,  # Ctrl-C must not interrupt the commands that take a fault out
+    )
+    output, errors = await process.communicate()
+    if process.returncode != 0:
+        raise LabError(f"{' '.join(command)}: {errors.decode(errors='replace').strip()[-300:]}")
+    return output.decode()

@@ -1,0 +1,164 @@
+"""Spans, log lines and samples as a lab writes them, read from OTLP JSON, JSON lines and the Prometheus text format."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from prometheus_client.openmetrics.parser import text_string_to_metric_families
+from prometheus_client.samples import Sample
+
+__all__ = [
+    "OPENMETRICS",
+    "Line",
+    "Sample",
+    "Span",
+    "parse_export",
+    "parse_line",
+    "parse_samples",
+    "parse_spans",
+    "total",
+]
+
+OPENMETRICS = "application/openmetrics-text; version=1.0.0"  # the ``Accept`` header that :func:`parse_samples` needs
+# Span kinds and status codes are numbers in files; Tempo writes the names of its protocol buffers.
+KINDS = ("SPAN_KIND_UNSPECIFIED", "SPAN_KIND_INTERNAL", "SPAN_KIND_SERVER", "SPAN_KIND_CLIENT")
+STATUSES = ("STATUS_CODE_UNSET", "STATUS_CODE_OK", "STATUS_CODE_ERROR")
+ERROR = STATUSES.index("STATUS_CODE_ERROR")
+
+
+@dataclass(frozen=True)
+class Span:
+    """One span.
+
+    Attributes:
+        trace_id, span_id, parent_id: hexadecimal; ``parent_id`` is empty for a root span.
+        kind, status: as OTLP numbers them.
+        start, end: nanoseconds since 1970.
+        events: the names of the events.
+    """
+
+    service: str
+    name: str
+    trace_id: str
+    span_id: str
+    parent_id: str
+    kind: int
+    start: int
+    end: int
+    status: int
+    attributes: dict[str, Any]
+    events: list[str]
+
+    @property
+    def failed(self) -> bool:
+        return self.status == ERROR
+
+
+@dataclass(frozen=True)
+class Line:
+    """One log line; ``fields`` is the whole JSON object, ``timestamp`` in RFC 3339."""
+
+    timestamp: str
+    level: str
+    service: str
+    message: str
+    trace_id: str
+    fields: Mapping[str, Any]
+
+    def has(self, **fields: Any) -> bool:
+        """Whether the line has all these fields with these values."""
+        return fields.items() <= self.fields.items()
+
+
+def parse_spans(lines: Iterable[str], trace_id: str | None = None) -> list[Span]:
+    """The spans of the lines of a trace file, of one trace where ``trace_id`` is given.
+
+    Raises:
+        KeyError, ValueError: when a line is not OTLP JSON.
+    """
+    return [
+        span
+        for line in lines
+        if trace_id is None or trace_id in line
+        for span in parse_export(json.loads(line), trace_id)
+    ]
+
+
+def parse_export(document: Mapping[str, Any], trace_id: str | None = None) -> list[Span]:
+    """The spans of one OTLP JSON document (``resourceSpans``), of one trace where ``trace_id`` is given."""
+    return [
+        span
+        for resource in document.get("resourceSpans", [])
+        for scope in resource["scopeSpans"]
+        for span in _spans(_attributes(resource["resource"]["attributes"])["service.name"], scope["spans"])
+        if trace_id in (None, span.trace_id)
+    ]
+
+
+def _spans(service: str, entries: Iterable[Mapping[str, Any]]) -> Iterable[Span]:
+    for entry in entries:
+        yield Span(
+            service=service,
+            name=entry["name"],
+            trace_id=_hexadecimal(entry["traceId"], 32),
+            span_id=_hexadecimal(entry["spanId"], 16),
+            parent_id=_hexadecimal(entry.get("parentSpanId", ""), 16),
+            kind=_number(entry.get("kind", 0), KINDS),
+            start=int(entry["startTimeUnixNano"]),
+            end=int(entry["endTimeUnixNano"]),
+            status=_number(entry.get("status", {}).get("code", 0), STATUSES),
+            attributes=_attributes(entry.get("attributes", [])),
+            events=[event["name"] for event in entry.get("events", [])],
+        )
+
+
+def _hexadecimal(identifier: str, digits: int) -> str:
+    """An id in hexadecimal: Tempo writes base64, as JSON does for any other protocol buffer."""
+    return identifier if len(identifier) in (0, digits) else base64.b64decode(identifier).hex()
+
+
+def _number(value: int | str, names: Sequence[str]) -> int:
+    return names.index(value) if isinstance(value, str) else value
+
+
+def _attributes(entries: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    return {entry["key"]: _value(entry["value"]) for entry in entries}
+
+
+def _value(value: Mapping[str, Any]) -> Any:
+    kind, content = next(iter(value.items()), ("", ""))
+    return int(content) if kind == "intValue" else content
+
+
+def parse_line(text: str) -> Line:
+    """One log line.
+
+    Raises:
+        ValueError: when it is not a JSON object.
+    """
+    fields = json.loads(text)
+    if not isinstance(fields, dict):
+        raise ValueError(f"not a JSON object: {text[:100]}")
+    timestamp, level, service, message, trace_id = (
+        str(fields.get(name, "")) for name in ("timestamp", "level", "logger", "message", "trace_id")
+    )
+    return Line(timestamp, level, service, message, trace_id, fields)
+
+
+def parse_samples(text: str) -> list[Sample]:
+    """The samples of a ``/metrics`` page in the OpenMetrics format.
+
+    Raises:
+        ValueError: when the page is in another format.
+    """
+    return [sample for family in text_string_to_metric_families(text) for sample in family.samples]  # type: ignore[no-untyped-call]
+
+
+def total(samples: Iterable[Sample], name: str, labels: Mapping[str, str] | None = None) -> float:
+    """The sum of the samples with this name that have these labels; 0 where there are none."""
+    wanted = (labels or {}).items()
+    return sum(sample.value for sample in samples if sample.name == name and wanted <= sample.labels.items())

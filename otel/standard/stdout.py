@@ -1,0 +1,72 @@
+"""What ``logging`` lacks for this lab: a handler for a stdout that may stall."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections import deque
+
+# Lines that may wait while nobody reads stdout; further ones are dropped and counted.
+MAX_WAITING_LINES = 100_000
+LINES_PER_WRITE = 1024
+WRITE_INTERVAL = 0.02  # seconds a line waits for others, so that one write takes many
+
+
+class StdoutHandler(logging.Handler):
+    """Writes lines from a thread of its own: a reader of stdout that stalls must not block the event loop."""
+
+    def __init__(self, formatter: logging.Formatter, descriptor: int) -> None:
+        super().__init__()
+        self.setFormatter(formatter)
+        self._descriptor = descriptor
+        self._lines: deque[bytes] = deque()
+        self.dropped = 0
+        self._filled = threading.Event()
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="log-writer", daemon=True)
+        self._thread.start()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if len(self._lines) >= MAX_WAITING_LINES:
+            self.dropped += 1
+            return
+        try:
+            line = self.format(record)
+        except Exception as error:  # a line that cannot be formatted must not disappear
+            line = self._own_line(f"unprintable log line {record.msg!r} from {record.pathname}: {type(error).__name__}")
+        self._lines.append(line.encode() + b"\n")
+        if not self._filled.is_set():
+            self._filled.set()
+
+    def _own_line(self, message: str) -> str:
+        return self.format(logging.LogRecord(__name__, logging.ERROR, "", 0, message, (), None))
+
+    def stop(self, timeout: float = 5.0) -> None:
+        """Write the lines that wait, then end the thread; gives up after ``timeout`` seconds."""
+        self._stopping.set()
+        self._filled.set()
+        self._thread.join(timeout)
+
+    def _run(self) -> None:
+        reported = 0
+        while not (self._stopping.is_set() and not self._lines):
+            self._filled.wait()
+            self._stopping.wait(WRITE_INTERVAL)
+            self._filled.clear()  # before the lines are taken: a line added from here on sets it again
+            while self._lines:
+                count = min(len(self._lines), LINES_PER_WRITE)
+                if not self._write(b"".join([self._lines.popleft() for _ in range(count)])):
+                    return
+            if lost := self.dropped - reported:
+                reported += lost
+                self._write(self._own_line(f"{lost} log lines dropped: stdout is not being read").encode() + b"\n")
+
+    def _write(self, data: bytes) -> bool:
+        rest = memoryview(data)
+        try:
+            while rest:
+                rest = rest[os.write(self._descriptor, rest) :]
+        except OSError:  # stdout is closed: there is nowhere left to report that
+            return False
+        return True

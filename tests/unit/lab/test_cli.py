@@ -1,0 +1,148 @@
+from __future__ import annotations
+
+import importlib.metadata
+import io
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+from rich.console import Console
+from rich.text import Text
+
+from lab import options
+from lab.chaos.experiments import EXPERIMENTS
+from lab.check import conclusion
+from lab.cli import dicelab, main
+from lab.client import NotRunning
+from lab.load.generator import PROFILES
+from lab.supervise import stages
+from lab.supervise.overview import print_overview
+
+STATE: dict[str, Any] = {
+    "stage": 6,
+    "telemetry": "fast",
+    "services": [
+        {"name": "dice-roller", "url": "http://127.0.0.1:8000", "pid": 1234567, "restarts": 2},
+        {"name": "frontend", "url": "http://127.0.0.1:8002", "pid": 1234568, "restarts": 0},
+    ],
+    "engines": [{"name": "postgres-exporter", "url": "http://127.0.0.1:8011", "pid": 1234569, "restarts": 0}],
+    "postgres": {"url": "postgresql://", "pid": 1234570, "restarts": 0},
+}
+
+
+@pytest.fixture
+def given(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """The options that a command was run with."""
+    found: dict[str, Any] = {}
+
+    def run(module: str, options: dict[str, Any]) -> int:
+        found.update(options)
+        return 0
+
+    monkeypatch.setattr("lab.cli._run", run)
+    return found
+
+
+def test_version() -> None:
+    assert CliRunner().invoke(dicelab, ["--version"]).output.split()[-1] == importlib.metadata.version("dicelab")
+
+
+def test_help_imports_neither_what_commands_run_nor_what_prints() -> None:
+    code = "import sys, lab.cli; lab.cli.main(['--help']); print(*sys.modules)"
+    result = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    *text, modules = result.stdout.splitlines()
+    assert any("chaos" in line for line in text)
+    assert not {"aiohttp", "opentelemetry", "psycopg2", "rich.console", "lab.client"}.intersection(modules.split())
+
+
+def test_each_command_has_a_sentence_of_help_that_fits_60_columns() -> None:
+    for name, command in dicelab.commands.items():
+        result = CliRunner().invoke(dicelab, [name, "--help"], terminal_width=60)
+        assert result.exit_code == 0
+        assert command.help
+        assert max(map(len, result.output.splitlines())) <= 60, name
+
+
+def test_options_and_what_they_choose_from_are_the_same() -> None:
+    assert set(options.EXPERIMENTS) == set(EXPERIMENTS)
+    assert set(options.PROFILES) == set(PROFILES)
+    assert len(stages.SERVICES) == 3  # the highest base port leaves room for them
+
+
+@pytest.mark.parametrize(
+    ("text", "dice"), [("fair", {"fair": 1.0}), ("fair=3,risky", {"fair": 3.0, "risky": 1.0}), ("x=0.5", {"x": 0.5})]
+)
+def test_dice_with_proportions(given: dict[str, Any], text: str, dice: dict[str, float]) -> None:
+    assert main(["traffic", "--die", text]) == 0
+    assert given["die"] == dice
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["traffic", "--die", "fair=0"], "no die with a proportion above 0"),
+        (["traffic", "--die", "=1"], "no die with a proportion above 0"),
+        (["traffic", "--die", "fair=x"], "no die with a proportion above 0"),
+        (["traffic", "--rate", "nan"], "nan is not from 0.1 to 100000 a second"),
+        (["traffic", "--users", "1.5"], "not a whole number"),
+        (["traffic", "--url", "localhost"], "no URL such as"),
+        (["load-db", "--ratio", "1"], "no ratio such as 1:4"),
+        (["load-db", "--ratio", "0:0"], "no ratio such as 1:4"),
+        (["chaos", "earthquake"], "database-down"),
+        (["up", "--telemetry", "none"], "standard"),
+        (["up", "--stag", "3"], "--stage"),
+        (["dwon"], "down"),
+    ],
+)
+def test_wrong_usage_is_said_and_nothing_runs(
+    given: dict[str, Any], capsys: pytest.CaptureFixture[str], arguments: list[str], text: str
+) -> None:
+    assert main(arguments) == 2
+    assert text in " ".join(capsys.readouterr().err.split())
+    assert not given
+
+
+def test_defaults_of_a_ratio_and_a_run_dir(given: dict[str, Any]) -> None:
+    assert main(["load-db"]) == 0
+    assert given["ratio"] == (1.0, 4.0)
+    assert given["run_dir"] == Path(".dicelab")
+
+
+def overview(**console: Any) -> str:
+    output = io.StringIO()
+    print_overview(Console(file=output, **console), STATE, {"dice-roller": "ready", "frontend": "it does not answer"})
+    return output.getvalue()
+
+
+def test_an_overview_without_a_terminal_is_plain_and_a_line_a_part() -> None:
+    lines = overview().splitlines()
+    assert lines[0].strip() == "Dice Lab, stage 6, fast telemetry"
+    rows = [line.split() for line in lines[2:]]
+    assert [row[0] for row in rows] == ["dice-roller", "frontend", "postgres-exporter", "postgres"]
+    assert rows[0][1:] == ["http://127.0.0.1:8000", "1234567", "ready,", "started", "again", "2x"]
+    assert all(character.isascii() for character in overview())
+
+
+def test_an_overview_fits_60_columns_and_has_no_colours_where_none_are_wanted() -> None:
+    text = overview(force_terminal=True, width=60, no_color=True)
+    plain = Text.from_ansi(text).plain
+    assert max(len(line.rstrip()) for line in plain.splitlines()) <= 60
+    assert "http://127.0.0.1:8011" in plain
+    assert not re.search(r"\x1b\[[\d;]*\b(?:3[0-7]|9[0-7]|38)\b", text)
+
+
+@pytest.mark.parametrize(
+    ("missing", "engines", "text"),
+    [
+        (0, [], "All features work."),
+        (0, ["tempo", "loki", "tempo"], "All checked features work; 3 not checked: no Loki, Tempo"),
+        (2, [], "2 missing"),
+        (1, [""], "1 missing; 1 not checked"),
+    ],
+)
+def test_the_conclusion_of_a_check(missing: int, engines: list[str], text: str) -> None:
+    assert conclusion(missing, [NotRunning("", engine) for engine in engines]) == text
