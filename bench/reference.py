@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import sys
 from collections.abc import AsyncIterator
 from typing import Any
@@ -23,7 +24,9 @@ from roller.catalogue import RemoteCatalogue
 from roller.dice import Table
 from web import health, problems
 from web.client import MostRecentFirstConnector
-from web.settings import EVENT_LOOPS, Environment
+from web.connection import Runner
+from web.hosts import AllowedHosts
+from web.settings import EVENT_LOOPS, Environment, ServerSettings
 from web.tuning import backlog
 
 
@@ -103,16 +106,19 @@ def main(which: str) -> None:
         app, server = die_service_app(die_service_settings), die_service_settings.server
     app[health.STOPPING] = asyncio.Event()
     app.router.add_get("/readyz", health.readyz, allow_head=False)
-    web.run_app(
-        app,
-        host=server.host,
-        port=server.port,
-        access_log=None,
-        handler_cancellation=True,
-        backlog=backlog(server),
-        print=None,
-        loop=EVENT_LOOPS[server.event_loop](),
-    )
+    with asyncio.Runner(loop_factory=EVENT_LOOPS[server.event_loop]) as runner:
+        runner.run(serve(app, server))
+
+
+async def serve(app: web.Application, settings: ServerSettings) -> None:
+    """As ``web.server`` does it, with Python's own thresholds of garbage collection."""
+    stopping = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopping.set)
+    runner = Runner(app, AllowedHosts([]), handler_cancellation=True, shutdown_timeout=1)
+    await runner.setup()
+    await web.TCPSite(runner, settings.host, settings.port, backlog=backlog(settings)).start()
+    await stopping.wait()
+    await runner.cleanup()
 
 
 if __name__ == "__main__":

@@ -116,6 +116,12 @@ def of_client(method: str, url: str) -> Attributes:
             attributes["server.address"] = parts.hostname
         if parts.port:
             attributes["server.port"] = parts.port
+    if OLD_HTTP and NEW_HTTP:  # the package has these where both are chosen, and not where the older names alone are
+        attributes |= {
+            old: attributes[new]
+            for old, new in (("http.host", "server.address"), ("net.peer.port", "server.port"))
+            if new in attributes
+        }
     return attributes
 
 

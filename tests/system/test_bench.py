@@ -52,12 +52,12 @@ def measured(
 def test_signals_and_paths_are_measured(tmp_path: Path) -> None:
     result, document = measured(tmp_path, "signals", "paths")
     assert result.returncode == 0, result.stdout + result.stderr
-    assert "all, over OTLP/HTTP" in result.stdout
+    assert "fast, over OTLP" in result.stdout
     assert document["faults"] == []
     assert document["load"] == "bench.load"
     signals, paths = document["signals"], document["paths"]
     assert len({run["variant"] for run in signals}) == len(signals) == 9
-    assert len({(run["variant"], run["path"]) for run in paths}) == len(paths) == 10
+    assert len({(run["variant"], run["path"]) for run in paths}) == len(paths) == 20
     for run in signals + paths:
         assert run["requests"] > 0
         assert run["failed"] == 0
@@ -67,7 +67,9 @@ def test_signals_and_paths_are_measured(tmp_path: Path) -> None:
 
 def test_scale_is_measured(tmp_path: Path) -> None:
     result, document = measured(tmp_path, "scale", "--minutes", "0.01", seconds=0.4)
-    crowd, *others = document["scale"]
+    crowd, fast, *others = document["scale"]
+    assert (crowd["variant"], fast["variant"]) == ("standard", "fast")
+    assert "TELEMETRY=" in result.stdout
     # A machine with much else to do may refuse some of a thousand who come at once, which then is said.
     assert len(document["faults"]) == (crowd["failed"] > 0), document["faults"]
     assert result.returncode == (crowd["failed"] > 0), result.stdout + result.stderr

@@ -30,7 +30,7 @@ import roller.settings
 from otel import http, logs, metrics, traces
 from web.application import add_common_routes, new_application
 from web.connection import Runner
-from web.hosts import ANY, AllowedHosts
+from web.hosts import AllowedHosts
 from web.problems import Problem, timed_out, unavailable
 from web.settings import Environment
 
@@ -123,7 +123,7 @@ async def ends(request: web.Request) -> web.StreamResponse:
 
 @asynccontextmanager
 async def served(app: web.Application, port: int) -> AsyncIterator[None]:
-    runner = Runner(app, AllowedHosts([ANY]), handler_cancellation=True, shutdown_timeout=1)
+    runner = Runner(app, AllowedHosts(["lab"]), handler_cancellation=True, shutdown_timeout=1)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", port).start()
     yield

@@ -176,20 +176,12 @@ def runs(
     for telemetry in ("standard", "fast"):
         directory = tmp_path_factory.mktemp(telemetry)
         environ = {name: value for name, value in os.environ.items() if not name.startswith("OTEL_")}
+        chosen = {"OTEL_SEMCONV_STABILITY_OPT_IN": request.param}
         result = subprocess.run(
             [sys.executable, "-W", "ignore", "-m", "tests.unit.otel.oracle", str(directory), *ports],
-            env={
-                **environ,
-                "TELEMETRY": telemetry,
-                "DATABASE_URL": database,
-                "OTEL_SEMCONV_STABILITY_OPT_IN": request.param,
-            },
-            cwd=ROOT,
-            check=False,
-            capture_output=True,
-            text=True,
-            timeout=110,
-        )
+            env=environ | chosen | {"TELEMETRY": telemetry, "DATABASE_URL": database},
+            cwd=ROOT, check=False, capture_output=True, text=True, timeout=110,
+        )  # fmt: skip
         assert (result.returncode, result.stderr) == (0, "")
         found.append(Run(directory))
     return found[0], found[1]
