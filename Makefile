@@ -31,7 +31,7 @@ AXE := tests/axe/node_modules/.package-lock.json
 .PHONY: help up down compose compose-down lock sbom test test-unit dashboards fmt lint clean
 
 help:  ## list these targets
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
 
 up: $(VENV)/installed  ## run the lab: make up, or make up STAGE=3
 	$(BIN)/dicelab up --stage $(STAGE) $(ARGS)

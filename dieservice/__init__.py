@@ -1,1 +1,1 @@
-"""die-service: knows which dice there are."""
+"""die-service: keeps the catalogue of dice."""

@@ -1,4 +1,4 @@
-"""The die-service, put together from its settings."""
+"""The die-service's application, composed from its settings."""
 
 from __future__ import annotations
 
@@ -32,30 +32,30 @@ def create_app(settings: Settings) -> web.Application:
     else:
         catalogue = PostgresCatalogue(settings.database, dice, telemetry, DatabaseTelemetry(registry))
         app[routes.CATALOGUE] = catalogue
-        app.cleanup_ctx.append(_kept_connected(catalogue))
+        app.cleanup_ctx.append(_keep_connected(catalogue))
 
         async def database_ready() -> str | None:
             return None if catalogue.connected else "the database is away"
 
         readiness = database_ready
 
-    async def announced(app: web.Application) -> AsyncIterator[None]:
+    async def log_start(app: web.Application) -> AsyncIterator[None]:
         telemetry.started(settings.server.port, len(dice))
         yield
 
-    app.cleanup_ctx.append(announced)
+    app.cleanup_ctx.append(log_start)
     add_common_routes(
         app,
         registry,
         title="die-service",
-        description="Knows which dice there are.",
+        description="Keeps the catalogue of dice.",
         readiness=readiness,
         workers_dir=settings.server.workers_dir,
     )
     return app
 
 
-def _kept_connected(catalogue: PostgresCatalogue) -> Callable[[web.Application], AsyncIterator[None]]:
+def _keep_connected(catalogue: PostgresCatalogue) -> Callable[[web.Application], AsyncIterator[None]]:
     async def run(app: web.Application) -> AsyncIterator[None]:
         task = asyncio.create_task(catalogue.keep_connected())
         yield

@@ -1,4 +1,4 @@
-"""The dice there are: what a die is, and a catalogue of them read from a JSON file."""
+"""The catalogue of dice: what a die is, and a catalogue from a JSON file."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from web.settings import SettingsError
 
 @dataclass(frozen=True)
 class Specification:
-    """A die: its name, the faces it may show, and how often, from 0 to 1, rolling it fails."""
+    """A die: its identifier, its faces, and the probability, from 0 to 1, that a roll fails."""
 
     identifier: str
     faces: tuple[int, ...]
@@ -28,7 +28,7 @@ class Specification:
 
 
 class UnknownDie(LookupError):
-    """No die has this identifier; ``known`` are those that are there."""
+    """No die has this identifier; ``known`` are the identifiers of those that exist."""
 
     def __init__(self, identifier: str, known: Sequence[str]) -> None:
         super().__init__(f"There is no die {identifier!r}.")
@@ -36,15 +36,16 @@ class UnknownDie(LookupError):
 
 
 class CatalogueUnavailable(Exception):
-    """The dice cannot be had now: the database is away or too busy."""
+    """The database is away or too busy."""
 
 
 class CatalogueTimeout(Exception):
-    """The database took the query and did not answer in time."""
+    """The database accepted the query and did not answer in time."""
 
 
 class Catalogue(Protocol):
-    """Raises :class:`CatalogueUnavailable` or :class:`CatalogueTimeout` where it depends on a database."""
+    """Where dice are found. One that depends on a database raises :class:`CatalogueUnavailable` or
+    :class:`CatalogueTimeout`."""
 
     async def identifiers(self) -> list[str]:
         """All identifiers, sorted."""
@@ -75,7 +76,7 @@ def read_file(path: Path) -> list[Specification]:
     """Read dice from a JSON file: a list of objects with ``identifier``, ``faces`` and ``error_rate``.
 
     Raises:
-        SettingsError: when the file is missing or holds something else.
+        SettingsError: when the file is missing or its content is not such a list.
     """
     try:
         dice = [_specification(entry) for entry in orjson.loads(path.read_bytes())]

@@ -33,6 +33,7 @@ from dieservice.connections import (
 )
 from dieservice.settings import DatabaseSettings
 from dieservice.telemetry import DatabaseTelemetry, DiceTelemetry
+from web.params import is_name
 
 SCHEMA = Path(__file__).parent / "schema.sql"
 LIST = 'SELECT identifier FROM dice ORDER BY identifier COLLATE "C"'
@@ -82,8 +83,7 @@ class PostgresCatalogue:
         return self._pool is not None
 
     async def identifiers(self) -> list[str]:
-        rows = await self._query("list", LIST)
-        self._remember([row[0] for row in rows])
+        self._remember(await self._query("list", LIST))
         return list(self._known)
 
     async def get(self, identifier: str) -> Specification:
@@ -177,7 +177,10 @@ class PostgresCatalogue:
             await execute(cursor, SCHEMA.read_text(), (), timeout)
             for die in self._seed:
                 await execute(cursor, SEED, (die.identifier, list(die.faces), die.error_rate), timeout)
-            self._remember([row[0] for row in await execute(cursor, LIST, (), timeout)])
+            rows = await execute(cursor, LIST, (), timeout)
+        self._remember(rows)
+        if len(self._known) < len(rows):
+            self._telemetry.names_rejected(len(rows) - len(self._known))
         self._telemetry.seeded(len(self._known))
 
     async def _probe(self, control: Connection, pool: Pool) -> None:
@@ -193,9 +196,10 @@ class PostgresCatalogue:
                 with suppress(asyncio.TimeoutError, psycopg2.Error):
                     await pool.fill()
 
-    def _remember(self, identifiers: list[str]) -> None:
-        self._known = identifiers
-        self._dice.loaded(identifiers)
+    def _remember(self, rows: list[Any]) -> None:
+        """Keep the identifiers of the list; no request can name the others, and clients must not see them."""
+        self._known = [identifier for (identifier,) in rows if is_name(identifier)]
+        self._dice.loaded(self._known)
 
 
 class _BrokenConnection(Exception):

@@ -1,4 +1,4 @@
-"""The die-service's routes: check the query, ask the catalogue, answer."""
+"""The die-service's routes: check the query, look into the catalogue, answer."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ DIE_ANSWER = {
 
 
 @describe(
-    "List the dice there are, or show one.",
+    "List the dice, or show one.",
     {"oneOf": [LIST_ANSWER, DIE_ANSWER]},
     [params.die_parameter("identifier", required=False)],
     "bad-request unknown-die method-not-allowed unavailable timed-out",

@@ -16,7 +16,7 @@ DICE_FILE = Path(__file__).parent / "dice.json"
 
 @dataclass(frozen=True)
 class DatabaseSettings:
-    """How PostgreSQL is reached and how long anything about it may take, in seconds."""
+    """PostgreSQL's address and limits; times in seconds."""
 
     url: str = field(repr=False)  # may hold a password
     pool_size: int
@@ -28,8 +28,8 @@ class DatabaseSettings:
 @dataclass(frozen=True)
 class Settings:
     server: ServerSettings
-    dice: tuple[Specification, ...]  # as the file has them
-    database: DatabaseSettings | None  # None: dice come from the file alone
+    dice: tuple[Specification, ...]  # of the file
+    database: DatabaseSettings | None  # None: no database
 
     @classmethod
     def read(cls, env: Environment) -> Settings:
@@ -38,7 +38,7 @@ class Settings:
         if in_database and not url:
             raise SettingsError("DATABASE_URL is not set, but DICE_STORE=postgres needs it")
         if in_database and not _is_database_url(url):
-            # Its value is not repeated: it may hold a password.
+            # The message leaves out the value: it may hold a password.
             raise SettingsError("DATABASE_URL: must be a URL such as postgresql://user:password@host:5432/dice")
         return cls(
             server=ServerSettings.read(env, default_port=8001),

@@ -1,4 +1,4 @@
-"""Everything observable of the die-service: its metrics, its spans and its log lines, each in one place.
+"""Everything observable of the die-service: its metrics, spans and log lines.
 
 Spans: ``GET /dice`` (server) carries ``die.identifier`` and ``die.found``; ``SELECT`` (by the aiopg
 instrumentation) one query, with its statement but not its parameters.
@@ -22,16 +22,18 @@ _line = logs.events(SERVICE)
 
 
 class DiceTelemetry:
-    """Questions for dice."""
+    """Requests for dice."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self._requested = metrics.Counter(
             "die_specifications_requested_total",
-            "Dice asked for, by identifier (one that is in the catalogue, else 'unknown').",
+            "Dice requested, by identifier (one that is in the catalogue, else 'unknown').",
             ["identifier"],
             registry=registry,
         )
-        self._listed = metrics.Counter("die_list_requests_total", "Lists of all dice asked for.", registry=registry)
+        self._listed = metrics.Counter(
+            "die_list_requests_total", "Requests for the list of all dice.", registry=registry
+        )
         self._loaded = metrics.Gauge("die_specifications_loaded", "Dice in the catalogue.", registry=registry)
         self._known: frozenset[str] = frozenset()
         self._requested.labels(UNKNOWN)
@@ -40,7 +42,7 @@ class DiceTelemetry:
         _line(logging.INFO, f"Die service started with {dice} dice", port=port, dice=dice)
 
     def loaded(self, identifiers: list[str]) -> None:
-        """These are the dice now; only they become label values."""
+        """Set the dice of the catalogue; only their identifiers become label values."""
         self._known = frozenset(identifiers)
         self._loaded.set(len(identifiers))
         for identifier in identifiers:
@@ -69,7 +71,7 @@ class DatabaseTelemetry:
     def __init__(self, registry: CollectorRegistry) -> None:
         self._queries = metrics.Counter(
             "database_queries_total",
-            "Queries, by kind (list or get) and result (success or error); one that found no connection is an error.",
+            "Queries, by kind (list or get) and result (success or error); one that gets no connection is an error.",
             ["query_type", "result"],
             registry=registry,
         )
@@ -81,11 +83,11 @@ class DatabaseTelemetry:
             registry=registry,
         )
         self._pool_size = metrics.Gauge(
-            "database_connection_pool_size", "Connections of the pool that are open now.", registry=registry
+            "database_connection_pool_size", "Open connections of the pool.", registry=registry
         )
         self._pool_available = metrics.Gauge(
             "database_connection_pool_available",
-            "Open connections of the pool that are free now.",
+            "Open connections of the pool that are not in use.",
             registry=registry,
         )
         for query_type in QUERY_TYPES:
@@ -94,7 +96,7 @@ class DatabaseTelemetry:
             self._duration.labels(query_type)
 
     def watch_pool(self, size: Callable[[], int], available: Callable[[], int]) -> None:
-        """Ask these at each scrape: connections that are open, and those of them that nobody uses."""
+        """Take the gauges from these at each scrape: open connections, and those of them that are not in use."""
         self._pool_size.set_function(size)
         self._pool_available.set_function(available)
 
@@ -103,6 +105,9 @@ class DatabaseTelemetry:
 
     def seeded(self, dice: int) -> None:
         _line(logging.INFO, "Database seeded", db_result_count=dice)
+
+    def names_rejected(self, count: int) -> None:
+        _line(logging.WARNING, f"{count} dice left out: control characters in their names")
 
     def connection_failed(self, error: BaseException) -> None:
         reason = str(error).strip() or type(error).__name__

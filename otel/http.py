@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+from collections.abc import Callable, Iterable
 from time import perf_counter
 
 from aiohttp import web
@@ -61,9 +62,10 @@ class HttpMetrics:
             registry=registry,
         )
 
-    def expect(self, handler: str, method: str) -> None:
-        """Make the series of a route exist, at zero, before its first request."""
-        self._requests.labels(handler, method, "200")
+    def expect(self, handler: str, method: str, statuses: Iterable[int]) -> None:
+        """Make the series of a route exist, at zero: one that appears with its first error hides it from increase()."""
+        for status in statuses:
+            self._requests.labels(handler, method, str(status))
         self._duration.labels(handler, method)
 
     def answered(self, handler: str, method: str, status: int, seconds: float | None) -> None:
@@ -78,13 +80,15 @@ class HttpMetrics:
 HTTP_METRICS = web.AppKey("http_metrics", HttpMetrics)
 
 
-def observe_requests(app: web.Application, registry: CollectorRegistry) -> None:
-    """Register the HTTP metrics and make the series of each of the application's routes exist."""
+def observe_requests(
+    app: web.Application, registry: CollectorRegistry, expected: Callable[[web.AbstractRoute], Iterable[int]]
+) -> None:
+    """Register the HTTP metrics and make the series of each route exist, with the statuses ``expected`` of it."""
     http_metrics = app[HTTP_METRICS] = HttpMetrics(registry)
     for resource in app.router.resources():
         for route in resource:
             if resource.canonical not in UNOBSERVED:
-                http_metrics.expect(resource.canonical, route.method)
+                http_metrics.expect(resource.canonical, route.method, expected(route))
 
 
 def middleware() -> Middleware:

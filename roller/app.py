@@ -1,4 +1,4 @@
-"""The dice-roller, put together from its settings."""
+"""The dice-roller's application, composed from its settings."""
 
 from __future__ import annotations
 
@@ -40,11 +40,11 @@ def create_app(settings: Settings) -> web.Application:
         app.cleanup_ctx.append(client_session(remote.connect_timeout, remote.timeout, remote.connections))
         readiness = health.dependency(lambda: app[CLIENT_SESSION], "die-service", remote.url)
 
-    async def announced(app: web.Application) -> AsyncIterator[None]:
+    async def log_start(app: web.Application) -> AsyncIterator[None]:
         telemetry.started(settings.server.port)
         yield
 
-    app.cleanup_ctx.append(announced)
+    app.cleanup_ctx.append(log_start)
     add_common_routes(
         app,
         registry,

@@ -1,4 +1,4 @@
-"""Where dice come from: built in, or asked of the die-service."""
+"""Where dice come from: built in, or from the die-service."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from yarl import URL
 
 from roller.dice import Die
 from roller.telemetry import DieServiceTelemetry
+from web.params import is_name
 
 BUILTIN = (
     Die("fair", (1, 2, 3, 4, 5, 6), 0.0),
@@ -22,7 +23,7 @@ BUILTIN = (
 
 
 class UnknownDie(LookupError):
-    """No die has this name; ``known`` are those that are there."""
+    """No die has this name; ``known`` are the names of those that exist."""
 
     def __init__(self, name: str, known: Sequence[str]) -> None:
         super().__init__(f"There is no die {name!r}.")
@@ -30,11 +31,11 @@ class UnknownDie(LookupError):
 
 
 class CatalogueUnavailable(Exception):
-    """Dice cannot be had now: the die-service is down, too busy or answers nonsense."""
+    """The die-service is down, too busy, or its answer is not a die."""
 
 
 class CatalogueTimeout(Exception):
-    """The die-service took the question and did not answer in time."""
+    """The die-service accepted the request and did not answer in time."""
 
 
 class Catalogue(Protocol):
@@ -58,10 +59,10 @@ class BuiltinCatalogue:
 
 
 class RemoteCatalogue:
-    """Asks the die-service for each die, over the process's one client session.
+    """Requests each die from the die-service, over the process's one client session.
 
-    A burst may wait for a free connection. But once one has waited in vain the die-service is not keeping up, and
-    who waits only makes it worse: then whoever finds all connections taken is refused at once, until half are free.
+    Requests wait for a free connection, so that a burst passes. A wait that times out starts load shedding: requests
+    that find all connections in use are refused at once, until half of the connections are free.
     """
 
     def __init__(
@@ -69,36 +70,36 @@ class RemoteCatalogue:
     ) -> None:
         self._session = session
         url /= "dice"
-        # Remembered: to put a URL together takes as long as to roll the die.
-        self._question = lru_cache(1024)(lambda name: url.with_query(identifier=name))
+        # Cached: building a URL takes as long as rolling the die.
+        self._url_of = lru_cache(1024)(lambda name: url.with_query(identifier=name))
         self._connections = connections
         self._telemetry = telemetry
-        self._under_way = 0
+        self._in_flight = 0
         self._shedding = False
 
     async def find(self, name: str) -> Die:
-        self._telemetry.asked(name)
-        if self._shedding and self._under_way >= self._connections:
+        self._telemetry.requested(name)
+        if self._shedding and self._in_flight >= self._connections:
             self._telemetry.failed(name, "connection_error", 0.0)
-            raise CatalogueUnavailable("The die-service does not keep up; no connection to it is free.")
-        self._under_way += 1
+            raise CatalogueUnavailable("The die-service is overloaded; no connection to it is free.")
+        self._in_flight += 1
         try:
-            return await self._ask(name)
+            return await self._request(name)
         finally:
-            self._under_way -= 1
-            if self._under_way <= self._connections // 2:
+            self._in_flight -= 1
+            if self._in_flight <= self._connections // 2:
                 self._shedding = False
 
-    async def _ask(self, name: str) -> Die:
+    async def _request(self, name: str) -> Die:
         started = perf_counter()
         try:
-            async with self._session().get(self._question(name)) as response:
+            async with self._session().get(self._url_of(name)) as response:
                 status, body = response.status, await response.read()
         except ConnectionTimeoutError as error:
-            # No connection came free or was made: nothing was asked yet, so coming back soon is sound advice.
+            # The request was not sent, so it is safe to retry: 503 with Retry-After, not 504.
             self._shedding = True
             self._telemetry.failed(name, "timeout", perf_counter() - started)
-            raise CatalogueUnavailable("The die-service is too busy to take a connection.") from error
+            raise CatalogueUnavailable("The die-service is too busy to accept a connection.") from error
         except asyncio.TimeoutError as error:
             self._telemetry.failed(name, "timeout", perf_counter() - started)
             raise CatalogueTimeout("The die-service did not answer in time.") from error
@@ -111,7 +112,7 @@ class RemoteCatalogue:
                 die = _die(name, body)
             except (ValueError, KeyError, TypeError) as error:
                 self._telemetry.failed(name, status, seconds)
-                raise CatalogueUnavailable("The die-service answered with something that is no die.") from error
+                raise CatalogueUnavailable("The answer of the die-service is not a die.") from error
             self._telemetry.found(name, seconds)
             return die
         if status == 404:
@@ -133,4 +134,4 @@ def _known(body: bytes) -> list[str]:
         known = orjson.loads(body)["known"]
     except (orjson.JSONDecodeError, KeyError, TypeError):
         return []
-    return [name for name in known if isinstance(name, str)]
+    return [name for name in known if isinstance(name, str) and is_name(name)]

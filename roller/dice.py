@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Die:
-    """A die: the faces it may show and how often, from 0 to 1, rolling it fails."""
+    """A die: its faces, each as likely as the others, and the probability, from 0 to 1, that a roll fails."""
 
     name: str
     faces: tuple[int, ...]
@@ -25,15 +25,15 @@ class Die:
 
 
 class RollFailed(Exception):
-    """A roll that went wrong, as the die's error rate says some do."""
+    """A roll that failed by the die's error rate."""
 
 
-# Told of one roll of a batch while it runs: enter with its index (from 1), call the result with the value.
+# Makes the context that one roll of a batch runs in: takes the roll's index, from 1; its value is called with the face.
 WatchRoll = Callable[[int], AbstractContextManager[Callable[[int], None]]]
 
 
 class Table:
-    """Where dice are rolled.
+    """Rolls dice.
 
     Args:
         max_delay: seconds; each roll waits a uniform random time up to this. 0 switches the wait off.
@@ -50,19 +50,19 @@ class Table:
         Raises:
             RollFailed: with the die's probability.
         """
-        # All that chance decides is drawn before the wait, so that rolls under way at the same time
-        # do not reorder each other's draws and a seed gives the same rolls again.
+        # All random numbers are drawn before the wait: concurrent rolls then draw in the order in which they start,
+        # and a seed repeats them.
         delay = self._random.random() * self._max_delay
         fails = self._random.random() < die.error_rate
         face = self._random.choice(die.faces)
-        # Even without a delay it gives way once, so that the rolls of a batch are all under way together.
+        # Without a delay this still yields to the event loop, so that all rolls of a batch start before the first ends.
         await asyncio.sleep(delay)
         if fails:
             raise RollFailed(f"The {die.name} die failed to roll.")
         return face
 
     async def roll_batch(self, die: Die, times: int, watch: WatchRoll) -> list[int | None]:
-        """Roll ``times`` times at once, all to their end.
+        """Roll ``times`` times concurrently; a failed roll does not stop the others.
 
         Returns:
             ``times`` faces in order, ``None`` where a roll failed.

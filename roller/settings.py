@@ -11,7 +11,7 @@ from web.settings import Environment, ServerSettings
 
 @dataclass(frozen=True)
 class DieServiceSettings:
-    """Where and how patiently the die-service is asked; times in seconds."""
+    """The die-service's address and limits; times in seconds."""
 
     url: URL
     connect_timeout: float

@@ -1,4 +1,4 @@
-"""Everything observable of the dice-roller: its metrics, its spans and its log lines, each in one place.
+"""Everything observable of the dice-roller: its metrics, spans and log lines.
 
 Spans: ``GET /roll`` and ``GET /roll-async`` (server, by the instrumentation) carry ``die.type``, ``die.result``
 and ``die.error``; ``query die service``; ``async roll batch`` with one ``roll N`` for each of its rolls.
@@ -7,10 +7,10 @@ and ``die.error``; ``query die service``; ``async roll batch`` with one ``roll N
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from time import perf_counter
-from types import TracebackType
 
 from prometheus_client import CollectorRegistry
 
@@ -21,8 +21,10 @@ from web.outcomes import RollOutcomes
 
 SERVICE = "dice-roller"
 UNKNOWN = "unknown"
-# One bucket a face, so that the difference of two neighbours is how often that face came up.
+# One bucket a face: the difference of two neighbours is how often that face came up.
 FACE_BUCKETS = (*range(0, 13), 20, 100)
+# How requests to the die-service fail, as values of the label `status`.
+FAILURES = ("404", "503", "504", "timeout", "connection_error")
 BATCH_BUCKETS = (1, 2, 5, 10, 20, 50, 100, 1000)
 
 _line = logs.events(SERVICE)
@@ -39,14 +41,14 @@ class RollTelemetry:
         self.outcomes = RollOutcomes(registry)
         self._rolls = metrics.Counter(
             "dice_rolls_total",
-            "Dice rolled, one by one or in a batch, by die and result (success or error); asking for a die there is"
-            " none of counts as an error of the die 'unknown'.",
+            "Dice rolled, one by one or in a batch, by die and result (success or error); a request for a die that does"
+            " not exist is an error of the die 'unknown'.",
             ["die_type", "result"],
             registry=registry,
         )
         self._values = metrics.Histogram(
             "dice_roll_value",
-            "Faces that came up, one bucket a face.",
+            "Faces rolled, one bucket a face.",
             ["die_type"],
             buckets=FACE_BUCKETS,
             registry=registry,
@@ -103,7 +105,7 @@ class BatchTelemetry:
             registry=registry,
         )
         self._size = metrics.Histogram(
-            "async_roll_batch_size", "Rolls asked for in one batch.", buckets=BATCH_BUCKETS, registry=registry
+            "async_roll_batch_size", "Rolls requested in one batch.", buckets=BATCH_BUCKETS, registry=registry
         )
         self._duration = metrics.Histogram(
             "async_roll_duration_seconds",
@@ -111,9 +113,7 @@ class BatchTelemetry:
             buckets=DURATION_BUCKETS,
             registry=registry,
         )
-        self._in_progress = metrics.Gauge(
-            "async_rolls_in_progress", "Rolls of batches that are under way now.", registry=registry
-        )
+        self._in_progress = metrics.Gauge("async_rolls_in_progress", "Rolls of batches in progress.", registry=registry)
         for die in dice:
             self.expect(die)
 
@@ -122,7 +122,7 @@ class BatchTelemetry:
         self._rolls.labels(die, "error")
 
     @contextmanager
-    def batch(self, die: str, size: int) -> Iterator[Batch]:
+    def batch(self, die: str, size: int) -> Iterator[None]:
         """Around a batch; leave it with :class:`RollFailed` when any of its rolls failed."""
         self.expect(die)
         self._size.observe(size, metrics.exemplar())
@@ -130,7 +130,7 @@ class BatchTelemetry:
         with traces.span("async roll batch", {"async.batch_size": size}):
             _line(logging.INFO, "Batch started", die_type=die, async_batch_size=size)
             try:
-                yield Batch(self, die, size)
+                yield
             except RollFailed as error:
                 traces.set_attribute("die.error", str(error))
                 _line(logging.ERROR, "Batch failed", die_type=die, async_batch_size=size)
@@ -138,121 +138,89 @@ class BatchTelemetry:
             finally:
                 self._duration.observe(perf_counter() - started, metrics.exemplar())
 
-    def roll_started(self) -> None:
+    @contextmanager
+    def roll(self, die: str, size: int, index: int) -> Iterator[Callable[[int], None]]:
+        """Around the roll of this index, from 1, of a batch; see :data:`roller.dice.WatchRoll`."""
         self._in_progress.inc()
+        try:
+            with traces.span(f"roll {index}", {"async.roll_index": index, "die.type": die}):
+                try:
+                    yield partial(self._roll_completed, die, size, index)
+                except RollFailed as error:
+                    self._count(die, None)
+                    traces.set_attribute("die.error", str(error))
+                    _line(
+                        logging.ERROR,
+                        "Roll of a batch failed",
+                        die_type=die,
+                        async_batch_size=size,
+                        async_roll_index=index,
+                    )
+                    raise
+        finally:
+            self._in_progress.dec()
 
-    def roll_ended(self) -> None:
-        self._in_progress.dec()
-
-    def count(self, die: str, face: int | None) -> None:
-        """Count one roll of a batch; ``face`` is ``None`` when it failed."""
-        self._single.count(die, face)
-        self._rolls.labels(die, "error" if face is None else "success").inc()
-
-
-class Batch:
-    """One batch under way."""
-
-    def __init__(self, telemetry: BatchTelemetry, die: str, size: int) -> None:
-        self.telemetry = telemetry
-        self.die = die
-        self.size = size
-
-    def roll(self, index: int) -> _BatchRoll:
-        """Around the roll of this index, from 1; see :data:`roller.dice.WatchRoll`."""
-        return _BatchRoll(self, index)
-
-    def completed(self, total: int) -> None:
-        traces.set_attribute("async.total_result", total)
-        _line(
-            logging.INFO,
-            "Batch completed",
-            die_type=self.die,
-            async_batch_size=self.size,
-            async_total_result=total,
-        )
-
-
-class _BatchRoll:
-    """One roll of a batch: its span, its counts, its line."""
-
-    __slots__ = ("_batch", "_index", "_span")
-
-    def __init__(self, batch: Batch, index: int) -> None:
-        self._batch = batch
-        self._index = index
-
-    def __enter__(self) -> Callable[[int], None]:
-        batch = self._batch
-        batch.telemetry.roll_started()
-        self._span = traces.span(f"roll {self._index}", {"async.roll_index": self._index, "die.type": batch.die})
-        self._span.__enter__()
-        return self._completed
-
-    def _completed(self, face: int) -> None:
-        batch = self._batch
-        batch.telemetry.count(batch.die, face)
+    def _roll_completed(self, die: str, size: int, index: int, face: int) -> None:
+        self._count(die, face)
         traces.set_attribute("die.result", face)
         _line(
             logging.INFO,
             "Roll of a batch completed",
-            die_type=batch.die,
+            die_type=die,
             roll_value=face,
-            async_batch_size=batch.size,
-            async_roll_index=self._index,
+            async_batch_size=size,
+            async_roll_index=index,
         )
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        batch = self._batch
-        batch.telemetry.roll_ended()
-        if isinstance(error, RollFailed):
-            batch.telemetry.count(batch.die, None)
-            traces.set_attribute("die.error", str(error))
-            _line(
-                logging.ERROR,
-                "Roll of a batch failed",
-                die_type=batch.die,
-                async_batch_size=batch.size,
-                async_roll_index=self._index,
-            )
-        self._span.__exit__(kind, error, trace)
+    def completed(self, die: str, size: int, total: int) -> None:
+        """Record the sum of a batch; call it inside :meth:`batch`."""
+        traces.set_attribute("async.total_result", total)
+        _line(logging.INFO, "Batch completed", die_type=die, async_batch_size=size, async_total_result=total)
+
+    def _count(self, die: str, face: int | None) -> None:
+        self._single.count(die, face)
+        self._rolls.labels(die, "error" if face is None else "success").inc()
 
 
 class DieServiceTelemetry:
-    """Questions to the die-service."""
+    """Requests to the die-service."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self._requests = metrics.Counter(
             "die_service_requests_total",
-            "Questions to the die-service, by die (one it has confirmed, else 'unknown') and by"
+            "Requests to the die-service, by die (one it has confirmed, else 'unknown') and by"
             " HTTP status, 'timeout' or 'connection_error'.",
             ["identifier", "status"],
             registry=registry,
         )
         self._duration = metrics.Histogram(
             "die_service_request_duration_seconds",
-            "Seconds from a question to the die-service to its answer or failure.",
+            "Seconds from a request to the die-service to its answer or failure.",
             buckets=DURATION_BUCKETS,
             registry=registry,
         )
         # Only names that the die-service has confirmed become label values.
         self._confirmed: set[str] = set()
-        for status in ("404", "timeout", "connection_error"):
-            self._requests.labels(UNKNOWN, status)
+        self._expect(UNKNOWN, FAILURES)
+
+    def _expect(self, identifier: str, statuses: Sequence[str]) -> None:
+        """Make series exist, at zero: what appears with its first failure hides it from ``increase()``."""
+        for status in statuses:
+            self._requests.labels(identifier, status)
 
     @contextmanager
     def query(self) -> Iterator[None]:
-        """Around the one question that a batch asks."""
+        """Around the one request that a batch makes."""
         with traces.span("query die service"):
             yield
 
-    def asked(self, name: str) -> None:
+    def requested(self, name: str) -> None:
         _line(logging.INFO, "Querying die service", die_identifier=name)
 
     def found(self, name: str, seconds: float) -> None:
-        self._confirmed.add(name)
+        if name not in self._confirmed:
+            self._confirmed.add(name)
+            self._expect(name, ("200", *FAILURES))
         self._count(name, 200, seconds)
 
     def not_found(self, name: str, seconds: float) -> None:

@@ -87,6 +87,13 @@ def is_api(request: web.Request) -> bool:
     return hasattr(request.match_info.handler, _ATTRIBUTE)
 
 
+def expected_statuses(route: web.AbstractRoute) -> set[int]:
+    """The statuses that a route may answer its own method with, those of its description among them."""
+    operation = getattr(route.handler, _ATTRIBUTE, {"responses": {}})
+    described = {int(status) for status in operation["responses"]}
+    return (described | {200, PROBLEM_KINDS["internal"][0]}) - {PROBLEM_KINDS["method-not-allowed"][0]}
+
+
 def document(app: web.Application, title: str, description: str) -> dict[str, Any]:
     """The OpenAPI 3.1 document of an application's described routes."""
     paths: dict[str, Any] = {}

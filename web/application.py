@@ -57,7 +57,7 @@ def add_common_routes(
     app.router.add_get("/docs", apidocs.docs, allow_head=False)
     app[apidocs.DOCUMENT] = apidocs.document(app, title, description)
     aiohttp_jinja2.setup(app, loader=jinja2.FileSystemLoader([*templates, TEMPLATES]), autoescape=True)
-    http.observe_requests(app, registry)
+    http.observe_requests(app, registry, apidocs.expected_statuses)
     runtime_metrics.add(app, registry)
 
 

@@ -58,6 +58,11 @@ def single(request: web.Request, name: str) -> str | None:
     return values[0] if values else None
 
 
+def is_name(text: str) -> bool:
+    """Whether a text can be a die's name: 1 to 64 characters, none of them a control character."""
+    return len(text) <= MAX_NAME and _NAME.fullmatch(text) is not None
+
+
 def die_name(request: web.Request, parameter: str = "die") -> str:
     """The name of a die: 1 to 64 characters, none of them control characters; there may be no such die.
 

@@ -242,7 +242,7 @@ def start(run_dir: Path, stage: int, *arguments: str, roll_delay: float = 0.05, 
 
 
 def processes_of(run_dir: Path) -> list[str]:
-    """The command lines of all processes that name a run dir, or the data that it links to."""
+    """The command lines of all processes that name a run dir, or the data that is linked in it."""
     names = {str(run_dir), str((run_dir / "postgres").resolve())}
     found = []
     for entry in Path("/proc").iterdir():

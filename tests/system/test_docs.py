@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from pathlib import Path
 
@@ -21,7 +22,8 @@ def variables_read() -> set[str]:
     call = re.compile(
         r"env\.(?:text|choice|flag|integer|number|optional_integer|optional_url|url|names|secret)\(\s*\"([A-Z_]+)\""
     )
-    return {name for room in ROOMS for path in (ROOT / room).glob("*.py") for name in call.findall(path.read_text())}
+    named = {name for room in ROOMS for path in (ROOT / room).glob("*.py") for name in call.findall(path.read_text())}
+    return named | {"TELEMETRY"}  # read by otel/__init__.py, before any settings
 
 
 def test_readme_lists_exactly_the_settings_there_are() -> None:
@@ -59,3 +61,35 @@ def test_files_and_targets_that_the_readme_names_are_there() -> None:
     makefile = (ROOT / "Makefile").read_text()
     for target in re.findall(r"`?make ([a-z]+)", README):
         assert target == "and" or f"\n{target}:" in makefile
+
+
+@pytest.mark.parametrize("name", ["CONTRIBUTING.md", "CHANGELOG.md", "docs/architecture.md", "docs/security.md"])
+def test_files_that_a_document_names_are_there(name: str) -> None:
+    text = (ROOT / name).read_text()
+    links = re.findall(r"\]\((?!http)([\w./-]+)\)", text)
+    paths = re.findall(r"`((?:[\w-]+/)+[\w.-]*)`", text)
+    assert links or paths
+    for path in links:
+        assert ((ROOT / name).parent / path).exists(), path
+    for path in paths:
+        assert (ROOT / path.replace("/N.", "/1.")).exists() or path in ("logs/dice-roller.jsonl",), path
+
+
+def test_the_architecture_names_functions_and_classes_where_they_are() -> None:
+    text = " ".join((ROOT / "docs" / "architecture.md").read_text().split())
+    named = re.findall(r"`([\w/]+\.py)` \(`([\w.]+)`\)", text)
+    assert len(named) >= 20
+    for path, name in named:
+        tree = ast.parse((ROOT / path).read_text())
+        for part in name.split("."):
+            found = [node for node in ast.iter_child_nodes(tree) if getattr(node, "name", None) == part]
+            assert found, f"{path}: {name}"
+            tree = found[0]
+
+
+def test_each_target_of_the_makefile_that_contributing_names_is_there() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    targets = set(re.findall(r"make ([a-z]+)", (ROOT / "CONTRIBUTING.md").read_text()))
+    assert {"up", "test", "lint", "lock"} <= targets
+    for target in targets:
+        assert f"\n{target}:" in makefile

@@ -1,0 +1,57 @@
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import pytest
+from aiohttp import ClientSession, web
+from prometheus_client import CollectorRegistry
+from pytest_aiohttp.plugin import AiohttpServer
+
+from roller.catalogue import RemoteCatalogue, UnknownDie
+from roller.telemetry import FAILURES, DieServiceTelemetry
+
+
+@pytest.fixture
+async def session() -> AsyncIterator[ClientSession]:
+    async with ClientSession() as session:
+        yield session
+
+
+async def test_only_names_that_can_be_names_are_passed_on(
+    aiohttp_server: AiohttpServer, session: ClientSession
+) -> None:
+    async def dice(request: web.Request) -> web.Response:
+        known = ["fair", "ev\u202eil", "x" * 65, "new\nline", "", 7]
+        return web.json_response({"known": known}, status=404)
+
+    app = web.Application()
+    app.router.add_get("/dice", dice)
+    server = await aiohttp_server(app)
+    telemetry = DieServiceTelemetry(CollectorRegistry())
+    catalogue = RemoteCatalogue(lambda: session, server.make_url("/"), 10, telemetry)
+    with pytest.raises(UnknownDie) as unknown:
+        await catalogue.find("loaded")
+    assert unknown.value.known == ["fair"]
+
+
+def test_each_way_to_fail_is_counted_from_zero() -> None:
+    registry = CollectorRegistry()
+    telemetry = DieServiceTelemetry(registry)
+
+    def counts() -> dict[tuple[str, str], float]:
+        return {
+            (sample.labels["identifier"], sample.labels["status"]): sample.value
+            for family in registry.collect()
+            for sample in family.samples
+            if sample.name == "die_service_requests_total"
+        }
+
+    assert set(FAILURES) == {"404", "503", "504", "timeout", "connection_error"}
+    assert counts() == {("unknown", status): 0 for status in FAILURES}
+    telemetry.found("fair", 0.001)
+    after = counts()
+    assert {key: value for key, value in after.items() if value} == {("fair", "200"): 1}
+    assert {status for identifier, status in after if identifier == "fair"} == {"200", *FAILURES}
+    telemetry.failed("fair", 503, 0.001)
+    assert counts().keys() == after.keys()
+    assert counts()["fair", "503"] == 1
