@@ -24,7 +24,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 @pytest.fixture(scope="session")
 def stage_lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[int], Lab]]:
-    """One running lab a stage, shared by all tests that leave it as they found it."""
+    """One running lab for each stage, shared by all tests that leave it unchanged."""
     running: dict[int, Lab] = {}
 
     def of_stage(stage: int) -> Lab:
@@ -39,7 +39,7 @@ def stage_lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[in
 
 @pytest.fixture
 def own_lab(tmp_path: Path) -> Iterator[Callable[..., Lab]]:
-    """A lab of the test's own, to be broken; stopped whatever the test did to it."""
+    """Start labs for one test, which may break them; they are stopped after it."""
     started: list[Lab] = []
 
     def of_stage(stage: int, *arguments: str, **settings: object) -> Lab:
@@ -54,7 +54,7 @@ def own_lab(tmp_path: Path) -> Iterator[Callable[..., Lab]]:
 
 @pytest.fixture(scope="session")
 def chromium() -> str:
-    """The browser's path; the test command installs it where it may."""
+    """The path of the browser, which make test installs."""
     path = os.environ.get("CHROMIUM", "/usr/bin/chromium")
     assert Path(path).exists(), f"no browser at {path}; install chromium or set CHROMIUM"
     return path
