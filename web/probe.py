@@ -1,4 +1,4 @@
-"""``python -m web.probe``: is the service in this container ready? The containers' health check."""
+"""The health check of a container: ``python -m web.probe`` fails unless the service in it is ready."""
 
 from __future__ import annotations
 
