@@ -1,4 +1,4 @@
-"""``python -m web.probe``: is the service in this container ready? The containers' health check.
+"""The health check of a container: ``python -m web.probe`` fails unless the service in it is ready.
 
 It runs every few seconds, so it imports no HTTP client, which would double what it costs.
 """
