@@ -1,5 +1,6 @@
 # `make up` and `make test` are all one needs; `make help` lists the rest.
 STAGE ?= 6
+WORKERS ?= 2
 PYTHON ?= python3
 VENV := .venv
 COMPOSE ?= docker compose
@@ -27,10 +28,10 @@ GRAMMAR := tests/grammar/node_modules/.package-lock.json
 AXE := tests/axe/node_modules/.package-lock.json
 
 .DEFAULT_GOAL := help
-.PHONY: help up down compose compose-down lock sbom test dashboards fmt lint clean
+.PHONY: help up down compose compose-down lock sbom test test-unit dashboards fmt lint clean
 
 help:  ## list these targets
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
 
 up: $(VENV)/installed  ## run the lab: make up, or make up STAGE=3
 	$(BIN)/dicelab up --stage $(STAGE) $(ARGS)
@@ -71,8 +72,11 @@ compose/.env:
 	umask 077; for name in POSTGRES_PASSWORD GRAFANA_ADMIN_PASSWORD SESSION_SECRET; do \
 	  echo "$$name=$$(od -An -N24 -tx1 /dev/urandom | tr -d ' \n')"; done > $@
 
-test: $(VENV)/installed-test $(CHROMIUM) $(PROMETHEUS) $(EXPORTER) $(GRAMMAR) $(AXE)  ## run all tests
-	CHROMIUM=$(CHROMIUM) $(BIN)/python -m pytest $(ARGS)
+test: $(VENV)/installed-test $(CHROMIUM) $(PROMETHEUS) $(EXPORTER) $(GRAMMAR) $(AXE)  ## run all tests, in WORKERS=2 processes
+	CHROMIUM=$(CHROMIUM) $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
+
+test-unit: $(VENV)/installed-test  ## run the tests that need no running lab
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile tests/unit $(ARGS)
 
 dashboards: $(VENV)/installed-test  ## write the dashboards' JSON from their code
 	$(BIN)/python -m grafana

@@ -1,6 +1,6 @@
-"""A load generator that costs little: ``python -m bench.load URL CLIENTS SECONDS``.
+"""A load generator with little overhead: ``python -m bench.load URL CLIENTS SECONDS``.
 
-Each client keeps one connection and sends its next request as soon as the last one is answered. Prints a JSON object:
+Each client keeps one connection and sends the next request as soon as the last one is answered. Prints a JSON object:
 ``requests``, ``seconds``, ``failed`` (answers other than 200), ``p50`` and ``p99`` in milliseconds.
 """
 
@@ -15,7 +15,9 @@ from typing import cast
 import uvloop
 from yarl import URL
 
-PATIENCE = 30.0  # seconds
+from lab.load.latency import Latencies
+
+PATIENCE = 30.0  # seconds for the first answer
 
 
 class _Client(asyncio.Protocol):
@@ -29,7 +31,7 @@ class _Client(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.Transport, transport)  # uvloop's is none by inheritance
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's class does not inherit from it
         self._send()
 
     def _send(self) -> None:
@@ -73,7 +75,7 @@ async def load(url: URL, clients: int, seconds: float) -> dict[str, float]:
     took.clear()
     started = perf_counter()
     done, _ = await asyncio.wait([ended], timeout=seconds)
-    while not took and not done and perf_counter() - started < PATIENCE:  # one answer at the least
+    while not took and not done and perf_counter() - started < PATIENCE:  # at least one answer
         done, _ = await asyncio.wait([ended], timeout=0.1)
     lasted = perf_counter() - started
     for client in made:
@@ -82,13 +84,13 @@ async def load(url: URL, clients: int, seconds: float) -> dict[str, float]:
         raise ConnectionError("the service closed a connection")
     if not took:
         raise ConnectionError("the service answered nothing")
-    took.sort()
+    latencies = Latencies(took)
     return {
         "requests": len(took),
         "seconds": lasted,
         "failed": sum(client.failed for client in made),
-        "p50": took[len(took) // 2] * 1000,
-        "p99": took[len(took) * 99 // 100] * 1000,
+        "p50": latencies.percentile(50) * 1000,
+        "p99": latencies.percentile(99) * 1000,
     }
 
 

@@ -1,7 +1,7 @@
 """The dice-roller and the die-service without telemetry: the same handlers, the same calls, the same queries.
 
-``python -m bench.reference roller`` takes the settings that ``python -m roller`` takes. What is told to telemetry goes
-nowhere, and of the middlewares there is only the one that turns errors into answers.
+``python -m bench.reference roller`` reads the same settings as ``python -m roller``. Telemetry objects are replaced by
+ones that do nothing, and the only middleware is the one that turns errors into responses.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from web.tuning import backlog
 
 
 class Silence:
-    """Takes whatever it is told, with whatever it is told it by, and does nothing."""
+    """A null object: every attribute and every call is the object itself."""
 
     def __getattr__(self, name: str) -> Silence:
         return self
@@ -49,7 +49,7 @@ SILENCE: Any = Silence()
 def roller_app(settings: roller.settings.Settings) -> web.Application:
     app = web.Application(middlewares=[problems.middleware()])
     remote = settings.die_service
-    assert remote is not None, "the reference asks a die-service"
+    assert remote is not None, "the reference needs a die-service"
     session = web.AppKey("session", ClientSession)
 
     async def sessions(app: web.Application) -> AsyncIterator[None]:
@@ -73,7 +73,7 @@ def roller_app(settings: roller.settings.Settings) -> web.Application:
 
 def die_service_app(settings: dieservice.settings.Settings) -> web.Application:
     app = web.Application(middlewares=[problems.middleware()])
-    assert settings.database is not None, "the reference asks a database"
+    assert settings.database is not None, "the reference needs a database"
     catalogue = PostgresCatalogue(settings.database, settings.dice, SILENCE, SILENCE)
 
     async def connected(app: web.Application) -> AsyncIterator[None]:

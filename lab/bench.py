@@ -1,8 +1,8 @@
 """``dicelab bench``: what telemetry costs, measured against the same services without any.
 
-All variants run side by side, idle but for the one that is under load; each round goes through all of them in another
-order, and a ratio is that of two runs of the same round. So whatever else the machine does meets all alike. The most
-telling figure is the CPU a request takes: it hardly depends on what else runs.
+All variants run at the same time, and one of them is under load. Each round loads them all, in a random order, and a
+ratio compares two runs of the same round, so that other work on the machine affects all variants alike. The most
+reliable figure is the CPU time of a request: it hardly depends on other work.
 """
 
 from __future__ import annotations
@@ -20,9 +20,11 @@ import socket
 import statistics
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from types import TracebackType
 from typing import Any, Self
 
 import aiohttp
@@ -31,10 +33,15 @@ from rich.console import Console
 from rich.table import Table
 
 from lab import LabError
+from lab.client import DIE_SERVICE, ROLLER, Lab
+from lab.signals import OPENMETRICS, parse_samples, total
 from lab.supervise.postgres import EmbeddedPostgres
 from lab.supervise.processes import Process, schedule_batch
+from lab.supervise.rundir import RunDir
+from lab.waiting import sleep, within
 
 READY_TIMEOUT = 60.0  # seconds
+SCRAPE_TIMEOUT = 60.0  # seconds; a service under a thousand clients answers late
 TABLE_WIDTH = 120  # columns
 TICK = 1 / os.sysconf("SC_CLK_TCK")
 HEAVY_SPANS = {"TRACES_FILE_MAX_BYTES": str(2**30), "TRACES_FILE_BACKUPS": "1"}
@@ -47,9 +54,9 @@ class Variant:
     """One way to run the dice-roller and the die-service."""
 
     name: str
-    command: tuple[str, ...]  # what Python runs, {} standing for roller or dieservice
+    command: tuple[str, ...]  # the arguments of Python, with {} for roller or dieservice
     variables: dict[str, str] = field(default_factory=dict)
-    collector: bool = False  # spans go to a collector over OTLP/HTTP, not to a file
+    collector: bool = False  # whether spans go to a collector over OTLP/HTTP instead of a file
 
 
 SERVICE = ("-m", "{}")
@@ -72,17 +79,19 @@ ROLL = "/roll?die=fair"
 PATHS = (
     ROLL,
     *(f"/roll-async?die=fair&times={times}" for times in (1, 10, 100)),
-    "/dice?identifier=fair",  # asked of the die-service itself
+    "/dice?identifier=fair",  # of the die-service
 )
 
 
 CROWD = 1000  # clients that roll with the real delay
-OVERLOAD_PAUSE = 3.0  # seconds to get over more clients than there is room for
+BATCHES = (1, 2, 5, 10, 20, 50, 100)  # sizes
+BATCH_CLIENTS = 16
+OVERLOAD_PAUSE = 3.0  # seconds to recover from more clients than the services accept
 
 
 @dataclass
 class Run:
-    """One load on one variant; times in milliseconds, CPU in microseconds a request."""
+    """One load on one variant; times in milliseconds, CPU in microseconds a request, memory in MB."""
 
     variant: str
     path: str
@@ -93,7 +102,7 @@ class Run:
     p99: float
     cpu: dict[str, float]  # by process
     failed: int
-    memory: dict[str, float] = field(default_factory=dict)  # the most each process had, in MB
+    memory: dict[str, float] = field(default_factory=dict)  # the peak of each process
 
     @property
     def total(self) -> float:
@@ -122,15 +131,15 @@ class Options:
 
 
 def run(args: Options, console: Console) -> int:
-    """Measure and print; exit status 1 when a request failed or a span or line was dropped."""
+    """Run the command; returns 0, or 1 if a request failed or a span or line was dropped."""
     unknown = set(args.what) - {"signals", "paths", "scale"}
     if unknown:
         raise LabError(f"bench knows signals, paths and scale, not {', '.join(sorted(unknown))}")
     if args.json == Path("-"):
         console = Console(stderr=True)
-    console.width = max(console.width, TABLE_WIDTH)  # a figure that is cut off says nothing
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # leaves nothing behind, as Ctrl-C
-    schedule_batch()  # as `dicelab up` does
+    console.width = max(console.width, TABLE_WIDTH)  # wide enough for every column
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # clean up as after Ctrl-C
+    schedule_batch()  # as dicelab up does
     directory = Path(tempfile.mkdtemp(prefix="dicelab-bench-"))
     postgres = EmbeddedPostgres(directory / "postgres")
     try:
@@ -140,7 +149,7 @@ def run(args: Options, console: Console) -> int:
             url = postgres.url
         return asyncio.run(_bench(args, console, Bed(directory, url, postgres.pid)))
     except KeyboardInterrupt:
-        raise LabError("stopped before all was measured") from None
+        raise LabError("interrupted before everything was measured") from None
     finally:
         postgres.close()
         shutil.rmtree(directory, ignore_errors=True)
@@ -164,11 +173,11 @@ def _machine() -> str:
     return f"{os.cpu_count()} CPUs, {platform.machine()}, Python {platform.python_version()}"
 
 
-# --- what runs ---
+# --- the variants under load ---
 
 
 class Bed:
-    """Where variants run: a directory, a database, free ports."""
+    """What the variants share: a directory, a database, and ports that are given once."""
 
     def __init__(self, directory: Path, database: str, postgres_pid: int | None) -> None:
         self.directory = directory
@@ -177,17 +186,21 @@ class Bed:
         self._given: set[int] = set()
 
     def free_port(self) -> int:
-        """One that was not given before, below those of outgoing connections, of which a load makes thousands."""
+        """A port that was not given before, below the ephemeral ports that the clients take by the thousand."""
         while True:
-            port = random.randrange(15_000, 32_000)
+            port = random.randrange(10_000, 15_000)
             with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
                 if port not in self._given:
                     self._given.add(port)
                     return port
 
 
-class Running:
-    """A variant under way, to be entered and left."""
+class Deployment:
+    """A variant that runs: an asynchronous context.
+
+    Attributes:
+        lab: its dice-roller and die-service.
+    """
 
     def __init__(self, bed: Bed, variant: Variant, **variables: str) -> None:
         self.variant = variant
@@ -195,22 +208,28 @@ class Running:
         self._variables = variant.variables | variables
         self._directory = Path(tempfile.mkdtemp(dir=bed.directory))
         self._processes: dict[str, Process] = {}
-        self._ports = {name: bed.free_port() for name in ("dice-roller", "die-service", "collector")}
+        urls = {name: f"http://127.0.0.1:{bed.free_port()}" for name in (ROLLER, DIE_SERVICE)}
+        self._collector_port = bed.free_port()
+        self.lab = Lab(RunDir(self._directory), urls[ROLLER], urls, timeout=SCRAPE_TIMEOUT)
 
-    async def __aenter__(self) -> Running:
+    async def __aenter__(self) -> Self:
+        await self.lab.__aenter__()
         try:
             if self.variant.collector:
-                await self._start("collector", ("-m", "bench.collector", str(self._ports["collector"])), {})
-            for name, module in (("die-service", "dieservice"), ("dice-roller", "roller")):
+                await self._start("collector", ("-m", "bench.collector", str(self._collector_port)), {})
+            for name, module in ((DIE_SERVICE, "dieservice"), (ROLLER, "roller")):
                 await self._start(name, [part.format(module) for part in self.variant.command], self._settings(name))
-            for name in ("die-service", "dice-roller"):
+            for name in self.lab.services:
                 await self._ready(name)
         except BaseException:
-            await self.__aexit__()
+            await self.__aexit__(None, None, None)
             raise
         return self
 
-    async def __aexit__(self, *_: object) -> None:
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.lab.__aexit__(kind, error, traceback)
         for process in reversed(self._processes.values()):
             await process.stop()
 
@@ -227,86 +246,80 @@ class Running:
 
     def _settings(self, name: str) -> dict[str, str]:
         settings = {
-            "PORT": str(self._ports[name]),
+            "PORT": self.lab.url(name).rpartition(":")[2],
             "DICE_SOURCE": "die-service",
             "DICE_STORE": "postgres",
             "ASYNC_ROLLS": "true",
             "ROLL_DELAY": "0",
             "DATABASE_URL": self._bed.database,
-            "DIE_SERVICE_URL": f"http://127.0.0.1:{self._ports['die-service']}",
+            "DIE_SERVICE_URL": self.lab.url(DIE_SERVICE),
         }
         if self.variant.collector:
-            settings["OTEL_EXPORTER_OTLP_ENDPOINT"] = f"http://127.0.0.1:{self._ports['collector']}"
+            settings["OTEL_EXPORTER_OTLP_ENDPOINT"] = f"http://127.0.0.1:{self._collector_port}"
         else:
             settings |= HEAVY_SPANS | {"TRACES_FILE": str(self._directory / f"{name}.spans")}
         return settings | self._variables
 
     def url(self, path: str) -> str:
-        service = "die-service" if path.startswith("/dice") else "dice-roller"
-        return f"http://127.0.0.1:{self._ports[service]}{path}"
+        """The URL of a path, at the service that has it."""
+        return self.lab.url(DIE_SERVICE if path.startswith("/dice") else ROLLER) + path
 
     async def _ready(self, name: str) -> None:
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + READY_TIMEOUT
-        async with aiohttp.ClientSession() as session:
-            while True:
-                try:
-                    async with session.get(f"http://127.0.0.1:{self._ports[name]}/readyz") as answer:
-                        if answer.status == 200:
-                            return
-                except aiohttp.ClientError:
-                    pass
-                self._check_running()
-                if loop.time() > deadline:
-                    raise LabError(f"the {name} of {self.variant.name!r} is not ready")
-                await asyncio.sleep(0.05)
+        async for _ in within(READY_TIMEOUT):
+            if await self.lab.fetch_not_ready(name) is None:
+                return
+            self._check_running()
+        raise LabError(f"the {name} of {self.variant.name!r} is not ready after {READY_TIMEOUT:g} s")
 
     def _check_running(self) -> None:
         for name, process in self._processes.items():
             if not process.running:
-                said = "\n".join(process.last_lines())
-                raise LabError(f"the {name} of {self.variant.name!r} has ended: {said}")
+                last_lines = "\n".join(process.last_lines())
+                raise LabError(f"the {name} of {self.variant.name!r} has ended: {last_lines}")
 
     def pids(self) -> dict[str, list[int]]:
         pids = {name: [process.pid] for name, process in self._processes.items()}
-        pids["this command"] = [os.getpid()]  # it writes the lines to files, as `dicelab up` does
+        pids["this command"] = [os.getpid()]  # which writes the log lines to files, as dicelab up does
         if self._bed.postgres_pid is not None:
             pids["postgres"] = [self._bed.postgres_pid, *_children(self._bed.postgres_pid)]
         return pids
 
     def memory(self) -> dict[str, float]:
-        """The most memory each process had so far, in MB."""
+        """The peak memory of each process, in MB."""
         return {name: _status(process.pid, "VmHWM") for name, process in self._processes.items()}
 
     def resident(self) -> dict[str, float]:
-        """The memory each process has now, in MB."""
+        """The current memory of each process, in MB."""
         return {name: _status(process.pid, "VmRSS") for name, process in self._processes.items()}
 
     async def dropped(self) -> float:
-        """Spans and lines that were dropped; 0 where there is no telemetry."""
+        """How many spans and lines were dropped so far; 0 where there is no telemetry."""
         if self.variant.command == REFERENCE:
             return 0.0
-        async with aiohttp.ClientSession() as session:
-            total = 0.0
-            for name in ("die-service", "dice-roller"):
-                async with session.get(f"http://127.0.0.1:{self._ports[name]}/metrics") as answer:
-                    found = re.findall(r"^telemetry_dropped_total\{.*\} (\S+)", await answer.text(), re.MULTILINE)
-                if not found:
-                    raise LabError(f"the {name} does not say what it dropped")
-                total += sum(map(float, found))
-        return total
+        dropped = 0.0
+        for name in self.lab.services:
+            samples = await self.lab.fetch_samples(name)
+            if not any(sample.name == "telemetry_dropped_total" for sample in samples):
+                raise LabError(f"the {name} has no telemetry_dropped_total")
+            dropped += total(samples, "telemetry_dropped_total")
+        return dropped
 
     async def run(self, path: str, clients: int, seconds: float) -> Run:
+        """Load a path and measure.
+
+        Raises:
+            LabError: when no request was answered, or a process has ended.
+        """
         before = {name: {pid: _cpu(pid) for pid in group} for name, group in self.pids().items()}
         try:
             result = await load(self.url(path), clients, seconds)
         finally:
-            self._check_running()  # says more than a load that found nobody
+            self._check_running()  # its error explains why the load failed
         requests = int(result["requests"])
         if not requests:
             raise LabError(f"no request to {path} was answered in {seconds:g} s")
         cpu = {
-            # A process that has ended meanwhile says nothing any more; PostgreSQL's come and go.
+            # Processes that have ended are left out; those of PostgreSQL come and go.
             name: sum(max(0.0, _cpu(pid) - before[name].get(pid, 0.0)) for pid in group) * 1e6 / requests
             for name, group in self.pids().items()
         }
@@ -324,10 +337,10 @@ class Running:
 
 
 async def load(url: str, clients: int, seconds: float) -> dict[str, float]:
-    """Load a URL; ``requests``, ``seconds``, ``failed``, and ``p50`` and ``p99`` in milliseconds."""
+    """Load a URL; returns ``requests``, ``seconds``, ``failed``, and ``p50`` and ``p99`` in milliseconds."""
     if shutil.which("wrk"):
         duration = f"-d{max(1, round(seconds))}s"
-        # wrk gives up on an answer after 2 s, which many clients at once may well wait for.
+        # wrk's own time-out of 2 s is too short for a thousand clients.
         return read_wrk(await _output("wrk", "-t1", f"-c{clients}", duration, "--timeout", "10s", "--latency", url))
     found: dict[str, float] = json.loads(
         await _output(sys.executable, "-m", "bench.load", url, str(clients), str(seconds))
@@ -336,10 +349,10 @@ async def load(url: str, clients: int, seconds: float) -> dict[str, float]:
 
 
 def read_wrk(out: str) -> dict[str, float]:
-    """What ``wrk --latency`` has printed, as :func:`load` has it."""
+    """Read the output of ``wrk --latency``; returns the same as :func:`load`."""
     count = re.search(r"(\d+) requests in ([\d.]+)(us|ms|s|m)", out)
     if count is None:
-        raise LabError(f"wrk said: {out}")
+        raise LabError(f"unexpected output of wrk: {out}")
     failed = re.search(r"Non-2xx or 3xx responses: (\d+)", out)
     broken = re.search(r"Socket errors: connect (\d+), read (\d+), write (\d+), timeout (\d+)", out)
     return {
@@ -369,7 +382,7 @@ def _milliseconds(number: str, unit: str) -> float:
 
 
 def _cpu(pid: int) -> float:
-    """Seconds of CPU that a process has used, in the kernel too; 0 for one that has ended."""
+    """The CPU time of a process in seconds, user and system; 0 for one that has ended."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()
     except OSError:
@@ -387,12 +400,12 @@ def _status(pid: int, name: str) -> float:
 
 
 def _clean_environ() -> dict[str, str]:
-    """Our environment without anything that would set up a service otherwise."""
+    """The environment without variables that would configure a service."""
     drop = re.compile(r"OTEL_|DATABASE_URL|ROLL_|TRACES_|DB_|DIE_SERVICE_|LOG_LEVEL|RANDOM_SEED|EVENT_LOOP|PORT$|HOST$")
     return {name: value for name, value in os.environ.items() if not drop.match(name)}
 
 
-# --- what is measured ---
+# --- the measurements ---
 
 
 async def _signals(args: Options, console: Console, bed: Bed, faults: list[str]) -> list[dict[str, Any]]:
@@ -418,152 +431,200 @@ async def _paths(args: Options, console: Console, bed: Bed, faults: list[str]) -
 async def _rounds(
     bed: Bed, variants: Sequence[Variant], paths: Sequence[str], args: Options, faults: list[str]
 ) -> dict[tuple[str, str], list[Run]]:
-    """The runs of each variant and path, one a round."""
+    """Load each variant and path once a round; returns their runs."""
     runs: dict[tuple[str, str], list[Run]] = {(variant.name, path): [] for variant in variants for path in paths}
     shuffled = random.Random(0)
-    running = [Running(bed, variant) for variant in variants]
+    deployments = [Deployment(bed, variant) for variant in variants]
     try:
-        await asyncio.gather(*(one.__aenter__() for one in running))
-        for one in running:  # their first requests make connections and caches
+        await asyncio.gather(*(one.__aenter__() for one in deployments))
+        for one in deployments:  # warm up: connections, caches
             for path in paths:
                 await one.run(path, args.clients, min(1, args.seconds))
         for _ in range(args.rounds):
             for path in paths:
-                for one in shuffled.sample(running, len(running)):
+                for one in shuffled.sample(deployments, len(deployments)):
                     run = await one.run(path, args.clients, args.seconds)
                     runs[one.variant.name, path].append(run)
                     if run.failed:
                         faults.append(f"{one.variant.name}: {run.failed} requests to {path} failed")
-        for one in running:
+        for one in deployments:
             if dropped := await one.dropped():
                 faults.append(f"{one.variant.name}: {dropped:g} spans or lines were dropped")
             for path in paths:
                 for run in runs[one.variant.name, path]:
                     run.memory = one.memory()
     finally:
-        for one in running:
-            await one.__aexit__()
+        for one in deployments:
+            await one.__aexit__(None, None, None)
     return runs
 
 
 async def _scale(args: Options, console: Console, bed: Bed, faults: list[str]) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = []
+    scale = _Scale(args, console, faults)
+    async with Deployment(bed, ALL, ROLL_DELAY="1") as deployment:
+        await scale.with_delay(deployment)
+    async with Deployment(bed, ALL) as deployment:
+        await deployment.run(ROLL, args.clients, 1)  # warm up
+        await scale.by_batch_size(deployment)
+        await scale.by_clients(deployment)
+        await scale.by_time(deployment)
+    return scale.runs
 
-    def keep(run: Run, rolls: int, room: bool = True, **more: float) -> float:
-        """Note a run, whose requests may fail where there is no room for them; returns a roll's CPU in µs."""
-        if run.failed and room:
-            faults.append(f"{run.failed} requests to {run.path} from {run.clients} clients failed")
-        found.append(asdict(run) | {"rolls": rolls} | more)
+
+class _Scale:
+    """The parts of ``scale``; ``runs`` is what ``--json`` writes."""
+
+    def __init__(self, args: Options, console: Console, faults: list[str]) -> None:
+        self.runs: list[dict[str, Any]] = []
+        self._args = args
+        self._console = console
+        self._faults = faults
+
+    def _keep(self, run: Run, rolls: int, may_fail: bool = False, **more: float) -> float:
+        """Keep a run; returns the CPU time of a roll in µs."""
+        if run.failed and not may_fail:
+            self._faults.append(f"{run.failed} requests to {run.path} from {run.clients} clients failed")
+        self.runs.append(asdict(run) | {"rolls": rolls} | more)
         return run.total / rolls
 
-    async with Running(bed, ALL, ROLL_DELAY="1") as running:
-        await running.run(ROLL, CROWD, 2)
-        async with Scraping(running, every=args.seconds / 3) as scraping:
-            run = await running.run(ROLL, CROWD, args.seconds * 10)
-        # They all come at once at first, and the rolls that are under way at the end are nobody's: what goes on in
-        # between is counted by the dice-roller.
+    async def with_delay(self, deployment: Deployment) -> None:
+        args = self._args
+        await deployment.run(ROLL, CROWD, 2)  # warm up
+        async with Scraping(deployment, every=args.seconds / 3) as scraping:
+            run = await deployment.run(ROLL, CROWD, args.seconds * 10)
+        # The load generator counts neither the burst at the start nor the rolls in flight at the end correctly, so
+        # the sustained rate comes from the dice-roller's counter.
         rate = scraping.rate(after=args.seconds)
         scrapes = scraping.took
-        keep(run, 1, scrape_ms=max(scrapes), sustained=round(rate, 1))
-        ideal = CROWD / 0.5
-        console.print(
-            f"{CROWD} clients, each roll with its delay of up to 1 s: {rate:,.0f} rolls/s once all are under way,"
-            f" {rate / ideal:.1%} of the {ideal:,.0f} that are possible, and {run.rate:,.0f} from the first rush to the"
-            f" end; {run.total:.0f} µs of CPU a roll."
+        dropped = await deployment.dropped()
+        self._keep(run, 1, scrape_ms=max(scrapes), sustained=round(rate, 1), dropped=dropped)
+        possible = CROWD / 0.5
+        self._console.print(
+            f"{CROWD} clients, each roll with its delay of up to 1 s: {rate:,.0f} rolls/s sustained,"
+            f" {rate / possible:.1%} of the {possible:,.0f} that are possible, and {run.rate:,.0f} from the first"
+            f" request to the last; {run.total:.0f} µs of CPU a roll."
             f" /metrics meanwhile: {statistics.median(scrapes):.1f} ms, at most {max(scrapes):.1f} ms,"
-            f" asked {len(scrapes)} times.",
+            f" in {len(scrapes)} scrapes.",
             soft_wrap=True,
         )
-        if dropped := await running.dropped():
-            faults.append(f"{dropped:g} spans or lines were dropped")
+        if dropped:
+            self._faults.append(f"{CROWD} clients with the delay: {dropped:,.0f} spans or lines were dropped")
 
-    async with Running(bed, ALL) as running:
-        await running.run(ROLL, args.clients, 1)
-        rows = Table("rolls in a batch", "rolls/s", "CPU µs a roll", title="By batch size", title_justify="left")
-        for times in (1, 2, 5, 10, 20, 50, 100):
+    async def by_batch_size(self, deployment: Deployment) -> None:
+        rows = Table(
+            "rolls in a batch", "rolls/s", "CPU µs a roll", "dropped", title="By batch size", title_justify="left"
+        )
+        rates: list[tuple[float, float]] = []  # rolls a second, spans and lines dropped
+        for times in BATCHES:
+            before = await deployment.dropped()
             runs = [
-                await running.run(f"/roll-async?die=fair&times={times}", 16, args.seconds) for _ in range(args.rounds)
+                await deployment.run(f"/roll-async?die=fair&times={times}", BATCH_CLIENTS, self._args.seconds)
+                for _ in range(self._args.rounds)
             ]
-            cpu = min(keep(run, times) for run in runs)
-            rows.add_row(str(times), f"{statistics.median(run.rate for run in runs) * times:,.0f}", f"{cpu:.0f}")
-        console.print(rows)
+            dropped = await deployment.dropped() - before
+            cpu = min(self._keep(run, times, dropped=dropped) for run in runs)
+            rates.append((statistics.median(run.rate for run in runs) * times, dropped))
+            rows.add_row(str(times), f"{rates[-1][0]:,.0f}", f"{cpu:.0f}", f"{dropped:,.0f}")
+        self._console.print(rows)
+        if limit := drop_limit(rates):
+            self._faults.append(limit)
 
+    async def by_clients(self, deployment: Deployment) -> None:
+        before = await deployment.dropped()
         rows = Table("clients", "rolls/s", "p99 ms", "CPU µs a roll", title="By clients", title_justify="left")
         for clients in (8, 64, 256, CROWD):
-            runs = [await running.run(ROLL, clients, args.seconds) for _ in range(args.rounds)]
-            # Without a delay more clients than those are more than there is room for, and some are refused.
-            cpu = min(keep(run, 1, room=clients <= args.clients) for run in runs)
+            runs = [await deployment.run(ROLL, clients, self._args.seconds) for _ in range(self._args.rounds)]
+            # Without a delay, more clients than usual exceed what the services accept: some requests are refused.
+            cpu = min(self._keep(run, 1, may_fail=clients > self._args.clients) for run in runs)
             p99 = statistics.median(run.p99 for run in runs)
-            rows.add_row(
-                str(clients), f"{statistics.median(run.rate for run in runs):,.0f}", f"{p99:.0f}", f"{cpu:.0f}"
-            )
-        console.print(rows)
+            rate = statistics.median(run.rate for run in runs)
+            rows.add_row(str(clients), f"{rate:,.0f}", f"{p99:.0f}", f"{cpu:.0f}")
+        self._console.print(rows)
+        if dropped := await deployment.dropped() - before:
+            self._faults.append(f"single rolls without a delay: {dropped:,.0f} spans or lines were dropped")
 
-        rows = Table("after", "rolls/s", "CPU µs a roll", "MB", title="By time", title_justify="left")
+    async def by_time(self, deployment: Deployment) -> None:
         await asyncio.sleep(OVERLOAD_PAUSE)
-        slices = max(2, min(12, round(args.minutes * 6)))
+        before = await deployment.dropped()
+        minutes = self._args.minutes
+        rows = Table("after", "rolls/s", "CPU µs a roll", "MB", title="By time", title_justify="left")
+        slices = max(2, min(12, round(minutes * 6)))
         for number in range(slices):
-            run = await running.run(ROLL, args.clients, args.minutes * 60 / slices)
-            memory = sum(running.resident().values())
-            cpu = keep(run, 1, resident_mb=memory)
+            run = await deployment.run(ROLL, self._args.clients, minutes * 60 / slices)
+            memory = sum(deployment.resident().values())
+            cpu = self._keep(run, 1, resident_mb=memory)
             rows.add_row(
-                f"{args.minutes * (number + 1) / slices:.1f} min", f"{run.rate:,.0f}", f"{cpu:.0f}", f"{memory:.0f}"
+                f"{minutes * (number + 1) / slices:.1f} min", f"{run.rate:,.0f}", f"{cpu:.0f}", f"{memory:.0f}"
             )
-        console.print(rows)
-        if dropped := await running.dropped():
-            faults.append(f"{dropped:g} spans or lines were dropped")
-    return found
+        self._console.print(rows)
+        if dropped := await deployment.dropped() - before:
+            self._faults.append(f"{minutes:g} minutes of load: {dropped:,.0f} spans or lines were dropped")
+
+
+def drop_limit(rates: Sequence[tuple[float, float]]) -> str:
+    """Where the limit lies at which spans and lines are dropped; empty if none were.
+
+    Args:
+        rates: rolls a second, and the spans and lines that were dropped at that rate.
+    """
+    dropping = [(rate, dropped) for rate, dropped in rates if dropped]
+    if not dropping:
+        return ""
+    first = min(rate for rate, _ in dropping)
+    below = max((rate for rate, dropped in rates if not dropped and rate < first), default=0.0)
+    total_dropped = sum(dropped for _, dropped in dropping)
+    return (
+        f"spans or lines are dropped from {first:,.0f} rolls/s on, {total_dropped:,.0f} in all;"
+        f" up to {below:,.0f} rolls/s none"
+    )
 
 
 class Scraping:
-    """Asks the dice-roller for its metrics while it is entered, pausing for ``every`` seconds."""
+    """Scrapes the dice-roller's metrics while the block runs, with pauses of ``every`` seconds."""
 
-    def __init__(self, running: Running, every: float) -> None:
-        self._url = running.url("/metrics")
+    def __init__(self, deployment: Deployment, every: float) -> None:
+        self._lab = deployment.lab
         self._every = every
         self._ending = asyncio.Event()
-        self.took: list[float] = []  # milliseconds, of each
+        self.took: list[float] = []  # milliseconds, of each scrape
         self._counted: list[tuple[float, float]] = []  # seconds since the start, rolls until then
 
     async def __aenter__(self) -> Self:
-        self._task = asyncio.create_task(self._ask())
+        self._task = asyncio.create_task(self._scrape())
         return self
 
     async def __aexit__(self, kind: object, *_: object) -> None:
         if kind is not None:
             self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)  # what ended the run is said, not what followed
+            await asyncio.gather(self._task, return_exceptions=True)  # the first error is the one to report
             return
         self._ending.set()
-        await self._task  # the answer under way counts; an error would leave figures of a part of the time only
+        await self._task  # including the scrape in flight; its error is reported
 
     def rate(self, after: float) -> float:
-        """Rolls a second between the first and the last that was asked more than ``after`` seconds since the start."""
+        """Rolls a second between the first and the last scrape later than ``after`` seconds since the start."""
         counted = [count for count in self._counted if count[0] > after]
         if len(counted) < 2:
-            raise LabError("the dice-roller was too busy to say what it counted")
+            raise LabError("the dice-roller was too busy to answer two scrapes")
         (first, before), (last, rolls) = counted[0], counted[-1]
         return (rolls - before) / (last - first)
 
-    async def _ask(self) -> None:
-        loop = asyncio.get_running_loop()
-        begin = loop.time()
-        async with aiohttp.ClientSession() as session:
-            while not self._ending.is_set():
-                started = loop.time()
-                try:
-                    async with session.get(self._url) as answer:
-                        page = await answer.text()
-                except (aiohttp.ClientError, asyncio.TimeoutError) as error:
-                    raise LabError(f"the dice-roller did not answer {self._url}: {error}") from error
-                ended = loop.time()
-                self.took.append((ended - started) * 1000)
-                rolls = re.search(r'^roll_requests_total\{outcome="success"\} (\S+)$', page, re.MULTILINE)
-                if rolls is None:
-                    raise LabError("the dice-roller does not say how many rolls it made")
-                self._counted.append((ended - begin, float(rolls[1])))
-                with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._ending.wait(), self._every)
+    async def _scrape(self) -> None:
+        url = f"{self._lab.url(ROLLER)}/metrics"
+        begin = time.monotonic()
+        while not self._ending.is_set():
+            started = time.monotonic()
+            try:
+                page = await self._lab.fetch(url, Accept=OPENMETRICS)
+            except (aiohttp.ClientError, asyncio.TimeoutError) as error:
+                raise LabError(f"the dice-roller did not answer {url}: {error}") from error
+            ended = time.monotonic()
+            self.took.append((ended - started) * 1000)
+            rolls = total(parse_samples(page.text), "roll_requests_total", {"outcome": "success"})
+            if not rolls:
+                raise LabError("the dice-roller has no roll_requests_total")
+            self._counted.append((ended - begin, rolls))
+            await sleep(self._every, self._ending)
 
 
 def _table(title: str, console: Console) -> Table:
@@ -575,7 +636,7 @@ def _table(title: str, console: Console) -> Table:
 
 
 def _row(rows: Table, name: str, runs: Sequence[Run], bare: Sequence[Run]) -> None:
-    """Medians of the runs; of the CPU the least, because others' work can only add to it."""
+    """Add the medians of the runs, but the minimum of the CPU time, to which other work can only add."""
 
     def median(of: Callable[[Run], float]) -> float:
         return statistics.median(map(of, runs))

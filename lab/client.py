@@ -91,6 +91,7 @@ class Lab:
         engines: the URL of each engine, by name.
         state: what ``dicelab up`` has written to its state file; of containers, the same as far as it is known.
         containers: where the lab runs in containers, these.
+        timeout: seconds for one request.
     """
 
     directory: RunDir
@@ -99,6 +100,7 @@ class Lab:
     engines: Mapping[str, str] = field(default_factory=dict)
     state: Mapping[str, Any] = field(default_factory=dict)
     containers: Containers | None = None
+    timeout: float = TIMEOUT
     _session: aiohttp.ClientSession | None = field(default=None, init=False, repr=False)
 
     # --- where it is ---
@@ -224,7 +226,7 @@ class Lab:
 
     async def __aenter__(self) -> Self:
         self._session = aiohttp.ClientSession(
-            timeout=aiohttp.ClientTimeout(total=TIMEOUT), cookie_jar=aiohttp.DummyCookieJar()
+            timeout=aiohttp.ClientTimeout(total=self.timeout), cookie_jar=aiohttp.DummyCookieJar()
         )
         return self
 

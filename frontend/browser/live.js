@@ -12,6 +12,7 @@ let model = null // Panel's, once it is connected
 let waiting = [] // events from before that
 let heard = 0 // when the session last answered
 let lost = false
+let selected = "" // the id of the span whose details are shown
 
 const $ = (id) => document.getElementById(id)
 
@@ -33,8 +34,13 @@ function receive(message) {
       history[message.address.push ? "pushState" : "replaceState"](null, "", url)
   }
   if (message.rolls) sessionStorage.setItem(STORED, JSON.stringify(message.rolls))
+  if (message.select !== undefined) selected = message.select
   if (message.say) $("said").textContent = message.say
   if (message.reveal) $(message.reveal)?.scrollIntoView({block: "nearest"})
+  for (const group of document.querySelectorAll("[data-roving]")) {
+    const items = [...group.querySelectorAll(group.dataset.roving)]
+    if (items.length && !items.some((item) => item.tabIndex === 0)) items[0].tabIndex = 0
+  }
   document.dispatchEvent(new CustomEvent("patched"))
 }
 
@@ -162,7 +168,7 @@ function showTab(name, tell = true) {
     tab.setAttribute("aria-selected", String(active))
     tab.tabIndex = active ? 0 : -1
     $(`panel-${tab.id.slice(4)}`).hidden = !active
-    if (active) tab.scrollIntoView({block: "nearest", inline: "nearest"})
+    if (active) $("tabs").scrollLeft = tab.offsetLeft - $("tabs").offsetLeft - 24 // of a row that is wider than a phone
   }
   if (tell) send("tab", name)
 }
@@ -222,9 +228,10 @@ function connectionLost() {
       .catch(() => setTimeout(retry, RETRY))
   setTimeout(retry, RETRY)
 }
-window.addEventListener("beforeunload", () => (lost = true)) // leaving is no loss
+window.addEventListener("pagehide", () => (lost = true)) // leaving is no loss
+window.addEventListener("pageshow", (event) => event.persisted && location.reload()) // back to a page whose session ended
 
-window.dicelab = {connected, send, showTab}
+window.dicelab = {connected, send, select: (span) => (selected = span), selected: () => selected}
 // The address names the tab: shown before the session is there.
 const asked = new URLSearchParams(location.search).get("tab")
 if (asked && $(`tab-${CSS.escape(asked)}`)) showTab(asked, false)

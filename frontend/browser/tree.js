@@ -53,8 +53,15 @@ function focusRow(grid, row) {
 }
 
 function select(grid, row) {
-  for (const other of rowsOf(grid)) other.setAttribute("aria-selected", String(other === row))
+  window.dicelab.select(row.dataset.span)
+  markSelected()
   send("trace.select", {trace: grid.dataset.trace, span: row.dataset.span})
+}
+
+function markSelected() {
+  const span = window.dicelab.selected()
+  for (const row of document.querySelectorAll("table.waterfall tbody > tr"))
+    row.setAttribute("aria-selected", String(row.dataset.span === span))
 }
 
 const parent = (row) => {
@@ -195,4 +202,11 @@ document.addEventListener("scroll", (event) => {
   if (grid) follow(grid)
 }, true)
 
-document.addEventListener("patched", () => document.querySelectorAll("table.waterfall").forEach(arrange))
+document.addEventListener("patched", () => {
+  markSelected()
+  for (const grid of document.querySelectorAll("table.waterfall")) {
+    if (grid.dataset.seen !== grid.dataset.trace) zoom(grid, 0, 1) // another trace than before
+    grid.dataset.seen = grid.dataset.trace
+    arrange(grid)
+  }
+})

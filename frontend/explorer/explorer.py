@@ -148,7 +148,7 @@ class Explorer:
 
     def _show(self, tab: str) -> None:
         self._tab = tab
-        self._bridge.send(tab=tab)
+        self._bridge.send(tab=tab, reveal="tabs")
         self._changed(True)
 
     # --- what the user does ---

@@ -27,6 +27,7 @@ GRAFANA = ROOT / "grafana"
 # Engines count their ports from the base port plus this.
 FIRST_PORT = 10
 HOST = "127.0.0.1"
+MEMORY_LIMIT = "768MiB"  # of each engine
 HELP_TIMEOUT = 10.0  # seconds
 
 # Every port there is, in the order in which they are counted.
@@ -317,6 +318,8 @@ class Plan:
         """The environment of every engine's configuration."""
         variables = {name: str(self.port(name)) for name in PORTS}
         variables |= {
+            # Engines written in Go collect garbage harder from here on; containers have a hard limit besides.
+            "GOMEMLIMIT": MEMORY_LIMIT,
             "TEMPO_HOST": HOST,
             "TEMPO_DATA": str(self.directory / "tempo"),
             "COLLECTOR_HOST": HOST,

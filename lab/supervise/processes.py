@@ -1,4 +1,4 @@
-"""One service or engine as a process of its own: started, listened to, stopped."""
+"""Child processes: start one, write its output to files, stop it."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from lab.supervise.rundir import RotatingFile
 
 LAST_LINES = 15
 STOP_TIMEOUT = 30.0  # seconds; the frontend gives its page 8, its requests 8 and its last spans 5
-# How long, in seconds, the last output of an ended process is waited for: a child of its own may hold the pipe open.
+# Seconds to wait for the last output of an ended process: a child of it may hold the pipe open.
 OUTPUT_TIMEOUT = 2.0
 CHUNK = 256 * 1024
 
-# Called with the service's name and lines it wrote, each without its newline.
+# Called with the service's name and its lines, each without the newline.
 OnLines = Callable[[str, list[bytes]], None]
 
 
 class Process:
-    """A running process; what it writes goes byte for byte to the two files, which appear with the first line."""
+    """A running process. Its output is appended unchanged to two files, each of which is created by its first line."""
 
     def __init__(
         self, name: str, process: asyncio.subprocess.Process, outputs: Sequence[tuple[_Pipe, Path]], on_lines: OnLines
@@ -57,7 +57,7 @@ class Process:
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=pipes[0].entrance,
                 stderr=pipes[1].entrance,
-                # Ctrl-C is for us; the processes are stopped in their order.
+                # Ctrl-C goes to the supervisor alone, which stops processes in order.
                 start_new_session=True,
                 preexec_fn=partial(_die_with, os.getpid()) if sys.platform == "linux" else None,
             )
@@ -79,7 +79,7 @@ class Process:
         return self._process.returncode is None
 
     async def ended(self) -> int:
-        """Wait for the process's end and for the last of its output; returns its exit status."""
+        """Wait for the end of the process and of its output; returns its exit status."""
         status = await self._process.wait()
         _, unfinished = await asyncio.wait(self._pumps, timeout=OUTPUT_TIMEOUT)
         for pump in unfinished:
@@ -93,7 +93,7 @@ class Process:
         return [line.decode(errors="replace") for line in self._last]
 
     async def stop(self) -> None:
-        """SIGTERM, and SIGKILL for one that does not end in :data:`STOP_TIMEOUT` seconds."""
+        """Send SIGTERM, and SIGKILL to a process that has not ended after :data:`STOP_TIMEOUT` seconds."""
         with contextlib.suppress(ProcessLookupError):
             self._process.terminate()
         try:
@@ -114,36 +114,36 @@ class Process:
                 whole, newline, rest = (rest + chunk).rpartition(b"\n")
                 if not newline:
                     continue
-                file = self._keep(file, path, whole + newline)
-                self._tell(whole.split(b"\n"))
+                file = self._write(file, path, whole + newline)
+                self._report(whole.split(b"\n"))
         finally:
             if rest:  # cut off in the middle of a line
-                file = self._keep(file, path, rest)
-                self._tell([rest])
+                file = self._write(file, path, rest)
+                self._report([rest])
             if file is not None:
                 file.close()
             pipe.close()
 
-    def _keep(self, file: RotatingFile | None, path: Path, lines: bytes) -> RotatingFile | None:
-        """Write to the file; a full disk is said, and neither stalls the service nor stops the lab."""
+    def _write(self, file: RotatingFile | None, path: Path, lines: bytes) -> RotatingFile | None:
+        """Write to the file. A full disk is reported; it neither stalls the service nor stops the lab."""
         try:
             file = file or RotatingFile.shared(path)
             file.write(lines)
         except OSError as error:
-            self._tell([f"{path}: {error.strerror}; lines are lost".encode()])
+            self._report([f"{path}: {error.strerror}; lines are lost".encode()])
         return file
 
-    def _tell(self, lines: list[bytes]) -> None:
+    def _report(self, lines: list[bytes]) -> None:
         self._last.extend(lines)
         self._on_lines(self.name, lines)
 
 
 class _Pipe:
-    """A pipe of our own: of one that asyncio makes for a process it waits for the end, however long who holds it lives.
+    """A pipe of our own. asyncio's own ends only with the last process that holds it, which may be a grandchild.
 
     Attributes:
-        entrance: the descriptor to write to; whoever opened the pipe closes it.
-        reader: what was written.
+        entrance: the descriptor to write to; the opener closes it.
+        reader: the other end.
     """
 
     def __init__(self, entrance: int, reader: asyncio.StreamReader, transport: asyncio.ReadTransport) -> None:

@@ -1,4 +1,4 @@
-"""Stages: which services each one has and how they are set, read from the env files that compose reads too."""
+"""Stages: the services of each and their settings, read from the env files that compose reads too."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ POSTGRES = "postgres"
 
 @dataclass(frozen=True)
 class Service:
-    """A service of ours: its name, the module that runs it and its port, counted from the base port."""
+    """A service: its name, the module that runs it and its port, counted from the base port."""
 
     name: str
     module: str
     port_offset: int
     url_variable: str
-    many: bool = True  # whether it may run as several processes
+    many: bool = True  # whether it can run as several processes
 
 
 # In the order they start; they stop in the opposite one.
@@ -44,7 +44,7 @@ def load(number: int) -> Stage:
     """Read one stage.
 
     Raises:
-        LabError: when there is no such stage or its file is not there.
+        LabError: when there is no such stage or its file is missing.
     """
     if number not in STAGES:
         raise LabError(f"there is no stage {number}; stages are {STAGES[0]} to {STAGES[-1]}")

@@ -25,6 +25,7 @@ from urllib.parse import urlencode
 
 from lab import client
 from lab.signals import OPENMETRICS, Sample, Span, parse_line, parse_samples, parse_spans, total
+from lab.supervise import engines
 from lab.supervise.rundir import RunDir
 from lab.waiting import within
 
@@ -33,6 +34,7 @@ __all__ = ["OPENMETRICS", "Sample", "Span", "parse_spans"]
 T = TypeVar("T")
 TIMEOUT = 20.0  # seconds after which a missing effect is a failure
 PORTS = random.Random()  # of its own: Hypothesis sets the seed of the common one again and again
+LAB_PORTS = engines.FIRST_PORT + len(engines.PORTS)
 
 
 def wait_for(what: Callable[[], T | None], timeout: float = TIMEOUT, say: str = "") -> T:
@@ -44,13 +46,23 @@ def wait_for(what: Callable[[], T | None], timeout: float = TIMEOUT, say: str = 
     raise AssertionError(f"not within {timeout} s: {say or what}")
 
 
+def port_range(environ: Mapping[str, str] = os.environ) -> range:
+    """The ports that labs of this process may take: each worker of pytest-xdist has a part of its own."""
+    # Below the ephemeral ports, so that no outgoing connection takes one of them.
+    first, last = 15_000, 32_000
+    workers = int(environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    number = int(environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    part = (last - first) // workers
+    return range(first + number * part, first + (number + 1) * part)
+
+
 def free_base_port() -> int:
-    """A port that is free, as are those above it that a lab with all its engines takes."""
+    """A base port whose ports are all free, also those of the engines."""
+    ports = port_range()
     while True:
-        # Below those that the system gives to outgoing connections, one of which could take it meanwhile.
-        base = PORTS.randrange(15_000, 32_000)
+        base = PORTS.randrange(ports.start, ports.stop - LAB_PORTS)
         try:
-            for offset in (*range(3), *range(10, 30)):
+            for offset in (*range(3), *range(engines.FIRST_PORT, LAB_PORTS)):
                 with socket.socket() as probe:
                     probe.bind(("127.0.0.1", base + offset))
             return base
@@ -180,13 +192,13 @@ class Held:
 
 
 def clean_environ(**variables: str) -> dict[str, str]:
-    """Our environment without anything that would configure a lab."""
+    """The environment without variables that would configure a lab."""
     drop = re.compile(r"OTEL_|DATABASE_URL|ROLL_|TRACES_|DB_|LOG_LEVEL|RANDOM_SEED|PYTEST_")
     return {name: value for name, value in os.environ.items() if not drop.match(name)} | variables
 
 
 def dicelab(*arguments: str | Path, **variables: str) -> subprocess.Popen[bytes]:
-    """The command as a user types it."""
+    """Start the command as a user types it."""
     return subprocess.Popen(
         [sys.executable, "-m", "lab.cli", *map(str, arguments)],
         stdin=subprocess.DEVNULL,
@@ -230,7 +242,7 @@ def start(run_dir: Path, stage: int, *arguments: str, roll_delay: float = 0.05, 
 
 
 def processes_of(run_dir: Path) -> list[str]:
-    """Command lines of all processes that name a run dir, or the data that is linked in it."""
+    """The command lines of all processes that name a run dir, or the data that is linked in it."""
     names = {str(run_dir), str((run_dir / "postgres").resolve())}
     found = []
     for entry in Path("/proc").iterdir():

@@ -22,15 +22,18 @@ from tests.support.images import Image, Owned
 
 # Where the loader looks for libraries by itself.
 SYSTEM = ("/lib", "/usr/lib")
-# What wheels for manylinux may need beside what Python itself does: part of any Debian.
-MANYLINUX = (
-    "libdl.so.2",
-    "libgcc_s.so.1",
-    "libm.so.6",
-    "libpthread.so.0",
-    "librt.so.1",
-    "libstdc++.so.6",
-    "libutil.so.1",
+# What wheels may need beside what Python itself does: part of any Debian.
+LIBRARIES = (
+    *(
+        "libanl.so.1",
+        "libcrypt.so.1",
+        "libdl.so.2",
+        "libgcc_s.so.1",
+        "libm.so.6",
+        "libnss_dns.so.2",
+        "libnss_files.so.2",
+    ),
+    *("libpthread.so.0", "libresolv.so.2", "librt.so.1", "libstdc++.so.6", "libutil.so.1"),
 )
 CERTIFICATES = Path("/etc/ssl/certs/ca-certificates.crt")
 # What the entrypoint of the postgres image does when its data directory is empty, and then: start the server.
@@ -224,8 +227,8 @@ def _fill_python(root: RootFilesystem, image: Image) -> None:
     executable, library = python(image)
     root.file(f"/usr/local/bin/{name}", executable)
     libc = next(path for place, path in libraries(executable).items() if "/libc.so" in place)
-    for library_name in MANYLINUX:
-        root.file(str(libc.with_name(library_name)), libc.with_name(library_name))
+    for path in map(libc.with_name, LIBRARIES):
+        root.file(str(path), path)
     for link in ("python", "python3"):
         root.link(f"/usr/local/bin/{link}", name)
     without = ("__pycache__", "site-packages", "dist-packages", "test", "tests", "idlelib", "tkinter", "turtledemo")

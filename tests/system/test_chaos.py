@@ -1,24 +1,21 @@
-"""``dicelab chaos`` in short form, the supervisor that starts again what ended, and the proxy."""
+"""``dicelab chaos``, with short phases."""
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import signal
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager, closing
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from lab.chaos.experiments import EXPERIMENTS
-from lab.chaos.proxy import Proxy
 from lab.options import EXPERIMENTS as NAMES
-from lab.supervise.supervised import Supervised
 from tests.support.labs import Held, Lab, dicelab, get, wait_for
 
 PATIENCE = {"DIE_SERVICE_CONNECT_TIMEOUT": "0.4", "DB_POOL_TIMEOUT": "0.4"}
@@ -139,95 +136,3 @@ def test_a_slow_die_service_is_shed_at_once_and_a_burst_is_not(own_lab: Callable
             os.kill(lab.pid("die-service"), signal.SIGCONT)
         assert [answer.result().status for answer in taken] == [200] * 4
         assert [answer.status for answer in users.map(get, [url] * 8)] == [200] * 8
-
-
-class Fragile(Supervised):
-    """Ends as soon as it is started."""
-
-    def __init__(self) -> None:
-        super().__init__("fragile")
-        self.broken = asyncio.Event()
-        self.starts = 0
-
-    @property
-    def pid(self) -> int:
-        return self.starts
-
-    async def _break(self) -> None:
-        self.broken.set()
-
-    async def _ended(self) -> None:
-        if self.starts < 4:
-            return
-        await self.broken.wait()
-        self.broken.clear()
-
-    async def _start(self) -> bool:
-        self.starts += 1
-        return self.starts != 2  # once there is nothing to start
-
-
-async def test_pauses_grow_and_what_was_held_starts_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lab.supervise.supervised.FIRST_PAUSE", 0.01)
-    kept, pauses = Fragile(), []
-    started: asyncio.Queue[int] = asyncio.Queue()
-    keeper = asyncio.ensure_future(
-        kept.supervise(lambda _, pause: pauses.append(pause), lambda _: started.put_nowait(kept.starts))
-    )
-    assert [await started.get() for _ in range(3)] == [1, 3, 4]
-    assert pauses == [0.01, 0.02, 0.04, 0.08]
-    assert kept.restarts == 3
-    await kept.hold()
-    await asyncio.sleep(0.05)
-    assert started.empty()
-    kept.release()
-    assert await started.get() == 5
-    assert len(pauses) == 4  # its end was wanted
-    keeper.cancel()
-
-
-@asynccontextmanager
-async def echo() -> AsyncIterator[Proxy]:
-    """A proxy in front of a server that answers what it is asked."""
-
-    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        while data := await reader.read(1000):
-            writer.write(data)
-        writer.close()
-
-    server = await asyncio.start_server(answer, "127.0.0.1", 0)
-    proxy = Proxy(server.sockets[0].getsockname())
-    try:
-        yield proxy
-    finally:
-        await proxy.close()
-        server.close()
-
-
-async def test_the_proxy_holds_answers_back_and_lets_them_go() -> None:
-    async with echo() as proxy:
-        reader, writer = await asyncio.open_connection(*(await proxy.open()).split(":"))
-        writer.write(b"one")
-        assert await reader.readexactly(3) == b"one"
-        proxy.delay = 30
-        writer.write(b"two")
-        with pytest.raises(asyncio.TimeoutError):
-            await asyncio.wait_for(reader.readexactly(3), 0.1)
-        proxy.delay = 0
-        assert await asyncio.wait_for(reader.readexactly(3), 10) == b"two"
-        await proxy.close()
-        assert await reader.read() == b""
-        writer.close()
-
-
-async def test_the_proxy_passes_the_end_of_a_server_on() -> None:
-    async with echo() as proxy:
-        reader, writer = await asyncio.open_connection(*(await proxy.open()).split(":"))
-        writer.write_eof()
-        assert await reader.read() == b""
-        writer.close()
-    proxy = Proxy(("127.0.0.1", 1))
-    reader, writer = await asyncio.open_connection(*(await proxy.open()).split(":"))
-    assert await reader.read() == b""
-    writer.close()
-    await proxy.close()

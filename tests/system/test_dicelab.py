@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import signal
@@ -15,10 +14,6 @@ from pathlib import Path
 
 import pytest
 
-from lab.supervise import stages
-from lab.supervise.processes import Process
-from lab.supervise.rundir import RotatingFile
-from lab.supervise.tail import render
 from tests.support.labs import Lab, dicelab, free_base_port, get, processes_of, wait_for
 
 
@@ -50,66 +45,6 @@ def test_services_and_database_run_with_batch_scheduling(stage_lab: Callable[[in
     ]
     assert len(threads) > 4  # those that write lines and spans among them
     assert {os.sched_getscheduler(thread) for thread in threads} == {os.SCHED_BATCH}
-
-
-async def test_a_child_that_outlives_its_process_does_not_hide_its_end(tmp_path: Path) -> None:
-    leaves_a_child = "import subprocess; print('done', flush=True); subprocess.Popen(['sleep', '60']); exit(3)"
-    told: list[bytes] = []
-    process = await Process.start(
-        "parent",
-        [sys.executable, "-c", leaves_a_child],
-        os.environ,
-        tmp_path / "stdout",
-        tmp_path / "stderr",
-        lambda _, lines: told.extend(lines),
-    )
-    try:
-        assert await asyncio.wait_for(process.ended(), 30) == 3
-        assert not process.running
-        await process.stop()
-        assert told == [b"done"]
-        assert (tmp_path / "stdout").read_bytes() == b"done\n"
-    finally:
-        os.killpg(process.pid, signal.SIGKILL)
-
-
-SHORT_OF_DESCRIPTORS = """if True:
-    import asyncio, os, resource
-    from pathlib import Path
-    from lab.supervise.processes import Process
-
-    def open_now():
-        return len(os.listdir("/proc/self/fd"))
-
-    async def start():
-        process = await Process.start(
-            "true", ["true"], os.environ, Path("/dev/null"), Path("/dev/null"), lambda *_: None
-        )
-        await process.ended()
-
-    async def main():
-        await start()
-        before, limits, failed = open_now(), resource.getrlimit(resource.RLIMIT_NOFILE), 0
-        for more in range(12):
-            resource.setrlimit(resource.RLIMIT_NOFILE, (before - 1 + more, limits[1]))
-            try:
-                await start()
-            except OSError:
-                failed += 1
-            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
-            await asyncio.sleep(0)  # transports close in the loop's next round
-            assert open_now() == before, (more, before, open_now())
-        assert 3 < failed < 12, failed
-
-    asyncio.run(main())
-"""
-
-
-def test_a_process_that_cannot_be_started_leaves_no_descriptor_open() -> None:
-    result = subprocess.run(
-        [sys.executable, "-c", SHORT_OF_DESCRIPTORS], check=False, capture_output=True, text=True, timeout=60
-    )
-    assert result.returncode == 0, result.stderr
 
 
 def test_detach_status_and_down(tmp_path: Path) -> None:
@@ -276,38 +211,3 @@ def test_an_external_database(own_lab: Callable[..., Lab], stage_lab: Callable[[
     assert get(f"{lab.front}/roll?die=fair").status == 200
     assert lab.stop() == 0
     assert get(f"{stage_lab(5).front}/roll?die=fair").status == 200  # not ours to stop
-
-
-def test_log_files_rotate_at_whole_lines(tmp_path: Path) -> None:
-    file = RotatingFile(tmp_path / "service.jsonl", max_bytes=1000, backups=2)
-    for number in range(100):
-        file.write(b'{"number": %d}\n' % number * 3)
-    file.close()
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["service.jsonl", "service.jsonl.1", "service.jsonl.2"]
-    for path in tmp_path.iterdir():
-        assert path.stat().st_size <= 1000
-        assert all(json.loads(line) for line in path.read_text().splitlines())
-    assert (tmp_path / "service.jsonl").read_text().endswith('{"number": 99}\n')
-
-
-def test_the_tail_is_readable_and_cannot_be_made_to_steer_the_terminal() -> None:
-    line = json.dumps(
-        {
-            "timestamp": "2026-01-02T03:04:05.678Z",
-            "level": "ERROR",
-            "message": "Roll \x1b[2Jfailed",
-            "logger": "dice-roller",
-            "trace_id": "ab" * 16,
-            "span_id": "cd" * 8,
-            "die_type": "ris\x07ky",
-        }
-    )
-    assert render("dice-roller", line.encode()).plain == (
-        "03:04:05.678 dice-roller ERROR    Roll \\x1b[2Jfailed die_type=ris\\x07ky trace=abababab"
-    )
-    assert render("dice-roller", b"\x1b[31mnot json").plain.endswith("\\x1b[31mnot json")
-
-
-def test_each_stage_file_is_complete() -> None:
-    names = [set(stages.load(number).variables) - {"DICE_STORE", "OTEL_PROPAGATORS"} for number in stages.STAGES]
-    assert all(variables == names[0] for variables in names)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import http.server
 import json
 import os
@@ -20,12 +19,9 @@ from pathlib import Path
 from typing import ClassVar
 
 import pytest
-from aiohttp import ClientSession, web
-from aiohttp.test_utils import TestServer
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 from tests.support.labs import Lab, clean_environ, get, parse_spans, wait_for
-from web.client import MostRecentFirstConnector
 
 
 def test_sigterm_lets_requests_finish_and_flushes(own_lab: Callable[..., Lab]) -> None:
@@ -69,29 +65,6 @@ def test_who_comes_in_a_crowd_finds_a_place_to_wait(own_lab: Callable[..., Lab])
     assert {connection.recv(12) for connection in crowd} == {b"HTTP/1.1 200"}
     for connection in crowd:
         connection.close()
-
-
-async def test_the_connection_that_came_back_last_is_used_next() -> None:
-    crowd = asyncio.Barrier(5)
-
-    async def port(request: web.Request) -> web.Response:
-        assert request.transport is not None
-        return web.Response(text=str(request.transport.get_extra_info("peername")[1]))
-
-    async def together(request: web.Request) -> web.Response:
-        await crowd.wait()
-        return await port(request)
-
-    app = web.Application()
-    app.add_routes([web.get("/alone", port), web.get("/together", together)])
-    async with TestServer(app) as server, ClientSession(connector=MostRecentFirstConnector(limit=10)) as session:
-
-        async def ask(path: str) -> str:
-            async with session.get(server.make_url(path)) as answer:
-                return await answer.text()
-
-        assert len(set(await asyncio.gather(*(ask("/together") for _ in range(5))))) == 5
-        assert len({await ask("/alone") for _ in range(5)}) == 1
 
 
 def test_a_client_that_goes_away_takes_its_rolls_along(own_lab: Callable[..., Lab]) -> None:

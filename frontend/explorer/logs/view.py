@@ -12,9 +12,10 @@ from typing import Any
 
 import orjson
 
+from frontend.browser.clock import TimeRange
 from frontend.explorer.context import Context
 from frontend.explorer.grafana import explore_link
-from frontend.explorer.model import FieldFilter, LogLine, LogQuery, Volume, from_rfc3339
+from frontend.explorer.model import FieldFilter, LogLine, LogQuery, LogSource, Volume, from_rfc3339
 
 FOLLOW = 1.0  # seconds between two looks
 VOLUME_EVERY = 3.0  # seconds between two counts for the histogram
@@ -60,7 +61,7 @@ class LogsView:
         self._lines: list[LogLine] = []
         self._bars: list[Bar] = []
         self._note = ""
-        self._asked: LogQuery | None = None
+        self._asked: tuple[LogQuery, TimeRange] | None = None
         self._counted = 0.0
         on = context.bridge.on
         on("logs.service", lambda value: self._set(_service=value if value in context.telemetry.services else ""))
@@ -172,29 +173,33 @@ class LogsView:
 
     async def refresh(self) -> float | None:
         source, query = self._context.telemetry.logs, self._query()
-        if source is None or (self._paused and query == self._asked):
+        asked = (_without_time(query), self._context.range)
+        if source is None or (self._paused and asked == self._asked):
             return None
         lines = await source.lines(query)
         note = ""
         if not lines and query.span_id and self._trace_of_span:
             # A line carries the id of the span in which it was written: calls and queries write none.
-            lines = await source.lines(replace(query, span_id="", trace_id=self._trace_of_span))
-            note = NO_LINES
-        if time.monotonic() - self._counted > VOLUME_EVERY:
-            self._counted = time.monotonic()
-            start, end = self._stretch(query, lines)
-            step = max(1_000_000_000, -(-(end - start) // STEPS))
-            self._bars = _bars(
-                await source.volume(replace(query, since=start, until=end + step), step), start, end, step
-            )
-        if query.trace_id or query.span_id:
-            lines = lines[::-1]  # in the order in which they were written
-        if _without_time(query) != _without_time(self._query()):
+            query, note = replace(query, span_id="", trace_id=self._trace_of_span), NO_LINES
+            lines = await source.lines(query)
+        if asked != (_without_time(self._query()), self._context.range):
             return 0.0  # the user has asked for something else meanwhile
-        self._lines, self._asked, self._note = lines, query, note
+        # With an id, in the order in which they were written.
+        self._lines = lines[::-1] if query.trace_id or query.span_id else lines
+        self._asked, self._note = asked, note
         self._draw_head()
         self._draw_lines()
+        if time.monotonic() - self._counted > VOLUME_EVERY:  # after the lines, which the user waits for
+            self._counted = time.monotonic()
+            await self._count(source, query)
         return None if self._paused else FOLLOW
+
+    async def _count(self, source: LogSource, query: LogQuery) -> None:
+        start, end = self._stretch(query, self._lines)
+        step = max(1_000_000_000, -(-(end - start) // STEPS))
+        volume = await source.volume(replace(query, since=start, until=end + step), step)
+        self._bars = _bars(volume, start, end, step)
+        self._draw_volume()
 
     def _stretch(self, query: LogQuery, lines: Sequence[LogLine]) -> tuple[int, int]:
         """The time that the histogram shows: the range, or that of the lines where there is no limit."""
@@ -217,8 +222,7 @@ class LogsView:
             filters=self._filters,
         )
 
-    def _draw_head(self) -> None:
-        query = self._query()
+    def _draw_volume(self) -> None:
         self._context.show(
             "logs-volume",
             "logs/volume.html",
@@ -227,6 +231,9 @@ class LogsView:
             order=LEVELS[::-1],
             classes=CLASSES,
         )
+
+    def _draw_head(self) -> None:
+        query = self._query()
         self._context.show(
             "logs-head",
             "logs/head.html",

@@ -80,6 +80,7 @@ class TraceView:
         if trace_id != self._trace_id:
             self._trace_id, self._trace = trace_id, None
         self._span_id = span_id
+        self._context.bridge.send(select=span_id)
         self.draw()
 
     def draw(self) -> None:
@@ -126,8 +127,7 @@ class TraceView:
             return
         trace_id, span_id = str(value.get("trace")), str(value.get("span"))
         if trace_id in (self._trace_id, self._compared_id) and SPAN_ID.fullmatch(span_id):
-            self._span_id = span_id
-            self._draw_spans()
+            self._span_id = span_id  # the browser marks the row itself
             self._draw_detail()
             self._context.changed(False)
 
@@ -179,7 +179,6 @@ class TraceView:
             second=_drawn(compared) if compared and compared.rows else None,
             compared=self._compared_id if compared else "",
             differences=_differences(trace, compared) if both and trace and compared else (),
-            selected=self._span_id,
         )
 
     def _draw_detail(self) -> None:

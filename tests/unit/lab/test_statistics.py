@@ -1,4 +1,4 @@
-"""The experiments' statistics, against published tables and simulations with known answers."""
+"""The statistics of experiments, against published tables and simulations with known results."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from lab.supervise.tail import LINES_PER_SECOND, Tail
+from lab.supervise.tail import LINES_PER_SECOND, Tail, render
 
 
 def line(number: int, level: str = "INFO") -> bytes:
@@ -62,3 +62,21 @@ def test_no_more_lines_a_second_than_one_can_read() -> None:
     counts = [int(found[1].replace(",", "")) for one in lines if (found := re.match(r"… ([\d,]+) more lines", one))]
     assert sum(counts) + sum("dice-roller" in one for one in lines) == given
     assert all("of them errors" in one for one in lines if "more lines" in one)
+
+
+def test_the_tail_is_readable_and_cannot_be_made_to_steer_the_terminal() -> None:
+    line = json.dumps(
+        {
+            "timestamp": "2026-01-02T03:04:05.678Z",
+            "level": "ERROR",
+            "message": "Roll \x1b[2Jfailed",
+            "logger": "dice-roller",
+            "trace_id": "ab" * 16,
+            "span_id": "cd" * 8,
+            "die_type": "ris\x07ky",
+        }
+    )
+    assert render("dice-roller", line.encode()).plain == (
+        "03:04:05.678 dice-roller ERROR    Roll \\x1b[2Jfailed die_type=ris\\x07ky trace=abababab"
+    )
+    assert render("dice-roller", b"\x1b[31mnot json").plain.endswith("\\x1b[31mnot json")

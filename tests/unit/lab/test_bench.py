@@ -1,0 +1,52 @@
+"""The parts of ``dicelab bench`` that need no service."""
+
+from __future__ import annotations
+
+import pytest
+
+from lab.bench import drop_limit, read_wrk
+from lab.cli import main
+
+
+def test_wrk_is_understood() -> None:
+    out = """Running 3s test @ http://127.0.0.1:8000/roll
+  1 threads and 64 connections
+  Thread Stats   Avg      Stdev     Max   +/- Stdev
+    Latency    69.60ms   37.69ms 297.82ms   67.74%
+  Latency Distribution
+     50%  730.00us
+     75%   92.44ms
+     90%    1.12s\x20
+     99%    1.73s\x20
+  7461 requests in 3.01s, 1.42MB read
+  Socket errors: connect 0, read 1, write 0, timeout 2
+  Non-2xx or 3xx responses: 5
+Requests/sec:    931.69
+"""
+    assert read_wrk(out) == {"requests": 7461, "seconds": 3.01, "failed": 8, "p50": 0.73, "p99": 1730.0}
+
+
+def test_what_cannot_be_measured_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "everything"]) == 1
+    assert "not everything" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("option", "value"), [("--seconds", "-1"), ("--rounds", "0"), ("--clients", "0"), ("--minutes", "nan")]
+)
+def test_a_measure_that_measures_nothing_is_refused(
+    capsys: pytest.CaptureFixture[str], option: str, value: str
+) -> None:
+    assert main(["bench", "signals", option, value]) == 2
+    assert f"Invalid value for '{option}': {value} is not from" in capsys.readouterr().err
+
+
+def test_the_limit_lies_where_spans_are_dropped() -> None:
+    rates = [(3_000.0, 0.0), (20_000.0, 0.0), (48_000.0, 73_000.0), (60_000.0, 920.0)]
+    assert drop_limit(rates) == (
+        "spans or lines are dropped from 48,000 rolls/s on, 73,920 in all; up to 20,000 rolls/s none"
+    )
+    assert drop_limit(rates[:2]) == ""
+    # A rate that is dropped from is the limit even where a higher one happened to drop nothing.
+    assert "from 3,000 rolls/s on" in drop_limit([(3_000.0, 1.0), (20_000.0, 0.0)])
+    assert "up to 0 rolls/s" in drop_limit([(3_000.0, 1.0), (20_000.0, 0.0)])

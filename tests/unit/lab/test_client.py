@@ -1,0 +1,157 @@
+"""The model of a running lab: built from a run dir, a URL or containers; files, and answers of services and engines."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
+
+from lab import LabError
+from lab.client import Lab, Missing, NotRunning
+from lab.containers import Containers
+from lab.supervise.rundir import RunDir
+
+STATE = {
+    "stage": 3,
+    "services": [
+        {"name": "die-service", "url": "http://127.0.0.1:1"},
+        {"name": "dice-roller", "url": "http://127.0.0.1:2"},
+        {"name": "frontend", "url": "http://127.0.0.1:3"},
+    ],
+    "engines": [{"name": "tempo", "url": "http://127.0.0.1:4"}],
+}
+Serve = Callable[[web.Application], Awaitable[TestServer]]
+
+
+@pytest.fixture
+def running(tmp_path: Path) -> Path:
+    """A run dir that looks as that of a running lab, whose process is this one."""
+    directory = RunDir(tmp_path / "run")
+    directory.claim()
+    directory.write_state(STATE)
+    return directory.path
+
+
+def test_the_lab_of_a_run_dir(running: Path) -> None:
+    lab = Lab.in_run_dir(running)
+    assert (lab.front, lab.stage, lab.run_dir) == ("http://127.0.0.1:3", 3, running)
+    assert lab.url("dice-roller") == "http://127.0.0.1:2"
+    with pytest.raises(Missing, match="no nosuch in the lab"):
+        lab.url("nosuch")
+    assert lab.engine("tempo") == "http://127.0.0.1:4"
+    with pytest.raises(NotRunning, match="loki is not running"):
+        lab.engine("loki")
+
+
+def test_without_a_frontend_users_go_to_the_roller(tmp_path: Path) -> None:
+    lab = Lab.of_state(RunDir(tmp_path), {"stage": 1, "services": STATE["services"][1:2]})  # type: ignore[index]
+    assert lab.front == "http://127.0.0.1:2"
+
+
+def test_a_url_finds_the_lab_of_the_run_dir_or_one_elsewhere(running: Path, tmp_path: Path) -> None:
+    assert Lab.find(running).front == "http://127.0.0.1:3"
+    by_service = Lab.find(running, "http://127.0.0.1:2")
+    assert (by_service.front, by_service.stage) == ("http://127.0.0.1:2", 3)
+    for run_dir in (running, tmp_path / "empty"):
+        elsewhere = Lab.find(run_dir, "http://127.0.0.1:9")
+        assert (elsewhere.front, dict(elsewhere.services)) == ("http://127.0.0.1:9", {})
+    with pytest.raises(LabError, match=r"nothing runs in .*by --url"):
+        Lab.find(tmp_path / "empty")
+
+
+def test_a_lab_that_has_died_does_not_run(tmp_path: Path) -> None:
+    (tmp_path / "state.json").write_text(json.dumps(STATE))
+    with pytest.raises(LabError, match="nothing runs in"):
+        Lab.in_run_dir(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("names", "stage", "front"),
+    [
+        ({"dice-roller"}, 1, 8000),
+        ({"dice-roller", "frontend"}, 2, 8002),
+        ({"dice-roller", "frontend", "die-service"}, 3, 8002),
+        ({"dice-roller", "frontend", "die-service", "postgres", "prometheus"}, 5, 8002),
+    ],
+)
+def test_containers_are_at_the_ports_of_the_compose_file(
+    tmp_path: Path, names: set[str], stage: int, front: int
+) -> None:
+    lab = Lab.in_containers(tmp_path, Containers("docker", dict.fromkeys(names, "id")))
+    assert (lab.stage, lab.front) == (stage, f"http://127.0.0.1:{front}")
+    assert set(lab.services) == names - {"postgres", "prometheus"}
+    assert lab.engines == ({"prometheus": "http://127.0.0.1:8010"} if "prometheus" in names else {})
+
+
+def test_complete_lines_are_read_and_broken_ones_left_out(tmp_path: Path) -> None:
+    directory = RunDir(tmp_path)
+    directory.make()
+    (directory.logs / "frontend.jsonl").write_text(
+        '{"message": "one"}\n{"mess{"message": "x"}\n{"message": "two"}\n{"m'
+    )
+    lab = Lab(directory, "")
+    assert lab.log_lines("frontend") == ['{"message": "one"}', '{"mess{"message": "x"}', '{"message": "two"}']
+    assert [line.message for line in lab.lines("frontend")] == ["one", "two"]
+    assert lab.log_lines("nosuch") == []
+
+
+async def test_capabilities(aiohttp_server: Serve, tmp_path: Path) -> None:
+    batch = {"get": {"parameters": [{"name": "die"}, {"name": "times", "schema": {"maximum": 100}}]}}
+    document = {"info": {"title": "frontend"}, "paths": {"/roll": {"get": {}}, "/roll-async": batch}}
+
+    async def openapi(request: web.Request) -> web.Response:
+        return web.json_response(document)
+
+    app = web.Application()
+    app.router.add_get("/openapi.json", openapi)
+    front = str((await aiohttp_server(app)).make_url("")).rstrip("/")
+    async with Lab(RunDir(tmp_path), front) as lab:
+        found = await lab.fetch_capabilities()
+        assert (found.title, found.max_times, found.sign_in) == ("frontend", 100, False)
+        document["paths"] = {}
+        with pytest.raises(LabError, match="neither a frontend nor a dice-roller"):
+            await lab.fetch_capabilities()
+    async with Lab(RunDir(tmp_path), "http://127.0.0.1:1") as lab:
+        with pytest.raises(LabError, match="does not answer"):
+            await lab.fetch_capabilities()
+
+
+async def test_an_engine_without_a_result_is_missing_it(aiohttp_server: Serve, tmp_path: Path) -> None:
+    results: list[object] = []
+
+    async def query(request: web.Request) -> web.Response:
+        assert request.query["query"] == "up"
+        return web.json_response({"data": {"result": results}})
+
+    app = web.Application()
+    app.router.add_get("/api/v1/query", query)
+    url = str((await aiohttp_server(app)).make_url("")).rstrip("/")
+    async with Lab(RunDir(tmp_path), "", engines={"prometheus": url}) as lab:
+        with pytest.raises(Missing, match="no up at"):
+            await lab.fetch_prometheus("up")
+        results.append({"value": [0, "1"]})
+        assert await lab.fetch_prometheus("up") == results
+        with pytest.raises(NotRunning, match="alloy"):
+            await lab.fetch_loki("up", "usage")
+
+
+async def test_alerts_have_their_most_urgent_state(aiohttp_server: Serve, tmp_path: Path) -> None:
+    rules = [
+        {"name": "ServiceDown", "state": "inactive"},
+        {"name": "ServiceDown", "state": "firing"},
+        {"name": "NoTraffic", "state": "inactive"},
+    ]
+
+    async def answer(request: web.Request) -> web.Response:
+        assert request.query["type"] == "alert"
+        return web.json_response({"data": {"groups": [{"rules": rules[:1]}, {"rules": rules[1:]}]}})
+
+    app = web.Application()
+    app.router.add_get("/api/v1/rules", answer)
+    url = str((await aiohttp_server(app)).make_url("")).rstrip("/")
+    async with Lab(RunDir(tmp_path), "", engines={"prometheus": url}) as lab:
+        assert await lab.fetch_alerts() == {"ServiceDown": "firing", "NoTraffic": "inactive"}

@@ -1,0 +1,72 @@
+"""Processes that the supervisor starts: their end, their output, their descriptors."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+from lab.supervise.processes import Process
+
+
+async def test_a_child_that_outlives_its_process_does_not_hide_its_end(tmp_path: Path) -> None:
+    leaves_a_child = "import subprocess; print('done', flush=True); subprocess.Popen(['sleep', '60']); exit(3)"
+    told: list[bytes] = []
+    process = await Process.start(
+        "parent",
+        [sys.executable, "-c", leaves_a_child],
+        os.environ,
+        tmp_path / "stdout",
+        tmp_path / "stderr",
+        lambda _, lines: told.extend(lines),
+    )
+    try:
+        assert await asyncio.wait_for(process.ended(), 30) == 3
+        assert not process.running
+        await process.stop()
+        assert told == [b"done"]
+        assert (tmp_path / "stdout").read_bytes() == b"done\n"
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+
+
+SHORT_OF_DESCRIPTORS = """if True:
+    import asyncio, os, resource
+    from pathlib import Path
+    from lab.supervise.processes import Process
+
+    def open_now():
+        return len(os.listdir("/proc/self/fd"))
+
+    async def start():
+        process = await Process.start(
+            "true", ["true"], os.environ, Path("/dev/null"), Path("/dev/null"), lambda *_: None
+        )
+        await process.ended()
+
+    async def main():
+        await start()
+        before, limits, failed = open_now(), resource.getrlimit(resource.RLIMIT_NOFILE), 0
+        for more in range(12):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (before - 1 + more, limits[1]))
+            try:
+                await start()
+            except OSError:
+                failed += 1
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+            await asyncio.sleep(0)  # transports close in the loop's next round
+            assert open_now() == before, (more, before, open_now())
+        assert 3 < failed < 12, failed
+
+    asyncio.run(main())
+"""
+
+
+def test_a_process_that_cannot_be_started_leaves_no_descriptor_open() -> None:
+    result = subprocess.run(
+        [sys.executable, "-c", SHORT_OF_DESCRIPTORS], check=False, capture_output=True, text=True, timeout=60
+    )
+    assert result.returncode == 0, result.stderr
