@@ -450,7 +450,7 @@ async def _rounds(
         await asyncio.gather(*(one.__aenter__() for one in deployments))
         for one in deployments:  # warm up: connections, caches
             for path in paths:
-                await one.run(path, args.clients, min(1, args.seconds))
+                await load(one.url(path), args.clients, min(1, args.seconds))
         for _ in range(args.rounds):
             for path in paths:
                 for one in shuffled.sample(deployments, len(deployments)):

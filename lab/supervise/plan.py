@@ -16,7 +16,7 @@ from lab.supervise.stages import Service
 
 # Delay of span export to files, in milliseconds: short, so that a roll's trace can be looked at right after it.
 FILE_EXPORT_DELAY_MS = "300"
-TELEMETRY = ("fast", "standard")  # the first is the services' default
+TELEMETRY = ("standard", "fast")  # the first is the services' default
 
 
 @dataclass(frozen=True)

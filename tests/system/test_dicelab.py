@@ -63,11 +63,11 @@ def test_detach_status_and_down(tmp_path: Path) -> None:
         code, output = finished(dicelab("status", "--run-dir", run_dir))
         assert code == 0
         assert output.count("ready") == 2
-        assert "stage 2, fast telemetry" in output
+        assert "stage 2, standard telemetry" in output
         code, output = finished(dicelab("status", "--json", "--run-dir", run_dir))
         assert code == 0
         document = json.loads(output)
-        assert (document["running"], document["stage"], document["telemetry"]) == (True, 2, "fast")
+        assert (document["running"], document["stage"], document["telemetry"]) == (True, 2, "standard")
         assert [(part["name"], part["ready"]) for part in document["parts"]] == [
             ("dice-roller", True),
             ("frontend", True),

@@ -70,8 +70,8 @@ def test_an_address_that_stands_for_all_is_reached_by_loopback(tmp_path: Path) -
 @pytest.mark.parametrize(
     ("option", "variable", "expected"),
     [
-        (None, None, "fast"),
-        (None, "standard", "standard"),
+        (None, None, "standard"),
+        (None, "fast", "fast"),
         ("standard", None, "standard"),
         ("fast", "standard", "fast"),
     ],
