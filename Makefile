@@ -1,4 +1,4 @@
-# `make up` and `make test` are all one needs; `make help` lists the rest.
+# `make up` and `make test` install what they need and run; `make help` lists all targets.
 STAGE ?= 6
 WORKERS ?= 2
 PYTHON ?= python3
@@ -14,13 +14,13 @@ endif
 endif
 # Configuration that containers mount: their users must be able to read it, also in a checkout made under umask 077.
 MOUNTED := alloy grafana otel/collector.yaml compose/alertmanager compose/loki compose/prometheus compose/tempo compose/.targets
-# What the tests need beside Python: installed where we may and where it is missing.
+# Programs that the tests need besides Python; installed by apt-get where they are missing and make runs as root.
 CHROMIUM ?= $(or $(shell command -v chromium || command -v chromium-browser || command -v google-chrome),/usr/bin/chromium)
 PROMETHEUS := $(or $(shell command -v prometheus),/usr/bin/prometheus)
 EXPORTER := $(or $(shell command -v postgres_exporter || command -v prometheus-postgres-exporter),/usr/bin/prometheus-postgres-exporter)
 NODE := $(or $(shell command -v node),/usr/bin/node)
 NPM := $(or $(shell command -v npm),/usr/bin/npm)
-# Only what the locks name, by hash, and only wheels: an install runs no code that is not locked.
+# From locks, by hash, and wheels only: a source distribution would run code whose dependencies are not locked.
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check
 LOCKED = $(INSTALL) --require-hashes --only-binary :all: --requirement
 COMPILE = $(BIN)/uv pip compile setup.cfg --quiet --generate-hashes --custom-compile-command 'make lock' $(ARGS)
@@ -53,7 +53,7 @@ compose: compose/.env  ## run the lab in containers: make compose STAGE=3
 compose-down: compose/.env  ## stop the containers; their data stays (ARGS=--volumes deletes it)
 	set -a; STAGE=$(STAGE); . compose/stages/6.env; . compose/.env; cd compose; $(COMPOSE) down $(ARGS)
 
-lock: $(VENV)/installed-test  ## write the locks for what setup.cfg asks for; ARGS=--upgrade for newer versions
+lock: $(VENV)/installed-test  ## lock what setup.cfg declares; ARGS=--upgrade for newer versions
 	$(COMPILE) --universal --python-version 3.11 --extra build --output-file requirements/lab.txt
 	$(COMPILE) --universal --python-version 3.11 --extra build --extra test --constraint requirements/lab.txt \
 	  --output-file requirements/test.txt
@@ -64,7 +64,7 @@ sbom: $(VENV)/installed-test  ## write dicelab.cdx.json, the lab's bill of mater
 	$(BIN)/uv venv --quiet --clear --python $(BIN)/python build/sbom
 	$(BIN)/uv pip sync --quiet --python build/sbom --require-hashes --only-binary :all: requirements/lab.txt
 	$(BIN)/uv pip install --quiet --python build/sbom --no-deps --no-build-isolation .
-	rm build/sbom/lib/python*/site-packages/dicelab-*.dist-info/direct_url.json  # names this machine's folder
+	rm build/sbom/lib/python*/site-packages/dicelab-*.dist-info/direct_url.json  # it names the folder of the checkout
 	$(BIN)/cyclonedx-py environment --output-reproducible --output-file dicelab.cdx.json build/sbom/bin/python
 	rm -rf build
 
@@ -90,7 +90,7 @@ lint: $(VENV)/installed-test  ## check style and types
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-clean:  ## remove what the targets above made; a lab's files in .dicelab too
+clean:  ## remove everything that the targets above made, also a lab's files in .dicelab
 	rm -rf $(VENV) .dicelab build dicelab.cdx.json tests/grammar/node_modules tests/axe/node_modules *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 

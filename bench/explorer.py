@@ -1,7 +1,7 @@
-"""How long the explorer's index takes on many files: ``python -m bench.explorer RUN_DIR [SPANS] [LINES]``.
+"""Measure the explorer's index on large files: ``python -m bench.explorer RUN_DIR [SPANS] [LINES]``.
 
-Multiplies the traces and logs of a lab's run dir, each copy with ids of its own and a few seconds older than the
-next, and asks what the page's views ask: once at the start, once when everything has been read.
+Multiplies the traces and logs of a lab's run dir, each copy with its own ids and a few seconds older than the next, and
+runs the queries of the page's views: once at the start, and once when everything has been read.
 """
 
 from __future__ import annotations

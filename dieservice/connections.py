@@ -129,7 +129,7 @@ class Pool:
         Raises:
             asyncio.TimeoutError, psycopg2.Error: when one fails; those made before it stay.
         """
-        self._idle = [cursor for cursor in self._idle if not cursor.closed]
+        self._idle[:] = [cursor for cursor in self._idle if not cursor.closed]
         while not self._closed and self._permits_taken + len(self._idle) < self._size:
             await self._permits.acquire()  # at once, because one is free
             self._permits_taken += 1

@@ -20,8 +20,8 @@ from otel.http import CLIENT_CLOSED_REQUEST
 from web.problems import Problem, timed_out, unavailable
 
 # A die's faces, and the share of its rolls that fail.
-Promise = tuple[Sequence[int], float]
-BUILTIN_DICE: dict[str, Promise] = {"fair": (range(1, 7), 0.0), "risky": (range(2, 8), 0.1)}
+Specification = tuple[Sequence[int], float]
+BUILTIN_DICE: dict[str, Specification] = {"fair": (range(1, 7), 0.0), "risky": (range(2, 8), 0.1)}
 
 
 class Backend:
@@ -41,7 +41,7 @@ class Backend:
         self._telemetry = telemetry
         self._under_way: set[asyncio.Task[Any]] = set()
         self._sessions = sessions
-        self._promises: dict[str, Promise] = {}
+        self._specifications: dict[str, Specification] = {}
         self._dice: list[str] = [] if self._dice_url else list(BUILTIN_DICE)
 
     @property
@@ -118,19 +118,19 @@ class Backend:
         self._telemetry.dice_fetched(self._dice, str(self._dice_url))
         return self.dice
 
-    async def promise(self, die: str) -> Promise | None:
-        """What a die promises, or ``None`` when the die-service does not say. Each die is asked for once."""
+    async def specification(self, die: str) -> Specification | None:
+        """The specification of a die, or ``None`` where the die-service does not answer. Asked for once a die."""
         if self._dice_url is None:
             return BUILTIN_DICE.get(die)
-        if die not in self._promises and die in self._dice:
+        if die not in self._specifications and die in self._dice:
             with suppress(Problem), suppress_http_instrumentation():
                 timeout = ClientTimeout(total=self._list_timeout)
                 status, document, _ = await self._get(self._dice_url, {"identifier": die}, timeout)
                 with suppress(KeyError, TypeError, ValueError):
-                    specification = document["specification"] if status == 200 else {}
-                    faces = [int(face) for face in specification["faces"]]
-                    self._promises[die] = (faces, float(specification["error_rate"]))
-        return self._promises.get(die)
+                    answer = document["specification"] if status == 200 else {}
+                    faces = [int(face) for face in answer["faces"]]
+                    self._specifications[die] = (faces, float(answer["error_rate"]))
+        return self._specifications.get(die)
 
     async def _get(
         self, url: URL, query: dict[str, str], timeout: ClientTimeout | None = None

@@ -79,7 +79,7 @@ class RollPage:
         self._max_rolls = max_rolls
         self._clock = Clock()
         self._bridge = Bridge()
-        self._explorer = Explorer(telemetry, backend.dice, backend.promise, self._bridge, self._clock)
+        self._explorer = Explorer(telemetry, backend.dice, backend.specification, self._bridge, self._clock)
         self._history = History(user.session_id if user else "")
         self._die = ""
         self._many = False

@@ -448,14 +448,14 @@ def die_service() -> list[Panel]:
         timeseries(
             "Roller to die-service: errors",
             Says(
-                "Questions per second that got no die: HTTP errors, timeouts and failed connections. 404 is a die"
-                " there is none of.",
+                "Questions per second that failed: HTTP errors, timeouts and failed connections. Asking for a die there"
+                " is none of (404) is no failure.",
                 "connection_error: the die-service is down. timeout: it hangs, or all connections to it are busy."
                 " 503: its database is away.",
             ),
             [
                 query(
-                    'sum by (status) (rate(die_service_requests_total{job="dice-roller",status!="200"}'
+                    'sum by (status) (rate(die_service_requests_total{job="dice-roller",status!~"200|404"}'
                     "[$__rate_interval]))",
                     "{{status}}",
                 )
@@ -466,7 +466,7 @@ def die_service() -> list[Panel]:
                 '{service_name="dice-roller",level="WARNING"} | json | die_found="false"',
                 '{resource.service.name="dice-roller" && kind=client && status=error}',
             ),
-            steps=[(1, RED)],
+            steps=[(0.01, RED)],
         ),
         timeseries(
             "Roller to die-service: latency",

@@ -430,10 +430,8 @@ async def _signals(args: Options, console: Console, bed: Bed, faults: list[str])
 
 async def _paths(args: Options, console: Console, bed: Bed, faults: list[str]) -> list[dict[str, Any]]:
     runs = await _rounds(bed, COMPARED, PATHS, args, faults)
-    rows = _table(
-        f"With and without telemetry, spans to files and over OTLP, {args.clients} clients, at most {BATCH_CLIENTS} for batches",
-        console,
-    )
+    title = f"With and without telemetry, {args.clients} clients, for batches at most {BATCH_CLIENTS}"
+    rows = _table(title, console)
     for path in PATHS:
         rows.add_row(path, style="bold")
         for variant in COMPARED:

@@ -8,7 +8,6 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
 REFRESH = 0.2  # seconds
 
@@ -29,6 +28,8 @@ async def progress(what: str, words: Callable[[], str], share: Callable[[], floa
     if not sys.stderr.isatty():
         yield
         return
+    from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn
+
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TaskProgressColumn())
     with Progress(
         *columns, TimeElapsedColumn(), TextColumn("{task.fields[words]}"), console=Console(stderr=True), transient=True

@@ -65,7 +65,7 @@ def _metrics(registry: CollectorRegistry, workers: Workers | None) -> Handler:
     expose = make_aiohttp_handler(registry)
 
     async def metrics(request: web.Request) -> web.StreamResponse:
-        handler = expose if workers is None else make_aiohttp_handler(await workers.gathered())
+        handler = expose if workers is None else make_aiohttp_handler(await workers.collect_all())
         try:
             return await handler(request)
         except (TypeError, ValueError) as error:  # an Accept header that names no version of the format

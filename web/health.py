@@ -1,4 +1,4 @@
-"""Liveness and readiness: ``/healthz`` says the process runs, ``/readyz`` that it can serve."""
+"""Liveness and readiness: ``/healthz`` answers while the process runs, ``/readyz`` while it can serve."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from yarl import URL
 
 from web.problems import unavailable
 
-# Answers what is missing, in a sentence, or None when all is there.
+# Returns what is missing, as a clause, or None when the service can serve.
 Readiness = Callable[[], Awaitable[str | None]]
 READINESS = web.AppKey("readiness", Readiness)  # type: ignore[arg-type, var-annotated]
 STOPPING = web.AppKey("stopping", asyncio.Event)
 
-PROBE_TIMEOUT = 1.5  # seconds a dependency has to say that it is ready
+PROBE_TIMEOUT = 1.5  # seconds that a dependency has to answer /readyz
 
 
 async def always_ready() -> str | None:
@@ -25,7 +25,7 @@ async def always_ready() -> str | None:
 
 
 def dependency(session: Callable[[], ClientSession], name: str, base: URL) -> Readiness:
-    """The readiness of a service behind this one: its own ``/readyz``."""
+    """The readiness of a service that this one depends on, from its own ``/readyz``."""
 
     async def ask() -> str | None:
         try:

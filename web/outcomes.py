@@ -1,7 +1,7 @@
-"""How requests for rolls ended: what the service level objectives are counted from.
+"""Outcomes of requests for rolls, from which the service level objectives are calculated.
 
-A die that fails by design answers 500 like any other failure, so no status code tells the two apart; the
-outcome does, for single rolls and batches alike.
+A die that fails by design is answered with 500, as every other failure is. The outcome distinguishes the two, for
+single rolls and for batches.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ ROLL_FAILED = "roll-failed"  # the problem's kind
 
 SUCCESS = "success"
 DIE_FAILED = "die_failed"  # the die's own error rate, and nothing else
-REFUSED = "refused"  # the caller's mistake: there is no such die
-ERROR = "error"  # everything that is the service's fault
-ABANDONED = "abandoned"  # the caller went away before the answer
+REFUSED = "refused"  # the caller's mistake: no die has this name
+ERROR = "error"  # any fault of the service
+ABANDONED = "abandoned"  # the client disconnected before the answer
 # The objectives look at 1.5 s; failures can be much faster than rolls.
 DURATION_BUCKETS = (0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 1.0, 1.5, 2.5, 5.0, 10.0)
 OUTCOMES = (SUCCESS, DIE_FAILED, REFUSED, ERROR, ABANDONED)
@@ -47,12 +47,12 @@ class RollOutcomes:
         self.metrics = {outcome: (requests.labels(outcome), durations.labels(outcome)) for outcome in OUTCOMES}
 
     def request(self) -> _Request:
-        """To be entered for one request whose parameters make sense."""
+        """A context manager for one request with valid parameters; its end counts the outcome."""
         return _Request(self)
 
 
 class _Request:
-    """One request under way."""
+    """Counts and times one request."""
 
     __slots__ = ("_outcomes", "_started")
 

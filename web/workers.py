@@ -1,11 +1,13 @@
-"""Several processes of one service behind one port, and metrics that are those of all of them, whoever is asked.
+"""Several processes of one service behind one port, and metrics that are the sum over all of them.
 
-Each worker listens on the port (the kernel deals out the connections) and on a socket of its own in a directory they
-share. There it tells its siblings what it has counted, after it has written the same to a file beside the socket:
-whoever is asked for ``/metrics`` asks all, and takes from the file what a worker that is gone, or too busy to answer,
-has last told. So no counter that was ever shown goes backwards, and one that ends in an orderly way loses nothing; of
-one that is killed, what it counted since it was last asked is lost. Exemplars survive, which is more than
-prometheus_client's own multi-process mode can say; it would also cost each count a write to a file.
+Every worker listens on the port (the kernel distributes the connections) and on a Unix socket in a directory that the
+workers share. The worker that is asked for ``/metrics`` asks every other one over its socket for a snapshot of its
+metrics. Each worker also writes each snapshot to a file beside its socket before it sends it; the file is read when the
+worker has ended or does not answer in time.
+
+Therefore counters never decrease, and a clean exit loses nothing. A killed worker loses what it counted since its last
+snapshot. Exemplars are kept, which prometheus_client's own multi-process mode does not do; that mode would also write
+to a file with every count.
 """
 
 from __future__ import annotations
@@ -26,8 +28,8 @@ from prometheus_client.samples import Exemplar
 from web import health
 
 READY_POLL = 0.05
-ANSWER_TIMEOUT = 1.0  # seconds that a sibling has to say what it counted
-# Of these gauges the highest is shown, of all others the sum.
+SNAPSHOT_TIMEOUT = 1.0  # seconds that another worker has to send its snapshot
+# The maximum over the workers is shown of these gauges, the sum of all others.
 NOT_SUMMED = frozenset(
     {
         "die_specifications_loaded",
@@ -38,17 +40,17 @@ NOT_SUMMED = frozenset(
     }
 )
 
-# A sample: its name, labels, value, and where there is one its exemplar (labels, value, time).
-Told = list[dict[str, Any]]
+# The metric families of a process. A sample is its name, labels, value and exemplar (labels, value, time) or None.
+Snapshot = list[dict[str, Any]]
 
 
 class Workers:
-    """This process among those of its service.
+    """This worker, and the access to the metrics of the others.
 
     Args:
-        directory: what the workers share; of one run only.
-        service: whose workers these are.
-        registry: what this process counts in.
+        directory: shared by the workers of one run; no other run may use it.
+        service: the name of the service.
+        registry: holds the metrics of this process.
     """
 
     def __init__(self, directory: Path, service: str, registry: CollectorRegistry) -> None:
@@ -57,60 +59,60 @@ class Workers:
         self._registry = registry
         self._socket = directory / f"{service}-{uuid.uuid4().hex[:12]}.sock"
         self._file = self._socket.with_suffix(".json")
-        self._telling = asyncio.Lock()
+        self._one_at_a_time = asyncio.Lock()
 
     async def run(self, app: web.Application) -> AsyncIterator[None]:
-        """A cleanup context: listen to siblings, and leave word in the end."""
-        await self.tell()
+        """A cleanup context: answer other workers, and write the last snapshot at the end."""
+        await self.snapshot()
         server = await asyncio.start_unix_server(self._answer, self._socket)
         announcing = asyncio.create_task(self._announce(app))
         yield
         announcing.cancel()
         server.close()
-        await self.tell()
+        await self.snapshot()
         self._socket.unlink(missing_ok=True)
 
     async def _announce(self, app: web.Application) -> None:
-        """Leave a file once this worker can serve: who asks the port does not know which worker answers."""
+        """Create a file once this worker is ready; a request to the shared port cannot choose a worker."""
         while await app[health.READINESS]() is not None:
             await asyncio.sleep(READY_POLL)
         self._socket.with_suffix(".ready").touch()
 
-    async def tell(self) -> bytes:
-        """What this process has counted, written down before anybody is told."""
-        async with self._telling:  # or an older word might replace a newer one
-            told = orjson.dumps([_family(family) for family in self._registry.collect()])
-            await asyncio.to_thread(self._keep, told)
-        return told
+    async def snapshot(self) -> bytes:
+        """The metrics of this process, as JSON; written to the file before they are returned."""
+        async with self._one_at_a_time:  # otherwise an older snapshot could replace a newer one
+            content = orjson.dumps([_family(family) for family in self._registry.collect()])
+            await asyncio.to_thread(self._write, content)
+        return content
 
-    def _keep(self, told: bytes) -> None:
+    def _write(self, content: bytes) -> None:
         temporary = self._file.with_suffix(".tmp")
-        temporary.write_bytes(told)
+        temporary.write_bytes(content)
         temporary.replace(self._file)
 
     async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        writer.write(await self.tell())
+        writer.write(await self.snapshot())
         writer.close()
 
-    async def gathered(self) -> CollectorRegistry:
-        """A registry of what all workers have counted, those that are gone too."""
+    async def collect_all(self) -> CollectorRegistry:
+        """A registry with the metrics of all workers, including those that have ended."""
         files = {path.with_suffix(".json") for path in self._directory.glob(f"{self._service}-*.*")}
-        told = await asyncio.gather(*(self._ask(file) for file in sorted(files - {self._file})))
+        others = await asyncio.gather(*(self._ask(file) for file in sorted(files - {self._file})))
         registry = CollectorRegistry()
-        registry.register(_Sum([(True, orjson.loads(await self.tell())), *told]))
+        registry.register(_Sum([(True, orjson.loads(await self.snapshot())), *others]))
         return registry
 
-    async def _ask(self, file: Path) -> tuple[bool, Told]:
-        """Whether the sibling that writes this file is alive, and what it has counted."""
+    async def _ask(self, file: Path) -> tuple[bool, Snapshot]:
+        """Whether the worker that writes this file is alive, and its last snapshot."""
         try:
-            async with asyncio.timeout(ANSWER_TIMEOUT):
+            async with asyncio.timeout(SNAPSHOT_TIMEOUT):
                 reader, writer = await asyncio.open_unix_connection(file.with_suffix(".sock"))
                 content = await reader.read()
                 writer.close()
             return True, orjson.loads(content)
-        except (FileNotFoundError, ConnectionRefusedError):  # it has ended, or was killed
+        except (FileNotFoundError, ConnectionRefusedError):  # it has ended or was killed
             return False, _read(file)
-        except (OSError, asyncio.TimeoutError, orjson.JSONDecodeError):  # too busy, or just about to end
+        except (OSError, asyncio.TimeoutError, orjson.JSONDecodeError):  # it is too busy, or is just ending
             return True, _read(file)
 
 
@@ -123,30 +125,30 @@ def _family(family: Metric) -> dict[str, Any]:
     return {"name": family.name, "documentation": family.documentation, "type": family.type, "samples": samples}
 
 
-def _read(file: Path) -> Told:
+def _read(file: Path) -> Snapshot:
     try:
-        told: Told = orjson.loads(file.read_bytes())
-    except (OSError, orjson.JSONDecodeError):  # it has never said anything
+        snapshot: Snapshot = orjson.loads(file.read_bytes())
+    except (OSError, orjson.JSONDecodeError):  # it has never written a snapshot
         return []
-    return told
+    return snapshot
 
 
 class _Sum(Collector):
-    """The families of several processes as those of one."""
+    """The sum of the snapshots of several processes."""
 
-    def __init__(self, workers: Iterable[tuple[bool, Told]]) -> None:
+    def __init__(self, workers: Iterable[tuple[bool, Snapshot]]) -> None:
         self._workers = list(workers)
 
     def collect(self) -> Iterable[Metric]:
         families: dict[str, Metric] = {}
         sums: dict[str, dict[tuple[str, tuple[tuple[str, str], ...]], list[Any]]] = {}
-        for alive, told in self._workers:
-            for family in told:
+        for alive, snapshot in self._workers:
+            for family in snapshot:
                 name, kind = family["name"], family["type"]
                 families.setdefault(name, Metric(name, family["documentation"], kind))
                 samples = sums.setdefault(name, {})
                 if not alive and kind not in ("counter", "histogram"):
-                    continue  # a gauge of what is no more
+                    continue  # a gauge describes the present, and this process has ended
                 for sample, labels, value, exemplar in family["samples"]:
                     entry = samples.setdefault((sample, tuple(labels.items())), [0.0, None])
                     entry[0] = max(entry[0], value) if name in NOT_SUMMED else entry[0] + value

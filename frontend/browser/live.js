@@ -37,6 +37,10 @@ function receive(message) {
   if (message.select !== undefined) selected = message.select
   if (message.say) $("said").textContent = message.say
   if (message.reveal) $(message.reveal)?.scrollIntoView({block: "nearest"})
+  for (const group of document.querySelectorAll("[data-roving]")) {
+    const items = [...group.querySelectorAll(group.dataset.roving)]
+    if (items.length && !items.some((item) => item.tabIndex === 0)) items[0].tabIndex = 0
+  }
   document.dispatchEvent(new CustomEvent("patched"))
 }
 

@@ -1,13 +1,13 @@
-"""Faults in a running lab: what an experiment asks for, and how it is put back whatever becomes of the experiment.
+"""Faults in a running lab: how an experiment requests them, and how they end with it.
 
-``dicelab up`` listens on a Unix socket, named in the state file as ``faults``. An experiment connects and asks, a
-JSON object a line, answered by one::
+``dicelab up`` listens on a Unix socket, named in the state file as ``faults``. An experiment connects and sends
+requests, each a JSON object on a line with one as its answer::
 
-    {"hold": "die-service"}                 stop it by force and keep it down
+    {"hold": "die-service"}                 kill it and keep it down
     {"release": "die-service"}              start it again
-    {"slow": "die-service", "seconds": 3}   hold its answers back, in a proxy in front of it
+    {"slow": "die-service", "seconds": 3}   delay its answers, with a proxy in front of it
 
-The connection *is* the fault: when it closes, by the experiment's end, Ctrl-C or ``kill -9``, all is put back.
+The faults last as long as the connection: when it closes, be it by ``kill -9``, they are taken out.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ SLOWEST = 60.0  # seconds
 
 @dataclass(frozen=True)
 class Link:
-    """The way from a service to what it depends on.
+    """The connection from a service to another one or to the database.
 
     Attributes:
-        user: the service.
-        server: where it goes.
-        variables: what the service's environment must say to go by the proxy at this address instead.
+        user: the service that connects.
+        server: the address that it connects to.
+        variables: the environment variables that make it connect to a proxy at this address instead.
     """
 
     user: SupervisedProcess
@@ -46,11 +46,11 @@ class Link:
 
 
 class FaultServer:
-    """The supervisor's end.
+    """Listens for experiments, in the process of ``dicelab up``.
 
     Args:
-        parts: what can be held down, by name.
-        links: what can be made slow, by the name of what the way leads to.
+        parts: the services, the engines and the database, by name.
+        links: the connections that can be made slow, by the name of their server.
     """
 
     def __init__(self, parts: Mapping[str, Supervised], links: Mapping[str, Link]) -> None:
@@ -91,7 +91,7 @@ class FaultServer:
                         await _reply(writer, await faults.answer(line))
             finally:
                 self._busy = False
-        except (ConnectionError, ValueError):  # gone, or a line longer than any request
+        except (ConnectionError, ValueError):  # the experiment has gone, or its line is too long
             pass
         finally:
             writer.close()
@@ -104,7 +104,7 @@ async def _reply(writer: asyncio.StreamWriter, document: Mapping[str, Any]) -> N
 
 
 class _Faults:
-    """What one experiment has done, undone when it is left."""
+    """The faults of one experiment, taken out when the context is left."""
 
     def __init__(self, parts: Mapping[str, Supervised], links: Mapping[str, Link]) -> None:
         self._parts = parts
@@ -166,7 +166,7 @@ class _Faults:
 
 
 class Faults:
-    """An experiment's end: an asynchronous context; what was asked for lasts no longer than it."""
+    """The experiment's connection: an asynchronous context; its faults last no longer."""
 
     def __init__(self, path: str) -> None:
         self._path = path
@@ -186,16 +186,16 @@ class Faults:
             self._streams[1].close()
 
     async def ask(self, **request: Any) -> None:
-        """Ask and wait until it is done.
+        """Send a request and wait until it is carried out.
 
         Raises:
-            LabError: when the lab refuses, or is gone.
+            LabError: when the lab refuses it, or has ended.
         """
         assert self._streams is not None
         reader, writer = self._streams
         line = b""
         with suppress(ConnectionError):
-            with suppress(ConnectionError):  # one that is refused at once may still have said why
+            with suppress(ConnectionError):  # a refused connection may still hold the reason
                 writer.write(json.dumps(request).encode() + b"\n")
                 await writer.drain()
             line = await reader.readline()

@@ -1,4 +1,4 @@
-"""A proxy that holds answers back: the network between a service and what it depends on, made slow."""
+"""A proxy that delays answers: a slow network between a service and its server."""
 
 from __future__ import annotations
 
@@ -16,13 +16,14 @@ Address = tuple[str, int] | Path
 
 
 class Proxy:
-    """Passes connections on to a server; answers wait ``delay`` seconds.
+    """Forwards connections to a server and delays its answers by ``delay`` seconds.
 
-    A chunk of bytes waits as a whole and those behind it wait for it, so an exchange of one question and one
-    answer takes ``delay`` longer. Set ``delay`` to 0 and what waits goes on at once.
+    Chunks of bytes are delayed as a whole and in order, so an exchange of one request and one answer takes ``delay``
+    longer. Setting ``delay`` to 0 releases what is being delayed.
 
     In front of a TCP server it listens on a loopback port. In front of a Unix socket it is a Unix socket of the same
-    name in a directory that no other user enters: to the server whoever connects here is the user who runs the proxy.
+    name in a directory that no other user can enter, because the server takes everybody who connects for the user
+    who runs the proxy.
     """
 
     def __init__(self, server: Address) -> None:
@@ -30,11 +31,11 @@ class Proxy:
         self._delay = 0.0
         self._changed = asyncio.Event()
         self._server: asyncio.Server | None = None
-        self._directory: Path | None = None  # of our own socket
+        self._directory: Path | None = None  # of the proxy's socket
         self._connections: set[asyncio.Task[None]] = set()
 
     async def open(self) -> str:
-        """Listen; returns where: ``host:port``, or the path of the socket."""
+        """Listen; returns the address: ``host:port``, or the path of the socket."""
         if isinstance(self._address, Path):
             self._directory = private_directory()
             path = self._directory / self._address.name
@@ -45,7 +46,7 @@ class Proxy:
         return f"{host}:{port}"
 
     async def close(self) -> None:
-        """Stop listening, and break every connection."""
+        """Stop listening and close every connection."""
         if self._server is not None:
             self._server.close()
         for task in self._connections:
@@ -73,7 +74,7 @@ class Proxy:
                 upstream = await asyncio.open_unix_connection(str(self._address))
             else:
                 upstream = await asyncio.open_connection(*self._address)
-        except OSError:  # the server is gone: so is the connection
+        except OSError:  # the server does not listen
             writer.close()
             self._connections.discard(task)
             return
@@ -82,7 +83,7 @@ class Proxy:
             asyncio.ensure_future(self._pump(upstream[0], writer, delayed=True)),
         ]
         try:
-            # Either side's end is the end: neither HTTP nor PostgreSQL goes on with half a connection.
+            # Close both sides when one closes: neither HTTP nor PostgreSQL uses half-closed connections.
             await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
         finally:
             for pump in pumps:

@@ -11,13 +11,13 @@ from statistics import fmean
 
 import mpmath
 
-# Pearson's test is an approximation that holds from about this many expected counts a face on.
+# Pearson's test is an approximation that needs about this many expected counts for each face.
 LEAST_EXPECTED = 5
 
 
 @dataclass(frozen=True)
 class ChiSquare:
-    """Pearson's chi-square test of counts against what was expected; ``p`` is from 0 to 1."""
+    """The result of Pearson's chi-square test; ``p`` is from 0 to 1."""
 
     statistic: float
     degrees: int
@@ -25,14 +25,14 @@ class ChiSquare:
 
 
 def chi_square(counts: Mapping[int, int], faces: Sequence[int]) -> ChiSquare | None:
-    """Whether a die with these faces, each as likely as the next, could well have rolled this.
+    """Test counts against a die whose faces are equally likely.
 
     Args:
         counts: how often each face came up.
-        faces: the die's faces, one that is there twice being twice as likely.
+        faces: the die's faces; one that is listed twice is twice as likely.
 
     Returns:
-        ``None`` where there are too few rolls, or too few different faces, to say anything.
+        ``None`` if there are too few rolls or too few different faces for the test.
     """
     rolls = sum(counts.values())
     if not counts.keys() <= set(faces):  # a face that the die does not have
@@ -48,7 +48,7 @@ def chi_square(counts: Mapping[int, int], faces: Sequence[int]) -> ChiSquare | N
 
 @cache
 def t_quantile(probability: float, degrees: int) -> float:
-    """Student's t: the value that it stays below with this probability, from 0.5 to 1 exclusive."""
+    """The quantile of Student's t distribution for a probability from 0.5 to 1, exclusive."""
     tail = 2 * (1 - probability)
     # P(|T| > t) is the regularised incomplete beta function at degrees / (degrees + t²).
     low, high = 0.0, 1.0
@@ -66,7 +66,7 @@ def _t_tail(t: float, degrees: int) -> float:
 
 @dataclass(frozen=True)
 class Ratio:
-    """The ratio of two means with its confidence interval; without bounds where too little is known."""
+    """The ratio of two means with its confidence interval; without bounds if there are too few values."""
 
     value: float
     low: float | None
@@ -89,7 +89,7 @@ def ratio_of_means(above: Sequence[float], below: Sequence[float], confidence: f
     a = mean_below**2 - t2 * _covariance(below, below)
     b = mean_above * mean_below - t2 * _covariance(above, below)
     c = mean_above**2 - t2 * _covariance(above, above)
-    if a <= 0 or b * b < a * c:  # the lower mean could as well be zero: every ratio is possible
+    if a <= 0 or b * b < a * c:  # the mean below may be zero: the interval is unbounded
         return Ratio(value, None, None)
     spread = math.sqrt(b * b - a * c)
     return Ratio(value, (b - spread) / a, (b + spread) / a)

@@ -29,7 +29,7 @@ async def browser(chromium: str) -> AsyncIterator[Browser]:
 
 @pytest.fixture
 async def open_page(browser: Browser) -> AsyncIterator[Open]:
-    """Open a lab's page; everything the browser complains of or fetches elsewhere fails the test."""
+    """Open a lab's page; errors in the browser and requests to other hosts fail the test."""
     complaints: list[str] = []
 
     async def opened(lab: Lab, name: str = "alice", path: str = "", **context_options: object) -> Page:

@@ -205,22 +205,14 @@ def _podman_service(directory: Path) -> Iterator[dict[str, str]]:
 
 
 def _probe(environment: dict[str, str], ended: threading.Event) -> None:
-    """Run every health check each second, in systemd's place."""
+    """Run the health checks of those that are not healthy yet, in systemd's place."""
+    listing = ["podman", "ps", "--format", "{{.ID}} {{.Status}}"]
     while not ended.wait(1):
-        listed = subprocess.run(
-            ["podman", "ps", "--quiet"], check=False, env=environment, capture_output=True, text=True
-        )
-        checks = [
-            subprocess.Popen(
-                ["podman", "healthcheck", "run", container],
-                env=environment,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-            )
-            for container in listed.stdout.split()
-        ]
-        for check in checks:
-            check.wait()
+        listed = subprocess.run(listing, check=False, env=environment, capture_output=True, text=True)
+        for line in listed.stdout.splitlines():
+            if "(healthy)" not in line:
+                check = ["podman", "healthcheck", "run", line.split()[0]]
+                subprocess.run(check, check=False, env=environment, capture_output=True)
 
 
 def _checkout(directory: Path) -> Path:

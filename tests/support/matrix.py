@@ -1,6 +1,6 @@
 """What each stage has, as data: the feature matrix, and the names it stands for.
 
-A row's marks are its stages 1 to 6: ``x`` it is there, ``-`` it is really absent.
+The marks of a row are stages 1 to 6: ``x`` for present, ``-`` for absent.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def has(feature: str, stage: int) -> bool:
 
 
 def spans_of(stage: int, batch: int | None = None, die_is_known: bool = True) -> int:
-    """How many spans a roll leaves, or a batch of so many."""
+    """The number of spans of a roll, or of a batch of so many rolls."""
     frontend = 3 if has("frontend", stage) else 0
     dice = (2 if has("GET /dice", stage) else 0) + (1 if has("database query spans", stage) else 0)
     rolling = 0 if batch is None else 1 + (1 + batch if die_is_known else 0)
@@ -84,7 +84,7 @@ COMMON_METRICS = [
     ("dicelab_build_info", "gauge", {"version", "python_version"}),
     ("dicelab_traffic_expected", "gauge", set()),
 ]
-# What every Python process tells of itself.
+# The metrics of every Python process.
 PROCESS_PREFIXES = ("process_", "python_")
 
 # (first stage, field, type)
@@ -107,7 +107,7 @@ LOG_FIELDS = [
     (6, "username", str),
 ]
 
-# (first stage, service, level, message): events that a stage's log holds after `exercise`.
+# (first stage, service, level, message): the events in a stage's log after all of its features were used.
 LOG_EVENTS = [
     (1, "dice-roller", "INFO", "Dice roller started"),
     (1, "dice-roller", "INFO", "Roll requested"),

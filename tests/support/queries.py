@@ -111,7 +111,7 @@ class Selector:
 
 @dataclass(frozen=True)
 class Parsed:
-    """What a query says."""
+    """A parsed query."""
 
     errors: tuple[str, ...]
     selectors: tuple[Selector, ...] = ()
@@ -141,7 +141,7 @@ def parse(queries: Iterable[tuple[str, str]]) -> list[Parsed]:
     ]
 
 
-# --- is there anything that a query can find? ---
+# --- whether a query can find anything ---
 
 
 def _text(value: Any) -> str:
@@ -169,7 +169,7 @@ def holds(condition: Condition, value: Any) -> bool:
 
 
 def finds_line(parsed: Parsed, lines: Iterable[dict[str, Any]]) -> bool:
-    """Whether a LogQL query finds any of these log lines, and its grouping any field of theirs."""
+    """Whether a LogQL query finds any of these log lines, and whether they have the labels that it groups by."""
     conditions = [*(matcher for selector in parsed.selectors for matcher in selector.matchers), *parsed.filters]
     found = [
         line
@@ -195,7 +195,7 @@ def _attribute(name: str, span: Span) -> Any:
 
 
 def finds_spans(parsed: Parsed, spans: list[Span]) -> bool:
-    """Whether each spanset of a TraceQL query finds a span; how long one takes is left to chance."""
+    """Whether each spanset of a TraceQL query finds a span; conditions on durations are ignored."""
     return all(
         any(
             all(

@@ -1,4 +1,4 @@
-"""Traffic that uses every feature of a stage, so that whatever it can show of itself is there to be seen."""
+"""Traffic that uses every feature of a stage, so that all of its telemetry has data."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ EVERY_SIZE = (1, 2, 4, 8, 15, 30, 60)  # one in each bucket of the batch sizes' 
 
 
 def use_every_feature(lab: Lab, sizes: Sequence[int] = (2,)) -> None:
-    """Roll every die, one by one and in batches of these sizes; ask for one there is none of; sign in and out; let
-    each kind of failure happen that needs nothing to be stopped."""
+    """Roll every die and an unknown one, one by one and in batches of these sizes; sign in and out; cause each kind of
+    failure for which nothing has to be stopped."""
     dice = ["fair", "risky", *(["extreme"] if has("die service", lab.stage) else []), "nosuch"]
     paths = [f"/roll?die={die}" for die in dice for _ in range(5)]
     if has("GET /roll-async", lab.stage):
@@ -39,7 +39,7 @@ def use_every_feature(lab: Lab, sizes: Sequence[int] = (2,)) -> None:
 
 
 def fail_a_risky_roll(lab: Lab) -> None:
-    """Roll the risky die until it has failed once more: after ten rolls, on average."""
+    """Roll the risky die until it fails, after ten rolls on average."""
 
     def failed() -> float:
         return lab.value("dice-roller", "dice_rolls_total", die_type="risky", result="error")
@@ -50,7 +50,7 @@ def fail_a_risky_roll(lab: Lab) -> None:
 
 
 def roll_at_once(lab: Lab, paths: list[str]) -> set[int]:
-    """Ask for all of these, a dozen at a time; returns the statuses there were."""
+    """Request all paths, twelve at a time; returns the set of statuses."""
     with ThreadPoolExecutor(12) as pool:
         return set(pool.map(lambda path: get(lab.front + path).status, paths))
 

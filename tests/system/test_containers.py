@@ -18,7 +18,7 @@ from tests.support.labs import get, wait_for
 PORTS = {name: 8000 + engines.FIRST_PORT + index for index, name in enumerate(engines.PORTS)}
 FRONT = "http://127.0.0.1:8002"
 
-pytestmark = pytest.mark.timeout(900)
+pytestmark = pytest.mark.timeout(1800)
 
 
 @pytest.fixture(scope="module")

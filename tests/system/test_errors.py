@@ -284,6 +284,7 @@ def test_names_that_are_refused(lab: Lab, name: str) -> None:
 def test_a_forged_cookie_is_nobody(lab: Lab) -> None:
     name = sign_in(lab).partition("=")[0]
     forged = {"Cookie": f'{name}="WyIwMDAwMDAwMC0wMDAwLTAwMDAtMDAwMC0wMDAwMDAwMDAwMDAiLCJldmlsIl0.aaaa.bbbb"'}
+    lab.settle("frontend")
     usage = len([line for line in lab.logs("frontend") if "usage" in line])
     answer = get(f"{lab.front}/roll?die=fair", headers=forged)
     assert answer.status == 200

