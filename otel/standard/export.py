@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import orjson
-import requests
 from opentelemetry.exporter.otlp.json.common.trace_encoder import encode_spans
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import Event, ReadableSpan, SpanProcessor
@@ -117,17 +116,6 @@ class BoundedSpanProcessor(SpanProcessor):
     def lost_at_end(self) -> int:
         """Spans that were dropped or are not exported yet."""
         return self._exporter.dropped + self._accepted - self._exporter.finished
-
-
-class OneAttemptSession(requests.Session):
-    """For the OTLP/HTTP exporter: gives each request ``seconds``, however little the exporter has left to retry."""
-
-    def __init__(self, seconds: float) -> None:
-        super().__init__()
-        self._seconds = seconds
-
-    def request(self, *args: Any, **kwargs: Any) -> requests.Response:
-        return super().request(*args, **(kwargs | {"timeout": self._seconds}))
 
 
 class RotatingFile:

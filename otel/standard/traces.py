@@ -29,7 +29,7 @@ from opentelemetry.trace import Span, SpanKind, Status, StatusCode
 from opentelemetry.util.types import Attributes
 
 from otel.standard import variables
-from otel.standard.export import BoundedSpanProcessor, FileExporter, OneAttemptSession, RetryingExporter, RotatingFile
+from otel.standard.export import BoundedSpanProcessor, FileExporter, RetryingExporter, RotatingFile
 from otel.standard.variables import TraceFile, TracingError
 
 __all__ = [
@@ -47,6 +47,8 @@ __all__ = [
 ]
 
 log = logging.getLogger(__name__)
+# Kept, because making one takes as long as making a span. It makes spans of the provider that start() sets.
+tracer = trace.get_tracer("dicelab")
 
 # Seconds that a process waits at its end for its last spans to be exported.
 FLUSH_TIMEOUT = 5.0
@@ -136,6 +138,8 @@ def _exporters(resource: Resource, file: TraceFile | None) -> list[SpanExporter]
         else:
             from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter as HttpSpanExporter
 
+            from otel.standard.session import OneAttemptSession
+
             # The exporter's own retries wait for up to 32 s: RetryingExporter notices sooner that a collector is back.
             exporters.append(HttpSpanExporter(timeout=0.5, session=OneAttemptSession(variables.otlp_timeout())))
     return exporters
@@ -151,12 +155,12 @@ def _record_server_error(span: Span, params: TraceRequestEndParams | TraceReques
 
 def span(name: str, attributes: Attributes = None) -> AbstractContextManager[Span]:
     """A business span around a block. An exception that leaves the block marks the span as failed."""
-    return trace.get_tracer("dicelab").start_as_current_span(name, attributes=attributes)
+    return tracer.start_as_current_span(name, attributes=attributes)
 
 
 def root_span(name: str) -> AbstractContextManager[Span]:
     """The root of a new trace, for work that does not start with an HTTP request."""
-    return trace.get_tracer("dicelab").start_as_current_span(name, context=Context(), kind=SpanKind.SERVER)
+    return tracer.start_as_current_span(name, context=Context(), kind=SpanKind.SERVER)
 
 
 def rename_span(name: str) -> None:

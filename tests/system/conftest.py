@@ -23,18 +23,25 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 
 @pytest.fixture(scope="session")
-def stage_lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[int], Lab]]:
-    """One running lab for each stage, shared by all tests that leave it unchanged."""
-    running: dict[int, Lab] = {}
+def stage_lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Lab]]:
+    """One running lab a stage and set of variables, shared by all tests that leave it as they found it."""
+    running: dict[tuple[object, ...], Lab] = {}
 
-    def of_stage(stage: int) -> Lab:
-        if stage not in running:
-            running[stage] = labs.start(tmp_path_factory.mktemp(f"stage{stage}") / "run", stage)
-        return running[stage]
+    def of_stage(stage: int, **settings: str) -> Lab:
+        key = stage, *settings.items()
+        if key not in running:
+            running[key] = labs.start(tmp_path_factory.mktemp(f"stage{stage}") / "run", stage, **settings)  # type: ignore[arg-type]
+        return running[key]
 
     yield of_stage
     for lab in running.values():
         lab.stop()
+
+
+@pytest.fixture(params=["standard", "fast"])
+def telemetry(request: pytest.FixtureRequest) -> str:
+    """``TELEMETRY``: the test runs once with each value."""
+    return str(request.param)
 
 
 @pytest.fixture

@@ -29,8 +29,9 @@ WEIRD = {
 
 
 @pytest.fixture
-def lab(stage_lab: Callable[[int], Lab]) -> Lab:
-    return stage_lab(6)
+def lab(stage_lab: Callable[..., Lab], telemetry: str) -> Lab:
+    """Stage 6, with each of the two kinds of telemetry."""
+    return stage_lab(6) if telemetry == "standard" else stage_lab(6, TELEMETRY=telemetry)
 
 
 def labels(lab: Lab) -> set[tuple[str, str, str]]:

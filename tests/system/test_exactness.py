@@ -46,8 +46,8 @@ async def send(front: str, requests: list[tuple[str, str, int]]) -> list[tuple[i
     return answers
 
 
-async def test_counters_lines_and_spans_agree_with_the_requests(own_lab: Callable[..., Lab]) -> None:
-    lab = own_lab(6, roll_delay=0.02)
+async def test_counters_lines_and_spans_agree_with_the_requests(own_lab: Callable[..., Lab], telemetry: str) -> None:
+    lab = own_lab(6, roll_delay=0.02, TELEMETRY=telemetry)
     requests = plan(seed=6)
     answers = await send(lab.front, requests)
     statuses = Counter(status for status, _, _ in answers)

@@ -24,8 +24,8 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from tests.support.labs import Lab, clean_environ, get, parse_spans, wait_for
 
 
-def test_sigterm_lets_requests_finish_and_flushes(own_lab: Callable[..., Lab]) -> None:
-    lab = own_lab(5, roll_delay=1.0, OTEL_BSP_SCHEDULE_DELAY="60000")
+def test_sigterm_lets_requests_finish_and_flushes(own_lab: Callable[..., Lab], telemetry: str) -> None:
+    lab = own_lab(5, roll_delay=1.0, TELEMETRY=telemetry, OTEL_BSP_SCHEDULE_DELAY="60000")
     results = []
     users = [
         threading.Thread(target=lambda: results.append(get(f"{lab.front}/roll-async?die=fair&times=5")))
@@ -109,13 +109,14 @@ def collector(port: int) -> Iterator[list[str]]:
         server.server_close()
 
 
-def test_a_collector_that_is_away_costs_no_request(own_lab: Callable[..., Lab]) -> None:
+def test_a_collector_that_is_away_costs_no_request(own_lab: Callable[..., Lab], telemetry: str) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     lab = own_lab(
         2,
         roll_delay=0,
+        TELEMETRY=telemetry,
         OTEL_EXPORTER_OTLP_ENDPOINT=f"http://127.0.0.1:{port}",
         OTEL_BSP_SCHEDULE_DELAY="100",
         OTEL_BSP_MAX_QUEUE_SIZE="100",
@@ -227,6 +228,7 @@ def run_service(module: str, **variables: str) -> subprocess.CompletedProcess[st
         ("frontend", "DICE_ROLLER_URL", "not a url"),
         ("frontend", "MAX_PAGES", "0"),
         ("frontend", "ROLLER_TIMEOUT", "0"),
+        ("roller", "TELEMETRY", "slow"),
     ],
 )
 def test_a_bad_setting_stops_the_start_with_one_line(module: str, variable: str, value: str) -> None:
@@ -264,8 +266,10 @@ def test_a_taken_port_is_said(tmp_path: Path) -> None:
     assert all(json.loads(line) for line in result.stdout.splitlines())
 
 
-def test_spans_that_find_the_disk_full_are_written_once_there_is_room(own_lab: Callable[..., Lab]) -> None:
-    lab = own_lab(1, OTEL_BSP_SCHEDULE_DELAY="20")
+def test_spans_that_find_the_disk_full_are_written_once_there_is_room(
+    own_lab: Callable[..., Lab], telemetry: str
+) -> None:
+    lab = own_lab(1, TELEMETRY=telemetry, OTEL_BSP_SCHEDULE_DELAY="20")
     (service,) = lab.state["services"]
     assert get(f"{lab.front}/roll?die=fair").status == 200
     wait_for(lambda: len(lab.spans()) == 1)
