@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 ifneq ($(origin PYTHON),file)
 ifneq ($(wildcard $(BIN)/python),)
 ifneq ($(shell $(PYTHON) --version),$(shell $(BIN)/python --version))
-$(error $(VENV) has another version of Python than $(PYTHON): delete it, or add VENV=.venv-$(notdir $(PYTHON)))
+$(error $(VENV) has another version of Python than $(PYTHON): delete it, or add VENV=.venv-$(lastword $(shell $(PYTHON) --version)))
 endif
 endif
 endif

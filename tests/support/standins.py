@@ -35,6 +35,8 @@ LIBRARIES = (
     ),
     *("libpthread.so.0", "libresolv.so.2", "librt.so.1", "libstdc++.so.6", "libutil.so.1"),
 )
+# Program → what Debian's build of it reads and upstream's holds in itself.
+DEBIAN_DATA = {"/bin/alertmanager": Path("/usr/share/prometheus/alertmanager")}
 CERTIFICATES = Path("/etc/ssl/certs/ca-certificates.crt")
 # What the entrypoint of the postgres image does when its data directory is empty, and then: start the server.
 POSTGRES_ENTRYPOINT = """#!/bin/bash
@@ -205,6 +207,9 @@ def _fill(root: RootFilesystem, image: Image) -> None:
     for program in image.programs:
         if program not in root:
             root.file(program, find(program))
+        data = DEBIAN_DATA.get(program)
+        if data is not None and data.is_dir():
+            root.tree(str(data), data)
 
 
 def _fill_postgres(root: RootFilesystem) -> None:
