@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 from typing import Any
@@ -77,7 +78,7 @@ async def test_a_roll_its_trace_a_spans_lines_and_back(stage_lab: Callable[[int]
     }
     await page.locator(LINES).first.locator(".trace a").click()
     await expect(detail).to_contain_text("die-service: GET /dice")  # back, with that span selected
-    assert page.url.startswith(f"{lab.front}/?trace={trace_id}&span=")
+    await expect(page).to_have_url(re.compile(f"{re.escape(lab.front)}/\\?trace={trace_id}&span="))
 
     # An older roll of the session: its row leads to its trace again.
     await roll(page, "fair")
@@ -177,7 +178,7 @@ async def test_two_traces_side_by_side(stage_lab: Callable[[int], Lab], open_pag
     await expect(page.get_by_role("treegrid", name=other).locator("tbody tr").first).to_be_visible()
     differences = page.get_by_role("region", name="Differences by operation")
     await expect(differences).to_contain_text("dice-roller: GET /roll")
-    assert f"compare={other}" in page.url
+    await expect(page).to_have_url(re.compile(f"compare={other}"))
     await page.reload()
     await expect(page.get_by_role("treegrid")).to_have_count(2)
 
@@ -186,7 +187,7 @@ async def test_a_shared_link_opens_its_trace(stage_lab: Callable[[int], Lab], op
     lab = stage_lab(6)
     trace_id = get(f"{lab.front}/roll?die=fair").trace_id
     page = await open_page(lab, path=f"/?trace={trace_id}")  # by way of the sign-in
-    assert page.url == f"{lab.front}/?trace={trace_id}"
+    await expect(page).to_have_url(f"{lab.front}/?trace={trace_id}")
     rows = await waterfall(page, 7)
     assert rows[0]["name"] == "HTTP GET"
     await page.goto(f"{lab.front}/?trace={'0' * 31}1")
@@ -196,7 +197,7 @@ async def test_a_shared_link_opens_its_trace(stage_lab: Callable[[int], Lab], op
 async def test_a_shared_view_is_opened_after_signing_in(stage_lab: Callable[[int], Lab], open_page: Open) -> None:
     lab = stage_lab(6)
     page = await open_page(lab, path="/?tab=recent&die=fair")
-    assert page.url == f"{lab.front}/?tab=recent&die=fair"
+    await expect(page).to_have_url(f"{lab.front}/?tab=recent&die=fair")
     await expect(page.get_by_role("tab", name="Recent traces")).to_have_attribute("aria-selected", "true")
     await expect(page.locator("#recent-die")).to_have_value("fair")
 
@@ -224,7 +225,7 @@ async def test_the_address_keeps_tab_filters_and_trace(stage_lab: Callable[[int]
     await page.get_by_label("Level", exact=True).select_option("WARNING")
     await page.get_by_label("Time range").select_option("6h")
     await expect(page.locator("#logs-head")).to_contain_text("last 6 hours")
-    assert page.url == f"{lab.front}/?tab=logs&trace={second}&level=WARNING&range=6h"
+    await expect(page).to_have_url(f"{lab.front}/?tab=logs&trace={second}&level=WARNING&range=6h")
     await page.reload()
     await expect(page.get_by_role("tab", name="Logs")).to_have_attribute("aria-selected", "true")
     await expect(page.get_by_label("Level", exact=True)).to_have_value("WARNING")

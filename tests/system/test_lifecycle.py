@@ -81,9 +81,9 @@ def test_a_client_that_goes_away_takes_its_rolls_along(own_lab: Callable[..., La
 
 
 class Collector(http.server.BaseHTTPRequestHandler):
-    """Takes OTLP over HTTP as the real one does and keeps what it got."""
+    """Takes OTLP over HTTP as the real one does and keeps the names of the spans it got."""
 
-    names: ClassVar[list[str]] = []
+    names: ClassVar[list[str]]
 
     def do_POST(self) -> None:
         request = ExportTraceServiceRequest.FromString(self.rfile.read(int(self.headers["Content-Length"])))
@@ -100,6 +100,7 @@ class Collector(http.server.BaseHTTPRequestHandler):
 
 @contextmanager
 def collector(port: int) -> Iterator[list[str]]:
+    Collector.names = []
     server = http.server.ThreadingHTTPServer(("127.0.0.1", port), Collector)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:

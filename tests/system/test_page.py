@@ -357,7 +357,7 @@ async def test_a_page_that_loses_its_server_says_so_and_comes_back(
     await expect(page.get_by_role("alert")).to_have_count(0, timeout=60_000)
     await page.wait_for_function(CONNECTED)
     await expect(page.locator(ROLLS)).to_have_count(1)
-    assert page.url == f"{lab.front}/?tab=logs&trace={trace_id}"
+    await expect(page).to_have_url(f"{lab.front}/?tab=logs&trace={trace_id}")
     await expect(page.get_by_role("tab", name="Logs")).to_have_attribute("aria-selected", "true")
     assert (await roll(page, "fair"))[0] == "200 OK"
 
