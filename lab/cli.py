@@ -15,7 +15,7 @@ from typing import Any
 
 import click
 
-from lab import LabError, options
+from lab import InputError, LabError, options
 from lab.options import DELAY, DURATION, EXPERIMENTS, PROBABILITY, PROFILES, RATE, Dice, Number, Ratio, count
 
 INTERRUPTED = 130  # exit status, as shells have it
@@ -150,6 +150,19 @@ chaos.epilog = f"Experiments: {', '.join(EXPERIMENTS)}."
 
 
 @dicelab.command()
+@click.argument("query", metavar="QUERY")
+@click.option("--json", is_flag=True, help="Print an array with an object a row.")
+@click.option("--csv", is_flag=True, help="Print comma-separated values.")
+@options.run_dir
+def sql(**given: Any) -> int:
+    """Query the spans and log lines of the run dir.
+
+    Tables: spans, lines. 'describe spans' lists columns.
+    """
+    return _run("sql", given)
+
+
+@dicelab.command()
 @click.argument("what", nargs=-1, metavar="[signals|paths|scale]...")
 @click.option("--rounds", type=count(1, 100_000), default=5, metavar="N", help="How often each is measured.")
 @click.option(
@@ -185,7 +198,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return status or 0
     except LabError as error:
         print(f"dicelab: {error}", file=sys.stderr)
-        return 1
+        return 2 if isinstance(error, InputError) else 1
     except click.Abort:
         return INTERRUPTED
     except click.ClickException as error:
