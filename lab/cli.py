@@ -163,6 +163,21 @@ def sql(**given: Any) -> int:
 
 
 @dicelab.command()
+@click.argument("before", type=count(1, 6), metavar="A")
+@click.argument("after", type=count(1, 6), metavar="B")
+@click.option("--seed", type=int, default=7, metavar="N", help="Of the rolls in both stages.")
+@click.option("--no-run", "static", is_flag=True, help="Compare settings, services and panels; start nothing.")
+@click.option("--json", is_flag=True, help="Print the changes as JSON.")
+def diff(**given: Any) -> int:
+    """Compare two stages.
+
+    Starts both for a moment, beside any lab that runs, and compares settings, services, routes, metrics, log fields,
+    spans and panels, and the traces of one roll.
+    """
+    return _run("diff", given)
+
+
+@dicelab.command()
 @click.argument("what", nargs=-1, metavar="[signals|paths|scale]...")
 @click.option("--rounds", type=count(1, 100_000), default=5, metavar="N", help="How often each is measured.")
 @click.option(
