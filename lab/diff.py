@@ -107,17 +107,28 @@ def run(options: Options, console: Console) -> int:
     Raises:
         LabError: when a stage does not start, or does not answer.
     """
-    before, after = (_static(number) for number in (options.before, options.after))
-    if not options.static:
-        asyncio.run(_observe((before, after), options.seed))
-    common = before.common & after.common
-    changes = {name: _changes(before.sections[name], after.sections[name], common) for name in after.sections}
+    before, after = asyncio.run(portray((options.before, options.after), options.seed, options.static))
     if options.json:
-        print(json.dumps(_document(before, after, changes), indent=2, ensure_ascii=False))
+        print(json.dumps(document(before, after), indent=2, ensure_ascii=False))
     else:
-        for line in _text(before, after, changes):
+        for line in text(before, after):
             say(console, line)
     return 0
+
+
+async def portray(numbers: Sequence[int], seed: int, static: bool = False) -> list[Portrait]:
+    """What each of these stages consists of; ``static`` for what files show alone.
+
+    Raises:
+        LabError: when a stage does not start, or does not answer.
+    """
+    portraits = [_static(number) for number in numbers]
+    if not static:
+        results = await asyncio.gather(*(_observe(portrait, seed) for portrait in portraits), return_exceptions=True)
+        for result in results:  # once all labs are stopped
+            if isinstance(result, BaseException):
+                raise result
+    return portraits
 
 
 # --- from files ---
@@ -145,15 +156,8 @@ def _panels(number: int) -> Section:
 # --- from running labs ---
 
 
-async def _observe(portraits: Sequence[Portrait], seed: int) -> None:
-    """Start the stages at the same time and add what they show."""
-    async with asyncio.TaskGroup() as group:
-        tasks = [group.create_task(_observed(portrait, seed)) for portrait in portraits]
-    for task in tasks:
-        task.result()
-
-
-async def _observed(portrait: Portrait, seed: int) -> None:
+async def _observe(portrait: Portrait, seed: int) -> None:
+    """Start the stage, and add what it shows."""
     async with _temporary_lab(portrait.number, seed) as (lab, stop):
         async with lab:
             ids = await _use(lab)
@@ -374,9 +378,15 @@ def _service(name: str) -> str:
     return name.partition(" ")[0]
 
 
-def _text(before: Portrait, after: Portrait, changes: Mapping[str, Changes]) -> list[str]:
+def _all_changes(before: Portrait, after: Portrait) -> dict[str, Changes]:
+    common = before.common & after.common
+    return {name: _changes(before.sections[name], after.sections[name], common) for name in after.sections}
+
+
+def text(before: Portrait, after: Portrait) -> list[str]:
+    """The comparison as lines for people."""
     lines = [f"Stage {before.number} → stage {after.number}"]
-    for section, change in changes.items():
+    for section, change in _all_changes(before, after).items():
         if not change:
             continue
         lines += ["", section]
@@ -414,7 +424,8 @@ def _side_by_side(request: str, before: Portrait, after: Portrait) -> list[str]:
     return [f"GET {request}", *(f"  {row}" for row in rows)]
 
 
-def _document(before: Portrait, after: Portrait, changes: Mapping[str, Changes]) -> dict[str, Any]:
+def document(before: Portrait, after: Portrait) -> dict[str, Any]:
+    """The comparison as JSON: by section what was ``added``, ``removed`` and ``changed``; and ``traces``."""
     return {
         "before": before.number,
         "after": after.number,
@@ -435,7 +446,7 @@ def _document(before: Portrait, after: Portrait, changes: Mapping[str, Changes])
                 ],
                 "changed": [{"name": name, "before": old, "after": new} for name, (old, new) in change.changed.items()],
             }
-            for section, change in changes.items()
+            for section, change in _all_changes(before, after).items()
         },
         "traces": [
             {
