@@ -84,7 +84,7 @@ def test_scale_is_measured(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("end", ["stopped", "without a service"])
-def test_ended_early_it_says_so_and_leaves_nothing_behind(end: str) -> None:
+def test_an_interrupted_bench_reports_it_and_cleans_up(end: str) -> None:
     short = Path(tempfile.mkdtemp(prefix="b"))
     process = subprocess.Popen(
         [sys.executable, "-m", "lab.cli", "bench", "paths", "--rounds", "1000"],

@@ -47,7 +47,7 @@ QUIET = {"Alerts firing", "Error rate by die", "Health"}
 # --- the files ---
 
 
-def test_the_files_are_what_the_code_makes() -> None:
+def test_dashboard_files_match_the_code() -> None:
     made = dict(dashboards.files())
     assert set(dashboards.DIRECTORY.iterdir()) == made.keys()
     for path, content in made.items():
@@ -55,7 +55,7 @@ def test_the_files_are_what_the_code_makes() -> None:
 
 
 @pytest.mark.parametrize(("stage", "count"), COUNTS.items())
-def test_panels_of_a_stage(stage: int, count: int) -> None:
+def test_a_stage_has_the_panels_of_the_stage_before(stage: int, count: int) -> None:
     name = STAGES[stage]
     assert dashboard(name)["title"].startswith(f"Dice Roller - Stage {stage}")
     titles = [panel["title"] for panel in panels(name)]
@@ -74,7 +74,7 @@ def content(name: str) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_panel_without_data_says_why_in_a_sentence(name: str) -> None:
+def test_a_panel_without_data_explains_why(name: str) -> None:
     for panel in panels(name):
         if panel["type"] != "text":
             said = panel["fieldConfig"]["defaults"]["noValue"]
@@ -82,7 +82,7 @@ def test_a_panel_without_data_says_why_in_a_sentence(name: str) -> None:
             assert len(said.split()) > 3, panel["title"]
 
 
-def test_uids_are_different_and_data_sources_are_variables_with_the_known_defaults() -> None:
+def test_uids_are_unique_and_data_sources_are_variables() -> None:
     provisioned = (engines.ROOT / "grafana" / "provisioning" / "datasources" / "dicelab.yml").read_text()
     for kind, uid, shown in dashboards.DATA_SOURCES.values():
         assert f"- name: {shown}\n    uid: {uid}\n    type: {kind}\n" in provisioned
@@ -100,7 +100,7 @@ def test_uids_are_different_and_data_sources_are_variables_with_the_known_defaul
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_nothing_overlaps_and_no_line_has_a_gap(name: str) -> None:
+def test_panels_do_not_overlap_and_rows_have_no_gaps(name: str) -> None:
     cells: dict[tuple[int, int], str] = {}
     lines: dict[int, int] = {}
     for panel in dashboard(name)["panels"]:
@@ -117,7 +117,7 @@ def test_nothing_overlaps_and_no_line_has_a_gap(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_panel_explains_itself(name: str) -> None:
+def test_every_panel_has_a_description(name: str) -> None:
     for panel in panels(name):
         shows, wrong = panel["description"].split("\n\n**Looks wrong?** ")
         assert len(shows) > 20, panel["title"]
@@ -134,7 +134,7 @@ def test_every_panel_explains_itself(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_rates_are_taken_over_the_rate_interval_and_latencies_show_exemplars(name: str) -> None:
+def test_rates_use_the_rate_interval_and_latencies_show_exemplars(name: str) -> None:
     for panel in panels(name):
         for target in panel.get("targets", []):
             expression = target.get("expr", "")
@@ -165,7 +165,7 @@ def read(every: list[Query]) -> list[tuple[Query, Parsed]]:
     return list(zip(every, parsed, strict=True))
 
 
-def test_the_grammars_refuse_what_is_wrong() -> None:
+def test_the_grammars_refuse_invalid_queries() -> None:
     wrong = [("promql", "sum(rate(up[5m]"), ("logql", '{a="b"} | json |'), ("traceql", '{name="x" && }')]
     assert all(said.errors for said in parse(wrong))
 
@@ -187,7 +187,7 @@ def used_lab(stage_lab: Callable[[int], Lab]) -> Callable[[int], Lab]:
 
 
 @pytest.mark.parametrize("stage", matrix.STAGES)
-def test_every_name_in_a_dashboard_is_one_that_its_stage_has(used_lab: Callable[[int], Lab], stage: int) -> None:
+def test_dashboards_name_only_what_the_stage_has(used_lab: Callable[[int], Lab], stage: int) -> None:
     """Metrics, jobs and labels; log labels, fields and their values; span names, attributes and their values."""
     lab = used_lab(stage)
     samples = [
@@ -368,7 +368,7 @@ def test_counts_are_exact(lab: Lab) -> None:
     wait_for(exact, say="the counts of the services")
 
 
-def test_latency_panels_have_exemplars_that_lead_to_traces(lab: Lab) -> None:
+def test_exemplars_of_latency_panels_lead_to_traces(lab: Lab) -> None:
     expressions = {
         fill(target["expr"]): panel["title"]
         for panel in panels("stage-6")
@@ -385,7 +385,7 @@ def test_latency_panels_have_exemplars_that_lead_to_traces(lab: Lab) -> None:
         assert all(re.fullmatch("[0-9a-f]{32}", trace_id) for trace_id in ids)
 
 
-def test_every_series_that_a_query_names_is_there(lab: Lab) -> None:
+def test_every_series_in_a_query_exists(lab: Lab) -> None:
     """Metric, job and label values together; a panel's ``or vector(0)`` cannot hide that one is missing."""
     annotations = [
         Query("annotation", "prometheus", "promql", entry["expr"])
@@ -408,7 +408,7 @@ def series_of(lab: Lab, selector: str) -> list[dict[str, str]]:
     return found
 
 
-def test_the_die_variable_offers_the_dice_there_are(lab: Lab) -> None:
+def test_the_die_variable_lists_the_dice(lab: Lab) -> None:
     (variable,) = [v for v in dashboard("stage-6")["templating"]["list"] if v["name"] == "die"]
     call = re.fullmatch(r"label_values\((.+), (\w+)\)", variable["query"]["query"])
     assert call
@@ -443,7 +443,7 @@ def running(lab: Lab) -> set[str]:
     return {*lab.services, *(entry["name"] for entry in lab.state["engines"])}
 
 
-def test_the_pipeline_and_what_is_left_are_shown(lab: Lab) -> None:
+def test_pipeline_and_saturation_panels_show_data(lab: Lab) -> None:
     """Each panel of the services' saturation, and those of the engines that are here."""
     asked = [query for query in queries("pipeline") if query.language == "promql"]
     for query, said in read(asked):
@@ -463,7 +463,7 @@ def by_job(lab: Lab, query: Query) -> list[dict[str, float]] | None:
     return [values] if len(values) == len(lab.services) else None
 
 
-def test_designed_failures_are_told_from_real_ones(lab: Lab) -> None:
+def test_designed_failures_are_separated_from_errors(lab: Lab) -> None:
     """Four requests met a table that was gone or a die-service that hung; every other failure was a die's own."""
     for service in ("frontend", "dice-roller"):
         assert lab.value(service, "roll_requests_total", outcome="error") == 4

@@ -234,14 +234,14 @@ DEFECTS: dict[str, tuple[str, Check, Defect, str]] = {
 
 
 @pytest.mark.parametrize("defect", DEFECTS)
-def test_a_defect_is_found(defect: str) -> None:
+def test_each_defect_is_found(defect: str) -> None:
     name, check, apply, message = DEFECTS[defect]
     service = copy.deepcopy(COMPOSE["services"][name])
     apply(service)
     assert check(service) == [message]
 
 
-def test_every_image_has_its_facts_and_their_sources() -> None:
+def test_every_image_has_facts_and_sources() -> None:
     used = {service["image"] for service in COMPOSE["services"].values()}
     assert used | {IMAGES["dicelab"].base} == IMAGES.keys()
     for image in IMAGES.values():
@@ -256,7 +256,7 @@ def test_every_image_has_its_facts_and_their_sources() -> None:
         assert set(image.flags) <= set(image.programs)
 
 
-def test_the_facts_of_our_own_image_are_those_of_its_dockerfile() -> None:
+def test_facts_of_our_image_match_its_dockerfile() -> None:
     image = IMAGES["dicelab"]
     base = IMAGES[str(image.base)]
     assert re.findall(r"^ARG BASE=(\S+)$", DOCKERFILE, re.MULTILINE) == [image.base]
@@ -334,7 +334,7 @@ HIDDEN = {"loki": {"-health", "-health.url"}}
 
 
 @pytest.mark.parametrize("name", PROGRAMS)
-def test_the_program_of_that_version_has_these_flags_and_no_others(name: str) -> None:
+def test_the_program_has_exactly_the_listed_flags(name: str) -> None:
     program, help_arguments, version_arguments = PROGRAMS[name]
     image = image_of(COMPOSE["services"][name])
     binary = next((path for path in binaries_of(name) if image.version in output([path, *version_arguments])), None)
@@ -402,7 +402,7 @@ def accepts(command: list[str]) -> bool:
     return subprocess.run(command, check=False, capture_output=True).returncode == 0
 
 
-def test_lab_passes_an_exporter_only_flags_that_it_has() -> None:
+def test_the_lab_passes_only_flags_that_the_exporter_has() -> None:
     """Debian's by what the program itself says, upstream's by the list of its flags."""
     flag = "--no-collector.bgwriter"
     upstream = "\n".join(IMAGES["prometheuscommunity/postgres-exporter:v0.20.1"].flags["/bin/postgres_exporter"].names)

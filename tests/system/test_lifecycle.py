@@ -49,7 +49,7 @@ def test_sigterm_lets_requests_finish_and_flushes(own_lab: Callable[..., Lab], t
         assert len([line for line in lines if "http_status" in line]) == 3
 
 
-def test_who_comes_in_a_crowd_finds_a_place_to_wait(own_lab: Callable[..., Lab]) -> None:
+def test_a_burst_of_connections_waits_in_the_accept_queue(own_lab: Callable[..., Lab]) -> None:
     lab = own_lab(1)
     (service,) = lab.state["services"]
     os.kill(service["pid"], signal.SIGSTOP)  # takes nobody in now: the kernel's queue is all there is
@@ -67,7 +67,7 @@ def test_who_comes_in_a_crowd_finds_a_place_to_wait(own_lab: Callable[..., Lab])
         connection.close()
 
 
-def test_a_client_that_goes_away_takes_its_rolls_along(own_lab: Callable[..., Lab]) -> None:
+def test_a_disconnecting_client_cancels_its_rolls(own_lab: Callable[..., Lab]) -> None:
     lab = own_lab(4, roll_delay=30)
     host, port = lab.front.removeprefix("http://").split(":")
     connection = socket.create_connection((host, int(port)))
@@ -117,7 +117,7 @@ def settled(lab: Lab) -> float | None:
     return before if lab.value("dice-roller", "telemetry_dropped_total", signal="traces") == before else None
 
 
-def test_a_collector_that_is_away_costs_no_request(own_lab: Callable[..., Lab], telemetry: str) -> None:
+def test_an_unreachable_collector_fails_no_request(own_lab: Callable[..., Lab], telemetry: str) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -165,7 +165,7 @@ class Nonsense(http.server.BaseHTTPRequestHandler):
         pass
 
 
-def test_an_answer_that_is_no_roll_is_not_passed_on() -> None:
+def test_an_invalid_roll_response_is_not_passed_on() -> None:
     roller = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Nonsense)
     threading.Thread(target=roller.serve_forever, daemon=True).start()
     with socket.socket() as probe:
@@ -239,7 +239,7 @@ def run_service(module: str, **variables: str) -> subprocess.CompletedProcess[st
         ("roller", "TELEMETRY", "slow"),
     ],
 )
-def test_a_bad_setting_stops_the_start_with_one_line(module: str, variable: str, value: str) -> None:
+def test_an_invalid_setting_stops_the_start_with_one_line(module: str, variable: str, value: str) -> None:
     result = run_service(module, **{"DICE_STORE": "postgres", "DATABASE_URL": "postgresql:///x", variable: value})
     assert result.returncode == 2
     assert not result.stdout
@@ -262,7 +262,7 @@ def test_a_database_password_is_never_shown() -> None:
     assert "s3cret" not in result.stderr + result.stdout
 
 
-def test_a_taken_port_is_said(tmp_path: Path) -> None:
+def test_a_port_in_use_is_reported(tmp_path: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -274,9 +274,7 @@ def test_a_taken_port_is_said(tmp_path: Path) -> None:
     assert all(json.loads(line) for line in result.stdout.splitlines())
 
 
-def test_spans_that_find_the_disk_full_are_written_once_there_is_room(
-    own_lab: Callable[..., Lab], telemetry: str
-) -> None:
+def test_spans_are_kept_while_the_disk_is_full(own_lab: Callable[..., Lab], telemetry: str) -> None:
     lab = own_lab(1, TELEMETRY=telemetry, OTEL_BSP_SCHEDULE_DELAY="20")
     (service,) = lab.state["services"]
     assert get(f"{lab.front}/roll?die=fair").status == 200
@@ -294,7 +292,7 @@ def test_spans_that_find_the_disk_full_are_written_once_there_is_room(
     assert all(json.loads(line) for line in file.read_text().splitlines())
 
 
-def test_standard_variables_and_bounded_trace_files(tmp_path: Path) -> None:
+def test_standard_variables_apply_and_trace_files_are_bounded(tmp_path: Path) -> None:
     """Sampler, resource attributes and service name work as documented; files rotate and stay bounded."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

@@ -142,12 +142,12 @@ PRESENT: dict[str, Callable[[Evidence], bool]] = {
 
 @pytest.mark.parametrize("evidence", STAGES, indirect=True, ids=lambda stage: f"stage{stage}")
 @pytest.mark.parametrize("feature", matrix.FEATURES)
-def test_feature_is_there_exactly_where_the_matrix_says(evidence: Evidence, feature: str) -> None:
+def test_features_match_the_matrix(evidence: Evidence, feature: str) -> None:
     assert PRESENT[feature](evidence) is has(feature, evidence.stage)
 
 
 @pytest.mark.parametrize("evidence", STAGES, indirect=True, ids=lambda stage: f"stage{stage}")
-def test_metric_families_are_exactly_those_of_the_stage(evidence: Evidence) -> None:
+def test_metric_families_match_the_stage(evidence: Evidence) -> None:
     for service, families in evidence.families.items():
         expected = {name: (kind, labels) for name, kind, labels in matrix.COMMON_METRICS}
         expected |= {
@@ -165,7 +165,7 @@ def test_metric_families_are_exactly_those_of_the_stage(evidence: Evidence) -> N
 
 
 @pytest.mark.parametrize("evidence", STAGES, indirect=True, ids=lambda stage: f"stage{stage}")
-def test_histograms_carry_the_trace_of_an_observation(evidence: Evidence) -> None:
+def test_histograms_have_exemplars(evidence: Evidence) -> None:
     for service in evidence.lab.services:
         exemplars = [
             sample.exemplar.labels["trace_id"]
@@ -198,7 +198,7 @@ def test_every_log_line_is_a_json_object_with_the_fixed_fields(evidence: Evidenc
 
 @pytest.mark.parametrize("evidence", STAGES, indirect=True, ids=lambda stage: f"stage{stage}")
 @pytest.mark.parametrize(("first", "name", "kind"), matrix.LOG_FIELDS, ids=[name for _, name, _ in matrix.LOG_FIELDS])
-def test_log_field_has_its_type_and_its_stages(evidence: Evidence, first: int, name: str, kind: type) -> None:
+def test_log_fields_have_their_type_and_stages(evidence: Evidence, first: int, name: str, kind: type) -> None:
     values = [line[name] for line in evidence.logs if name in line]
     assert bool(values) is (evidence.stage >= first)
     assert all(type(value) is kind for value in values)
@@ -214,7 +214,7 @@ def test_log_events_of_the_stage(evidence: Evidence) -> None:
 
 
 @pytest.mark.parametrize("evidence", [6], indirect=True)
-def test_usage_lines_tell_the_whole_visit(evidence: Evidence) -> None:
+def test_usage_lines_cover_the_whole_visit(evidence: Evidence) -> None:
     usage = [line for line in evidence.logs if "usage" in line]
     visits: dict[str, list[str]] = {}
     for line in usage:
@@ -310,7 +310,7 @@ def test_a_failed_roll_marks_every_span_above_it(evidence: Evidence) -> None:
 
 
 @pytest.mark.parametrize("evidence", STAGES, indirect=True, ids=lambda stage: f"stage{stage}")
-def test_a_users_mistake_is_no_server_error(evidence: Evidence) -> None:
+def test_a_client_error_is_not_a_span_error(evidence: Evidence) -> None:
     assert evidence.unknown.status == 404
     spans = evidence.lab.trace(evidence.unknown.trace_id, spans_of(evidence.stage))
     assert not any(span.failed for span in spans if span.kind == 2)

@@ -65,12 +65,12 @@ def elsewhere(tmp_path: Path, installed: Path) -> Iterator[Path]:
     subprocess.run([installed / "bin" / "dicelab", "down"], cwd=tmp_path, env=clean_environ(), check=False)
 
 
-def test_the_wheel_holds_every_file_of_the_packages_and_no_password(wheel: Path) -> None:
+def test_the_wheel_contains_every_package_file_and_no_password(wheel: Path) -> None:
     names = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
     assert names == packaged_files()
 
 
-def test_a_lab_runs_from_the_wheel_in_another_folder(installed: Path, elsewhere: Path) -> None:
+def test_a_lab_runs_from_the_wheel_in_another_directory(installed: Path, elsewhere: Path) -> None:
     base_port = free_base_port()
     command = [str(installed / "bin" / "dicelab"), "up", "--detach", "--base-port", str(base_port), "--roll-delay", "0"]
     started = subprocess.run(command, cwd=elsewhere, env=clean_environ(), capture_output=True, text=True, check=False)

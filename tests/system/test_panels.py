@@ -184,7 +184,7 @@ def rolls_by_die(answers: list[Answer]) -> dict[str, float]:
 # --- counts ---
 
 
-def test_rates_are_what_the_client_asked_for(runs: tuple[Run, Run]) -> None:
+def test_rates_match_the_clients_requests(runs: tuple[Run, Run]) -> None:
     run, _ = runs
     answers = run.answers
     known = [answer for answer in answers if answer.die != "nosuch"]
@@ -222,7 +222,7 @@ def test_totals_are_exact(runs: tuple[Run, Run]) -> None:
     assert run.values("Batch sizes") == {name: float(count) for name, count in sizes.items()}
 
 
-def test_failures_are_held_against_the_design_of_each_die(runs: tuple[Run, Run]) -> None:
+def test_failures_are_compared_with_the_design_of_each_die(runs: tuple[Run, Run]) -> None:
     run, _ = runs
     rolled = rolls_by_die(run.everything)
     failed = {die: float(sum(f is None for a in run.everything if a.die == die for f in a.faces)) for die in BUDGET}
@@ -238,7 +238,7 @@ def test_failures_are_held_against_the_design_of_each_die(runs: tuple[Run, Run])
 # --- shares ---
 
 
-def test_designed_failures_are_served_and_a_database_that_is_gone_is_not(runs: tuple[Run, Run]) -> None:
+def test_designed_failures_count_as_served_and_database_errors_do_not(runs: tuple[Run, Run]) -> None:
     healthy, down = runs
     assert any(answer.status == 500 for answer in healthy.answers)
     assert healthy.values("Frontend success rate") == {"served": pytest.approx(1)}
@@ -252,7 +252,7 @@ def test_designed_failures_are_served_and_a_database_that_is_gone_is_not(runs: t
     assert healthy.colours("Frontend success rate") == {"green"}
 
 
-def test_a_database_that_is_gone_is_seen(runs: tuple[Run, Run]) -> None:
+def test_panels_show_that_the_database_is_down(runs: tuple[Run, Run]) -> None:
     healthy, down = runs
     assert healthy.values("Connection pool") == {"open": 10, "free": 10}
     assert down.values("Connection pool") == {}
@@ -279,7 +279,7 @@ def percentiles(seconds: list[float]) -> dict[str, float]:
 
 
 @pytest.mark.parametrize("title", ["Latency of a roll", "End-to-end latency"])
-def test_percentiles_are_those_of_the_client(runs: tuple[Run, Run], title: str) -> None:
+def test_percentiles_match_the_client(runs: tuple[Run, Run], title: str) -> None:
     run, _ = runs
     single = title == "Latency of a roll"
     expected = percentiles([a.seconds for a in run.answers if not (single and a.times)])
@@ -291,7 +291,7 @@ def test_percentiles_are_those_of_the_client(runs: tuple[Run, Run], title: str) 
     assert run.colours(title) == {"green"}
 
 
-def test_the_speed_up_is_the_one_that_the_client_measured(runs: tuple[Run, Run]) -> None:
+def test_the_speedup_matches_the_client(runs: tuple[Run, Run]) -> None:
     run, _ = runs
     singles = [a.seconds for a in run.answers if a.times is None]
     batches = [a for a in run.answers if a.times]
@@ -330,7 +330,7 @@ def test_durations_below_a_millisecond_are_resolved(runs: tuple[Run, Run], title
 # --- the summary ---
 
 
-def test_the_summary_says_how_users_fare(runs: tuple[Run, Run]) -> None:
+def test_the_summary_shows_the_users_experience(runs: tuple[Run, Run]) -> None:
     healthy, down = runs
     last_minute = [a for a in healthy.everything if a.at > healthy.end - 60]
     shown = healthy.values("Service level")

@@ -45,18 +45,18 @@ def promtool(*arguments: str | Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_rules_are_sound() -> None:
+def test_rules_are_valid() -> None:
     promtool("check", "rules", "--lint=all", "--lint-fatal", *RULES)
 
 
 # A case that needs a day of samples takes promtool a minute of CPU time.
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("path", CASES, ids=lambda path: path.stem)
-def test_alerts_fire_when_they_should_and_only_then(path: Path) -> None:
+def test_alerts_fire_only_when_they_should(path: Path) -> None:
     promtool("test", "rules", path)
 
 
-def test_every_alert_has_a_case_in_which_it_fires_and_one_in_which_it_must_not() -> None:
+def test_every_alert_has_a_firing_and_a_silent_case() -> None:
     fires: set[tuple[str, str]] = set()
     silent: set[str] = set()
     for path in CASES:
@@ -76,7 +76,7 @@ def test_every_alert_has_a_case_in_which_it_fires_and_one_in_which_it_must_not()
 
 
 @pytest.mark.parametrize("rule", alerts(), ids=lambda rule: rule["alert"] + "-" + rule["labels"]["severity"])
-def test_an_alert_says_what_is_wrong_and_where_help_is(rule: dict[str, Any]) -> None:
+def test_an_alert_has_a_summary_and_a_runbook(rule: dict[str, Any]) -> None:
     assert rule["labels"].keys() == {"severity"}
     assert rule["labels"]["severity"] in ("page", "ticket")
     annotations = rule["annotations"]
@@ -87,7 +87,7 @@ def test_an_alert_says_what_is_wrong_and_where_help_is(rule: dict[str, Any]) -> 
     assert (ROOT / annotations["runbook_url"]).is_file()
 
 
-def test_runbooks_are_whole_and_their_queries_parse() -> None:
+def test_runbooks_are_complete_and_their_queries_parse() -> None:
     assert {path.stem for path in RUNBOOKS.glob("*.md")} == ALERTS
     for path in RUNBOOKS.glob("*.md"):
         text = path.read_text()

@@ -41,7 +41,7 @@ def listening(pid: int) -> bool:
     return os.path.exists(f"/proc/{pid}")
 
 
-async def test_metrics_are_the_sum_of_all_workers_whoever_answers(own_lab: Callable[..., Lab]) -> None:
+async def test_every_worker_serves_the_sum_of_all_workers(own_lab: Callable[..., Lab]) -> None:
     lab = own_lab(5, "--workers", str(WORKERS), roll_delay=0)
     url = lab.url("dice-roller") + "/roll?die=fair"
     pids = workers(lab, "dice-roller")

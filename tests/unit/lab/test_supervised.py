@@ -35,7 +35,7 @@ class Fragile(Supervised):
         return self.starts != 2  # once there is nothing to start
 
 
-async def test_pauses_grow_and_what_was_held_starts_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_restart_pauses_grow_and_a_released_process_starts_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lab.supervise.supervised.FIRST_PAUSE", 0.01)
     kept, pauses = Fragile(), []
     started: asyncio.Queue[int] = asyncio.Queue()

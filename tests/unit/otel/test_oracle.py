@@ -70,7 +70,7 @@ DIFFERENCES: dict[str, Callable[[Trace], Trace]] = {
 }
 
 
-def test_the_docs_have_the_table_of_differences() -> None:
+def test_docs_list_each_difference() -> None:
     text = (ROOT / "docs" / "instrumentation.md").read_text()
     table = text.partition("| what differs |")[2].partition("\n\n")[0].splitlines()[2:]
     assert [row.split("|")[1].strip() for row in table] == list(DIFFERENCES)
@@ -192,26 +192,26 @@ def in_order(entries: list[Trace]) -> list[str]:
     return sorted(json.dumps(entry, sort_keys=True) for entry in entries)
 
 
-def test_spans_are_the_same(runs: tuple[Run, Run]) -> None:
+def test_spans_are_equal(runs: tuple[Run, Run]) -> None:
     standard, fast = runs
     assert len(standard.spans) > 200
     assert in_order(fast.spans) == in_order(standard.spans)
 
 
-def test_lines_are_the_same(runs: tuple[Run, Run]) -> None:
+def test_lines_are_equal(runs: tuple[Run, Run]) -> None:
     standard, fast = runs
     assert len(standard.lines) > 200
     assert in_order(fast.lines) == in_order(standard.lines)
 
 
 @pytest.mark.parametrize("service", SERVICES)
-def test_metrics_are_the_same(runs: tuple[Run, Run], service: str) -> None:
+def test_metrics_are_equal(runs: tuple[Run, Run], service: str) -> None:
     standard, fast = runs
     assert len(standard.metrics(service)) > 50
     assert fast.metrics(service) == standard.metrics(service)
 
 
-def test_the_program_meets_every_outcome(runs: tuple[Run, Run]) -> None:
+def test_program_covers_every_outcome(runs: tuple[Run, Run]) -> None:
     """What it is for, lest a part of it should go unnoticed."""
     standard, _ = runs
     text = json.dumps(standard.spans)
