@@ -5,7 +5,7 @@
   recently used connection, and waits only when all are in use.
 - **One cursor a connection, kept.** A cursor of a traced connection is expensive to make, and one query needs it alone.
 - **Cancelled queries.** aiopg reports a query that the server cancelled as a cancellation of our task. :func:`execute`
-    distinguishes the two.
+  distinguishes the two.
 - **Host names.** libpq looks them up itself and blocks the event loop meanwhile. :func:`resolve` does it beforehand.
 - **Cancelled tasks.** aiopg waits by ``asyncio.wait_for``, which in Python 3.11 swallows a cancellation that arrives
   together with the result. :func:`cancel` repeats it.

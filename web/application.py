@@ -41,7 +41,7 @@ def add_common_routes(
     templates: Sequence[Path] = (),
     workers_dir: Path | None = None,
 ) -> None:
-    """Add what every service has: metrics, health, API documents, a front page. Call it after adding the service's routes."""
+    """Add metrics, health, API documents and a front page. Call it after adding the service's routes."""
     app[health.READINESS] = readiness
     app[health.STOPPING] = asyncio.Event()
     siblings: Workers | None = None

@@ -54,7 +54,7 @@ class Connection(web.RequestHandler):
         self._clock = loop.time
         self._busy = False
         self._more = False  # whether data follows the last complete head: a body, or a part of the next head
-        self._head_since: float | None = None  # when the first byte of the incomplete head arrived
+        self._head_since: float | None = None  # when the wait for a complete head began
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._head_since = self._clock()
@@ -78,7 +78,7 @@ class Connection(web.RequestHandler):
             self._head_since = self._clock()
 
     def close_if_slow(self, timeout: float) -> None:
-        """Close the connection if it, or an incomplete request head, began more than ``timeout`` seconds ago."""
+        """Close the connection if it has waited more than ``timeout`` seconds for a complete request head."""
         if self._head_since is not None and self._clock() - self._head_since > timeout:
             log.debug("Connection closed: no complete request within %g s", timeout, extra={"fields": {}})
             self.force_close()

@@ -39,7 +39,7 @@ def failing(tmp_path: Path, output: str) -> Home:
     [
         (INITDB_DISK_FULL, "PostgreSQL does not start: no space left on device in {data}"),
         ("initdb: error: could not look up effective user ID 7\n", "does not start: could not look up effective user"),
-        ("", "does not start: it says nothing"),
+        ("", "does not start: it printed nothing"),
     ],
 )
 def test_a_failing_initdb_is_reported_in_one_line(
