@@ -1,4 +1,4 @@
-"""No violation that axe-core knows of: in every view, at every stage, light and dark."""
+"""axe-core finds no violations: in every view, at every stage, light and dark."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ VIEWS = {
 
 
 async def violations(page: Page) -> list[str]:
-    """What axe-core finds: rule, impact and the elements."""
+    """The violations that axe-core finds: rule, impact and elements."""
     if not await page.evaluate("'axe' in window"):
         await page.evaluate(AXE.read_text())
     result: dict[str, Any] = await page.evaluate("axe.run()")

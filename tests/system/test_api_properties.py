@@ -1,4 +1,4 @@
-"""Properties of the API: whatever is asked, the answer is one that the served OpenAPI document promises."""
+"""Properties of the API: every response is one that the served OpenAPI document describes."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ def experiment(lab: Lab, name: str, *arguments: str) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """One for all experiments: each has to put back what it broke."""
+    """One lab for all experiments: each has to undo its faults."""
     from tests.support import labs
 
     # Few connections everywhere, so that little load is enough to run out of them.
@@ -59,7 +59,7 @@ def test_an_experiment_meets_expectations_and_undoes_its_faults(lab: Lab, name: 
     assert set(summary["answers"]["fault"]) & {"503", "504"}
     assert summary["detected_seconds"]
     assert summary["first_good_seconds"] is not None
-    # As if nothing had been: every part there, reached directly, at its usual speed.
+    # As before the experiment: every part runs, is reached directly and at its usual speed.
     assert get(f"{lab.front}/readyz").status == 200
     state = json.loads((lab.run_dir / "state.json").read_text())
     for service in ("dice-roller", "die-service"):

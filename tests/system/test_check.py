@@ -1,4 +1,4 @@
-"""``dicelab check``: green on what is there, red on what is not, and it says where it looked."""
+"""``dicelab check``: green for present features, red for missing ones, with the place that was checked."""
 
 from __future__ import annotations
 

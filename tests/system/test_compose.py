@@ -1,4 +1,4 @@
-"""The containers: the compose file against the specification and the rest of the project, and the image at work."""
+"""The containers: the compose file against the specification and the rest of the project, and a running image."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ TEXT = (COMPOSE / "compose.yaml").read_text()
 FILE: dict[str, Any] = yaml.safe_load(TEXT)
 SERVICES: dict[str, dict[str, Any]] = FILE["services"]
 OURS = [service.name for service in stages.SERVICES]
-# What make writes into compose/.env, and the stage that it is told.
+# The variables that make writes into compose/.env, and the stage.
 MAKEFILE = (engines.ROOT / "Makefile").read_text()
 
 
@@ -98,21 +98,21 @@ def test_containers_have_limits_and_no_privileges(name: str) -> None:
     assert "no-new-privileges:true" in service["security_opt"]
     assert re.fullmatch(r"\d+[mg]", service["mem_limit"])
     assert service["stop_grace_period"]
-    if name != "otel-collector":  # its image holds nothing that could ask
+    if name != "otel-collector":  # its image has no program for a health check
         assert service["healthcheck"]["test"][0] == "CMD"
     if service["image"] != "dicelab":
         assert re.search(r":v?\d+\.\d+(\.\d+)?(-\w+)?$", service["image"]), "pinned to a release"
     for other, condition in service.get("depends_on", {}).items():
         healthy = "healthcheck" in SERVICES[other]
         assert condition["condition"] == ("service_healthy" if healthy else "service_started")
-        # What a stage may lack must not stop the rest.
+        # A part that a stage may lack must not stop the others.
         profiles = set(SERVICES[other].get("profiles", []))
         assert not profiles or condition.get("required") is False or other in {"dice-roller", "postgres"}
 
 
-# What needs the versions that the README names.
+# The features that need the versions in the README.
 MINIMUM = {"start_interval": "| Docker Engine | 25.0 |", "required: false": "| Docker Compose | 2.20.2 |"}
-# Older ones know these already.
+# Older versions have these already.
 KNOWN = {
     *("build", "cap_drop", "command", "depends_on", "env_file", "environment", "healthcheck", "image", "labels"),
     *("mem_limit", "ports", "profiles", "read_only", "restart", "security_opt", "stop_grace_period", "tmpfs"),
@@ -171,7 +171,7 @@ def test_the_lock_matches_the_projects_dependencies() -> None:
 
 
 def container_engine() -> str | None:
-    """A container engine that works here, not merely its client."""
+    """A container engine that works here, not only its client."""
     for name in ("docker", "podman"):
         if shutil.which(name) and subprocess.run([name, "info"], check=False, capture_output=True).returncode == 0:
             return name
@@ -180,7 +180,7 @@ def container_engine() -> str | None:
 
 @pytest.fixture(scope="module")
 def image() -> Iterator[tuple[str, str]]:
-    """The engine and the name of the image, built as it is shipped.
+    """The engine and the name of the image, built from the shipped Dockerfile.
 
     ``DICELAB_BASE_IMAGE`` replaces the base image where no registry can be reached.
     """
@@ -193,7 +193,7 @@ def image() -> Iterator[tuple[str, str]]:
     if all(subprocess.run(command, check=False, capture_output=True).returncode for command in there):
         pytest.skip(f"{base} is not here and cannot be pulled")
     name = f"localhost/dicelab-test:{uuid.uuid4().hex[:8]}"
-    # The format that knows health checks is docker's own, which podman is told.
+    # Only docker's image format has health checks; podman needs an option for it.
     options = ["--format=docker"] if engine == "podman" else []
     command = [engine, "build", "--network=host", "--build-arg", f"BASE={base}", "-t", name, *options]
     built = subprocess.run(

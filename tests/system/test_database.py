@@ -1,4 +1,4 @@
-"""The die-service and a PostgreSQL that goes away, hangs, is full, and comes back."""
+"""The die-service with a PostgreSQL that goes down, hangs, is full, and recovers."""
 
 from __future__ import annotations
 
@@ -106,13 +106,13 @@ def test_broken_connections_are_never_acquired(lab: Lab) -> None:
     assert get(f"{lab.front}/roll?die=fair").status == 200
     with connection(lab) as cursor:
         for _ in range(3):
-            # All but the one that watches: without it the database counts as gone for a moment, which is a 503.
+            # All but the probe's connection: without it the database counts as down for a moment, which gives 503.
             cursor.execute(
                 "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
                 " WHERE pid <> pg_backend_pid() AND datname = current_database() AND query <> 'SELECT 1'"
             )
             assert cursor.rowcount >= 4
-            # The very next requests find new connections, whether the service has noticed yet or not.
+            # The next requests get new connections, whether or not the service has noticed yet.
             assert [get(f"{lab.front}/roll?die=fair").status for _ in range(6)] == [200] * 6
     wait_for(lambda: pool(lab) == (4, 4))
 
@@ -130,7 +130,7 @@ def test_sequential_requests_reuse_the_last_connection(lab: Lab) -> None:
         before = last_used()
         assert len(before) == 4
         assert {get(lab.url("die-service") + "/dice?identifier=fair").status for _ in range(8)} == {200}
-        # One; another each second, when they are looked over.
+        # One connection, and another one each second, when the pool is checked.
         assert 1 <= len(set(last_used().items()) - set(before.items())) < 4
 
 
@@ -170,7 +170,7 @@ def test_a_slow_query_is_cancelled_and_a_full_pool_is_reported(lab: Lab) -> None
         select = next(span for span in lab.trace(slow.trace_id, 2) if span.name == "SELECT")
         assert select.failed
         assert "exception" in select.events
-        # Nothing runs on in the database for clients that have been answered.
+        # No query continues in the database after its client was answered.
         with connection(lab) as other:
             other.connection.autocommit = True  # a transaction would see the activity of its beginning only
 

@@ -1,4 +1,4 @@
-"""The command: what it starts, what it says, and that it leaves nothing behind."""
+"""The command: what it starts and prints, and that it leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -210,4 +210,4 @@ def test_an_external_database_is_used(own_lab: Callable[..., Lab], stage_lab: Ca
     assert not (lab.run_dir / "postgres").exists()
     assert get(f"{lab.front}/roll?die=fair").status == 200
     assert lab.stop() == 0
-    assert get(f"{stage_lab(5).front}/roll?die=fair").status == 200  # not ours to stop
+    assert get(f"{stage_lab(5).front}/roll?die=fair").status == 200  # not the lab's to stop

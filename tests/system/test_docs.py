@@ -1,4 +1,4 @@
-"""README and docs hold what the code has: settings, metrics, fields, files and commands."""
+"""README and docs match the code: settings, metrics, fields, files and commands."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def variables_read() -> set[str]:
         r"env\.(?:text|choice|flag|integer|number|optional_integer|optional_url|url|names|secret)\(\s*\"([A-Z_]+)\""
     )
     named = {name for room in ROOMS for path in (ROOT / room).glob("*.py") for name in call.findall(path.read_text())}
-    # Read where there are no settings: by otel/__init__.py before them, and by the alert receiver.
+    # Not read through settings: by otel/__init__.py before them, and by the alert receiver.
     return named | {"TELEMETRY", "ALERT_WEBHOOK_URL"}
 
 

@@ -1,4 +1,4 @@
-"""The engines beside the services: the real ones, with the configuration that is shipped."""
+"""The engines beside the services: the real ones, with the shipped configuration."""
 
 from __future__ import annotations
 
@@ -158,11 +158,11 @@ def test_lines_reach_loki_once_with_usage_in_its_own_tenant(lab: Lab) -> None:
                 ),
                 say=f"{tenant} {service}",
             )
-            # Nothing twice, and nothing of the other tenant's.
+            # No duplicates, and no lines of the other tenant.
             found = Counter(line for _, line in in_loki(lab, tenant, query))
             assert not found - Counter(line for line in lab.log_lines(service))
             assert not found & (written - expected)
-        # The page asks for both at once.
+        # The page queries both at once.
         assert Counter(line for _, line in in_loki(lab, "operations|usage", query)) & written == written
         assert (service == "frontend") == bool(usage)
 
@@ -188,7 +188,7 @@ def test_labels_are_few_and_exclude_the_trace_id(lab: Lab) -> None:
 
 @pytest.mark.engines("loki", "alloy")
 def test_malformed_lines_are_kept_and_marked(lab: Lab) -> None:
-    """What a process prints past its logging, a crash for example."""
+    """Output of a process outside its logging, a crash for example."""
     mark = "malformed-by-the-test"
     now = time.strftime("%Y-%m-%dT%H:%M:%S.000Z", time.gmtime())
     known = {"timestamp": now, "logger": "die-service", "message": mark}
@@ -299,7 +299,7 @@ def test_the_plan_depends_on_the_available_engines(tmp_path: Path) -> None:
 
     assert planned(6).otlp_endpoint() is None
     add("otelcol")
-    assert planned(6).found == ()  # a collector with nothing behind it is of no use
+    assert planned(6).found == ()  # a collector without Tempo is useless
     add("tempo")
     assert planned(6).otlp_endpoint() == "http://127.0.0.1:8017"
     assert planned(6).otlp_endpoint("grpc") == "http://127.0.0.1:8016"
@@ -348,7 +348,7 @@ CONFIGURATIONS = [
     *((path, r"(?<!\$)\$([A-Z_]+)") for path in sorted(engines.GRAFANA.glob("provisioning/*/*.yml"))),
     *((path, r"sys\.env\(\"([A-Z_]+)\"\)") for path in sorted(engines.ALLOY.glob("*.alloy"))),
 ]
-# In containers alone.
+# In containers only.
 ELSEWHERE = {"DOCKER_HOST"}
 
 

@@ -1,4 +1,4 @@
-"""Bad input of every kind: the contract's answer, no traceback, no new label value, one valid log line."""
+"""Bad input of every kind: the contract's response, no traceback, no new label value, one valid log line."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def lab(stage_lab: Callable[..., Lab], telemetry: str) -> Lab:
 
 
 def labels(lab: Lab) -> set[tuple[str, str, str]]:
-    """Every label value there is, but for the statuses, which are bounded by HTTP."""
+    """Every label value except the statuses, which HTTP bounds."""
     return {
         (service, name, value)
         for service in lab.services
@@ -121,7 +121,7 @@ def test_wrong_methods_and_unknown_paths_are_refused(lab: Lab, service: str) -> 
 
 
 def raw(url: str, request: bytes) -> bytes:
-    """Send bytes that no client library would, and read until the server closes."""
+    """Send bytes that no client library would send, and read until the server closes."""
     host, port = url.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port)), timeout=10) as connection:
         connection.sendall(request)
@@ -213,7 +213,7 @@ def test_websocket_accepts_its_own_origin_only(lab: Lab, origin: str, status: in
         connection.sendall(head.encode())
         answer = connection.recv(65536)
     if status == 101:
-        # Ours lets it through; Panel then refuses a connection without a page's token.
+        # The frontend accepts it; Panel then refuses a connection without a page's token.
         assert b" 101 " in answer.splitlines()[0]
     else:
         assert b" 403 " in answer.splitlines()[0]

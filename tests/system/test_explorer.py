@@ -1,4 +1,4 @@
-"""The explorer in the page: a roll's trace, its log lines, recent traces, and what is hostile in them."""
+"""The explorer in the page: a roll's trace, its log lines, recent traces, and hostile content in them."""
 
 from __future__ import annotations
 
@@ -265,7 +265,7 @@ async def test_recent_traces_can_be_searched(stage_lab: Callable[[int], Lab], op
 
 
 async def test_telemetry_is_shown_as_plain_text(stage_lab: Callable[[int], Lab], open_page: Open) -> None:
-    """A user agent, a die's name and a user's name that mean harm, in a trace and its lines."""
+    """A hostile user agent, die name and user name, in a trace and its lines."""
     lab = stage_lab(6)
     trace_id = get(f"{lab.front}/roll?die=%3Cimg%20src%3Dx%3E", headers={"User-Agent": HOSTILE}).trace_id
     page = await open_page(lab, name=HOSTILE, path=f"/?trace={trace_id}")
@@ -342,7 +342,7 @@ async def test_figures_come_from_the_services_metrics(stage_lab: Callable[[int],
     page = await open_page(lab)
     before = await asyncio.to_thread(lab.value, "frontend", "http_requests_total")
     await open_tab(page, "Metrics")
-    await expect(page.locator("[data-collecting]")).to_be_visible()  # rather than axes without a word
+    await expect(page.locator("[data-collecting]")).to_be_visible()  # instead of empty axes
     figures = page.locator("#figures")
     await expect(figures.locator("[data-source]")).to_have_text("from /metrics")
     for service in lab.services:
@@ -355,7 +355,7 @@ async def test_figures_come_from_the_services_metrics(stage_lab: Callable[[int],
     assert expected == pytest.approx([1 / 6] * 6)
     await expect(page.locator("[data-collecting]")).to_have_count(0)
     await expect(figures.locator(".tile").first).to_contain_text("over 10 s")
-    # Looking has asked for nothing that is counted here but the page's own files.
+    # Opening the view caused no requests that are counted here, except for static files.
     after = await asyncio.to_thread(lab.value, "frontend", "http_requests_total")
     static = await asyncio.to_thread(lab.value, "frontend", "http_requests_total", handler="/static/{path}")
     assert after - before - 10 <= static
@@ -368,9 +368,9 @@ async def test_rolls_update_the_metrics_tab(stage_lab: Callable[[int], Lab], ope
     await expect(frontend).to_contain_text("0/s")
     for _ in range(3):
         await roll(page, "fair")
-    await expect(page.get_by_role("tabpanel", name="Metrics")).to_be_visible()  # a roll moves no view
+    await expect(page.get_by_role("tabpanel", name="Metrics")).to_be_visible()  # a roll does not change the view
     await expect(frontend.locator("b")).not_to_have_text("0/s")
-    await expect(frontend).to_contain_text("mean")  # of so few requests no percentile is claimed
+    await expect(frontend).to_contain_text("mean")  # too few requests for a percentile
     await expect(frontend).not_to_contain_text("p95")
     # A cell of the heat map opens a trace that is in it.
     await page.get_by_role("button", name="request").last.click()

@@ -1,4 +1,4 @@
-"""Starting and stopping services, clients that go away, and a collector that is not there."""
+"""Starting and stopping services, disconnecting clients, and an unreachable collector."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_sigterm_lets_requests_finish_and_flushes(own_lab: Callable[..., Lab], t
 def test_a_burst_of_connections_waits_in_the_accept_queue(own_lab: Callable[..., Lab]) -> None:
     lab = own_lab(1)
     (service,) = lab.state["services"]
-    os.kill(service["pid"], signal.SIGSTOP)  # takes nobody in now: the kernel's queue is all there is
+    os.kill(service["pid"], signal.SIGSTOP)  # accepts no connections: they wait in the kernel's queue
     crowd = []
     try:
         for _ in range(400):
@@ -81,7 +81,7 @@ def test_a_disconnecting_client_cancels_its_rolls(own_lab: Callable[..., Lab]) -
 
 
 class Collector(http.server.BaseHTTPRequestHandler):
-    """Takes OTLP over HTTP as the real one does and keeps the names of the spans it got."""
+    """Accepts OTLP over HTTP as the real one does and keeps the names of the spans."""
 
     names: ClassVar[list[str]]
 
@@ -134,9 +134,9 @@ def test_an_unreachable_collector_fails_no_request(own_lab: Callable[..., Lab], 
         assert get(f"{lab.front}/roll?die=fair").status == 200
         assert time.monotonic() - started < 1.0
     assert not list((lab.run_dir / "traces").iterdir())
-    # Once it is there, all that had found room arrives, and all that had not has been counted.
+    # Once the collector runs, all queued spans arrive; all others have been counted as dropped.
     lost = wait_for(partial(settled, lab))
-    assert 300 - 100 - 100 <= lost <= 300 - 100  # a batch is under way while 100 more wait
+    assert 300 - 100 - 100 <= lost <= 300 - 100  # a batch is being exported while 100 more wait
     wait_for(lambda: any("spans dropped" in line["message"] for line in lab.logs("dice-roller")))
     with collector(port) as names:
         wait_for(lambda: names.count("GET /roll") >= 300 - lost, timeout=40)
@@ -147,11 +147,11 @@ def test_an_unreachable_collector_fails_no_request(own_lab: Callable[..., Lab], 
     started = time.monotonic()
     get(f"{lab.front}/roll?die=fair")
     assert lab.stop() == 0
-    assert time.monotonic() - started < 25  # away again, and the last spans are given up on
+    assert time.monotonic() - started < 25  # down again: the last spans are dropped
 
 
 class Nonsense(http.server.BaseHTTPRequestHandler):
-    """Says it is a dice-roller and answers with JSON that holds no roll."""
+    """Answers every request with JSON that contains no roll."""
 
     def do_GET(self) -> None:
         body = b'{"nothing": 1}'
@@ -281,7 +281,7 @@ def test_spans_are_kept_while_the_disk_is_full(own_lab: Callable[..., Lab], tele
     wait_for(lambda: len(lab.spans()) == 1)
     (file,) = (lab.run_dir / "traces").iterdir()
     unlimited = resource.prlimit(service["pid"], resource.RLIMIT_FSIZE)
-    # Room for some more bytes, but not for a whole batch.
+    # Space for some more bytes, but not for a whole batch.
     resource.prlimit(service["pid"], resource.RLIMIT_FSIZE, (file.stat().st_size + 100, unlimited[1]))
     answers = [get(f"{lab.front}/roll?die=fair") for _ in range(20)]
     wait_for(lambda: any("exported" in line["message"] for line in lab.logs() if line["level"] == "ERROR"))

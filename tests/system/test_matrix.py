@@ -1,4 +1,4 @@
-"""Every cell of the feature matrix, held against a stage that really runs: what is there, and what is not."""
+"""Every cell of the feature matrix, checked against a running stage: what is present, and what is absent."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ BATCH = 6
 
 
 class Evidence:
-    """What a stage's services showed after each of its features was used once."""
+    """The telemetry of a stage after each of its features was used once."""
 
     def __init__(self, lab: Lab) -> None:
         self.lab = lab
@@ -54,14 +54,14 @@ class Evidence:
 
     @staticmethod
     def _until(status: int, url: str) -> Answer:
-        for _ in range(400):  # a risky die fails every tenth time: missing it so often has odds of 1 to 10^18
+        for _ in range(400):  # a risky die fails every tenth time: no failure in so many rolls has odds of 1 to 10^18
             answer = get(url)
             if answer.status == status:
                 return answer
         raise AssertionError(f"{url} never answered {status}")
 
     def _open_page(self) -> None:
-        assert get(self.lab.front + "/").status == 200  # with sign-in it leads to the form
+        assert get(self.lab.front + "/").status == 200  # with sign-in it redirects to the form
 
     def _sign_in_roll_and_out(self) -> None:
         opener = urllib.request.build_opener(
@@ -104,7 +104,7 @@ def evidence(stage_lab: Callable[[int], Lab], request: pytest.FixtureRequest) ->
 
 
 def overlap(spans: list[Span]) -> bool:
-    """Some were under way at the same moment; of rolls made one after the other none ever are."""
+    """Some ran at the same time, which sequential rolls never do."""
     spans = sorted(spans, key=lambda span: span.start)
     return any(after.start < before.end for before, after in pairwise(spans))
 

@@ -1,4 +1,4 @@
-"""The wheel: it holds what a lab reads, and a lab runs from it in any folder."""
+"""The wheel: it contains the files that a lab reads, and a lab runs from it in any directory."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from tests.support.labs import clean_environ, free_base_port, get
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("alloy", "bench", "compose", "dieservice", "frontend", "grafana", "lab", "otel", "roller", "web")
-# What `make compose` needs, in a checkout.
+# Needed only by `make compose`, in a checkout.
 CHECKOUT_ONLY = {path for path in (ROOT / "compose").iterdir() if path.is_file()}
 PIP = (sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check")
 
 
 def packaged_files() -> set[str]:
-    """What the packages hold in the checkout, relative to its root, without what is generated."""
+    """The files of the packages in the checkout, relative to its root, without generated ones."""
     return {
         str(path.relative_to(ROOT))
         for package in PACKAGES

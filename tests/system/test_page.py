@@ -1,4 +1,4 @@
-"""The page in a real browser: roll, roll many, fail, sign in, and follow a click down to the SQL."""
+"""The page in a real browser: roll, roll many, fail, sign in, and trace a click down to the SQL."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ async def test_the_page_reports_services_down_and_recovers(own_lab: Callable[...
     await expect(page.get_by_role("alert")).to_contain_text("cannot be reached")
     spans = await asyncio.to_thread(lab.trace, trace_id, 3)
     assert {span.name for span in spans if span.failed} == {"HTTP GET", "GET"}
-    # A page that is opened now says so too, and offers to try again.
+    # A page that is opened now still shows its controls.
     second = await page.context.new_page()
     await second.goto(lab.front)
     await expect(button(second)).to_be_visible()
@@ -229,8 +229,8 @@ async def test_a_slow_roll_does_not_block_other_sessions(own_lab: Callable[..., 
     try:
         await button(first).click()
         await expect(first.get_by_role("progressbar")).to_have_count(1)
-        await button(first).click()  # one roll at a time: this one is not taken
-        # The other session's controls answer meanwhile.
+        await button(first).click()  # one roll at a time: this click is ignored
+        # The other session's controls respond meanwhile.
         await second.get_by_label("Use async rolling").check()
         await expect(second.get_by_label("Number of rolls")).to_be_enabled()
     finally:
@@ -269,7 +269,7 @@ async def test_the_page_is_usable_by_keyboard_alone(stage_lab: Callable[[int], L
         stops.append(await page.evaluate(FOCUSED))
         if stops[-1].endswith("Roll"):
             break
-    assert len(stops) == len(set(stops)), stops  # each stop is one place: none is the body
+    assert len(stops) == len(set(stops)), stops  # each stop is a different element, not the body
     assert stops[0].endswith("Skip to the telemetry")
     await page.keyboard.press("Enter")
     await expect(page.locator(ROLLS)).to_have_count(1)
@@ -302,7 +302,7 @@ async def test_colour_scheme_follows_browser_and_user(
     ground = "getComputedStyle(document.body).backgroundColor.match(/\\d+/g).map(Number)"
     channels = await page.evaluate(ground)
     assert (sum(channels[:3]) < 200) is (scheme == "dark")
-    await page.get_by_role("button", name="Dark").click()  # the user's choice counts, and stays
+    await page.get_by_role("button", name="Dark").click()  # the user's choice takes precedence, and persists
     await page.reload()
     channels = await page.evaluate(ground)
     assert (sum(channels[:3]) < 200) is (scheme == "light")
@@ -350,7 +350,7 @@ async def test_a_page_reports_a_lost_connection_and_reconnects(own_lab: Callable
     await page.wait_for_function(CONNECTED)
     _, trace_id = await roll(page, "fair")
     await open_tab(page, "Logs")
-    os.kill(lab.pid("frontend"), signal.SIGKILL)  # the lab starts it again
+    os.kill(lab.pid("frontend"), signal.SIGKILL)  # the lab restarts it
     await expect(page.get_by_role("alert")).to_contain_text("connection to the server is lost", timeout=3000)
     await expect(page.get_by_role("alert")).to_have_count(0, timeout=60_000)
     await page.wait_for_function(CONNECTED)
@@ -406,7 +406,7 @@ async def test_a_face_of_zero_is_shown_as_0(stage_lab: Callable[[int], Lab], ope
     await page.get_by_label("Number of rolls").fill("40")
     await roll(page, "extreme")
     zero = page.locator("#result svg[aria-label='0']").first
-    await expect(zero).to_have_text("0")  # not an empty die, as one that was not drawn would look
+    await expect(zero).to_have_text("0")  # a number, not an empty die
     await expect(page.get_by_role("alert")).to_contain_text("rolls of the extreme die failed.")
     await expect(page.get_by_role("alert")).not_to_contain_text("isky")
 

@@ -1,4 +1,4 @@
-"""What the panels of stage 6 say, against what a client knows: a seeded run, then the same with the database gone.
+"""The panels of stage 6 against the client's own counts: a seeded run, then the same without a database.
 
 Every expected value is computed from the answers that the client got. Prometheus runs the panels' own queries; their
 rates are taken over a window that holds exactly one of the two runs.
@@ -67,7 +67,7 @@ def ask(lab: Lab, die: str, times: int | None) -> Answer:
 
 @dataclass
 class Run:
-    """A run: its answers, and the window that holds it and nothing else."""
+    """A run: its answers, and a window that contains this run only."""
 
     answers: list[Answer]
     window: int  # seconds
@@ -96,7 +96,7 @@ class Run:
         return {name: value for name, (_, value) in self.series(title).items() if value and not math.isnan(value)}
 
     def counts(self, title: str) -> dict[str, float]:
-        """A panel of rates as how often each thing happened in the run."""
+        """The counts in the run, from a panel of rates."""
         return {name: value * self.window for name, value in self.values(title).items()}
 
     def colours(self, title: str) -> set[str]:
@@ -124,7 +124,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Run, Run]]:
             path.write_text(re.sub(r"((?:interval|timeout): )\d+s", r"\g<1>1s", path.read_text()))
         targets = json.loads((config / "targets" / "lab.yml").read_text())
         for target in targets:
-            if target["labels"]["job"] == "postgres-exporter":  # it takes a second to find its database gone
+            if target["labels"]["job"] == "postgres-exporter":  # it needs a second to notice that its database is down
                 target["labels"] |= {"__scrape_interval__": "3s", "__scrape_timeout__": "3s"}
         (config / "targets" / "lab.yml").write_text(json.dumps(targets))
         os.kill(next(e["pid"] for e in lab.state["engines"] if e["name"] == "prometheus"), signal.SIGHUP)
@@ -144,7 +144,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Run, Run]]:
         zero = urlencode({"query": 'roll_requests_total{outcome="success"} == 0'})
         wait_for(lambda: len(get(f"{prometheus}/api/v1/query?{zero}").json["data"]["result"]) == 2, say="a scrape")
 
-        # A series that begins with its first event has no rate for it.
+        # A series that begins with its first event shows no rate for that event.
         run([(die, times) for die in DICE for times in (None, 2)] * 3)
         time.sleep(4 * SCRAPE)
         plan: list[tuple[str, int | None]] = [(die, None) for die in DICE for _ in range(25)]
@@ -307,7 +307,7 @@ def test_the_speedup_matches_the_client(runs: tuple[Run, Run]) -> None:
 
 @pytest.mark.parametrize("title", ["Query duration", "Die-service latency"])
 def test_durations_below_a_millisecond_are_resolved(runs: tuple[Run, Run], title: str) -> None:
-    """Compared with the histogram's own buckets: no percentile may be made up within one that holds most of all."""
+    """Compared with the histogram's own buckets: no percentile may be interpolated in one that holds most."""
     run, _ = runs
     metric, labels = (
         ("database_query_duration_seconds", {"query_type": "get"})

@@ -1,4 +1,4 @@
-"""Other users of the machine: they get neither into the database nor at the run dir's files."""
+"""Other users of the machine can access neither the database nor the run dir's files."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_data_of_an_earlier_version_gets_peer_authentication(server: EmbeddedPos
 
 
 def refusal(url: str, user: str) -> str:
-    """What a system user is told who connects; a fork, because that user may not even read our modules."""
+    """The error that a system user gets on connecting; in a fork, because that user cannot read our modules."""
     account = pwd.getpwnam(user)
     outlet, entrance = os.pipe()
     pid = os.fork()
@@ -101,7 +101,7 @@ def refusal(url: str, user: str) -> str:
 @as_root
 def test_another_user_cannot_connect_to_the_socket(server: EmbeddedPostgres) -> None:
     assert "Permission denied" in refusal(server.url, "nobody")
-    # The server's own user enters the socket's directory, and is asked who it is.
+    # The server's own user can enter the socket's directory, but fails peer authentication.
     assert "Peer authentication failed" in refusal(server.url, "embedded_postgres")
 
 
@@ -130,7 +130,7 @@ def test_root_data_in_the_run_dir_is_moved_out_intact(server: EmbeddedPostgres, 
     server.stop()
     target = data.readlink()
     data.unlink()
-    target.rename(data)  # as an earlier version had it
+    target.rename(data)  # as in an earlier version
     server.start()
     assert data.is_symlink()
     assert query(server.url, "SELECT answer FROM kept") == [(42,)]
@@ -236,7 +236,7 @@ def test_the_proxy_of_a_slow_database_has_a_private_socket(own_lab: Callable[...
         assert url != lab.state["postgres"]["url"]
         directory = Path(url.partition("?host=")[2])
         assert mode(directory) == 0o700
-        assert query(url, "SELECT 1") == [(1,)]  # who runs the lab gets through
+        assert query(url, "SELECT 1") == [(1,)]  # the user who runs the lab may connect
     wait_for(lambda: not directory.exists())
 
 

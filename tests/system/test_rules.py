@@ -1,4 +1,4 @@
-"""The alerting and recording rules, by Prometheus's own tool: what fires, what must not, and where help is."""
+"""The alerting and recording rules, tested by promtool: what fires, what must not, and the runbooks."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_every_alert_has_a_firing_and_a_silent_case() -> None:
             for case in test.get("alert_rule_test", []):
                 expected = case.get("exp_alerts", [])
                 fires |= {(case["alertname"], alert["exp_labels"]["severity"]) for alert in expected}
-                # Silent for good, not just before it fires: a whole test in which it never does.
+                # Silent for a whole test, not just before it fires.
                 if not any(
                     other.get("exp_alerts")
                     for other in test["alert_rule_test"]
@@ -82,7 +82,7 @@ def test_an_alert_has_a_summary_and_a_runbook(rule: dict[str, Any]) -> None:
     annotations = rule["annotations"]
     assert annotations.keys() == {"summary", "description", "runbook_url"}
     assert "$value" in annotations["description"]
-    # From the project's root, so that it leads somewhere wherever the project is kept.
+    # Relative to the project's root, so that it is valid wherever the project is.
     assert annotations["runbook_url"] == f"docs/runbooks/{rule['alert']}.md"
     assert (ROOT / annotations["runbook_url"]).is_file()
 

@@ -1,4 +1,4 @@
-"""What the lab protects against: foreign hosts, other sites' pages, slow clients, and restarts that forget."""
+"""The lab's protections: against foreign hosts, other sites' pages, slow clients, and restarts that lose sign-outs."""
 
 from __future__ import annotations
 

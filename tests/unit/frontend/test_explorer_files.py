@@ -1,4 +1,4 @@
-"""The explorer's source of files: appended, rotated, half-written and broken lines; and how a trace is arranged."""
+"""The explorer's source of files: appended, rotated, half-written and broken lines; and the arrangement of a trace."""
 
 from __future__ import annotations
 
@@ -91,11 +91,11 @@ async def test_rotation_neither_loses_nor_duplicates_lines(files: Files, tmp_pat
     path.write_text(line("two", 2))
     assert await messages(files) == ["two", "one"]
     path.with_name("dice-roller.jsonl.1").unlink()
-    # A file that may well get the inode of the one that has just gone.
+    # A file that may reuse the inode of the deleted one.
     path.rename(path.with_name("dice-roller.jsonl.1"))
     path.write_text(line("three", 3))
     assert await messages(files) == ["three", "two"]
-    path.write_text(line("4", 4))  # cut off and written anew, as nothing of ours does
+    path.write_text(line("4", 4))  # truncated and rewritten, as the lab never does
     assert await messages(files) == ["4", "two"]
 
 
@@ -164,7 +164,7 @@ async def test_calls_are_counted_by_caller_and_service(files: Files, tmp_path: P
     assert edges["", "frontend"].p95 == 1000
     cells = sorted((cell.service, cell.bucket, cell.count, cell.failed) for cell in await files.heat(0, 0, 10**9))
     assert cells == [("dice-roller", 0, 1, 1), ("frontend", 0, 1, 0)]
-    # From spans, as where an engine has them, the same comes out.
+    # The same result from spans, as for an engine.
     spans = await files.trace(TRACE)
     assert {(edge.caller, edge.service): edge for edge in calls.edges(spans)} == edges
     assert set(calls.cells(spans, 10**9)) == set(await files.heat(0, 0, 10**9))
@@ -245,7 +245,7 @@ async def test_the_index_removes_its_files(
         await process.wait()
         assert await messages(files) == ["one"]
         assert not first.exists()
-    elif end == "deserted":  # as by a page's process that was killed
+    elif end == "deserted":  # as after the page's process was killed
         process.stdin.close()
         await process.wait()
         assert not first.exists()
@@ -270,7 +270,7 @@ def test_critical_path_and_self_times() -> None:
         [
             span(1, start=0, finish=100),
             span(2, parent=1, start=10, finish=40, service="b"),
-            span(3, parent=1, start=10, finish=80, service="b"),  # ends later: 2 was waited for by nobody
+            span(3, parent=1, start=10, finish=80, service="b"),  # ends later, so 2 is not on the critical path
             span(4, parent=3, start=20, finish=50, service="c"),
         ],
     )
@@ -294,7 +294,7 @@ def test_critical_path_and_self_times() -> None:
         ([span(2, parent=1)], "a span that others name as their parent"),
         ([span(1, parent=2), span(2, parent=1)], "the root"),
         ([span(1), span(2, parent=1, kind=3, status=200)], "the answering side of a call"),
-        ([span(1), span(2, parent=1, kind=3)], ""),  # a call that nobody answered
+        ([span(1), span(2, parent=1, kind=3)], ""),  # a call without a response
         ([span(1), span(1)], ""),
     ],
 )

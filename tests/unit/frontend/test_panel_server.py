@@ -1,4 +1,4 @@
-"""Panel behind our server: memory, patience and privacy."""
+"""Panel behind our server: memory, limits and privacy."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ async def serving(page: Callable[[], Any], max_sessions: int = 1000) -> AsyncIte
 
 
 class Counter:
-    """Belongs to one loop: its methods tell on which they ran."""
+    """Belongs to one event loop: its methods return the loop that they ran on."""
 
     name = "counter"
 
@@ -102,7 +102,7 @@ async def until(condition: Callable[[], bool]) -> None:
 
 
 def simple() -> pn.Column:
-    """A page that watches Panel's global state, as some components do; the watcher holds the page."""
+    """A page that watches Panel's global state, as some components do; the watcher keeps a reference to the page."""
     page = pn.Column(pn.pane.HTML("hello"))
     pn.state.param.watch(lambda _event: page.param.trigger("visible"), "busy")
     return page

@@ -1,4 +1,4 @@
-"""Sessions: cookies of labs side by side, and sign-outs that a restart does not forget."""
+"""Sessions: cookies of labs side by side, and sign-outs that survive a restart."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the views compute: the map's layout, charts, and the parts of an address that make sense."""
+"""The views' computations: the map's layout, charts, and the parameters of an address."""
 
 from __future__ import annotations
 

@@ -15,13 +15,13 @@ SOURCES: dict[str, dict[str, Any]] = {one["uid"]: one for one in yaml.safe_load(
 
 
 def tenants(uid: str) -> str:
-    """The tenants of Loki that a data source asks."""
+    """The tenants of Loki that a data source queries."""
     assert SOURCES[uid]["jsonData"]["httpHeaderName1"] == "X-Scope-OrgID"
     return str(SOURCES[uid]["secureJsonData"]["httpHeaderValue1"])
 
 
 def linked(node: Any) -> Iterator[str]:
-    """Every data source that a setting leads to."""
+    """Every data source that a setting links to."""
     if isinstance(node, dict):
         yield from (value for key, value in node.items() if key == "datasourceUid")
         node = list(node.values())

@@ -70,7 +70,7 @@ def test_help_of_each_command_fits_60_columns() -> None:
 def test_option_choices_match_the_code() -> None:
     assert set(options.EXPERIMENTS) == set(EXPERIMENTS)
     assert set(options.PROFILES) == set(PROFILES)
-    assert len(stages.SERVICES) == 3  # the highest base port leaves room for them
+    assert len(stages.SERVICES) == 3  # the highest base port leaves room for three
 
 
 @pytest.mark.parametrize(

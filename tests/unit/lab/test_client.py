@@ -29,7 +29,7 @@ Serve = Callable[[web.Application], Awaitable[TestServer]]
 
 @pytest.fixture
 def running(tmp_path: Path) -> Path:
-    """A run dir that looks as that of a running lab, whose process is this one."""
+    """A run dir like that of a running lab whose process is this one."""
     directory = RunDir(tmp_path / "run")
     directory.claim()
     directory.write_state(STATE)

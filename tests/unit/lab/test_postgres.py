@@ -25,7 +25,7 @@ LOCKED = """\
 
 
 def failing(tmp_path: Path, output: str) -> Home:
-    """PostgreSQL's programs, each of which prints this and fails."""
+    """PostgreSQL's programs, each of which prints a text and fails."""
     programs = tmp_path / "bin"
     programs.mkdir()
     for name in postgres_home.PROGRAMS:

@@ -13,7 +13,7 @@ from lab.chaos.proxy import Proxy
 
 @asynccontextmanager
 async def echo() -> AsyncIterator[Proxy]:
-    """A proxy in front of a server that answers what it is asked."""
+    """A proxy in front of an echo server."""
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while data := await reader.read(1000):

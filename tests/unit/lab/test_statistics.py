@@ -23,7 +23,7 @@ def test_t_quantiles_match_published_tables(degrees: int, value: float) -> None:
 
 @pytest.mark.parametrize(("faces", "statistic", "p"), [(2, 3.841, 0.05), (3, 9.210, 0.01), (6, 20.515, 0.001)])
 def test_chi_square_probabilities_match_published_tables(faces: int, statistic: float, p: float) -> None:
-    # Two counts that lie apart by as much as gives this statistic, the others as expected.
+    # Two counts deviate by as much as gives this statistic, the others are as expected.
     expected = 600_000
     apart = round((statistic * expected / 2) ** 0.5)
     counts = dict.fromkeys(range(faces), expected) | {0: expected - apart, 1: expected + apart}
@@ -54,7 +54,7 @@ def test_chi_square_detects_loaded_dice() -> None:
 
 
 def test_confidence_interval_covers_the_true_ratio() -> None:
-    """Of the waits themselves: ten one after the other, and the longest of ten."""
+    """Simulates the waits: the sum of ten, and the longest of ten."""
     chance = random.Random(7)
     held = 0
     for _ in range(1000):
@@ -71,7 +71,7 @@ def test_confidence_interval_covers_the_true_ratio() -> None:
 
 def test_small_or_zero_samples_have_no_interval() -> None:
     assert ratio_of_means([2.0, 4.0], [1.0, 2.0]).low is None
-    assert ratio_of_means([1.0, 1.0, 1.0], [0.1, -0.1, 0.1]).low is None  # what divides could be zero
+    assert ratio_of_means([1.0, 1.0, 1.0], [0.1, -0.1, 0.1]).low is None  # the divisor could be zero
     assert ratio_of_means([2.0, 4.0, 6.0], [1.0, 2.0, 3.0]).value == 2
 
 
@@ -93,7 +93,7 @@ def test_latencies_are_corrected_for_coordinated_omission() -> None:
     record.add(Answer("/roll", "503", {}, "", 10.0, 0.0))
     assert record.latencies.summary()["p90"] == pytest.approx(100, rel=0.01)
     corrected = record.latencies.corrected(0.5)
-    # A stall of 10 s held back nineteen requests that would have waited 9.5, 9 … 0.5 s.
+    # A stall of 10 s delayed nineteen requests that would have waited 9.5, 9 … 0.5 s.
     assert len(corrected) == 119
     assert corrected.summary()["p90"] == pytest.approx(4000, rel=0.01)
     assert [answer.seconds for answer in record.slowest] == [10.0, 0.5, 0.1, 0.1, 0.1]

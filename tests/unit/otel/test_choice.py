@@ -1,4 +1,4 @@
-"""``TELEMETRY`` chooses one of two packages, and falls back to the standard one where the other is not possible."""
+"""``TELEMETRY`` chooses one of two packages, and falls back to the standard one if the other is not possible."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ INTERFACE = {
     "logs": ["start", "events", "dropped"],
     "metrics": ["new_registry", "Counter", "Gauge", "Histogram", "exemplar"],
 }  # fmt: skip
-# The API keeps its context somewhere else than where otel.fast looks for it.
+# The API keeps its context in another place than otel.fast expects.
 MOVED = """
 import opentelemetry.context as context, runpy
 class Moved:
@@ -73,7 +73,7 @@ def test_a_missing_private_name_falls_back_to_standard_with_one_warning(tmp_path
 
 
 def private_names(source: str) -> set[str]:
-    """Names with one leading underscore that are imported, or looked up in anything that is not this package's own."""
+    """Names with one leading underscore that are imported, or looked up in an object of another package."""
     found = set()
     tree = ast.parse(source)
     own = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and node.id in ("self", "span", "series")}

@@ -1,4 +1,4 @@
-"""JSON lines: whatever is logged becomes one JSON object on one line, on time and whole."""
+"""JSON lines: each log record becomes one complete JSON object on one line."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ LIMITED = {"standard": "otel.standard.stdout", "fast": "otel.fast.logs"}
 
 @pytest.fixture(scope="module", params=list(LIMITED))
 def telemetry(request: pytest.FixtureRequest) -> str:
-    """Which of the two packages the test is of."""
+    """The package under test."""
     return str(request.param)
 
 
@@ -41,7 +41,7 @@ class Captured:
         return self.read()
 
     def read(self) -> list[dict[str, Any]]:
-        """To the end, which comes once ``write`` is closed."""
+        """Read to the end, which comes once ``write`` is closed."""
         with open(self._read, "rb") as file:
             return [json.loads(line) for line in file.read().splitlines()]
 

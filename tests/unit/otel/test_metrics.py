@@ -1,4 +1,4 @@
-"""Counters, gauges and histograms of both packages: what they count, how they are exposed, and that both agree."""
+"""Counters, gauges and histograms of both packages: their values, their exposition, and that both agree."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def test_exemplar_is_the_trace_of_the_last_observation_in_a_bucket(metrics: Modu
 
 
 def exemplar_of(metrics: ModuleType, trace_id: int) -> object:
-    """What the package's ``exemplar()`` returns in a trace with this id, 0 for none."""
+    """The return value of the package's ``exemplar()`` in a trace with this id, 0 for none."""
     if metrics is load("fast"):
         return trace_id
     return {"trace_id": trace.format_trace_id(trace_id)} if trace_id else None
@@ -125,7 +125,7 @@ def test_a_registry_has_process_and_dropped_telemetry_metrics(package: str) -> N
 
 
 def test_scrapes_are_consistent_under_concurrent_updates(metrics: ModuleType) -> None:
-    """Scraped from one thread while another creates series and counts: nothing fails and no counter goes back."""
+    """One thread scrapes while another creates series and counts: nothing fails and counters never decrease."""
     registry = CollectorRegistry()
     counter = metrics.Counter("x_total", "X.", ["number"], registry=registry)
     stop = threading.Event()

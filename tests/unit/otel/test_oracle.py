@@ -1,7 +1,7 @@
 """``otel.fast`` against the real SDK with the real instrumentations: one program under both leaves the same telemetry.
 
-Spans, lines and metrics are compared field by field; ids become the names of the spans they are of, and times go. What
-differs on purpose stands in docs/instrumentation.md, in a table of which each row has its function here.
+Spans, lines and metrics are compared field by field; ids are replaced by span names, and times are removed. Intended
+differences are in a table in docs/instrumentation.md; each row has a function here.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from lab.supervise.postgres import EmbeddedPostgres
 ROOT = Path(__file__).parents[3]
 SERVICES = ("dice-roller", "die-service", "frontend")
 TIMED_FIELDS = {"duration_ms", "db_query_duration_ms", "waited_ms"}
-# Values of the process or of time: they exist in both, with other values.
+# Values that depend on process or time: present in both, with different values.
 MEASURED = re.compile(r"process_|python_|event_loop_lag|.*_seconds(_bucket|_sum)?$")
 
 Trace = dict[str, Any]
 
 
-# --- what differs on purpose ---
+# --- intended differences ---
 
 
 def _without_empty(value: Any) -> Any:
@@ -88,7 +88,7 @@ def database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 class Run:
-    """What the program left behind, made comparable."""
+    """The program's telemetry in comparable form."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
@@ -188,7 +188,7 @@ def runs(
 
 
 def in_order(entries: list[Trace]) -> list[str]:
-    """Spans and lines of requests that overlap come in no fixed order."""
+    """Spans and lines of concurrent requests have no fixed order."""
     return sorted(json.dumps(entry, sort_keys=True) for entry in entries)
 
 
@@ -212,7 +212,7 @@ def test_metrics_are_equal(runs: tuple[Run, Run], service: str) -> None:
 
 
 def test_program_covers_every_outcome(runs: tuple[Run, Run]) -> None:
-    """What it is for, lest a part of it should go unnoticed."""
+    """Ensures that the program exercises everything it is meant to."""
     standard, _ = runs
     text = json.dumps(standard.spans)
     for expected in ("KeyError", "RollFailed", "ClientConnectorError", "ServerDisconnectedError", "CancelledError",

@@ -1,4 +1,4 @@
-"""The domain: how dice come up, how they fail, and what a batch makes of both."""
+"""The domain: faces and failures of dice, single and in batches."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ EXTREME = Die("extreme", (0, 0, 6, 6, 6, 6), 0.5)
 
 
 class Watcher:
-    """Notes what a batch tells of each of its rolls."""
+    """Records a batch's calls for each of its rolls."""
 
     def __init__(self) -> None:
         self.under_way = 0

@@ -1,4 +1,4 @@
-"""Connections of a real server: hosts that are not ours, heads that never end, answers' headers."""
+"""Connections of a real server: foreign hosts, incomplete request heads, response headers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from web.application import add_common_routes, new_application
 from web.connection import Runner
 from web.hosts import AllowedHosts
 
-TIMEOUT = 0.4  # seconds that a head may take
+TIMEOUT = 0.4  # seconds that a request head may take
 
 
 async def slow(request: web.Request) -> web.Response:
@@ -64,7 +64,7 @@ async def exchange(port: int, *parts: bytes, pause: float = 0.0) -> bytes:
 @pytest.mark.parametrize("host", ["test", "test:80", "localhost:1", "127.0.0.1", "[::1]:8000"])
 async def test_allowed_hosts_are_answered(host: str) -> None:
     async with running() as port:
-        for _ in range(2):  # the second time the host is known
+        for _ in range(2):  # the second time the host is cached
             answer = await exchange(
                 port, f"GET /healthz HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode()
             )

@@ -1,4 +1,4 @@
-"""What a process measures of itself: how late its event loop runs, and how many requests wait in it."""
+"""The metrics of a process: the lag of its event loop, and its requests in flight."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Spans of ours against the SDK's and the instrumentation packages' own: the same content, on every way out."""
+"""Our spans against those of the SDK: the same content in every encoding."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def finished(content: dict[str, Any]) -> LeanSpan:
 
 
 def without_empty(value: Any) -> Any:
-    """As protobuf sees it: what is empty is not there."""
+    """As in protobuf, empty fields are absent."""
     if isinstance(value, dict):
         return {key: without_empty(entry) for key, entry in value.items() if entry not in ([], "", {})}
     return [without_empty(entry) for entry in value] if isinstance(value, list) else value
@@ -126,7 +126,7 @@ def test_invalid_unicode_is_replaced() -> None:
 
 @pytest.mark.parametrize("state", [None, TraceState([("a", "b")])])
 def test_invalid_unicode_is_replaced_for_the_standard_encoders(state: TraceState | None) -> None:
-    """A caller with a trace state and a header that is no UTF-8: its span goes the standard way."""
+    """A caller with a trace state and a header that is not UTF-8: its span is left to the standard encoders."""
     odd = "caf\udce9"
     content = {"scope": ("x", None), "above": (1, 2, state), "links": [], "name": odd, "kind": SpanKind.SERVER}
     span = finished(
@@ -246,7 +246,7 @@ def test_samplers_decide_as_documented(
     with tracer.start_as_current_span("s", context) as span, tracer.start_as_current_span("below") as below:
         pass
     assert [span.name for span in ended] == (["below", "s"] if kept else [])
-    # Logs still say which trace they belong to.
+    # Log lines still get the trace id.
     assert span.get_span_context().trace_id == below.get_span_context().trace_id
     assert span.get_span_context().trace_flags.sampled is kept
     if above is not None:

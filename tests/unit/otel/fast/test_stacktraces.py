@@ -1,4 +1,4 @@
-"""Stack traces of ours against ``traceback``'s own, the first time and when they are known."""
+"""Our stack traces against those of ``traceback``, uncached and cached."""
 
 from __future__ import annotations
 
