@@ -722,7 +722,7 @@ def database() -> list[Panel]:
             "Connection pool",
             Says(
                 "Connections of the die-service's pool: open ones, and idle ones.",
-                "None idle: queries wait, then fail; see the runbook DatabasePoolExhausted. None open: the database"
+                "None free: queries wait, then fail; see the runbook DatabasePoolExhausted. None open: the database"
                 " is unavailable.",
             ),
             [

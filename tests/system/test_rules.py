@@ -92,7 +92,7 @@ def test_runbooks_are_complete_and_their_queries_parse() -> None:
     for path in RUNBOOKS.glob("*.md"):
         text = path.read_text()
         headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
-        assert headings == [path.stem, "What it means", "Confirm it", "Provoke it", "Mend it"]
+        assert headings == [path.stem, "What it means", "Confirm it", "Provoke it", "Fix it"]
         for linked in re.findall(r"\]\(([\w./-]+)\)", text):
             assert (RUNBOOKS / linked).is_file(), (path.name, linked)
         found = re.findall(r"```(promql|logql|traceql)\n(.+?)\n```", text, re.DOTALL)
