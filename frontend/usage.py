@@ -54,7 +54,7 @@ class Sessions:
 
     Args:
         secret: signs the cookies; without one a new secret is made.
-        file: remembers the sessions that have ended. Without a file or without a secret a restart signs everybody
+        file: remembers the sessions that have ended. Without a file or without a secret a restart signs all users
             out: cookies of ended sessions would be accepted again.
 
     Raises:

@@ -81,6 +81,6 @@ class Bridge(pn.custom.JSComponent):  # type: ignore[misc]
             return
         try:
             handler(data.get("value"))
-        except Exception:  # a defect; the page goes on
+        except Exception:  # a defect; the page continues
             log.exception("An event of the page failed", extra={"fields": {}})
             self.send(say="Something went wrong here; the frontend's log has the details.")

@@ -1,7 +1,7 @@
 """The span of each request that a service answers, as the aiohttp-server instrumentation makes it.
 
 It leaves out what that spends most of its time on: to find out for each request which headers to capture (by default
-none), and labels for OpenTelemetry metrics, which nobody reads here. What follows from a request's method, address and
+none), and labels for OpenTelemetry metrics, which are not used here. What follows from a request's method, address and
 agent alone is remembered.
 """
 

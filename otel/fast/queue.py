@@ -45,9 +45,8 @@ class SpanQueue:
     def __init__(self, exporter: Exporter, *, capacity: int, delay: float, batch: int) -> None:
         """``delay`` is how long, in seconds, spans wait for a batch of ``batch`` to fill.
 
-        Spans are encoded by whoever ends the last of :data:`ENCODED_AT_ONCE`, or by the thread where fewer come. The
-        thread alone would take the interpreter from the event loop, and what the spans hold out of its processor's
-        caches.
+        Spans are encoded by the caller that ends the last of :data:`ENCODED_AT_ONCE`, or by the thread if there are
+        fewer. The thread alone would block the event loop's interpreter, with the spans no longer in the CPU's caches.
         """
         self._exporter = exporter
         self._capacity = capacity

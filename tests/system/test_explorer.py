@@ -154,7 +154,7 @@ async def test_the_waterfall_is_a_keyboard_accessible_tree(stage_lab: Callable[[
     assert await page.evaluate(focused) == "GET /dice"
     await page.keyboard.press("Enter")
     await expect(page.locator("#detail")).to_contain_text("die-service: GET /dice")
-    assert await page.evaluate(focused) == "GET /dice"  # what was drawn anew left the focus where it was
+    assert await page.evaluate(focused) == "GET /dice"  # the redraw kept the focus
     row = page.get_by_role("row", name="GET /dice")
     await expect(row).to_have_attribute("aria-selected", "true")
     await expect(row).to_have_attribute("aria-level", "5")
