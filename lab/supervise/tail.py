@@ -1,4 +1,4 @@
-"""The log lines of all services on one terminal, readable and in colour, as many as one can read."""
+"""The log lines of all services on one terminal, in colour, limited to a readable number."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class Tail:
         self._console = console
         self._logs = logs
         self._lock = threading.Lock()
-        # What waits to be printed, in order. What finds no room is counted, not kept.
+        # The lines to print, in order. Lines beyond its limit are counted and dropped.
         self._errors: deque[_Line] = deque()
         self._others: deque[_Line] = deque()
         self._number = 0
@@ -96,7 +96,7 @@ class Tail:
         self._work.set()
 
     def stop(self) -> None:
-        """Print what waits and end; gives up after 2 s, when nobody reads the terminal."""
+        """Print the waiting lines and end; gives up after 2 s if the terminal does not accept them."""
         self._stopped.set()
         self._work.set()
         self._thread.join(2)
