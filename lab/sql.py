@@ -19,10 +19,10 @@ from rich.table import Table
 from rich.text import Text
 
 from lab import InputError
-from lab.supervise.overview import PLAIN_WIDTH
 from lab.tables import Result, Tables
 from lab.terminal import printable, say
 
+PLAIN_WIDTH = 10_000  # columns; where no terminal is, nothing is wrapped
 MAX_ROWS = 1000  # of a table for people; --json and --csv print all
 
 
@@ -79,7 +79,9 @@ def _print_table(result: Result, console: Console) -> None:
         table.add_column(Text(printable(name)), justify="right" if numeric else "left", overflow="fold")
     for row in result.rows[:MAX_ROWS]:
         table.add_row(*(Text(printable(_cell(value)).replace("\n", "\\n")) for value in row))
-    console.print(table, width=None if terminal else PLAIN_WIDTH, highlight=False)
+    if not terminal:
+        console.width = PLAIN_WIDTH  # a console without a terminal has 80 columns
+    console.print(table, highlight=False)
     count = len(result.rows)
     shown = f", the first {MAX_ROWS} are shown; --json and --csv print all" if count > MAX_ROWS else ""
     say(console, f"({count:,} {'row' if count == 1 else 'rows'}{shown})", "dim")

@@ -124,6 +124,11 @@ def test_a_table_for_people(run_dir: Path, ask: Ask) -> None:
     assert output.splitlines()[1].index("10") == output.splitlines()[2].index("5") - 1  # numbers stand at the right
 
 
+def test_a_table_that_is_piped_has_a_line_a_row_however_long(run_dir: Path, ask: Ask) -> None:
+    write(run_dir / "logs" / "frontend.jsonl", LINE | {"username": "long name " * 50})
+    assert len(ask("SELECT username, fields FROM lines")[1].splitlines()) == 3
+
+
 def test_a_table_for_people_ends_after_a_thousand_rows(ask: Ask) -> None:
     _, output, _ = ask("SELECT * FROM range(1200)")
     assert len(output.splitlines()) == 1002
