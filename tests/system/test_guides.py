@@ -63,20 +63,17 @@ def follow(stage: int, directory: Path) -> Outcome:
 
 @pytest.fixture(scope="module")
 def outcomes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[int, Future[Outcome]]]:
-    """What the commands of each guide printed. Two guides at a time: much of their time is spent waiting."""
-    with ThreadPoolExecutor(2) as pool:
+    """What the commands of each guide printed. Three guides at a time: much of their time is spent waiting."""
+    with ThreadPoolExecutor(3) as pool:
         yield {stage: pool.submit(follow, stage, tmp_path_factory.mktemp(f"guide{stage}")) for stage in STAGES}
 
 
 @pytest.fixture(scope="module")
 def portraits(outcomes: dict[int, Future[Outcome]]) -> list[diff.Portrait]:
-    """What ``dicelab diff`` sees of each stage, two labs at a time."""
+    """What ``dicelab diff`` sees of each stage, once the guides' labs have stopped."""
     for outcome in outcomes.values():
         outcome.exception()
-    found = []
-    for first in (1, 3, 5):
-        found += asyncio.run(diff.portray((first, first + 1), SEED))
-    return found
+    return [portrait for half in ((1, 2, 3), (4, 5, 6)) for portrait in asyncio.run(diff.portray(half, SEED))]
 
 
 def test_each_stage_has_a_guide_of_readable_length() -> None:
