@@ -47,8 +47,7 @@ def client_session(
             cookie_jar=DummyCookieJar(),  # requests of many users share the session: cookies must not
             auto_decompress=False,  # bodies are small or passed on unchanged
         ) as session:
-            traces.instrument_session(session)
-            app[CLIENT_SESSION] = session
+            app[CLIENT_SESSION] = traces.instrument_session(session)
             yield
 
     return open_and_close
