@@ -18,7 +18,7 @@ def encodable(span: ReadableSpan) -> ReadableSpan:
     texts = [span.name, span.status.description, *plain(span.attributes).values()]
     for event in span.events:
         texts += (event.name, *plain(event.attributes).values())
-    if all(type(text) is not str or text.isascii() for text in texts):
+    if "".join([text for text in texts if type(text) is str]).isascii():
         return span
     events = [Event(utf8(event.name), utf8(event.attributes or {}), event.timestamp) for event in span.events]
     return ReadableSpan(
