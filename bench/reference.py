@@ -13,7 +13,7 @@ import sys
 from collections.abc import AsyncIterator
 from typing import Any
 
-from aiohttp import ClientSession, ClientTimeout, DummyCookieJar, web
+from aiohttp import ClientSession, ClientTimeout, DummyCookieJar, TCPConnector, web
 
 import dieservice.routes
 import dieservice.settings
@@ -23,7 +23,6 @@ from dieservice.postgres import PostgresCatalogue
 from roller.catalogue import RemoteCatalogue
 from roller.dice import Table
 from web import health, problems
-from web.client import MostRecentFirstConnector
 from web.connection import Runner
 from web.hosts import AllowedHosts
 from web.settings import EVENT_LOOPS, Environment, ServerSettings
@@ -57,7 +56,7 @@ def roller_app(settings: roller.settings.Settings) -> web.Application:
 
     async def sessions(app: web.Application) -> AsyncIterator[None]:
         async with ClientSession(
-            connector=MostRecentFirstConnector(limit=remote.connections),
+            connector=TCPConnector(limit=remote.connections),
             timeout=ClientTimeout(total=remote.timeout, connect=remote.connect_timeout),
             cookie_jar=DummyCookieJar(),
             auto_decompress=False,
