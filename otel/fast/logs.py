@@ -18,7 +18,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 from opentelemetry.trace import Span
@@ -121,7 +121,9 @@ class LineWriter:
     def _made(self, event: Any) -> bytes:
         moment, level, message, span, fields = event
         try:
-            return dump(_document(self._service, moment, level, message, span) | fields) + b"\n"
+            document = _document(self._service, moment, level, message, span)
+            document.update(fields)
+            return dump(document) + b"\n"
         except Exception as error:  # a value that cannot be turned into text must not end the thread
             return plain_line(self._service, f"unprintable log line {message!r}: {type(error).__name__}")
 
@@ -143,11 +145,14 @@ def dropped() -> int:
     return sum(writer.dropped for writer in _writers)
 
 
+_level_name = lru_cache(16)(logging.getLevelName)
+
+
 def _document(service: str, moment: float, level: int, message: str, span: Span | None) -> dict[str, Any]:
     """What every line says."""
     document = {
         "timestamp": timestamp(moment),
-        "level": logging.getLevelName(level),
+        "level": _level_name(level),
         "message": message,
         "logger": service,
     }
