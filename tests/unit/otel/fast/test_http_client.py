@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 from aiohttp import ClientSession, InvalidURL, web
-from aiohttp.test_utils import TestServer
+from aiohttp.test_utils import BaseTestServer, TestServer
 from opentelemetry import trace
 from opentelemetry.sdk.resources import Resource
 
@@ -25,7 +25,7 @@ def ended(monkeypatch: pytest.MonkeyPatch) -> list[LeanSpan]:
 
 
 @pytest.fixture
-async def server() -> AsyncIterator[TestServer]:
+async def server() -> AsyncIterator[BaseTestServer]:
     async def answer(request: web.Request) -> web.Response:
         headers = {name.lower(): value for name, value in request.headers.items()}
         return web.json_response({"method": request.method, "headers": headers, "body": await request.text()})
@@ -41,7 +41,7 @@ async def server() -> AsyncIterator[TestServer]:
 
 @pytest.mark.parametrize("method", ["get", "options", "post", "put", "patch", "delete"])
 async def test_each_method_makes_its_request_and_one_span(
-    server: TestServer, ended: list[LeanSpan], method: str
+    server: BaseTestServer, ended: list[LeanSpan], method: str
 ) -> None:
     async with ClientSession(headers={"X-Session": "1"}) as session:
         traced = http_client.instrument_session(session)
@@ -61,7 +61,7 @@ async def test_each_method_makes_its_request_and_one_span(
     assert first.attributes == second.attributes
 
 
-async def test_redirects_belong_to_the_one_span(server: TestServer, ended: list[LeanSpan]) -> None:
+async def test_redirects_belong_to_the_one_span(server: BaseTestServer, ended: list[LeanSpan]) -> None:
     async with ClientSession() as session:
         traced = http_client.instrument_session(session)
         async with traced.get(server.make_url("/redirect"), params={"a": "b"}) as answer:
