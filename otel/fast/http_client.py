@@ -26,7 +26,7 @@ from otel.fast.spans import NO_STATE, LeanSpan, current_context
 
 
 def instrument_session(session: ClientSession) -> ClientSession:
-    """The session to make traced requests with: each has a span and sends its trace context along."""
+    """The session to make traced requests with: each has a span and propagates its trace context."""
     return cast(ClientSession, TracedSession(session))
 
 

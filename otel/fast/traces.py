@@ -72,7 +72,7 @@ def start(service: str, file: TraceFile | None = None, untraced_paths: Sequence[
         provider.add_sink(queue.add)
     _queues.extend(queues)
     trace.set_tracer_provider(provider)
-    # The instrumentation takes its exclusions from the environment only.
+    # The instrumentation reads its exclusions from the environment only.
     os.environ.setdefault("OTEL_PYTHON_AIOHTTP_SERVER_EXCLUDED_URLS", ",".join(untraced_paths))
     http_server.instrument()
     sql.instrument()
@@ -98,7 +98,7 @@ instrument_session = http_client.instrument_session
 
 @lru_cache(1)
 def _tracer() -> Tracer:
-    """Makes our own spans; kept, because looking it up takes longer than making a span."""
+    """The tracer of our own spans, kept because a lookup takes longer than making a span."""
     return trace.get_tracer("dicelab")
 
 

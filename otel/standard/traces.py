@@ -71,7 +71,7 @@ def start(service: str, file: TraceFile | None = None, untraced_paths: Sequence[
 
 
 def resource(service: str, telemetry: str) -> Resource:
-    """What the spans are about: this process. ``telemetry`` is the package of :mod:`otel` that makes the spans."""
+    """The resource of the spans: this process. ``telemetry`` is the package of :mod:`otel` that makes the spans."""
     try:
         version = metadata.version("dicelab")
     except metadata.PackageNotFoundError:  # run from a directory without having been installed
