@@ -679,7 +679,7 @@ class Scraping:
 def _table(title: str, console: Console) -> Table:
     rows = Table(title=f"{title}. {_machine()}", title_justify="left", box=SIMPLE_HEAD)
     rows.add_column("", no_wrap=True)
-    for column in ("req/s", "ratio", "p50 ms", "p99 ms", "CPU µs", "roller", "die-s.", "postgres", "MB"):
+    for column in ("req/s", "ratio", "by CPU", "p50 ms", "p99 ms", "CPU µs", "roller", "die-s.", "postgres", "MB"):
         rows.add_column(column, justify="right")
     return rows
 
@@ -696,6 +696,7 @@ def _row(rows: Table, name: str, runs: Sequence[Run], bare: Sequence[Run]) -> No
         name,
         f"{median(lambda run: run.rate):,.0f}",
         f"{ratio:.2f}",
+        f"{min(run.total for run in bare) / least.total:.2f}",
         f"{median(lambda run: run.p50):.1f}",
         f"{median(lambda run: run.p99):.1f}",
         f"{least.total:.0f}",
