@@ -47,6 +47,7 @@ TICK = 1 / os.sysconf("SC_CLK_TCK")
 HEAVY_SPANS = {"TRACES_FILE_MAX_BYTES": str(2**30), "TRACES_FILE_BACKUPS": "1"}
 NO_TRACES = {"OTEL_SDK_DISABLED": "true"}
 NO_LOGS = {"LOG_LEVEL": "CRITICAL"}
+A_TENTH = {"OTEL_TRACES_SAMPLER": "parentbased_traceidratio", "OTEL_TRACES_SAMPLER_ARG": "0.1"}
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,7 @@ SIGNALS = (
             ("logs alone", WITHOUT_METRICS, NO_TRACES),
             ("traces alone", WITHOUT_METRICS, NO_LOGS),
             ("all", SERVICE, {}),
+            ("all, a tenth of the traces", SERVICE, A_TENTH),
         )
     ),
 )

@@ -56,7 +56,7 @@ def test_signals_and_paths_are_measured(tmp_path: Path) -> None:
     assert document["faults"] == []
     assert document["load"] == "bench.load"
     signals, paths = document["signals"], document["paths"]
-    assert len({run["variant"] for run in signals}) == len(signals) == 9
+    assert len({run["variant"] for run in signals}) == len(signals) == 11
     assert len({(run["variant"], run["path"]) for run in paths}) == len(paths) == 20
     for run in signals + paths:
         assert run["requests"] > 0
