@@ -109,6 +109,16 @@ class LabPlan:
     def telemetry(self) -> str:
         return self.options.telemetry or self._environ.get("TELEMETRY") or TELEMETRY[0]
 
+    def workers_advice(self, cpus: int) -> str:
+        """What to do instead of more workers, where those of the two services take all CPUs; else empty."""
+        workers = 2 * self.options.workers
+        if self.options.workers == 1 or workers < cpus or self.telemetry == TELEMETRY[1]:
+            return ""
+        return (
+            f"--workers {self.options.workers}: {workers} processes take all {cpus} CPUs. More of them do not help;"
+            " --telemetry fast rolls about twice as often with the same CPUs."
+        )
+
     @property
     def roll_delay(self) -> float:
         """The longest wait of a roll, in seconds."""

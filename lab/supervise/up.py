@@ -43,6 +43,8 @@ def run(options: Options, console: Console) -> int:
             f"WARNING: --host {options.host} opens the lab to other machines, without a password.",
             "bold yellow",
         )
+    if advice := plan.workers_advice(os.cpu_count() or 1):
+        say(console, advice, "yellow")
     os.umask(0o077)  # files of the lab, its services and engines are private to the user
     schedule_batch()
     try:
