@@ -1,6 +1,6 @@
 """A running lab, seen from outside: where its parts are, and the spans, log lines and samples that they have written.
 
-Everything that looks at a lab uses this one model: ``dicelab check``, ``chaos``, ``traffic``, ``compare``,
+Everything that observes a lab uses this model: ``dicelab check``, ``chaos``, ``traffic``, ``compare``,
 ``load-db``, ``bench`` and the tests. Build it with :meth:`Lab.in_run_dir`, :meth:`Lab.find` or
 :meth:`Lab.in_containers`. Methods that begin with ``fetch_`` ask over HTTP and need an open session::
 
@@ -32,7 +32,7 @@ from lab.supervise.stages import SERVICES
 
 ROLLER, DIE_SERVICE, FRONTEND = "dice-roller", "die-service", "frontend"
 TIMEOUT = 10.0  # seconds for one answer
-LOKI_RANGE = 600.0  # seconds back that Loki is asked for
+LOKI_RANGE = 600.0  # seconds that a Loki query covers
 LOKI_LIMIT = 1000  # lines
 BASE_PORT = 8000  # the port from which the compose file counts
 

@@ -90,7 +90,7 @@ class Engine:
 def _prometheus(setting: Setting) -> list[str]:
     return [
         setting.binary,
-        # A copy of compose/prometheus beside which the targets stand.
+        # A copy of compose/prometheus with the targets beside it.
         f"--config.file={setting.data / 'config' / 'prometheus.yml'}",
         f"--storage.tsdb.path={setting.data / 'data'}",
         "--storage.tsdb.retention.time=31d",  # the objectives look back 30 days
@@ -181,7 +181,7 @@ def _grafana(setting: Setting) -> list[str]:
 
 
 def _grafana_home(binary: Path) -> Path:
-    """Where Grafana's own files are: above ``bin`` in its archive, elsewhere in a distribution's package."""
+    """The directory of Grafana's own files: above ``bin`` in its archive, elsewhere in a distribution's package."""
     above = binary.resolve().parent.parent
     homes = (above, above / "share" / "grafana", Path("/usr/share/grafana"))
     return next((home for home in homes if (home / "conf" / "defaults.ini").exists()), above)
@@ -346,7 +346,7 @@ class Plan:
         return engine.command(Setting(binary, self.directory / engine.name, variables))
 
     def otlp_endpoint(self, protocol: str = "http/protobuf") -> str | None:
-        """Where the services send spans in this OTLP protocol: the collector, else Tempo, else nowhere."""
+        """The endpoint for the services' spans in this OTLP protocol: the collector, else Tempo, else none."""
         if not self.has("tempo"):
             return None
         kind = "GRPC" if protocol == "grpc" else "HTTP"

@@ -220,7 +220,7 @@ class MetricsView:
 
 
 def _shade(cell: Cell, most: int) -> int:
-    """How dark a cell is, in percent: by the logarithm of its count."""
+    """The darkness of a cell, in percent: by the logarithm of its count."""
     return 14 + round(40 * math.log1p(cell.count) / math.log1p(most))
 
 
