@@ -233,8 +233,12 @@ def _span(span: ReadableSpan) -> dict[str, Any]:
 # --- text ---
 
 
+# The SDK sets it on each exception event, as text. The semantic conventions have it as a boolean, and deprecated.
+ESCAPED = "exception.escaped"
+
+
 def encodable(span: ReadableSpan) -> ReadableSpan:
-    """The span, with text that UTF-8 cannot encode replaced.
+    """The span, with text that UTF-8 cannot encode replaced, and without the attribute :data:`ESCAPED` of its events.
 
     Bytes of a request that are not UTF-8 become lone surrogates in Python, and one of them would make the exporters
     refuse the whole batch.
@@ -242,9 +246,19 @@ def encodable(span: ReadableSpan) -> ReadableSpan:
     texts = [span.name, span.status.description, *(span.attributes or {}).values()]
     for event in span.events:
         texts += (event.name, *(event.attributes or {}).values())
-    if all(type(text) is not str or text.isascii() for text in texts):
+    # A copy has no counts of what a limit dropped: a span that has some keeps the attribute.
+    limited = span.dropped_attributes or span.dropped_events
+    escaped = not limited and any(ESCAPED in (event.attributes or {}) for event in span.events)
+    if not escaped and all(type(text) is not str or text.isascii() for text in texts):
         return span
-    events = [Event(utf8(event.name), utf8(event.attributes or {}), event.timestamp) for event in span.events]
+    events = [
+        Event(
+            utf8(event.name),
+            {key: value for key, value in utf8(event.attributes or {}).items() if key != ESCAPED},
+            event.timestamp,
+        )
+        for event in span.events
+    ]
     return ReadableSpan(
         name=utf8(span.name),
         context=span.context,
