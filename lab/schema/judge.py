@@ -240,5 +240,5 @@ def _is_label(value: str, attribute: Attribute) -> bool:
 
 def _has_a_value(name: str, attributes: Mapping[str, Any]) -> bool:
     """Whether a span's name has the text of an attribute in it that depends on what was asked for."""
-    texts = (str(value) for key, value in attributes.items() if key not in ("http.request.method", "http.route"))
-    return any(len(text) > 2 and text in name for text in texts)
+    usual = {str(attributes.get(key)) for key in ("http.request.method", "http.route")}
+    return any(len(text) > 2 and text in name for text in {str(value) for value in attributes.values()} - usual)
