@@ -45,7 +45,7 @@ RESOURCE = {
     "telemetry.sdk.version": "1.45.0",
 }
 EXCEPTION = {"exception.type": "RollFailed", "exception.message": "risky", "exception.stacktrace": "Traceback"}
-ROLL = {"die_type": "fair", "roll_value": 5}
+ROLL: dict[str, Any] = {"die_type": "fair", "roll_value": 5}
 PAGE = """\
 # HELP dice_rolls Dice rolled.
 # TYPE dice_rolls counter
@@ -80,7 +80,7 @@ def span(
     )
 
 
-def line(message: str = "Roll completed", level: str = "INFO", **fields: Any) -> Line:
+def line(message: str = "Roll completed", level: str = "INFO", /, **fields: Any) -> Line:
     always = {"timestamp": "2026-01-02T03:04:05.678Z", "level": level, "message": message, "logger": "dice-roller"}
     return parse_line(json.dumps(always | fields))
 
@@ -123,7 +123,7 @@ MISTAKES: list[tuple[str, Span | Line | str, str, bool]] = [
     ("unknown field", line(**ROLL, colour="red"), "missing_attribute", True),
     ("field as text", line(**ROLL | {"roll_value": "5"}), "type_mismatch", True),
     ("field missing", line(die_type="fair"), "required_attribute_not_present", True),
-    ("wrong level", line(level="ERROR", **ROLL), "unexpected_level", False),
+    ("wrong level", line("Roll completed", "ERROR", **ROLL), "unexpected_level", False),
     ("unknown metric", PAGE.replace("dice_rolls", "dice_thrown"), "missing_metric", True),
     ("gauge for a counter", PAGE.replace("counter", "gauge").replace("_total", ""), "unexpected_instrument", True),
     ("unknown label", PAGE.replace("{", '{colour="red",'), "missing_attribute", True),
