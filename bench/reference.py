@@ -86,7 +86,7 @@ def die_service_app(settings: dieservice.settings.Settings) -> web.Application:
         await asyncio.wait([task], timeout=1)
 
     async def ready() -> str | None:
-        return None if catalogue.connected else "the database is away"
+        return None if catalogue.connected else "the database is unavailable"
 
     app.cleanup_ctx.append(connected)
     app[dieservice.routes.CATALOGUE] = catalogue

@@ -489,7 +489,7 @@ async def _scale(args: Options, console: Console, bed: Bed, faults: list[str]) -
 
 
 def _advice(sustained: dict[str, float]) -> str:
-    """When the fast package is worth it, by the share of the possible rolls that each one sustains with the delay."""
+    """Advice on the fast package, from the share of the possible rolls that each package sustains with the delay."""
     if sustained["standard"] >= ENOUGH:
         return f"TELEMETRY=standard sustains {ENOUGH:.0%} of the possible rolls here; fast is not needed."
     gain = sustained["fast"] / sustained["standard"]

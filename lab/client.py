@@ -38,14 +38,14 @@ BASE_PORT = 8000  # the port from which the compose file counts
 
 
 class Missing(Exception):
-    """Something that a lab should show is not there; the text says what was looked for and where."""
+    """Expected telemetry is missing; the text says what was looked for and where."""
 
 
 class NotRunning(Exception):
-    """It cannot be checked in this lab; the text says why.
+    """A check is not possible in this lab; the text says why.
 
     Attributes:
-        engine: the name of the engine that does not run; empty where the reason is another.
+        engine: the name of the engine that does not run; empty for any other reason.
     """
 
     def __init__(self, reason: str, engine: str = "") -> None:
@@ -127,10 +127,10 @@ class Lab:
 
     @classmethod
     def find(cls, run_dir: Path, url: str | None = None) -> Self:
-        """The lab at a URL, or without one that of the run dir. A URL of the run dir's lab is that lab's front.
+        """The lab at a URL, or without a URL that of the run dir. A URL of the run dir's lab becomes its front.
 
         Raises:
-            LabError: when neither is there.
+            LabError: when no URL is given and no lab runs in the run dir.
         """
         if url is None:
             try:

@@ -59,7 +59,7 @@ class RollTelemetry:
             self.expect(die)
 
     def expect(self, die: str) -> None:
-        """Make a die's series exist, at zero, before its first roll."""
+        """Create a die's series, at zero, before its first roll."""
         if die in self._expected:
             return
         self._expected.add(die)
@@ -204,7 +204,7 @@ class DieServiceTelemetry:
         self._expect(UNKNOWN, FAILURES)
 
     def _expect(self, identifier: str, statuses: Sequence[str]) -> None:
-        """Make series exist, at zero: what appears with its first failure hides it from ``increase()``."""
+        """Create the series at zero: ``increase()`` misses the first increment of a series that appears with it."""
         for status in statuses:
             self._requests.labels(identifier, status)
 

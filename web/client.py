@@ -1,4 +1,4 @@
-"""The one client session with which a service calls others."""
+"""The client session with which a service calls others."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The log lines of all services on one terminal, readable and in colour, as many as one can read."""
+"""The log lines of all services on one terminal, in colour, limited to a readable number."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 def _printable(text: str) -> str:
-    """Log lines hold what users sent; it must not steer the terminal."""
+    """Escape control characters: log lines contain user input, which must not control the terminal."""
     return _CONTROL.sub(lambda match: f"\\x{ord(match[0]):02x}", text)
 
 
@@ -72,7 +72,7 @@ class Tail:
         self._console = console
         self._logs = logs
         self._lock = threading.Lock()
-        # What waits to be printed, in order. What finds no room is counted, not kept.
+        # The lines to print, in order. Lines beyond its limit are counted and dropped.
         self._errors: deque[_Line] = deque()
         self._others: deque[_Line] = deque()
         self._number = 0
@@ -100,7 +100,7 @@ class Tail:
         self._work.set()
 
     def stop(self) -> None:
-        """Print what waits and end; gives up after 2 s, when nobody reads the terminal."""
+        """Print the waiting lines and end; gives up after 2 s if the terminal does not accept them."""
         self._stopped.set()
         self._work.set()
         self._thread.join(2)

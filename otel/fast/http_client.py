@@ -28,7 +28,7 @@ from otel.fast.spans import NO_STATE, LeanSpan, current_context
 
 
 def instrument_session(session: ClientSession) -> None:
-    """Trace the requests of a session: each has a span and sends its trace context along."""
+    """Trace the requests of a session: each has a span and propagates its trace context."""
     config = _trace_config()
     config.freeze()
     session.trace_configs.append(config)
@@ -41,7 +41,7 @@ def _trace_config() -> TraceConfig:
 
     @lru_cache(MAX_REMEMBERED)
     def described(method: str, url: URL) -> tuple[str, dict[str, Any]] | None:
-        """The span's name and first attributes, if there is to be one; a service asks for a handful of URLs."""
+        """The span's name and first attributes, or ``None`` for no span; cached, as a service requests few URLs."""
         text = str(url)
         if excluded.url_disabled(text):
             return None

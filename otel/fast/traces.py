@@ -73,7 +73,7 @@ def start(service: str, file: TraceFile | None = None, untraced_paths: Sequence[
         A function that flushes the last spans, trying for :data:`FLUSH_TIMEOUT` seconds.
 
     Raises:
-        TracingError: when a variable names what does not exist, or is no number where one is due.
+        TracingError: when a variable has a value that cannot be used.
     """
     if os.environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true":
         return lambda: None
@@ -84,7 +84,7 @@ def start(service: str, file: TraceFile | None = None, untraced_paths: Sequence[
         provider.add_sink(queue.add)
     _queues.extend(queues)
     trace.set_tracer_provider(provider)
-    # The instrumentation takes its exclusions from the environment only.
+    # The instrumentation reads its exclusions from the environment only.
     os.environ.setdefault("OTEL_PYTHON_AIOHTTP_SERVER_EXCLUDED_URLS", ",".join(untraced_paths))
     http_server.instrument()
     sql.instrument()
@@ -94,7 +94,7 @@ def start(service: str, file: TraceFile | None = None, untraced_paths: Sequence[
             queue.shutdown()
 
     def stop() -> None:
-        # A thread that dies with the process: a collector that is away must not hold up the end.
+        # In a daemon thread: a collector that does not answer must not keep the process alive.
         flushing = threading.Thread(target=flush, name="trace-flush", daemon=True)
         flushing.start()
         flushing.join(FLUSH_TIMEOUT + 2)
@@ -110,7 +110,7 @@ instrument_session = http_client.instrument_session
 
 @lru_cache(1)
 def _tracer() -> Tracer:
-    """What our own spans are made with; to look it up each time takes longer than to make a span."""
+    """The tracer of our own spans, kept because a lookup takes longer than making a span."""
     return trace.get_tracer("dicelab")
 
 

@@ -39,7 +39,7 @@ def exemplar() -> dict[str, str] | None:
 
 
 def dropped() -> dict[str, int]:
-    """What this process had to report and could not deliver, by signal."""
+    """The spans and log lines that this process dropped, by signal."""
     return {"traces": traces.dropped(), "logs": logs.dropped()}
 
 
@@ -56,7 +56,7 @@ def new_registry(dropped: Callable[[], dict[str, int]] = dropped) -> CollectorRe
 
 
 class _Dropped(Collector):
-    """A collector computes its values when it is asked for them, at each scrape."""
+    """A collector computes its values at each scrape."""
 
     def __init__(self, dropped: Callable[[], dict[str, int]]) -> None:
         self._dropped = dropped

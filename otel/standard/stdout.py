@@ -7,7 +7,7 @@ import os
 import threading
 from collections import deque
 
-# Lines that may wait while nobody reads stdout; further ones are dropped and counted.
+# Lines that may wait while stdout is not read; further ones are dropped and counted.
 MAX_WAITING_LINES = 100_000
 LINES_PER_WRITE = 1024
 WRITE_INTERVAL = 0.02  # seconds a line waits for others, so that one write takes many

@@ -100,7 +100,7 @@ def start(service: str, file: TraceFile | None = None, untraced_paths: Sequence[
 
 
 def resource(service: str, telemetry: str) -> Resource:
-    """What the spans are about: this process. ``OTEL_RESOURCE_ATTRIBUTES`` and ``OTEL_SERVICE_NAME`` take precedence.
+    """The resource of the spans: this process. ``OTEL_RESOURCE_ATTRIBUTES`` and ``OTEL_SERVICE_NAME`` take precedence.
 
     Args:
         telemetry: the package of :mod:`otel` that makes the spans.

@@ -10,7 +10,7 @@ from aiohttp.test_utils import TestServer
 from web.client import MostRecentFirstConnector
 
 
-async def test_the_connection_that_came_back_last_is_used_next() -> None:
+async def test_the_last_released_connection_is_reused_first() -> None:
     crowd = asyncio.Barrier(5)
 
     async def port(request: web.Request) -> web.Response:
