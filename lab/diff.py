@@ -295,7 +295,7 @@ def _log_fields(lab: Lab) -> Section:
     kinds = {str: "string", int: "integer", float: "number", bool: "boolean"}
     fields: Section = {}
     writers: dict[str, list[str]] = defaultdict(list)
-    for service in reversed(lab.services):
+    for service in reversed(list(lab.services)):
         for line in lab.lines(service):
             for name, value in line.fields.items():
                 if service not in writers[name]:
