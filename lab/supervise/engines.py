@@ -114,12 +114,7 @@ def _alertmanager(setting: Setting) -> list[str]:
 
 
 def _alert_receiver(setting: Setting) -> list[str]:
-    return [
-        *(setting.binary, "-m", "web.alert_receiver"),
-        f"--host={HOST}",
-        f"--port={setting.variables['ALERT_RECEIVER_PORT']}",
-        f"--log={Path(setting.variables['LOGS_DIR']) / 'alerts.jsonl'}",
-    ]
+    return [setting.binary, "-m", "alertreceiver"]
 
 
 def _postgres_exporter(setting: Setting) -> list[str]:
@@ -258,10 +253,10 @@ ENGINES = (
         ("ALERTMANAGER_PORT",),
         _alertmanager,
         "/-/ready",
-        "alerts are shown and nobody is told of them",
+        "alerts are shown and nobody is notified",
         "Debian's package prometheus-alertmanager, or https://prometheus.io/download",
     ),
-    # Our own: whom Alertmanager tells.
+    # Part of Dice Lab: what Alertmanager notifies.
     Engine(
         "alert-receiver",
         (sys.executable,),
@@ -332,6 +327,8 @@ class Plan:
             "TEMPO_URL": f"http://{HOST}:{self.port('TEMPO_PORT')}",
             "ALLOY_CONFIG": str(ALLOY),
             "LOGS_DIR": str(self.logs),
+            "ALERT_RECEIVER_HOST": HOST,
+            "ALERT_LOG": str(self.logs / "alerts.jsonl"),
             "LOG_ROUTE": self.stage.variables["LOG_ROUTE"],
             "GRAFANA_HOST": HOST,
             "GRAFANA_DATA": str(self.directory / "grafana"),
