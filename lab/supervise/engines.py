@@ -318,6 +318,7 @@ class Plan:
             "TEMPO_HOST": HOST,
             "TEMPO_DATA": str(self.directory / "tempo"),
             "COLLECTOR_HOST": HOST,
+            "COLLECTOR_DATA": str(self.directory / "otel-collector"),
             "PROMETHEUS_URL": f"http://{HOST}:{self.port('PROMETHEUS_PORT')}",
             "DATA_SOURCE_NAME": database_url,
             "LOKI_HOST": HOST,
