@@ -300,7 +300,7 @@ class Plan:
 
     def urls(self) -> dict[str, str]:
         """Where the page finds the engines that it can ask, by the variable that says so."""
-        asked = {"tempo", "prometheus", "grafana"}
+        asked = {"tempo", "prometheus", "alertmanager", "grafana"}
         if self.has("alloy"):  # without it no line gets to Loki
             asked.add("loki")
         return {f"{engine.name.upper()}_URL": self.url(engine) for engine, _ in self.found if engine.name in asked}
