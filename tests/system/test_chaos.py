@@ -75,6 +75,8 @@ def test_an_experiment_holds_and_puts_everything_back(lab: Lab, name: str) -> No
 
 # --- experiments on engines ---
 
+ENGINES_TIMEOUT = pytest.mark.timeout(300)  # starting all engines takes a while on a busy machine
+
 
 @pytest.fixture(scope="module")
 def lab_with_engines(tmp_path_factory: pytest.TempPathFactory) -> Any:
@@ -91,6 +93,7 @@ def verdict(summary: dict[str, Any], text: str) -> dict[str, Any]:
     return next(one for one in summary["expectations"] if text in one["text"])
 
 
+@ENGINES_TIMEOUT
 def test_a_cause_fires_first_and_is_silent_again(lab_with_engines: Lab) -> None:
     """With Prometheus alone, which every machine of the tests has."""
     summary = experiment(lab_with_engines, "database-down", "--fault", "18")
@@ -102,6 +105,7 @@ def test_a_cause_fires_first_and_is_silent_again(lab_with_engines: Lab) -> None:
     assert all(times["silent_seconds"] < 120 for times in summary["alerts"].values())
 
 
+@ENGINES_TIMEOUT
 @pytest.mark.engines("tempo", "otel-collector")
 def test_tempo_loses_the_last_seconds_and_an_alert_tells_of_it(lab_with_engines: Lab) -> None:
     summary = experiment(lab_with_engines, "tempo-killed", "--silence", "0")
@@ -110,12 +114,14 @@ def test_tempo_loses_the_last_seconds_and_an_alert_tells_of_it(lab_with_engines:
     assert verdict(summary, "fall silent")["met"] is None
 
 
+@ENGINES_TIMEOUT
 @pytest.mark.engines("tempo", "otel-collector")
 def test_spans_wait_for_the_collector(lab_with_engines: Lab) -> None:
     summary = experiment(lab_with_engines, "collector-down", "--silence", "0")
     assert verdict(summary, "spans of that time arrive afterwards")["met"]
 
 
+@ENGINES_TIMEOUT
 @pytest.mark.engines("loki", "alloy")
 def test_lines_wait_for_loki_and_alloy(lab_with_engines: Lab) -> None:
     down = experiment(lab_with_engines, "loki-down", "--silence", "0")
@@ -125,6 +131,7 @@ def test_lines_wait_for_loki_and_alloy(lab_with_engines: Lab) -> None:
     assert killed["alerts"] == {}
 
 
+@ENGINES_TIMEOUT
 def test_counters_catch_up_with_prometheus(lab_with_engines: Lab) -> None:
     summary = experiment(lab_with_engines, "prometheus-down")
     assert verdict(summary, "afterwards roll_requests_total")["met"]
