@@ -135,6 +135,38 @@ def test_a_roll_is_whole_in_tempo_and_in_the_service_graph(lab: Lab) -> None:
     wait_for(graph, timeout=60)
 
 
+@pytest.mark.engines("tempo")
+def test_a_batch_makes_no_series_for_each_of_its_rolls(lab: Lab) -> None:
+    """Its spans `roll 1` to `roll 100` are internal ones; span metrics are those of servers and clients."""
+    calls = 'traces_spanmetrics_calls_total{service="dice-roller",span_name="GET /roll-async"}'
+
+    def counted() -> float:
+        return sum(float(row["value"][1]) for row in query(lab, calls))
+
+    before = counted()
+    trace_id = get(f"{lab.front}/roll-async?die=fair&times=100").trace_id
+    wait_for(lambda: counted() > before, timeout=60, say="the batch in the span metrics")
+    kinds = {row["metric"]["span_kind"] for row in query(lab, "count by (span_kind) (traces_spanmetrics_calls_total)")}
+    assert kinds == {"SPAN_KIND_SERVER", "SPAN_KIND_CLIENT"}
+    (series,) = query(lab, 'count({__name__=~"traces_spanmetrics_.+"})')
+    assert float(series["value"][1]) < 500
+    # Their exemplars lead to the trace, by the name under which Grafana's data source looks for it.
+    provisioned = yaml.safe_load((engines.GRAFANA / "provisioning" / "datasources" / "dicelab.yml").read_text())
+    (prometheus,) = [one for one in provisioned["datasources"] if one["type"] == "prometheus"]
+    names = {one["name"] for one in prometheus["jsonData"]["exemplarTraceIdDestinations"]}
+    now = time.time()
+    arguments = urlencode({"query": "traces_spanmetrics_latency_bucket", "start": now - 120, "end": now + 60})
+    answer = get(f"{engine_url(lab, 'prometheus')}/api/v1/query_exemplars?{arguments}").json
+    labels = [exemplar["labels"] for series in answer["data"] for exemplar in series["exemplars"]]
+    assert trace_id in {label[name] for label in labels for name in names & label.keys()}
+
+
+def test_every_engine_has_a_memory_limit(lab: Lab) -> None:
+    for entry in lab.state["engines"]:
+        environ = Path(f"/proc/{entry['pid']}/environ").read_bytes().split(b"\0")
+        assert f"GOMEMLIMIT={engines.MEMORY_LIMIT}".encode() in environ, entry["name"]
+
+
 def in_loki(lab: Lab, tenant: str, expression: str) -> list[tuple[dict[str, str], str]]:
     """Labels (structured metadata among them) and text of the lines that a LogQL query finds, the oldest first."""
     arguments = urlencode(
