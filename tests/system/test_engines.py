@@ -22,8 +22,8 @@ from urllib.request import HTTPCookieProcessor, ProxyHandler, build_opener
 
 import pytest
 import yaml
+from prometheus_client.parser import text_string_to_metric_families
 
-from lab.signals import parse_samples
 from lab.supervise import engines, stages
 from tests.support.labs import Lab, dicelab, free_base_port, get, wait_for
 from tests.support.queries import DASHBOARDS, parse, queries
@@ -324,7 +324,11 @@ def test_the_metrics_that_rules_and_dashboards_read_are_those_of_the_engines(lab
 
     def missing() -> set[str]:
         exposed = {
-            engine: {sample.name for sample in parse_samples(get(url).body.decode())}
+            engine: {
+                sample.name
+                for family in text_string_to_metric_families(get(url).body.decode())
+                for sample in family.samples
+            }
             for engine, url in pages.items()
             if engine in PREFIXES.values()
         }
