@@ -46,7 +46,7 @@ class TraceView:
     """Shows one trace at a time, beside another one where the user compares."""
 
     name, title = "trace", "Trace"
-    regions = ("trace", "spans", "detail")
+    regions = ("trace", "waterfalls", "detail")
 
     def __init__(self, context: Context) -> None:
         self._context = context
@@ -174,7 +174,7 @@ class TraceView:
         trace, compared = self._trace, self._compared
         both = trace is not None and trace.rows and compared is not None and compared.rows
         self._context.show(
-            "spans",
+            "waterfalls",
             "trace/spans.html",
             first=_drawn(trace) if trace and trace.rows else None,
             second=_drawn(compared) if compared and compared.rows else None,
