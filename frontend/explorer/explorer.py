@@ -15,7 +15,7 @@ from frontend.browser.render import render
 from frontend.explorer.context import Context, View
 from frontend.explorer.logs.view import LogsView
 from frontend.explorer.map.view import MapView
-from frontend.explorer.metrics.view import MetricsView, Promise
+from frontend.explorer.metrics.view import MetricsView, Specification
 from frontend.explorer.model import TRACE_ID, SourceError, TraceQuery
 from frontend.explorer.recent.view import RecentView
 from frontend.explorer.sources import Telemetry
@@ -41,7 +41,7 @@ class Explorer:
     Args:
         telemetry: where everything comes from.
         dice: the dice there are.
-        promise: asks for a die's faces and the share of its rolls that fail; ``None`` when that cannot be had.
+        specification: asks for a die's faces and the share of its rolls that fail; ``None`` when that cannot be had.
         bridge: to the browser.
         clock: writes times.
     """
@@ -50,7 +50,7 @@ class Explorer:
         self,
         telemetry: Telemetry,
         dice: list[str],
-        promise: Callable[[str], Awaitable[Promise | None]],
+        specification: Callable[[str], Awaitable[Specification | None]],
         bridge: Bridge,
         clock: Clock,
     ) -> None:
@@ -64,7 +64,7 @@ class Explorer:
         context.show_traces = self._show_traces
         self._trace = TraceView(context)
         self._logs = LogsView(context)
-        self._metrics = MetricsView(context, promise)
+        self._metrics = MetricsView(context, specification)
         self._recent = RecentView(context)
         views: list[View] = [self._trace, self._logs, self._metrics, MapView(context), self._recent]
         self._views = {view.name: view for view in views}  # the tabs, from left to right

@@ -127,7 +127,7 @@ async def violations(page: Page) -> list[str]:
         await page.evaluate(AXE.read_text())
     found = []
     for scheme in ("light", "dark"):
-        await page.emulate_media(color_scheme=scheme)  # type: ignore[arg-type]
+        await page.emulate_media(color_scheme=scheme)
         result: dict[str, Any] = await page.evaluate(RUN)
         assert result["passed"]
         assert result["twice"] == []

@@ -22,7 +22,7 @@ COLUMNS = 30  # of the heat map
 MIN_STEP = 5_000_000_000  # nanoseconds
 OBSERVED = "#2269b3"
 # What a die is: its faces, and the share of its rolls that fail.
-Promise = tuple[Sequence[int], float]
+Specification = tuple[Sequence[int], float]
 
 
 @dataclass(frozen=True)
@@ -40,15 +40,15 @@ class MetricsView:
 
     Args:
         context: the explorer's.
-        promise: asks what a die promises; ``None`` when that cannot be had.
+        specification: asks for a die's specification; ``None`` when that cannot be had.
     """
 
     name, title = "metrics", "Metrics"
     regions = ("figures", "heat", "charts", "faces")
 
-    def __init__(self, context: Context, promise: Callable[[str], Awaitable[Promise | None]]) -> None:
+    def __init__(self, context: Context, specification: Callable[[str], Awaitable[Specification | None]]) -> None:
         self._context = context
-        self._promise = promise
+        self._specification = specification
         self._percentile = "p95"
         self._service = "dice-roller"  # of the heat map
         self._die = ""
@@ -103,12 +103,12 @@ class MetricsView:
         if telemetry.traces is not None:  # first: it is there at once, while rates need two readings
             await self._refresh_heat(service, since, until)
         # Before the figures: that the die-service is asked for it must not stand in them as something that happens.
-        promise = await self._promise(die) if die else None
+        specification = await self._specification(die) if die else None
         figures = await telemetry.metrics.figures(since, until)
         self._draw_figures(figures)
         self._draw_charts(figures)
         if die == self._die:
-            self._draw_faces(figures, promise)
+            self._draw_faces(figures, specification)
         return FOLLOW
 
     # --- what is shown ---
@@ -166,18 +166,18 @@ class MetricsView:
             "charts", "metrics/charts.html", charts=charts, percentiles=LABELS, percentile=self._percentile
         )
 
-    def _draw_faces(self, figures: Figures, promise: Promise | None) -> None:
+    def _draw_faces(self, figures: Figures, specification: Specification | None) -> None:
         faces = figures.faces.get(self._die, {})
-        promised = list(promise[0]) if promise else []
+        specified = list(specification[0]) if specification else []
         total = sum(faces.values())
         rows = [
             (
                 face,
                 faces.get(face, 0.0),
                 faces.get(face, 0.0) / total if total else 0.0,
-                promised.count(face) / len(promised) if promised else None,
+                specified.count(face) / len(specified) if specified else None,
             )
-            for face in sorted({*faces, *promised})
+            for face in sorted({*faces, *specified})
         ]
         succeeded, failed = figures.rolls.get(self._die, (0.0, 0.0))
         self._context.show(
@@ -189,7 +189,7 @@ class MetricsView:
             longest=max((max(seen, expected or 0.0) for _, _, seen, expected in rows), default=0.0) or 1.0,
             rolls=succeeded + failed,
             failed=failed,
-            error_rate=promise[1] if promise else None,
+            error_rate=specification[1] if specification else None,
         )
 
     async def _refresh_heat(self, service: str, since: int, until: int) -> None:
