@@ -222,6 +222,6 @@ class Explorer:
                 view.say(str(error))
             except Exception:  # a defect; the page goes on
                 log.exception("The telemetry could not be shown", extra={"fields": {}})
-                view.say("This telemetry makes no sense here; the frontend's log has the details.")
+                view.say("This telemetry could not be shown; the frontend's log has the details.")
             with suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(self._wake.wait(), wait)
