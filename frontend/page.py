@@ -13,6 +13,7 @@ from typing import Any
 
 import panel as pn
 from markupsafe import Markup
+from panel.io.resources import parse_template
 
 from frontend import drawing
 from frontend.backend import Backend
@@ -115,7 +116,7 @@ class RollPage:
             username=self._user.username if self._user else None,
         )
         self._bridge.page_sent()
-        template = pn.Template(TEMPLATE.read_text())
+        template = pn.Template(parse_template(TEMPLATE.read_text()))
         template.add_variable("page", body)
         template.add_variable("style", (BROWSER / "page.css").read_text())
         template.add_variable("script", _script())
