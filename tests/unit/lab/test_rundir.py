@@ -8,7 +8,7 @@ from pathlib import Path
 from lab.supervise.rundir import RotatingFile
 
 
-def test_log_files_rotate_at_whole_lines(tmp_path: Path) -> None:
+def test_log_files_rotate_at_line_ends(tmp_path: Path) -> None:
     file = RotatingFile(tmp_path / "service.jsonl", max_bytes=1000, backups=2)
     for number in range(100):
         file.write(b'{"number": %d}\n' % number * 3)
