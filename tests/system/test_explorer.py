@@ -154,7 +154,7 @@ async def test_a_span_leads_to_the_metrics_of_its_service(stage_lab: Callable[[i
     _, trace_id = await roll(page, "fair")
     await waterfall(page, 6)
     await page.locator("summary").filter(has_text="critical path").click()
-    await expect(page.get_by_text("The critical path is what the end of the trace waited for")).to_be_visible()
+    await expect(page.get_by_text("The critical path determines the duration")).to_be_visible()
     await select(page, "GET /dice")
     await expect(page.locator("#detail")).to_contain_text(re.compile(r"self \d.* on the critical path"))
     await page.get_by_role("button", name="Metrics of die-service").click()
