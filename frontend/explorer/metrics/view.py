@@ -44,6 +44,7 @@ class MetricsView:
         specification: fetches a die's specification; returns ``None`` when that fails.
     """
 
+    name, title = "metrics", "Metrics"
     regions = (alerts.REGION, "figures", "heat", "charts", "faces")
 
     def __init__(self, context: Context, specification: Callable[[str], Awaitable[Specification | None]]) -> None:
