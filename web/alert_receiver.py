@@ -1,6 +1,7 @@
 """``python -m web.alert_receiver``: what Alertmanager tells goes into a file of log lines, and to a webhook.
 
-``ALERT_WEBHOOK_URL`` is an address to which each notification is passed on as it came.
+``ALERT_WEBHOOK_URL`` is an address to which each notification is passed on as it came. ``ALLOWED_HOSTS`` are further
+names under which Alertmanager reaches it, separated by commas.
 """
 
 from __future__ import annotations
@@ -10,27 +11,35 @@ import asyncio
 import json
 import os
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
 from aiohttp import ClientError, ClientSession, ClientTimeout, web
+from aiohttp.typedefs import Handler
 from prometheus_client import CollectorRegistry, Counter
 from prometheus_client.aiohttp import make_aiohttp_handler
 
+from web.hosts import AllowedHosts
+from web.origin import is_foreign
+from web.settings import Environment
+
 SERVICE = "alerts"
+CONTAINER = "alert-receiver"  # its name in the compose project
 WEBHOOK_TIMEOUT = 5.0  # seconds
 
 ALERT_LOG = web.AppKey("alert_log", str)
 WEBHOOK_URL = web.AppKey("webhook_url", str)
 SESSION = web.AppKey("session", ClientSession)
 RECEIVED = web.AppKey("received", Counter)
+HOSTS = web.AppKey("hosts", AllowedHosts)
 
 
-def create_app(alert_log: str = "", webhook_url: str = "") -> web.Application:
-    app = web.Application()
+def create_app(alert_log: str = "", webhook_url: str = "", allowed_hosts: Sequence[str] = ()) -> web.Application:
+    app = web.Application(middlewares=[refuse_browsers_of_other_sites])
     registry = CollectorRegistry()
     app[ALERT_LOG], app[WEBHOOK_URL] = alert_log, webhook_url
+    app[HOSTS] = AllowedHosts([CONTAINER, *allowed_hosts])
     app[RECEIVED] = Counter(
         "alerts_received_total",
         "Alerts received, by their name and status.",
@@ -48,6 +57,20 @@ async def _session(app: web.Application) -> AsyncIterator[None]:
     async with ClientSession(timeout=ClientTimeout(total=WEBHOOK_TIMEOUT)) as session:
         app[SESSION] = session
         yield
+
+
+@web.middleware
+async def refuse_browsers_of_other_sites(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Refuse foreign hosts with 421 (DNS rebinding) and what another site's page posts with 403."""
+    try:
+        known = "Host" not in request.headers or request.url.host in request.app[HOSTS]
+    except ValueError:
+        raise web.HTTPBadRequest(text="the Host header makes no sense\n") from None
+    if not known:
+        raise web.HTTPMisdirectedRequest(text=f"no alerts are received for {request.host[:256]}; see ALLOWED_HOSTS\n")
+    if request.method == "POST" and is_foreign(request):
+        raise web.HTTPForbidden(text="this is for Alertmanager, not for another site's page\n")
+    return await handler(request)
 
 
 async def ready(request: web.Request) -> web.Response:
@@ -115,5 +138,6 @@ if __name__ == "__main__":
         "--log", default="", help="the file that gets a line for each alert; standard output without it"
     )
     given = parser.parse_args()
-    app = create_app(given.log, os.environ.get("ALERT_WEBHOOK_URL", ""))
+    environment = Environment(os.environ)
+    app = create_app(given.log, environment.text("ALERT_WEBHOOK_URL"), environment.names("ALLOWED_HOSTS"))
     web.run_app(app, host=given.host, port=given.port, print=None, access_log=None)
