@@ -181,7 +181,9 @@ def build(engine: list[str], image: Image, name: str, directory: Path, environ: 
 
 
 def missing(image: Image) -> str:
-    """Why there can be no stand-in for an image: a program that is not on PATH here. Empty when there can."""
+    """Why there can be no stand-in for an image, such as a program that is not on PATH. Empty when there can."""
+    if image.name.startswith("grafana/grafana:"):
+        return "Grafana is a program and a directory of plugins and web pages, which no stand-in is made of"
     try:
         if image.name.startswith("python:"):
             python(image)
