@@ -1,1 +1,1 @@
-"""What ``dicelab bench`` measures the services against. No service knows of it."""
+"""Load generator, collector and reference services of ``dicelab bench``. No service imports it."""

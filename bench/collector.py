@@ -1,4 +1,4 @@
-"""Takes OTLP over HTTP and keeps nothing of it: ``python -m bench.collector PORT``."""
+"""Accepts OTLP over HTTP and discards it: ``python -m bench.collector PORT``."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Measure the explorer's index on large files: ``python -m bench.explorer RUN_DIR [SPANS] [LINES]``.
 
 Multiplies the traces and logs of a lab's run dir, each copy with its own ids and a few seconds older than the next, and
-runs the queries of the page's views: once at the start, and once when everything has been read.
+runs the queries of the page's views: once at the start, and once when all files have been read.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def spans_in(document: dict[str, Any]) -> int:
 def multiply(
     source: Path, target: Path, wanted: int, count: Callable[[Any], int], older: Callable[[Any, int, float], None]
 ) -> None:
-    """Write copies of a folder's files until they hold as many spans or lines as are wanted."""
+    """Write copies of a directory's files until they contain as many spans or lines as requested."""
     files = {path.name: path.read_bytes().splitlines() for path in sorted(source.glob("*.jsonl"))}
     once = sum(count(orjson.loads(line)) for lines in files.values() for line in lines)
     if not once:
@@ -101,7 +101,7 @@ async def measure(run_dir: Path) -> None:
     print(f"all read after {time.perf_counter() - started:.1f} s")
     await ask(files)
     await files.close()
-    # Of all processes that this one has started and seen end: the index alone.
+    # The peak of all child processes that have ended: the index is the only one.
     print(f"memory of the index at most {getrusage(RUSAGE_CHILDREN).ru_maxrss / 1024:.0f} MiB")
 
 

@@ -83,7 +83,7 @@ async def load(url: URL, clients: int, seconds: float) -> dict[str, float]:
     if done:
         raise ConnectionError("the service closed a connection")
     if not took:
-        raise ConnectionError("the service answered nothing")
+        raise ConnectionError("the service did not answer any request")
     latencies = Latencies(took)
     return {
         "requests": len(took),

@@ -1,4 +1,4 @@
-"""A service as it is, without its metrics: ``python -m bench.service roller``.
+"""A service without its metrics: ``python -m bench.service roller``.
 
 Traces and logs have switches of their own.
 """

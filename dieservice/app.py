@@ -35,7 +35,7 @@ def create_app(settings: Settings) -> web.Application:
         app.cleanup_ctx.append(_keep_connected(catalogue))
 
         async def database_ready() -> str | None:
-            return None if catalogue.connected else "the database is away"
+            return None if catalogue.connected else "the database is unavailable"
 
         readiness = database_ready
 

@@ -36,7 +36,7 @@ class UnknownDie(LookupError):
 
 
 class CatalogueUnavailable(Exception):
-    """The database is away or too busy."""
+    """The database is unavailable or too busy."""
 
 
 class CatalogueTimeout(Exception):
@@ -44,7 +44,7 @@ class CatalogueTimeout(Exception):
 
 
 class Catalogue(Protocol):
-    """Where dice are found. One that depends on a database raises :class:`CatalogueUnavailable` or
+    """A source of dice. One that depends on a database raises :class:`CatalogueUnavailable` or
     :class:`CatalogueTimeout`."""
 
     async def identifiers(self) -> list[str]:

@@ -1,11 +1,11 @@
-"""Connections to PostgreSQL by aiopg, and everything in which aiopg needs help.
+"""Connections to PostgreSQL by aiopg, and the workarounds that aiopg needs.
 
 - **A pool of our own.** aiopg's pool hands out its connections in turn, so that each server process finds its caches
   cold, and takes a lock, a timer and a task for each use: 45 µs a query under load. :class:`Pool` hands out the most
   recently used connection, and waits only when all are in use.
 - **One cursor a connection, kept.** A cursor of a traced connection is expensive to make, and one query needs it alone.
 - **Cancelled queries.** aiopg reports a query that the server cancelled as a cancellation of our task. :func:`execute`
-  tells the two apart.
+  distinguishes the two.
 - **Host names.** libpq looks them up itself and blocks the event loop meanwhile. :func:`resolve` does it beforehand.
 - **Cancelled tasks.** aiopg waits by ``asyncio.wait_for``, which in Python 3.11 swallows a cancellation that arrives
   together with the result. :func:`cancel` repeats it.
@@ -33,7 +33,7 @@ class QueryCancelled(Exception):
 
 
 class PoolExhausted(Exception):
-    """All connections of the pool were in use for as long as one may wait."""
+    """No connection of the pool became free before the timeout."""
 
 
 class PoolClosed(Exception):
@@ -64,7 +64,7 @@ class Pool:
         self._options = options | {"timeout": timeout}
         self._size = size
         self._timeout = timeout
-        # Whoever holds a permit holds one connection or makes one: free permits >= idle connections, always.
+        # Each permit stands for one connection that is in use or being made: free permits >= idle connections, always.
         self._permits = asyncio.Semaphore(size)
         self._permits_taken = 0
         self._idle: list[Cursor] = []
@@ -85,7 +85,7 @@ class Pool:
         """The cursor of the most recently used idle connection, or of a new one where there is room for it.
 
         Raises:
-            PoolExhausted: when none comes free in time.
+            PoolExhausted: when none becomes free in time.
             PoolClosed: when the pool is closed, even while waiting.
             asyncio.TimeoutError, psycopg2.Error: when a new connection fails.
         """
@@ -144,7 +144,7 @@ class Pool:
             self._idle.pop().connection.close()
 
     def close(self) -> None:
-        """Close all connections; queries under way fail, and whoever waits for a connection gets none."""
+        """Close all connections; running queries and waiting ``acquire`` calls fail."""
         self._closed = True
         self.discard_idle()
         for cursor in self._in_use:
@@ -233,7 +233,7 @@ async def resolve(options: dict[str, Any]) -> dict[str, Any]:
     async with asyncio.timeout(options["timeout"]):
         found = await asyncio.get_running_loop().getaddrinfo(host, None)
     addresses = list(dict.fromkeys(str(address[0]) for *_, address in found))
-    # libpq tries one after the other, and wants as many hosts as addresses.
+    # libpq tries one after the other, and requires as many hosts as addresses.
     return options | {"host": ",".join([host] * len(addresses)), "hostaddr": ",".join(addresses)}
 
 

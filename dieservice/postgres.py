@@ -130,7 +130,7 @@ class PostgresCatalogue:
         pool = self._pool
         if pool is None:
             self._telemetry.query_not_sent(query_type, "not connected")
-            raise CatalogueUnavailable("The database is away.")
+            raise CatalogueUnavailable("The database is unavailable.")
         cursor = await self._acquire(pool, query_type)
         started = perf_counter()
         try:
@@ -139,15 +139,15 @@ class PostgresCatalogue:
             self._telemetry.query_failed(query_type, perf_counter() - started, "took too long and was cancelled")
             raise CatalogueTimeout("The database did not answer in time.") from error
         except LOST as error:
-            # A server that ends a connection says so before it hangs up; until then this one looks sound.
+            # The server announces the end of a connection before it closes it; until then the connection looks usable.
             cursor.connection.close()
             self._probe_now.set()
             if retried or self._pool is not pool:
                 self._telemetry.query_failed(query_type, perf_counter() - started, _reason(error))
                 raise CatalogueUnavailable("The database connection broke.") from error
-            pool.discard_idle()  # most likely cut off together with this one
+            pool.discard_idle()  # most likely broken too
             raise _BrokenConnection from error
-        except psycopg2.Error as error:  # the server refuses the query: the table is gone, for example
+        except psycopg2.Error as error:  # the server refuses the query: a missing table, for example
             self._telemetry.query_failed(query_type, perf_counter() - started, _reason(error))
             raise CatalogueUnavailable("The database refused the query.") from error
         finally:
@@ -184,7 +184,7 @@ class PostgresCatalogue:
         self._telemetry.seeded(len(self._known))
 
     async def _probe(self, control: Connection, pool: Pool) -> None:
-        """Probe the database every second and whenever a query has lost its connection; raises once it is gone."""
+        """Probe the database every second and after each lost connection; raises when the probe fails."""
         async with control.cursor() as cursor:
             while True:
                 await execute(cursor, "SELECT 1", (), PROBE_TIMEOUT)
@@ -192,7 +192,7 @@ class PostgresCatalogue:
                     async with asyncio.timeout(PROBE_INTERVAL):
                         await self._probe_now.wait()
                 self._probe_now.clear()
-                # The probe, which comes next, reports a database that is gone.
+                # The next probe reports a lost database.
                 with suppress(asyncio.TimeoutError, psycopg2.Error):
                     await pool.fill()
 

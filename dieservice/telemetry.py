@@ -96,7 +96,7 @@ class DatabaseTelemetry:
             self._duration.labels(query_type)
 
     def watch_pool(self, size: Callable[[], int], available: Callable[[], int]) -> None:
-        """Take the gauges from these at each scrape: open connections, and those of them that are not in use."""
+        """Read the gauges from these at each scrape: open connections, and idle ones."""
         self._pool_size.set_function(size)
         self._pool_available.set_function(available)
 

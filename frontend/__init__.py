@@ -1,1 +1,1 @@
-"""frontend: the web page, and its JSON face for curl and load."""
+"""frontend: the web page, and a JSON API for curl and load generators."""

@@ -83,7 +83,7 @@ def create_app(settings: Settings) -> web.Application:
         app,
         registry,
         title="frontend",
-        description="The page's JSON face.",
+        description="The page's JSON API.",
         readiness=health.dependency(lambda: app[CLIENT_SESSION], "dice-roller", settings.roller_url),
         templates=[TEMPLATES],
     )

@@ -1,4 +1,4 @@
-"""The one way to roll, for the page and for its JSON face alike."""
+"""Rolls, for the page and for the JSON API."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ BUILTIN_DICE: dict[str, Specification] = {"fair": (range(1, 7), 0.0), "risky": (
 
 
 class Backend:
-    """Asks the dice-roller for rolls and the die-service for the list of dice."""
+    """Requests rolls from the dice-roller and the list of dice from the die-service."""
 
     def __init__(
         self,
@@ -46,16 +46,16 @@ class Backend:
 
     @property
     def dice(self) -> list[str]:
-        """The dice as last heard of; empty before :meth:`fetch_dice` has succeeded once."""
+        """The dice that were last fetched; empty before :meth:`fetch_dice` has succeeded once."""
         return list(self._dice)
 
     async def settled(self, timeout: float) -> None:
-        """Wait until no roll is under way, ``timeout`` seconds at the most."""
+        """Wait until no roll is in progress, for ``timeout`` seconds at most."""
         if self._under_way:
             await asyncio.wait(self._under_way, timeout=timeout)
 
     async def roll_from_page(self, die: str, times: int | None, user: User | None) -> dict[str, Any]:
-        """:meth:`roll` for one that no HTTP request waits for: the end of the service waits for it instead."""
+        """:meth:`roll` without an HTTP request that waits for it: the service's shutdown waits for it instead."""
         task = asyncio.ensure_future(self.roll(die, times, user))
         self._under_way.add(task)
         task.add_done_callback(self._under_way.discard)
@@ -65,7 +65,7 @@ class Backend:
         """Roll once, or ``times`` times at once, and return the dice-roller's answer.
 
         Raises:
-            Problem: with the dice-roller's own status and words, or 503 or 504 where it does not answer.
+            Problem: with the dice-roller's own status and text, or 503 or 504 when it does not answer.
         """
         with self._telemetry.outcomes.request():
             return await self._roll(die, times, user)
@@ -81,7 +81,7 @@ class Backend:
         try:
             status, document, retry_after = await self._get(url, query)
             if status == 200 and not isinstance(document.get("rolls" if times else "roll"), list if times else int):
-                raise unavailable("The dice-roller answered with something that is no roll.")
+                raise unavailable("The dice-roller's response contains no roll.")
         except Problem as problem:
             telemetry.not_answered(die, problem.status, str(url), perf_counter() - started, problem.cause or problem)
             raise
@@ -97,7 +97,7 @@ class Backend:
         return document
 
     async def fetch_dice(self) -> list[str]:
-        """Ask the die-service which dice there are; where there is none, the built-in ones.
+        """Fetch the list of dice from the die-service; without a die-service, the built-in dice.
 
         Raises:
             Problem: when it does not answer with a list.
@@ -114,12 +114,12 @@ class Backend:
             raise
         except (KeyError, TypeError) as error:
             self._telemetry.dice_failed(str(self._dice_url), "no list")
-            raise unavailable("The die-service answered with something that is no list of dice.", error) from None
+            raise unavailable("The die-service's response contains no list of dice.", error) from None
         self._telemetry.dice_fetched(self._dice, str(self._dice_url))
         return self.dice
 
     async def specification(self, die: str) -> Specification | None:
-        """The specification of a die, or ``None`` where the die-service does not answer. Asked for once a die."""
+        """The specification of a die, or ``None`` when the die-service does not answer. Each is fetched once."""
         if self._dice_url is None:
             return BUILTIN_DICE.get(die)
         if die not in self._specifications and die in self._dice:
@@ -135,7 +135,7 @@ class Backend:
     async def _get(
         self, url: URL, query: dict[str, str], timeout: ClientTimeout | None = None
     ) -> tuple[int, dict[str, Any], str | None]:
-        """Status, JSON object and ``Retry-After`` of an answer; the session's own time limits unless told others."""
+        """Status, JSON object and ``Retry-After`` of a response; with the session's own time limits by default."""
         who = f"The service at {url.host}:{url.port}"
         try:
             session = self._session()
@@ -146,17 +146,17 @@ class Backend:
                     raise ValueError("not a JSON object")
                 return response.status, document, response.headers.get("Retry-After")
         except ConnectionTimeoutError as error:
-            raise unavailable(f"{who} is too busy to take a connection.", error) from error
+            raise unavailable(f"{who} is too busy to accept a connection.", error) from error
         except asyncio.TimeoutError as error:
             raise timed_out(f"{who} did not answer in time.", error) from error
         except ClientError as error:
             raise unavailable(f"{who} cannot be reached.", error) from error
         except ValueError as error:
-            raise unavailable(f"{who} gave no sensible answer.", error) from error
+            raise unavailable(f"{who} sent an invalid response.", error) from error
 
 
 def _relayed(status: int, document: dict[str, Any], retry_after: str | None) -> Problem:
-    """A problem that another service reported, to be passed on as it is, with our own trace id."""
+    """A problem that another service reported, passed on unchanged, with our own trace id."""
     members = {
         name: value for name, value in document.items() if name not in {"type", "title", "status", "detail", "trace_id"}
     }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from markupsafe import Markup
 
-# Where the pips of a face sit, on a grid from 0 to 2 in both directions.
+# The positions of the pips of each face, on a grid from 0 to 2 in both directions.
 _CORNERS = ((0, 0), (2, 2), (2, 0), (0, 2))
 PIPS: dict[int, tuple[tuple[int, int], ...]] = {
     1: ((1, 1),),

@@ -1,4 +1,4 @@
-"""The page: choose a die, roll it, see what came up, how long it took and which trace it left."""
+"""The page: choose a die, roll it, and see its result, duration and trace."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ pn.extension(notifications=False)
 
 @cache
 def _script() -> str:
-    """What runs in the browser: each file is a block of its own."""
+    """The script of the page: each file is a block of its own."""
     parts = "\n".join(f"{{\n{(BROWSER / name).read_text()}}}" for name in SCRIPTS)
     return f'"use strict"\n{parts}'
 
@@ -55,12 +55,12 @@ class RollPage:
     """One browser session's page.
 
     Args:
-        backend: the way to roll.
-        async_rolls: whether many rolls at once are offered.
-        max_rolls: how many of them at the most.
-        sessions: who may be signed in, where that is asked for.
-        user: who is.
-        telemetry: what the explorer looks at.
+        backend: makes the rolls.
+        async_rolls: whether batches are offered.
+        max_rolls: the most rolls of a batch.
+        sessions: the signed-in users, or ``None`` without sign-in.
+        user: the signed-in user, or ``None``.
+        telemetry: the explorer's sources.
     """
 
     def __init__(
@@ -85,7 +85,7 @@ class RollPage:
         self._many = False
         self._times = "10"  # as typed
         self._roll: Roll | None = None  # the last one
-        self._task: asyncio.Task[None] | None = None  # the roll that is under way
+        self._task: asyncio.Task[None] | None = None  # the roll in progress
         self._loading: asyncio.Task[None] | None = None  # of the list of dice
         self._message = ""
         handlers: dict[str, Callable[[Any], None]] = {
@@ -126,7 +126,7 @@ class RollPage:
     # --- the browser ---
 
     def _opened(self, value: Any) -> None:
-        """The browser is connected and says where it is and what it kept."""
+        """The browser is connected and sends its address and its stored rolls."""
         if not isinstance(value, dict):
             return
         self._clock.set_zone(value.get("zone"), value.get("offset"))
@@ -175,7 +175,7 @@ class RollPage:
         self._draw_form()
 
     def _invalid(self) -> str:
-        """What is wrong with the number of rolls; empty where nothing is."""
+        """What is wrong with the number of rolls; empty if it is valid."""
         if not self._many or (self._times.isdecimal() and 1 <= int(self._times) <= self._max_rolls):
             return ""
         return f"The number of rolls must be a whole number from 1 to {self._max_rolls}."
@@ -235,7 +235,7 @@ class RollPage:
             roll = Roll(started, die, status, (perf_counter() - began) * 1000, trace_id, tuple(faces), message)
         except asyncio.CancelledError:
             message = "The roll was cancelled."
-        except Exception:  # a defect; the user must still hear of it
+        except Exception:  # a defect; report it to the user
             log.exception("The roll could not be shown", extra={"fields": {}})
             message = "Something went wrong here; the frontend's log has the details."
         self._task = None

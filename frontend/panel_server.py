@@ -46,11 +46,11 @@ from web.problems import Problem, unavailable
 
 PASSED_TO_PANEL = ("User-Agent", "Accept-Language", "If-None-Match", "If-Modified-Since")
 PASSED_TO_BROWSER = ("Content-Type", "Content-Length", "Cache-Control", "ETag", "Last-Modified", "Content-Encoding")
-MAX_MESSAGE = 20 * 1024 * 1024  # bytes; what Bokeh itself takes
+MAX_MESSAGE = 20 * 1024 * 1024  # bytes; Bokeh's own limit
 HEARTBEAT = 30.0  # seconds
 SUBPROTOCOL = "bokeh"
 TRACE = "trace"  # the query parameter that names the trace to show
-USER_HEADER = "X-Dicelab-User"  # tells Panel who is signed in; written here, never taken from a browser
+USER_HEADER = "X-Dicelab-User"  # the signed-in user, for Panel; set here, never accepted from a browser
 # Page loads that wait while another page is built. The last of them waits some seconds; more are refused.
 MAX_WAITING = 16
 RETRY_AFTER = 3  # seconds after which a page load that was refused may be tried again
@@ -100,7 +100,7 @@ class PanelServer:
             async with ClientSession(
                 connector=UnixConnector(str(self._socket), limit=0),
                 cookie_jar=DummyCookieJar(),
-                auto_decompress=False,  # what Panel has compressed is passed on as it is
+                auto_decompress=False,  # Panel's compressed responses are passed on unchanged
             ) as self._client:
                 yield
             self._loop.call_soon_threadsafe(self._stop.set)
@@ -137,7 +137,7 @@ class PanelServer:
             check_unused_sessions_milliseconds=min(lifetime, 5_000),
         )
         self._server.start()
-        # Each of its requests has just been logged as one of ours.
+        # Our own access log already has each of its requests.
         logging.getLogger("tornado.access").setLevel(logging.WARNING)
         self._loop = asyncio.get_running_loop()
         self._started.set()
@@ -146,11 +146,11 @@ class PanelServer:
 
     @property
     def sessions(self) -> int:
-        """How many browser sessions there are, pages that are loaded but not connected yet included."""
+        """The number of browser sessions, including pages that are loaded but not connected yet."""
         return len(self._server.get_sessions())
 
     async def disconnect(self) -> None:
-        """Say goodbye to every browser, so that none holds up the end."""
+        """Close every browser's connection, so that none delays the shutdown."""
         for browser in list(self._browsers):
             await browser.close(code=WSCloseCode.GOING_AWAY)
 
@@ -160,7 +160,7 @@ class PanelServer:
         Raises:
             Problem: 503 when too many pages are open or are waiting to be built.
         """
-        if self._waiting >= MAX_WAITING:
+        if self._waiting >= MAX_WAITING or self.sessions >= self._max_sessions:
             raise self._no_room()
         self._waiting += 1
         try:
@@ -175,10 +175,10 @@ class PanelServer:
 
     @staticmethod
     def _no_room() -> Problem:
-        return unavailable("Too many pages are open or loading just now.", retry_after=RETRY_AFTER)
+        return unavailable("Too many pages are open or loading.", retry_after=RETRY_AFTER)
 
     async def relay(self, request: web.Request) -> web.StreamResponse:
-        """Answer a request for a static file with what Panel answers."""
+        """Answer a request for a static file with Panel's response."""
         async with self._answer(request, None) as answer:
             response = web.StreamResponse(status=answer.status, headers=_headers(answer))
             await response.prepare(request)
@@ -189,7 +189,7 @@ class PanelServer:
 
     @asynccontextmanager
     async def _answer(self, request: web.Request, user: User | None) -> AsyncIterator[ClientResponse]:
-        """Panel's answer to a request.
+        """Panel's response to a request.
 
         Raises:
             Problem: 404 or 500 when Panel refuses it, 503 when Panel does not answer or its answer breaks off.
@@ -213,9 +213,9 @@ class PanelServer:
         offered = [part.strip() for part in request.headers.get("Sec-WebSocket-Protocol", "").split(",")]
         browser = web.WebSocketResponse(protocols=(SUBPROTOCOL,), max_msg_size=MAX_MESSAGE, heartbeat=HEARTBEAT)
         if not browser.can_prepare(request):
-            raise Problem(400, "This address takes WebSocket connections only.", kind="bad-request")
+            raise Problem(400, "This address accepts WebSocket connections only.", kind="bad-request")
         if len(self._browsers) >= self._max_sessions:
-            raise unavailable("Too many pages are open just now.", retry_after=RETRY_AFTER)
+            raise unavailable("Too many pages are open.", retry_after=RETRY_AFTER)
         trace_id, _ = traces.current_ids()
         if trace_id:
             browser.headers[TRACE_ID_HEADER] = trace_id
@@ -236,7 +236,7 @@ class PanelServer:
             try:
                 await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
             except asyncio.CancelledError:
-                pass  # the browser went away, which is how most of these connections end
+                pass  # the browser disconnected, as most of these connections end
             finally:
                 for pump in pumps:
                     pump.cancel()

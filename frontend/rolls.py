@@ -1,4 +1,4 @@
-"""A roll and what came of it, and the rolls of a session, which outlive a reload in the browser's own store."""
+"""A roll and its result, and the rolls of a session, which the browser stores over a reload."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ MAX_TEXT = 500
 
 @dataclass(frozen=True)
 class Roll:
-    """One click and what came of it."""
+    """One click and its result."""
 
-    at: int  # milliseconds since 1970: what a browser's numbers hold exactly
+    at: int  # milliseconds since 1970, which a browser's numbers represent exactly
     die: str
     status: int
     milliseconds: float
@@ -36,7 +36,7 @@ class Roll:
 
     @classmethod
     def read(cls, stored: Any) -> Roll | None:
-        """From what the browser kept, which may be anything; ``None`` for what is no roll."""
+        """Parse a stored roll, which may be anything; ``None`` if it is invalid."""
         if not isinstance(stored, Mapping):
             return None
         at, status, milliseconds = stored.get("at"), stored.get("status"), stored.get("milliseconds")
@@ -60,7 +60,7 @@ class History:
     """The rolls of a session, the newest first.
 
     Args:
-        owner: who rolls; what another user left in the browser is not shown.
+        owner: the user; rolls that another user left in the browser are not shown.
     """
 
     def __init__(self, owner: str) -> None:
@@ -77,11 +77,11 @@ class History:
         self._rolls.appendleft(roll)
 
     def stored(self) -> dict[str, Any]:
-        """What the browser keeps."""
+        """The value for the browser to store."""
         return {"owner": self._owner, "rolls": [asdict(roll) for roll in self._rolls]}
 
     def restore(self, stored: Any) -> None:
-        """Take back what the browser kept."""
+        """Restore the rolls that the browser has stored."""
         if not isinstance(stored, Mapping) or stored.get("owner") != self._owner:
             return
         kept = stored.get("rolls")

@@ -1,4 +1,4 @@
-"""The frontend's routes: the page, its JSON face, and signing in and out."""
+"""The frontend's routes: the page, its JSON API, and signing in and out."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ def _redirect(location: str) -> web.Response:
 
 
 def _view_query(request: web.Request) -> str:
-    """The part of the address that says what the page shows; empty where there is none.
+    """The query of the page's address, which selects what it shows; empty if there is none.
 
     Raises:
-        Problem: 400 for a trace that has no trace id.
+        Problem: 400 for an invalid trace id.
     """
     trace_id = request.query.get(TRACE)
     if trace_id and not TRACE_ID.fullmatch(trace_id):
@@ -55,7 +55,7 @@ async def page(request: web.Request) -> web.StreamResponse:
     user = _user(request)
     if SESSIONS in request.app and user is None:
         return _redirect(f"/sign-in{view}")
-    with suppress(Problem):  # it is logged; the page shows the dice last heard of, or says that there are none
+    with suppress(Problem):  # it is logged; the page shows the dice last fetched, or reports that there are none
         await request.app[BACKEND].fetch_dice()
     return await request.app[PANEL].page(request, user)
 
@@ -100,7 +100,7 @@ def roll_async(highest: int) -> Handler:
 
 async def _roll(request: web.Request, die: str, times: int | None) -> web.Response:
     traces.rename_span(ROOT_SPAN)
-    # A browser sends the cookie with another site's link to this address as well: such a roll is nobody's.
+    # A browser also sends the cookie with a link on another site: such a roll is not counted for the user.
     user = None if is_foreign(request) else _user(request)
     document = await request.app[BACKEND].roll(die, times, user)
     return web.Response(body=orjson.dumps(document), content_type="application/json")
@@ -121,7 +121,7 @@ async def sign_in(request: web.Request) -> web.Response:
     except TimeoutError as error:
         raise Problem(408, "The form did not arrive in time.") from error
     except (ValueError, LookupError, AssertionError) as error:  # undecodable, an unknown charset, a broken boundary
-        raise bad_request("This is no form that can be read.") from error
+        raise bad_request("The form cannot be read.") from error
     try:
         _, cookie = request.app[SESSIONS].sign_in(name)
     except NameRefused as refused:

@@ -20,14 +20,14 @@ class Settings:
     async_rolls: bool
     sign_in: bool
     session_secret: str = field(repr=False)  # signs the session cookie; empty: a new one at each start
-    sessions_file: Path | None  # remembers who has signed out; None: a restart signs everybody out
+    sessions_file: Path | None  # remembers who has signed out; None: a restart signs all users out
     max_pages: int  # browser sessions at a time
     max_rolls: int
     connect_timeout: float  # seconds, as is the next
     timeout: float
     connections: int
     list_timeout: float  # for the list of dice, which a page load waits for
-    # Where the explorer looks: the engines that run, and files for what they do not have.
+    # The explorer's sources: the running engines, and files for signals without one.
     telemetry_dir: Path | None
     tempo_url: URL | None
     loki_url: URL | None

@@ -1,9 +1,9 @@
-"""Everything observable of the frontend: its metrics, its spans and its log lines, each in one place.
+"""Everything observable of the frontend: its metrics, spans and log lines.
 
 Spans: ``HTTP GET``, the root of a user's roll, with ``button click`` (``die.type``) and the call of the
 dice-roller (``GET``, by the client instrumentation) below it.
 
-The metrics keep the names that dashboards for this lab have always used, though the page is no Streamlit page.
+The metrics keep the names that dashboards for this lab have always used, though the page does not use Streamlit.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def started(port: int) -> None:
 
 
 def batch_size_label(times: int) -> str:
-    """The number itself up to 20, then the range it lies in, such as ``21-50``."""
+    """The number itself up to 20, then its range, such as ``21-50``."""
     if times <= EXACT_BATCH_SIZES:
         return str(times)
     low = EXACT_BATCH_SIZES
@@ -51,7 +51,7 @@ class FrontendTelemetry:
         self.outcomes = RollOutcomes(registry)
         self._clicks = metrics.Counter(
             "streamlit_button_clicks_total",
-            "Rolls asked for, in the page or by its JSON face, by die ('unknown': there is none of that name).",
+            "Rolls requested, in the page or by its JSON API, by die ('unknown': no such die).",
             ["die_type"],
             registry=registry,
         )
@@ -72,7 +72,7 @@ class FrontendTelemetry:
         if max_batch is not None:
             self._async_requests = metrics.Counter(
                 "async_roll_requests_total",
-                "Batches of rolls asked for, by their size (exact to 20, then a range).",
+                "Batches of rolls requested, by their size (exact to 20, then a range).",
                 ["batch_size"],
                 registry=registry,
             )
@@ -92,7 +92,7 @@ class FrontendTelemetry:
                 self._duration.labels(die)
 
     def clicked(self, die: str, times: int | None) -> None:
-        """The user asked for a roll; a batch where ``times`` says of how many."""
+        """The user requested a roll, or a batch of ``times`` rolls."""
         with traces.span("button click", {"die.type": die}):
             _line(logging.INFO, "Button clicked", die_type=die)
             if times is not None:
@@ -111,7 +111,7 @@ class FrontendTelemetry:
         )
 
     def not_answered(self, die: str, status: int, url: str, seconds: float, error: BaseException) -> None:
-        """The dice-roller did not answer; the user got ``status``, or had gone away."""
+        """The dice-roller did not answer; the user got ``status``, or had disconnected."""
         self._count(die, status, seconds)
         _line(
             logging.ERROR,
@@ -137,7 +137,7 @@ class FrontendTelemetry:
 
 
 def usage_event(event_type: str, session_id: str, username: str, **fields: Any) -> None:
-    """What a signed-in user did: a line for the usage log, told from the others by ``usage``."""
+    """An action of a signed-in user: a line for the usage log, which the field ``usage`` marks."""
     _line(
         logging.INFO,
         f"Usage: {event_type}",

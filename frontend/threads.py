@@ -11,7 +11,7 @@ T = TypeVar("T")
 
 
 class _OnLoop:
-    """An object as another thread sees it: its coroutine methods run on the event loop it belongs to.
+    """A proxy of an object for another thread: its coroutine methods run on the object's own event loop.
 
     They run in the caller's context, so spans keep their parent, and are cancelled with the caller. All other
     attributes are read directly.

@@ -1,7 +1,7 @@
-"""Who is signed in, and what they do.
+"""Sign-in: sessions and their cookies.
 
-There is no password and no store: the session, a random id and a name, travels in a signed cookie. Only which
-sessions have ended is remembered, in a file where there is one.
+There is no password and no store: the session, a random id and a name, is in a signed cookie. Only the ids of
+ended sessions are kept, in a file if there is one.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def cookie_name(url: URL) -> str:
 
 
 class NameRefused(ValueError):
-    """A name that cannot be taken; its text says why."""
+    """An invalid name; the text says why."""
 
 
 class Sessions:
@@ -54,8 +54,8 @@ class Sessions:
 
     Args:
         secret: signs the cookies; without one a new secret is made.
-        file: remembers the sessions that have ended. Without a file or without a secret a restart signs everybody
-            out: cookies of sessions that had ended would be taken again.
+        file: remembers the sessions that have ended. Without a file or without a secret a restart signs all users
+            out: cookies of ended sessions would be accepted again.
 
     Raises:
         SettingsError: when the file cannot be read and written.
@@ -101,7 +101,7 @@ class Sessions:
         return user.session_id in self._ended
 
     async def sign_out(self, user: User) -> None:
-        """End the user's session; no cookie of it is taken any more."""
+        """End the user's session; its cookies are no longer accepted."""
         self._ended[user.session_id] = time.time()
         if len(self._ended) > MAX_ENDED:
             self._ended.popitem(last=False)

@@ -29,7 +29,7 @@ from grafana.panels import PROMETHEUS
 
 DIRECTORY = Path(__file__).parent / "dashboards"
 TAG = "dicelab"
-# What the data source variables stand for by default, as grafana/provisioning has it: variable → (kind, uid, name).
+# The defaults of the data source variables, as in grafana/provisioning: variable → (kind, uid, name).
 DATA_SOURCES = {
     "prometheus": ("prometheus", "prometheus", "Prometheus"),
     "loki": ("loki", "loki", "Loki"),
@@ -37,7 +37,7 @@ DATA_SOURCES = {
     "tempo": ("tempo", "tempo", "Tempo"),
 }
 LABELS = {"prometheus": "Metrics", "loki": "Logs", "loki_usage": "Usage logs", "tempo": "Traces"}
-# $__rate_interval is four times a query's lowest step: what to show → that step.
+# $__rate_interval is four times a query's lowest step: label → that step.
 RATE_INTERVALS = {"20s": "5s", "1m": "15s", "2m": "30s", "5m": "75s", "15m": "225s"}
 
 
@@ -47,7 +47,7 @@ def stage(number: int) -> Dashboard:
     dashboard = _dashboard(
         f"dice-roller-stage-{number}",
         f"Dice Roller - Stage {number}: {name}",
-        f"Everything that stage {number} shows of itself.",
+        f"All telemetry of stage {number}.",
         ("prometheus", "loki", "tempo") if number < 6 else DATA_SOURCES,
     )
     rows = [stages.SUMMARY, *(stages.STAGES[each][1] for each in (number, *range(1, number)))]
@@ -58,7 +58,7 @@ def objectives() -> Dashboard:
     dashboard = _dashboard(
         "dice-roller-slo",
         "Dice Roller - Objectives",
-        "How well users' rolls are served, measured against what is promised.",
+        "How well users' rolls are served, compared with the objectives.",
         ("prometheus", "loki", "tempo"),
     )
     return _fill(dashboard, slo.ROWS)
@@ -68,7 +68,7 @@ def pipeline_and_saturation() -> Dashboard:
     dashboard = _dashboard(
         "dice-roller-pipeline",
         "Dice Roller - Pipeline and saturation",
-        "What carries telemetry, what is lost on the way, and what the services have left.",
+        "The telemetry pipelines, their losses, and the saturation of the services.",
         ("prometheus", "loki", "tempo"),
     )
     return _fill(dashboard, pipeline.ROWS)
@@ -142,7 +142,7 @@ def _fill(dashboard: Dashboard, rows: Iterable[stages.Row]) -> Dashboard:
 
 
 def files() -> Iterator[tuple[Path, str]]:
-    """Every dashboard's file and what is to stand in it."""
+    """Every dashboard's file and its content."""
     made = {f"stage-{number}": stage(number) for number in stages.STAGES} | {
         "slo": objectives(),
         "pipeline": pipeline_and_saturation(),

@@ -1,4 +1,4 @@
-"""How a panel of each kind looks and where its queries and links go; what they show is in ``stages.py``."""
+"""The look of each kind of panel, its queries and its links; the content is in ``stages.py``."""
 
 from __future__ import annotations
 
@@ -41,9 +41,9 @@ from grafana_foundation_sdk.models.tempo import SearchTableType, TempoQueryType
 from grafana_foundation_sdk.models.text import TextMode
 
 HEIGHT = 8
-# What a panel says while its queries find nothing.
+# The text of a panel whose queries find nothing.
 IDLE = "No rolls in this time range. Roll a die."
-# Each is a variable of the dashboard, named like the data source it stands for by default.
+# Each is a variable of the dashboard, named after its default data source.
 PROMETHEUS = DataSourceRef("prometheus", "${prometheus}")
 LOKI = DataSourceRef("loki", "${loki}")
 USAGE = DataSourceRef("loki", "${loki_usage}")
@@ -111,10 +111,10 @@ def log_total(expression: str, legend: str) -> loki.Dataquery:
 
 
 def counted(selector: str) -> str:
-    """How often a counter's event happened in the time range: exactly, where ``increase`` would extrapolate.
+    """The exact increase of a counter in the time range; ``increase`` would extrapolate.
 
-    What the counter says at the end less what it said at the start: nothing where it was not there yet, its first
-    scrape may have found it above zero; nothing too where its process has started anew since.
+    Its value at the end minus its value at the start. The start counts as 0 if the counter did not exist yet (its first
+    scrape may have found it above zero), or if its process has restarted since.
     """
     end = f"last_over_time({selector}[$__range])"
     return f"({end} - ({selector} offset $__range unless resets({selector}[$__range]) > 0 or {end} * 0))"
@@ -255,7 +255,7 @@ def number(
     idle: str = IDLE,
     datasource: DataSourceRef = PROMETHEUS,
 ) -> stat.Panel:
-    """One big number, or a few. ``low_is_bad`` starts at red; ``words`` says value → (text, colour)."""
+    """One big number, or a few. ``low_is_bad`` starts at red; ``words`` maps value → (text, colour)."""
     panel = _panel(stat.Panel(), title, says, datasource, width, idle)
     base = RED if low_is_bad else GREEN
     panel.thresholds(
@@ -277,7 +277,7 @@ def number(
 
 @dataclass(frozen=True)
 class Figure:
-    """One number of a summary, with what makes it good or bad.
+    """One number of a summary, with its thresholds.
 
     Attributes:
         steps: from this value on, this colour.

@@ -1,5 +1,4 @@
-"""The dashboard of what carries telemetry and of what the services have left: the pipelines' gains and losses, and
-saturation."""
+"""The dashboard of the telemetry pipelines, with their throughput and losses, and of the services' saturation."""
 
 from __future__ import annotations
 
@@ -32,7 +31,7 @@ def targets() -> list[Panel]:
             "Scrape duration",
             Says(
                 "How long each scrape takes. Prometheus gives up after 4 s, and the target counts as down.",
-                "A service that needs longer than a second to say its metrics is saturated.",
+                "A service whose scrape takes longer than a second is saturated.",
             ),
             [query("max by (job) (scrape_duration_seconds)", "{{job}}")],
             unit="s",
@@ -49,7 +48,7 @@ def losses() -> list[Panel]:
         timeseries(
             "Dropped by the services",
             Says(
-                "Spans and log lines per second that found no room in a service's queue.",
+                "Spans and log lines per second that a service dropped because its queue was full.",
                 "Any at all: see the runbook TelemetryDropped.",
             ),
             [query("sum by (job, signal) (rate(telemetry_dropped_total[$__rate_interval]))", "{{job}} {{signal}}")],
@@ -61,14 +60,14 @@ def losses() -> list[Panel]:
         timeseries(
             "Spans: Collector and Tempo",
             Says(
-                "Spans per second that the Collector takes and sends on, those that it gave up, and what Tempo takes.",
-                "Taken and not sent: they wait in the queue. Failed: they are lost, see the runbook PipelineLoss.",
+                "Spans per second that the Collector receives, sends and gives up, and that Tempo receives.",
+                "Received and not sent: they wait in the queue. Given up: they are lost, see the runbook PipelineLoss.",
             ),
             [
-                query("sum(rate(otelcol_receiver_accepted_spans_total[$__rate_interval]))", "Collector takes"),
+                query("sum(rate(otelcol_receiver_accepted_spans_total[$__rate_interval]))", "Collector receives"),
                 query("sum(rate(otelcol_exporter_sent_spans_total[$__rate_interval]))", "Collector sends"),
                 query("sum(rate(otelcol_exporter_send_failed_spans_total[$__rate_interval]))", "Collector gives up"),
-                query("sum(rate(tempo_distributor_spans_received_total[$__rate_interval]))", "Tempo takes"),
+                query("sum(rate(tempo_distributor_spans_received_total[$__rate_interval]))", "Tempo receives"),
             ],
             unit="cps",
             signals=ANY,
@@ -78,7 +77,7 @@ def losses() -> list[Panel]:
             "Collector's queue",
             Says(
                 "How full the queue to Tempo is, which holds 2000 batches.",
-                "It fills while Tempo is away; see the runbook PipelineBacklog.",
+                "It fills while Tempo is down or slow; see the runbook PipelineBacklog.",
             ),
             [query("sum(otelcol_exporter_queue_size) / sum(otelcol_exporter_queue_capacity)", "used")],
             unit="percentunit",
@@ -90,14 +89,14 @@ def losses() -> list[Panel]:
         timeseries(
             "Lines: Alloy and Loki",
             Says(
-                "Log lines per second that Alloy reads and sends, and that Loki takes.",
-                "Read and not sent: Loki is away or slow; they wait in the files. Loki takes more than Alloy reads:"
+                "Log lines per second that Alloy reads and sends, and that Loki receives.",
+                "Read and not sent: Loki is down or slow; lines wait in the files. Loki receives more than Alloy reads:"
                 " lines are read again after a crash.",
             ),
             [
                 query("sum(rate(loki_source_file_read_lines_total[$__rate_interval]))", "Alloy reads"),
                 query("sum(rate(loki_write_sent_entries_total[$__rate_interval]))", "Alloy sends"),
-                query("sum(rate(loki_distributor_lines_received_total[$__rate_interval]))", "Loki takes"),
+                query("sum(rate(loki_distributor_lines_received_total[$__rate_interval]))", "Loki receives"),
             ],
             unit="cps",
             signals=ANY,
@@ -123,12 +122,12 @@ def losses() -> list[Panel]:
         timeseries(
             "Alerts and notifications",
             Says(
-                "Alerts that fire, and notifications that Alertmanager sent or could not send, per second.",
-                "Alerts without notifications are muted by their cause, or nobody can be told: see the runbook"
+                "Firing alerts, and notifications per second that Alertmanager sent or failed to send.",
+                "Alerts without notifications: their cause mutes them, or delivery fails: see the runbook"
                 " NotificationsFailing.",
             ),
             [
-                query('count(ALERTS{alertstate="firing"}) or vector(0)', "alerts that fire"),
+                query('count(ALERTS{alertstate="firing"}) or vector(0)', "firing alerts"),
                 query("sum(rate(alertmanager_notifications_total[$__rate_interval]))", "sent"),
                 query("sum(rate(alertmanager_notifications_failed_total[$__rate_interval]))", "failed"),
             ],
@@ -156,31 +155,31 @@ def saturation() -> list[Panel]:
             "CPU",
             "CPU",
             "The share of a core that each process of a service uses.",
-            "Near 100 %: requests queue. More processes (dicelab up --workers) or less to do for each request.",
+            "Near 100 %: requests queue. Add processes (dicelab up --workers) or do less for each request.",
         ),
         resource(
             "Memory",
             "memory",
             "The memory of each process of a service, as a share of a container's limit of 512 MiB.",
-            "Growing while requests in flight do: they wait for something. Growing for ever: a leak.",
+            "Growing with the requests in flight: they wait for something. Growing for ever: a leak.",
         ),
         resource(
             "Descriptors",
             "descriptors",
-            "Open files and connections, as a share of what a process may have.",
+            "Open files and connections, as a share of the process's limit.",
             "Near 100 %: connections are refused. What do the requests in flight wait for?",
         ),
         resource(
             "Event loop",
             "event loop",
             "The lag of the event loop: at 100 % one callback in twenty runs 0.1 s late.",
-            "High while CPU is free: something blocks the loop. High with CPU: saturated.",
+            "High while CPU is free: something blocks the loop. High with high CPU: the service is saturated.",
         ),
         timeseries(
             "Requests in flight",
             Says(
-                "Requests that each service is answering at the moment of a scrape.",
-                "It must come back to what is usual after a burst; what stays waits for something.",
+                "Requests in flight in each service at the time of a scrape.",
+                "It must return to its usual level after a burst; requests that remain wait for something.",
             ),
             [query("sum by (job) (http_requests_in_flight)", "{{job}}")],
             unit="short",
@@ -192,7 +191,7 @@ def saturation() -> list[Panel]:
             "Memory of the engines",
             Says(
                 "Resident memory of each engine.",
-                "Tempo may need a gigabyte for a moment when many traces are looked up at once. Growing for ever: see"
+                "Tempo may briefly need a gigabyte when many traces are looked up at once. Growing for ever: see"
                 " its log.",
             ),
             [query(f'sum by (job) (process_resident_memory_bytes{{job!~"{SERVICES}"}})', "{{job}}")],
@@ -216,4 +215,4 @@ def saturation() -> list[Panel]:
     ]
 
 
-ROWS = (Row("Targets", targets), Row("Telemetry on its way", losses), Row("Saturation", saturation))
+ROWS = (Row("Targets", targets), Row("Telemetry pipelines", losses), Row("Saturation", saturation))

@@ -1,4 +1,4 @@
-"""The objectives' dashboard: what compose/prometheus/rules/slo.yml records, and what is left of each budget."""
+"""The dashboard of the objectives that compose/prometheus/rules/slo.yml records, and of their error budgets."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ FAILED = Signals('{level="ERROR"} | json', "{status=error}")
 SLOW = Signals('{service_name="dice-roller"} | json', '{resource.service.name="dice-roller" && duration>1500ms}')
 WINDOWS = ("5m", "30m", "1h", "2h", "6h", "1d", "3d")
 BUDGET = [(0, AMBER), (0.25, GREEN)]
-# Multiples of the speed that uses the budget up in exactly 30 days; at these the alerts fire.
+# Multiples of the rate that spends the budget in exactly 30 days; the alerts fire at these.
 BURN = [(1, AMBER), (14.4, RED)]
 
 
@@ -31,7 +31,7 @@ def _objective(sli: str, name: str, budget: str, signals: Signals, good: str) ->
             Says(
                 f"The share of users' rolls that {good}, over 30 days or as long as there are records. The objective"
                 f" is 1 less the budget of {budget}.",
-                "Below the objective the budget is spent; its burn rates say when that happened.",
+                "Below the objective the budget is spent; its burn rates show when that happened.",
             ),
             [query(f"1 - roll:{sli}_errors:ratio_rate30d", name.lower())],
             unit="percentunit",
@@ -44,8 +44,8 @@ def _objective(sli: str, name: str, budget: str, signals: Signals, good: str) ->
         number(
             f"{name}: error budget left",
             Says(
-                "What is left of the budget of 30 days. Below zero the objective is missed.",
-                "While it shrinks fast, mend before anything else; see the burn alert's runbook.",
+                "The remaining error budget of 30 days. Below zero the objective is missed.",
+                "While it shrinks fast, fix that before anything else; see the burn alert's runbook.",
             ),
             [query(f"roll:{sli}_error_budget:remaining30d", "left")],
             unit="percentunit",
@@ -58,7 +58,7 @@ def _objective(sli: str, name: str, budget: str, signals: Signals, good: str) ->
         timeseries(
             f"{name}: burn rate",
             Says(
-                "How many times faster than allowed the budget is being used, over windows of different length. At 1"
+                "How many times faster than allowed the budget is spent, over windows of different length. At 1"
                 " it lasts exactly 30 days.",
                 "The alerts fire when a long and a short window are above their limit: 14.4 for 1h and 5m, 6 for 6h"
                 " and 30m, 3 for 1d and 2h, 1 for 3d and 6h.",
@@ -86,10 +86,10 @@ def dice() -> list[Panel]:
         bars(
             "Designed failures: share of each die's own budget",
             Says(
-                "How much of what a die may fail it has failed in the last hour. Risky and extreme dice fail by"
-                " design; that is counted here and never against availability.",
-                "Above 100 % a die fails more than designed: compare its specification's error_rate with the budget"
-                " in compose/prometheus/rules/slo.yml. Few rolls make it jump.",
+                "The share of its failure budget that each die used in the last hour. Risky and extreme dice fail by"
+                " design; these failures count here and never against availability.",
+                "Above 100 % a die fails more often than designed: compare its error_rate with the budget"
+                " in compose/prometheus/rules/slo.yml. With few rolls the value jumps.",
             ),
             [query("die:roll_failures:ratio_rate1h / on (die_type) (die:failure_budget:ratio > 0)", "{{die_type}}")],
             unit="percentunit",
@@ -100,9 +100,9 @@ def dice() -> list[Panel]:
         timeseries(
             "Requests by outcome",
             Says(
-                "Requests for rolls per second, by how they ended, where the user meets the system. 'error' is what"
+                "Requests for rolls per second, by outcome, at the service that users call. 'error'"
                 " burns the availability budget; 'die_failed' is by design.",
-                "Many 'abandoned': users do not wait for answers; look at the latency.",
+                "Many 'abandoned': users do not wait for responses; look at the latency.",
             ),
             [
                 query(
@@ -118,7 +118,7 @@ def dice() -> list[Panel]:
         number(
             "Alerts firing",
             Says(
-                "Alerts that fire at the moment; the red marks in all dashboards say when.",
+                "Alerts that fire now; the red marks in all dashboards show when.",
                 "Each names its runbook in docs/runbooks.",
             ),
             [query('count(ALERTS{alertstate="firing"}) or vector(0)', "firing")],

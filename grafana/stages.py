@@ -1,4 +1,4 @@
-"""What each stage's dashboard shows: its own panels after those of the stages before it."""
+"""The panels of each stage's dashboard: its own, and those of the stages before it."""
 
 from __future__ import annotations
 
@@ -50,14 +50,14 @@ DATABASE = Signals(
 )
 BATCHES = of("dice-roller", 'name="GET /roll-async"')
 
-# What the objectives count: a caller's own mistakes and callers that went away are no one's failure.
+# What the objectives count: client errors and callers that disconnected are not failures.
 ELIGIBLE = 'outcome=~"success|die_failed|error"'
-# Not those that PostgreSQL brings along, nor what belongs to none (an empty name).
+# Not PostgreSQL's own databases, nor connections without a database (an empty name).
 OWN_DATABASES = 'datname!~"template.*|postgres|"'
 
 
 def _share(part: str, whole: str) -> str:
-    """Of counters that are there, at zero, before they first count."""
+    """The ratio of two counters that exist, at zero, before their first increment."""
     return f"sum(increase({part}[$__range])) / sum(increase({whole}[$__range]))"
 
 
@@ -70,7 +70,7 @@ def _average(metric: str, matchers: str, by: str = "") -> str:
 
 
 def _beyond_design() -> str:
-    """By how many standard deviations more rolls of each die failed in the time range than its budget says.
+    """By how many standard deviations the failed rolls of each die exceed its budget in the time range.
 
     The 1 keeps the fair die, whose budget is 0, finite: five of its rolls must fail to reach 5.
     """
@@ -87,15 +87,15 @@ def _faces(faces: Sequence[int]) -> list[tuple[str, str]]:
 
 
 def overview() -> list[Panel]:
-    """The same on every stage. The rules record at the frontend, or at the dice-roller where there is none."""
+    """The same at every stage. The rules use the frontend's metrics, or without a frontend the dice-roller's."""
     failing = Signals('{level=~"ERROR|CRITICAL"} | json', "{status=error}")
     return [
         summary(
             "Service level",
             Says(
-                "What users get now, over the last minute: requests for rolls per second, the share of them that was"
+                "What users got in the last minute: requests for rolls per second, the share of them that was"
                 " served (a die's designed failures count as served), and how long all but one in twenty took.",
-                "A share below 99.5 %: Error logs says what fails. Slower than 1.5 s: open a dot in Latency of a roll.",
+                "Below 99.5 %: Error logs shows what fails. Slower than 1.5 s: open a dot in Latency of a roll.",
             ),
             [
                 Figure(query("roll:requests:rate1m", "requests"), "reqps"),
@@ -112,10 +112,10 @@ def overview() -> list[Panel]:
         summary(
             "Health",
             Says(
-                "The fullest resource of any service (CPU, memory, descriptors, event loop), what is left of the error"
-                " budget of 30 days, and how many alerts fire.",
-                "Which resource, and what the engines do, is in the dashboard Pipeline and saturation; the burn of the"
-                " budget in Objectives. Each alert names its runbook in docs/runbooks.",
+                "The fullest resource of any service (CPU, memory, descriptors, event loop), the remaining error"
+                " budget of 30 days, and the number of firing alerts.",
+                "The dashboard Pipeline and saturation shows the resources and the engines, Objectives the burn of the"
+                " budget. Each alert names its runbook in docs/runbooks.",
             ),
             [
                 Figure(
@@ -151,8 +151,8 @@ def dice_roller() -> list[Panel]:
             "Request rate",
             Says(
                 "Requests per second to the dice-roller, by route and status.",
-                "No line at all: is the service up, does Prometheus scrape it? Many 503 or 504: look at what the"
-                " roller depends on. Many 500: which dice are rolled? Risky ones fail by design.",
+                "No series at all: is the service up, does Prometheus scrape it? Many 503 or 504: look at the services"
+                " that the roller depends on. Many 500: which dice are rolled? Risky ones fail by design.",
             ),
             [
                 query(
@@ -171,7 +171,7 @@ def dice_roller() -> list[Panel]:
                 "How long GET /roll takes: half of the requests less than p50, all but one in a hundred less than"
                 " p99. Each dot is one request; a click on it opens its trace.",
                 "A roll waits up to one second by design. More than that is spent elsewhere: open a dot above the"
-                " line and see which span is the long one.",
+                " line and find the longest span.",
             ),
             quantiles("http_request_duration_seconds", roll),
             unit="s",
@@ -182,11 +182,11 @@ def dice_roller() -> list[Panel]:
         bars(
             "Error rate by die",
             Says(
-                "How many more rolls of a die failed in the time range than its design allows, in standard deviations."
-                " Risky is designed to fail every tenth time, extreme every second time. 0 is as many as designed or"
-                " fewer, up to 3 is chance.",
-                "A die above 5 has another error_rate than its design: compare its specification with the budgets in"
-                " compose/prometheus/rules/slo.yml. Open the failed traces: the roll's span says why.",
+                "By how many standard deviations the failed rolls of a die exceed its design in the time range."
+                " Risky is designed to fail every tenth time, extreme every second time. 0 means as designed or"
+                " better, up to 3 is chance.",
+                "Above 5 the die's error_rate differs from its design: compare its specification with the budgets in"
+                " compose/prometheus/rules/slo.yml. Open the failed traces: the roll's span has the reason.",
             ),
             [total(_beyond_design(), "{{die_type}}")],
             idle="No die has been rolled in this time range.",
@@ -202,8 +202,8 @@ def dice_roller() -> list[Panel]:
         bars(
             "Rolls by die",
             Says(
-                "How many rolls came out or failed in the time range, by die; each roll of a batch counts.",
-                "A die that is missing has not been rolled. 'unknown' are requests for dice there are none of: the"
+                "How many rolls succeeded or failed in the time range, by die; each roll of a batch counts.",
+                "A missing die has not been rolled. 'unknown' counts requests for dice that do not exist: the"
                 " log's warnings name them.",
             ),
             [
@@ -220,8 +220,8 @@ def dice_roller() -> list[Panel]:
             "Faces of the fair die",
             Says(
                 "How often each face of the fair die came up in the time range: exact counts, not cumulated.",
-                "Expect the same number for all six, give or take twice its square root. A face that stays behind"
-                " for thousands of rolls is no chance.",
+                "Expect the same number for all six, within twice its square root. A face that stays behind"
+                " for thousands of rolls is not chance.",
             ),
             per_bucket("dice_roll_value", 'job="dice-roller",die_type="fair"', _faces(range(1, 7))),
             unit="short",
@@ -236,7 +236,7 @@ def dice_roller() -> list[Panel]:
             Says(
                 "How often each face of the risky die, 2 to 7, came up in the time range: exact counts. Rolls that"
                 " failed have no face.",
-                "Expect the same number for all six. Fewer rolls than asked for are its designed failures; see"
+                "Expect the same number for all six. Their sum is lower than the rolls by its designed failures; see"
                 " Error rate by die.",
             ),
             per_bucket("dice_roll_value", 'job="dice-roller",die_type="risky"', _faces(range(2, 8))),
@@ -251,7 +251,7 @@ def dice_roller() -> list[Panel]:
             "Recent logs",
             Says(
                 "The dice-roller's newest log lines. Unfold one for its fields; its trace id leads to the trace.",
-                "Nothing although there is traffic: do logs arrive in Loki at all? Ask for one in Explore, then look"
+                "Nothing although there is traffic: do logs arrive in Loki at all? Query one in Explore, then look"
                 " at Alloy.",
             ),
             '{service_name="dice-roller"}',
@@ -259,7 +259,7 @@ def dice_roller() -> list[Panel]:
         lines(
             "Error logs",
             Says(
-                "What any service has logged as an error.",
+                "Errors in the logs of all services.",
                 "Failed rolls of risky dice are expected here. For anything else open the line's trace.",
             ),
             '{level=~"ERROR|CRITICAL"}',
@@ -268,17 +268,17 @@ def dice_roller() -> list[Panel]:
             "Recent traces",
             Says(
                 "The newest requests for rolls as traces; a click on an id opens the trace.",
-                "Nothing although there is traffic: do spans arrive in Tempo? telemetry_dropped_total says if the"
-                " services had to drop some.",
+                "Nothing although there is traffic: do spans arrive in Tempo? telemetry_dropped_total shows whether the"
+                " services dropped some.",
             ),
             '{resource.service.name="dice-roller" && name=~"GET /roll.*"}',
         ),
         words(
             "From a trace to its logs, and back",
-            Says("How the three signals of one roll are found.", "The ids are in every answer's X-Trace-Id header."),
+            Says("How to find the three signals of one roll.", "The ids are in every answer's X-Trace-Id header."),
             "1. **Metric → trace:** a dot in *Latency of a roll* is one request; *Query with Tempo* opens its trace.\n"
             "2. **Trace → logs:** each span of a trace has *Logs for this span*.\n"
-            "3. **Log → trace:** unfold a log line; beside its `trace_id` stands a link to the trace.\n"
+            "3. **Log → trace:** unfold a log line; its `trace_id` links to the trace.\n"
             "4. **Any roll:** each answer carries its id in `X-Trace-Id`. In Explore, Tempo takes the id itself,"
             ' Loki `{service_name="dice-roller"} | trace_id="…"`.',
         ),
@@ -290,8 +290,8 @@ def frontend() -> list[Panel]:
         timeseries(
             "Frontend request rate",
             Says(
-                "What users got per second, from the page and its JSON face alike, by status.",
-                "503: the dice-roller cannot be reached. 504: it took too long. 500: a roll failed, or the roller did.",
+                "Responses to users per second, from the page and the JSON API, by status.",
+                "503: the dice-roller is unreachable. 504: it took too long. 500: a roll or the roller failed.",
             ),
             [
                 query(
@@ -307,8 +307,8 @@ def frontend() -> list[Panel]:
             "Frontend success rate",
             Says(
                 "The share of users' requests that were served, over the whole time range. A die's designed failures"
-                " count as served, unknown dice and callers that went away are left out.",
-                "100 % while nothing is broken. Below it, Error logs and the statuses in Frontend request rate say what"
+                " count as served; unknown dice and callers that disconnected are left out.",
+                "100 % while nothing is broken. Below it, Error logs and the status in Frontend request rate show what"
                 " failed.",
             ),
             [
@@ -332,8 +332,8 @@ def frontend() -> list[Panel]:
         timeseries(
             "Button clicks by die",
             Says(
-                "Rolls asked for per second, by die; a batch is one click.",
-                "Clicks without requests beside them are still under way, or never got an answer.",
+                "Requested rolls per second, by die; a batch is one click.",
+                "Clicks without matching requests are still in progress, or never got a response.",
             ),
             [
                 query(
@@ -351,8 +351,8 @@ def frontend() -> list[Panel]:
         timeseries(
             "End-to-end latency",
             Says(
-                "From a click to the answer, as the user felt it. Each dot is one click; it opens its trace.",
-                "Compare with Latency of a roll: what is longer here is spent between the services.",
+                "The time from a click to the response. Each dot is one click; it opens its trace.",
+                "Compare with Latency of a roll: the difference is spent between the services.",
             ),
             quantiles("streamlit_request_duration_seconds", 'job="frontend",die_type=~"$die"'),
             unit="s",
@@ -364,16 +364,16 @@ def frontend() -> list[Panel]:
             "Frontend logs",
             Says(
                 "The frontend's newest operational log lines.",
-                "'Backend failed' tells the URL and the status it got; the line's trace tells where it broke.",
+                "'Backend failed' has the URL and the status; the line's trace shows where it failed.",
             ),
             '{service_name="frontend"}',
         ),
         service_map(
             "Service map",
             Says(
-                "Who calls whom: requests per second and mean duration, found in the traces by Tempo. The ring is the"
+                "Calls between services: requests per second and mean duration, derived from traces. The ring is the"
                 " share of failed requests.",
-                "A missing arrow: no trace crosses there. Does the caller pass its trace context on, does Tempo write"
+                "A missing arrow: no trace crosses there. Does the caller propagate its trace context, does Tempo write"
                 " to Prometheus?",
             ),
         ),
@@ -387,8 +387,8 @@ def die_service() -> list[Panel]:
         timeseries(
             "Die-service request rate",
             Says(
-                "Requests per second to the die-service, by status. 404 is a die there is none of.",
-                "503 and 504 come from its store of dice. No line although dice are rolled: the roller does not"
+                "Requests per second to the die-service, by status. 404: no such die.",
+                "503 and 504 come from its store of dice. No series although dice are rolled: the roller does not"
                 " reach it.",
             ),
             [
@@ -397,15 +397,15 @@ def die_service() -> list[Panel]:
                     "{{status}}",
                 )
             ],
-            idle="Nobody has asked the die-service in this time range. Roll a die.",
+            idle="No request to the die-service in this time range. Roll a die.",
             unit="reqps",
             signals=DIE_SERVICE,
         ),
         bars(
             "Dice requested",
             Says(
-                "How often each die's specification was asked for in the time range.",
-                "Expect one question a roll or batch. 'unknown' are names of dice there are none of.",
+                "How often each die's specification was requested in the time range.",
+                "Expect one request a roll or batch. 'unknown' counts names of dice that do not exist.",
             ),
             [
                 total(
@@ -413,7 +413,7 @@ def die_service() -> list[Panel]:
                     "{{identifier}}",
                 )
             ],
-            idle="Nobody has asked the die-service in this time range. Roll a die.",
+            idle="No request to the die-service in this time range. Roll a die.",
             unit="short",
             signals=Signals('{service_name="die-service"} | json | die_identifier=~"${die:regex}"', DIE_SERVICE.traces),
         ),
@@ -421,10 +421,10 @@ def die_service() -> list[Panel]:
             "Die-service latency",
             Says(
                 "How long the die-service takes for GET /dice; each dot opens its trace.",
-                "It has nothing to wait for but its store: with a database, open a slow dot and look at its SELECT.",
+                "It waits only for its store: with a database, open a slow dot and look at its SELECT.",
             ),
             quantiles("http_request_duration_seconds", served),
-            idle="Nobody has asked the die-service in this time range. Roll a die.",
+            idle="No request to the die-service in this time range. Roll a die.",
             unit="s",
             signals=DIE_SERVICE,
             steps=[(0.5, RED)],
@@ -432,8 +432,8 @@ def die_service() -> list[Panel]:
         timeseries(
             "Roller to die-service: rate",
             Says(
-                "Questions per second that the roller asked, by what became of them.",
-                "Should be equal to the die-service's own request rate; what is missing there never arrived.",
+                "Requests per second from the roller to the die-service, by outcome.",
+                "It should equal the die-service's own request rate; requests missing there never arrived.",
             ),
             [
                 query(
@@ -448,10 +448,10 @@ def die_service() -> list[Panel]:
         timeseries(
             "Roller to die-service: errors",
             Says(
-                "Questions per second that failed: HTTP errors, timeouts and failed connections. Asking for a die there"
-                " is none of (404) is no failure.",
+                "Failed requests per second: HTTP errors, timeouts and failed connections. An unknown die (404)"
+                " is not a failure.",
                 "connection_error: the die-service is down. timeout: it hangs, or all connections to it are busy."
-                " 503: its database is away.",
+                " 503: its database is unavailable.",
             ),
             [
                 query(
@@ -460,7 +460,7 @@ def die_service() -> list[Panel]:
                     "{{status}}",
                 )
             ],
-            idle="Every question got its die in this time range.",
+            idle="No request to the die-service failed in this time range.",
             unit="reqps",
             signals=Signals(
                 '{service_name="dice-roller",level="WARNING"} | json | die_found="false"',
@@ -471,8 +471,8 @@ def die_service() -> list[Panel]:
         timeseries(
             "Roller to die-service: latency",
             Says(
-                "How long the roller waits for the die-service's answer; each dot opens its trace.",
-                "Far above Die-service latency: the time is lost on the way, or waiting for a free connection.",
+                "How long the roller waits for the die-service's response; each dot opens its trace.",
+                "Far above Die-service latency: the time is spent in the network, or waiting for a free connection.",
             ),
             quantiles("die_service_request_duration_seconds", 'job="dice-roller"'),
             unit="s",
@@ -483,7 +483,7 @@ def die_service() -> list[Panel]:
             "Die-service logs",
             Says(
                 "The die-service's newest log lines.",
-                "Warnings name dice there are none of; errors come from the database.",
+                "Warnings name dice that do not exist; errors come from the database.",
             ),
             '{service_name="die-service"}',
         ),
@@ -491,7 +491,7 @@ def die_service() -> list[Panel]:
             "Traces across all services",
             Says(
                 "The newest rolls whose trace crosses the frontend, the dice-roller and the die-service.",
-                "Empty although dice are rolled: one of the three passes no trace context on. Compare with Recent"
+                "Empty although dice are rolled: one of the three propagates no trace context. Compare with Recent"
                 " traces.",
             ),
             '{resource.service.name="frontend"} >> {resource.service.name="die-service"}',
@@ -517,8 +517,8 @@ def batches() -> list[Panel]:
             "Rolls one by one and in batches",
             Says(
                 "Requests per second for single rolls and for batches, and the rolls of those batches.",
-                "Rolls of batches far above batches is what they are for. Batches without rolls are dice there are"
-                " none of, or a die-service that is away.",
+                "Rolls in batches should be far above batches. Batches without rolls: unknown dice,"
+                " or the die-service is down.",
             ),
             [
                 query(
@@ -537,7 +537,7 @@ def batches() -> list[Panel]:
         bars(
             "Batch sizes",
             Says(
-                "How many batches of each size were asked for in the time range.",
+                "How many batches of each size were requested in the time range.",
                 "One size only: is a load generator running? Sizes above the limit are refused and not shown.",
             ),
             per_bucket("async_roll_batch_size", 'job="dice-roller"', sizes),
@@ -551,11 +551,11 @@ def batches() -> list[Panel]:
         timeseries(
             "Rolls in progress",
             Says(
-                "The most rolls of batches that were under way at once, as far as a scrape saw them.",
-                "It must come back to zero: rolls that stay in progress hang. A roll takes a second at most.",
+                "The highest number of concurrent rolls in batches, as seen by scrapes.",
+                "It must return to zero: rolls that stay in progress hang. A roll takes a second at most.",
             ),
             [query('max(max_over_time(async_rolls_in_progress{job="dice-roller"}[$__rate_interval]))', "in progress")],
-            idle="The dice-roller says nothing; see the runbook ServiceDown.",
+            idle="The dice-roller exposes no metrics; see the runbook ServiceDown.",
             unit="short",
             signals=BATCHES,
             steps=[(500, AMBER)],
@@ -564,7 +564,7 @@ def batches() -> list[Panel]:
             "Duration of single rolls",
             Says(
                 "Mean and 95th percentile of GET /roll.",
-                "The measure to hold batches against. Above 1.5 s something other than the die takes time.",
+                "The baseline for batches. Above 1.5 s something other than the die takes time.",
             ),
             [
                 query(single, "mean"),
@@ -578,8 +578,8 @@ def batches() -> list[Panel]:
             "Duration of batches",
             Says(
                 "Mean and 95th percentile of GET /roll-async, the whole request as in Duration of single rolls.",
-                "It should be that of the slowest single roll, whatever the size. If it grows with the size, the"
-                " rolls wait for each other: open a dot and look whether their spans overlap.",
+                "It should equal the slowest single roll, whatever the size. If it grows with the size, the"
+                " rolls wait for each other: open a dot and check whether their spans overlap.",
             ),
             [
                 query(batch, "mean"),
@@ -593,9 +593,9 @@ def batches() -> list[Panel]:
         timeseries(
             "Measured speed-up",
             Says(
-                "How many times longer the rolls of the batches would have taken as requests of their own, one after"
-                " the other: their number times the mean duration of GET /roll, by the time that GET /roll-async took.",
-                "Batches of ten reach 5.5 where a roll waits up to a second; 1 means that rolling at once gains"
+                "How many times longer the rolls of the batches would have taken as single requests, one after"
+                " the other: their number times the mean duration of GET /roll, divided by that of GET /roll-async.",
+                "Batches of ten reach 5.5 where a roll waits up to a second; 1 means that concurrency gains"
                 " nothing. Needs single rolls and batches in the same rate interval.",
             ),
             [
@@ -618,8 +618,8 @@ def database() -> list[Panel]:
         timeseries(
             "Database connections",
             Says(
-                "Connections to the database, as PostgreSQL itself counts them.",
-                "The die-service holds its pool and one to watch by. None: it is cut off. Many more: something else"
+                "Connections to the database, as counted by PostgreSQL.",
+                "The die-service holds its pool and one for probes. None: it is disconnected. Many more: something else"
                 " uses the database, or connections leak.",
             ),
             [
@@ -628,14 +628,14 @@ def database() -> list[Panel]:
                     "{{datname}}",
                 )
             ],
-            idle="The PostgreSQL exporter says nothing; see the runbook ExporterDown.",
+            idle="The PostgreSQL exporter exposes no metrics; see the runbook ExporterDown.",
             unit="short",
             signals=DATABASE,
         ),
         timeseries(
             "Connections by state",
             Says(
-                "What the connections do at the moment of a scrape: active ones run a query.",
+                "The states of the connections at the time of a scrape: active ones run a query.",
                 "Queries take a millisecond, so active is mostly the exporter itself. Many active: slow or locked"
                 " queries. 'idle in transaction' holds locks and should not be there.",
             ),
@@ -646,14 +646,14 @@ def database() -> list[Panel]:
                     "{{state}}",
                 )
             ],
-            idle="The PostgreSQL exporter says nothing; see the runbook ExporterDown.",
+            idle="The PostgreSQL exporter exposes no metrics; see the runbook ExporterDown.",
             unit="short",
             signals=DATABASE,
         ),
         number(
             "Database size",
             Says(
-                "Bytes that the database takes on disk; an empty one has some megabytes.",
+                "The size of the database on disk; an empty one has some megabytes.",
                 "The dice take a few rows. If it grows, something else writes to it.",
             ),
             [
@@ -662,7 +662,7 @@ def database() -> list[Panel]:
                     "{{datname}}",
                 )
             ],
-            idle="The PostgreSQL exporter says nothing; see the runbook ExporterDown.",
+            idle="The PostgreSQL exporter exposes no metrics; see the runbook ExporterDown.",
             unit="bytes",
             signals=DATABASE,
             steps=[(1e9, AMBER)],
@@ -699,9 +699,9 @@ def database() -> list[Panel]:
         timeseries(
             "Query errors",
             Says(
-                "Queries per second that failed, those that found no connection among them.",
-                "Any at all is wrong. The query logs say why: refused, cancelled for being too slow, or no connection"
-                " to be had.",
+                "Failed queries per second, including those that got no connection.",
+                "Any at all is wrong. The query logs have the reason: refused, cancelled as too slow, or no connection"
+                " available.",
             ),
             [
                 query(
@@ -721,15 +721,15 @@ def database() -> list[Panel]:
         timeseries(
             "Connection pool",
             Says(
-                "Connections of the die-service's pool: open ones, and those of them that nobody uses.",
+                "Connections of the die-service's pool: open ones, and idle ones.",
                 "None free: queries wait, then fail; see the runbook DatabasePoolExhausted. None open: the database"
-                " is away.",
+                " is unavailable.",
             ),
             [
                 query('sum(database_connection_pool_size{job="die-service"})', "open"),
                 query('sum(database_connection_pool_available{job="die-service"})', "free"),
             ],
-            idle="The die-service says nothing; see the runbook ServiceDown.",
+            idle="The die-service exposes no metrics; see the runbook ServiceDown.",
             unit="short",
             signals=DATABASE,
         ),
@@ -737,10 +737,10 @@ def database() -> list[Panel]:
             "Database up",
             Says(
                 "Whether PostgreSQL answers its exporter.",
-                "Down: see the runbook DatabaseDown. No value at all: the exporter is away, see ExporterDown.",
+                "Down: see the runbook DatabaseDown. No value at all: the exporter is down, see ExporterDown.",
             ),
             [query('min(pg_up{job="postgres-exporter"})', "database")],
-            idle="The PostgreSQL exporter says nothing; see the runbook ExporterDown.",
+            idle="The PostgreSQL exporter exposes no metrics; see the runbook ExporterDown.",
             unit="none",
             signals=DATABASE,
             low_is_bad=True,
@@ -751,7 +751,7 @@ def database() -> list[Panel]:
             "Query success rate",
             Says(
                 "The share of queries that succeeded, over the whole time range.",
-                "Below 100 % the query logs have an error for each that failed.",
+                "Below 100 % the query logs have an error for each failed query.",
             ),
             [
                 total(
@@ -772,8 +772,8 @@ def database() -> list[Panel]:
         lines(
             "Query logs",
             Says(
-                "A line for each query: its kind, how long it took, how many rows it gave.",
-                "'Query failed' and 'Connection pool exhausted' say why; their trace shows which roll it was for.",
+                "A line for each query: its kind, its duration and its number of rows.",
+                "'Query failed' and 'Connection pool exhausted' give the reason; their trace shows the roll.",
             ),
             '{service_name="die-service"} | json | db_query_type=~".+"',
             width=24,
@@ -788,8 +788,8 @@ def usage() -> list[Panel]:
         timeseries(
             "Usage events",
             Says(
-                "What signed-in users did: signed in, rolled, signed out. Counted from the usage log lines.",
-                "Nothing although users roll: are they signed in? Then look whether Alloy sends lines with usage=true"
+                "Actions of signed-in users: sign-in, roll, sign-out. Counted from the usage log lines.",
+                "Nothing although users roll: are they signed in? Then check whether Alloy sends lines with usage=true"
                 " to the usage tenant.",
             ),
             [log_query(f"sum by (event_type) (count_over_time({events} [$__auto]))", "{{event_type}}")],
@@ -802,8 +802,8 @@ def usage() -> list[Panel]:
         number(
             "Active users and sessions",
             Says(
-                "Different names and different sessions that did something in the time range.",
-                "More sessions than users: people came back, or use several browsers. Names are not checked, so two"
+                "Distinct user names and sessions with events in the time range.",
+                "More sessions than users: users returned, or use several browsers. Names are not verified, so two"
                 " people may share one.",
             ),
             [
@@ -822,7 +822,7 @@ def usage() -> list[Panel]:
                 "A burst by one name is a script or a lost cookie; the usage lines show it.",
             ),
             [log_query(f'sum(count_over_time({events} | event_type="sign_in" [$__auto]))', "sign-ins")],
-            idle="Nobody has signed in in this time range.",
+            idle="No sign-in in this time range.",
             unit="short",
             signals=visits,
             bars=True,
@@ -831,8 +831,8 @@ def usage() -> list[Panel]:
         lines(
             "Usage log lines",
             Says(
-                "The usage log itself, from its own destination. These lines are nowhere else.",
-                "One of them among the frontend's operational logs, or another line here: the routing is wrong.",
+                "The usage log, from its own tenant. These lines are in no other tenant.",
+                "A usage line in the frontend's operational logs, or another line here: the routing is wrong.",
             ),
             events,
             width=24,

@@ -1,5 +1,9 @@
-"""The ``dicelab`` command: starts the lab, asks it and stops it. Imports none of its services."""
+"""The ``dicelab`` command: starts, inspects and stops a lab. It imports none of the services."""
 
 
 class LabError(Exception):
-    """Something the user can mend; its text is one line that says what."""
+    """An error that the user can fix; the text is one line that explains it."""
+
+
+class InputError(LabError):
+    """The user's input is not valid; the command ends with exit status 2."""

@@ -98,7 +98,7 @@ class Options:
 
     Attributes:
         stage: what the lab is checked against; ``None`` for the stage that runs.
-        timeout: seconds that each feature has to show itself.
+        timeout: the time limit of each feature, in seconds.
         compose: whether the lab runs in containers.
     """
 
@@ -112,7 +112,7 @@ def run(options: Options, console: Console) -> int:
     """Run the command; returns 0 when nothing is missing, else 1.
 
     Raises:
-        LabError: when no lab runs there, there is no such stage, or it is not given for containers.
+        LabError: when no lab runs there, the stage does not exist, or none is given for containers.
     """
     if options.compose:
         if options.stage is None:

@@ -15,7 +15,7 @@ from typing import Any
 
 import click
 
-from lab import LabError, options
+from lab import InputError, LabError, options
 from lab.options import DELAY, DURATION, EXPERIMENTS, PROBABILITY, PROFILES, RATE, Dice, Number, Ratio, count
 
 INTERRUPTED = 130  # exit status, as shells have it
@@ -44,10 +44,10 @@ def _run(module: str, given: dict[str, Any]) -> int:
 )
 @click.option("--host", default="127.0.0.1", metavar="ADDRESS", help="The address to listen on.")
 @click.option("--roll-delay", type=DELAY, metavar="SECONDS", help="The longest wait of a roll [default: 1]")
-@click.option("--engines", is_flag=True, help="Start Prometheus, Tempo and the like too, those that are on PATH.")
+@click.option("--engines", is_flag=True, help="Also start Prometheus, Tempo and the other engines that are on PATH.")
 @click.option("--workers", type=count(1, 64), default=1, metavar="N", help="Processes of dice-roller and die-service.")
 @click.option("--telemetry", type=click.Choice(["standard", "fast"]), help="How the services are instrumented.")
-@click.option("--detach", is_flag=True, help="Return once the lab is ready; it runs on.")
+@click.option("--detach", is_flag=True, help="Return once the lab is ready, and leave it running.")
 @click.option("--no-tail", is_flag=True, help="Do not follow the services' logs.")
 @options.run_dir
 def up(no_tail: bool, **given: Any) -> int:
@@ -56,7 +56,7 @@ def up(no_tail: bool, **given: Any) -> int:
 
 
 @dicelab.command()
-@click.option("--stage", type=int, metavar="1..6", help="Which stage it is to be [default: what runs]")
+@click.option("--stage", type=int, metavar="1..6", help="The stage to check against [default: the running one]")
 @click.option("--timeout", type=DELAY, default=20.0, metavar="SECONDS", help="The time limit of one feature.")
 @click.option("--compose", is_flag=True, help="Check the lab in containers, by docker or podman.")
 @options.run_dir
@@ -84,7 +84,7 @@ def down(**given: Any) -> int:
 
 
 @dicelab.command()
-@click.option("--users", type=count(1, options.MAX_USERS), default=5, metavar="N", help="Users at the same time.")
+@click.option("--users", type=count(1, options.MAX_USERS), default=5, metavar="N", help="Concurrent users.")
 @click.option("--max-rolls", type=count(1, 1_000_000), metavar="N", help="A user rolls 1 to N times [default: 10]")
 @click.option("--die", type=Dice(), metavar="MIX", help="Dice and proportions, such as fair=3,risky=1 [default: all]")
 @click.option("--async-probability", type=PROBABILITY, metavar="P", help="The share of batches [default: 0.2]")
@@ -124,8 +124,8 @@ def compare(**given: Any) -> int:
 
 @dicelab.command()
 @click.option("--rate", type=RATE, default=50.0, metavar="N", help="Queries a second.")
-@click.option("--duration", type=DURATION, default=10.0, metavar="SECONDS", help="How long.")
-@click.option("--ratio", type=Ratio(), default="1:4", metavar="LIST:GET", help="Lists to single dice.")
+@click.option("--duration", type=DURATION, default=10.0, metavar="SECONDS", help="The duration.")
+@click.option("--ratio", type=Ratio(), default="1:4", metavar="LIST:GET", help="Ratio of lists to single dice.")
 @options.url
 @options.experiment
 def load_db(**given: Any) -> int:
@@ -135,14 +135,14 @@ def load_db(**given: Any) -> int:
 
 @dicelab.command()
 @click.argument("experiment", type=click.Choice(EXPERIMENTS), metavar="EXPERIMENT")
-@click.option("--compose", is_flag=True, help="Break the lab in containers, by docker or podman.")
-@click.option("--rate", type=RATE, default=50.0, metavar="N", help="Rolls a second meanwhile.")
-@click.option("--steady", type=DURATION, default=5.0, metavar="SECONDS", help="Before the fault.")
-@click.option("--fault", type=DURATION, default=20.0, metavar="SECONDS", help="With the fault.")
+@click.option("--compose", is_flag=True, help="Use the lab in containers, by docker or podman.")
+@click.option("--rate", type=RATE, default=50.0, metavar="N", help="Rolls a second during the experiment.")
+@click.option("--steady", type=DURATION, default=5.0, metavar="SECONDS", help="Duration before the fault.")
+@click.option("--fault", type=DURATION, default=20.0, metavar="SECONDS", help="Duration of the fault.")
 @click.option("--recovery", type=DURATION, default=30.0, metavar="SECONDS", help="The time limit of the recovery.")
 @options.experiment
 def chaos(**given: Any) -> int:
-    """Break the lab in one way, and check what shows it."""
+    """Inject a fault into the lab, and check that telemetry shows it."""
     return _run("chaos.command", given)
 
 
@@ -150,10 +150,42 @@ chaos.epilog = f"Experiments: {', '.join(EXPERIMENTS)}."
 
 
 @dicelab.command()
+@click.argument("query", metavar="QUERY")
+@click.option("--json", is_flag=True, help="Print an array with an object a row.")
+@click.option("--csv", is_flag=True, help="Print comma-separated values.")
+@options.run_dir
+def sql(**given: Any) -> int:
+    """Query the spans and log lines of the run dir.
+
+    Tables: spans, lines. 'describe spans' lists columns.
+    """
+    return _run("sql", given)
+
+
+@dicelab.command()
+@click.argument("before", type=count(1, 6), metavar="A")
+@click.argument("after", type=count(1, 6), metavar="B")
+@click.option("--seed", type=int, default=7, metavar="N", help="Of the rolls in both stages.")
+@click.option("--no-run", "static", is_flag=True, help="Compare settings, services and panels; start nothing.")
+@click.option("--json", is_flag=True, help="Print the changes as JSON.")
+def diff(**given: Any) -> int:
+    """Compare two stages.
+
+    Starts both for a moment, beside any lab that runs, and compares settings, services, routes, metrics, log fields,
+    spans and panels, and the traces of one roll.
+    """
+    return _run("diff", given)
+
+
+@dicelab.command()
 @click.argument("what", nargs=-1, metavar="[signals|paths|scale]...")
-@click.option("--rounds", type=count(1, 100_000), default=5, metavar="N", help="How often each is measured.")
+@click.option("--rounds", type=count(1, 100_000), default=5, metavar="N", help="How often each variant is measured.")
 @click.option(
-    "--seconds", type=Number(0.1, 3600, " seconds"), default=3.0, metavar="SECONDS", help="How long each time."
+    "--seconds",
+    type=Number(0.1, 3600, " seconds"),
+    default=3.0,
+    metavar="SECONDS",
+    help="Duration of each measurement.",
 )
 @click.option("--clients", type=count(1, 4000), default=64, metavar="N", help="Connections.")
 @click.option(
@@ -185,7 +217,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return status or 0
     except LabError as error:
         print(f"dicelab: {error}", file=sys.stderr)
-        return 1
+        return 2 if isinstance(error, InputError) else 1
     except click.Abort:
         return INTERRUPTED
     except click.ClickException as error:

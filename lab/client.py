@@ -1,6 +1,6 @@
 """A running lab, seen from outside: where its parts are, and the spans, log lines and samples that they have written.
 
-Everything that looks at a lab uses this one model: ``dicelab check``, ``chaos``, ``traffic``, ``compare``,
+Everything that observes a lab uses this model: ``dicelab check``, ``chaos``, ``traffic``, ``compare``,
 ``load-db``, ``bench`` and the tests. Build it with :meth:`Lab.in_run_dir`, :meth:`Lab.find` or
 :meth:`Lab.in_containers`. Methods that begin with ``fetch_`` ask over HTTP and need an open session::
 
@@ -32,20 +32,20 @@ from lab.supervise.stages import SERVICES
 
 ROLLER, DIE_SERVICE, FRONTEND = "dice-roller", "die-service", "frontend"
 TIMEOUT = 10.0  # seconds for one answer
-LOKI_RANGE = 600.0  # seconds back that Loki is asked for
+LOKI_RANGE = 600.0  # seconds that a Loki query covers
 LOKI_LIMIT = 1000  # lines
 BASE_PORT = 8000  # the port from which the compose file counts
 
 
 class Missing(Exception):
-    """Something that a lab should show is not there; the text says what was looked for and where."""
+    """Expected telemetry is missing; the text says what was looked for and where."""
 
 
 class NotRunning(Exception):
-    """It cannot be checked in this lab; the text says why.
+    """A check is not possible in this lab; the text says why.
 
     Attributes:
-        engine: the name of the engine that does not run; empty where the reason is another.
+        engine: the name of the engine that does not run; empty for any other reason.
     """
 
     def __init__(self, reason: str, engine: str = "") -> None:
@@ -127,10 +127,10 @@ class Lab:
 
     @classmethod
     def find(cls, run_dir: Path, url: str | None = None) -> Self:
-        """The lab at a URL, or without one that of the run dir. A URL of the run dir's lab is that lab's front.
+        """The lab at a URL, or without a URL that of the run dir. A URL of the run dir's lab becomes its front.
 
         Raises:
-            LabError: when neither is there.
+            LabError: when no URL is given and no lab runs in the run dir.
         """
         if url is None:
             try:

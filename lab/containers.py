@@ -84,7 +84,7 @@ async def _output(command: Sequence[str]) -> str:
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
-        start_new_session=True,  # Ctrl-C must not interrupt the commands that take a fault out
+        start_new_session=True,  # Ctrl-C must not interrupt the commands that remove a fault
     )
     output, errors = await process.communicate()
     if process.returncode != 0:

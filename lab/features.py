@@ -286,7 +286,7 @@ async def service_graph(subject: Subject) -> str:
 
 
 def panels(*titles: str) -> Check:
-    """Each query of the stage's panels with these titles finds data; Grafana, where it runs, has the dashboard."""
+    """Each query of the stage's panels with these titles finds data; Grafana has the dashboard, if it runs."""
 
     async def check(subject: Subject) -> str:
         lab = subject.lab

@@ -50,7 +50,7 @@ def recorded(lab: Lab, environ: MutableMapping[str, str] = os.environ) -> Iterat
 
 
 def _file_name(directory: RunDir) -> tuple[str, int]:
-    """``traffic``, or where another process writes that file a name with our process id; and the lock that tells."""
+    """``traffic``, or a name with our process id if another process holds the lock; and the lock's descriptor."""
     lock = os.open(directory.path / "traffic.lock", os.O_RDWR | os.O_CREAT, 0o600)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,4 +1,4 @@
-"""What every HTTP request leaves behind: a count, a duration, an access line and its trace id."""
+"""The telemetry of every HTTP request: a count, a duration, an access line and its trace id."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from otel import logs, metrics, traces
 
 _line = logs.events(__name__)
 
-# Asked by machines every few seconds: neither counted, traced nor logged.
+# Requested by machines every few seconds: neither counted, traced nor logged.
 UNOBSERVED = frozenset({"/metrics", "/healthz", "/readyz"})
 TRACE_ID_HEADER = "X-Trace-Id"
-CLIENT_CLOSED_REQUEST = 499  # nginx's code for a client that went away before its answer
+CLIENT_CLOSED_REQUEST = 499  # nginx's code for a client that disconnected before the response
 MAX_LOGGED_TARGET = 512
 
 # Resolves 0.1 ms, what a query or an answer from memory takes, to 10 s.
@@ -63,13 +63,13 @@ class HttpMetrics:
         )
 
     def expect(self, handler: str, method: str, statuses: Iterable[int]) -> None:
-        """Make the series of a route exist, at zero: one that appears with its first error hides it from increase()."""
+        """Create the series of a route at zero: increase() misses the first increment of a new series."""
         for status in statuses:
             self._requests.labels(handler, method, str(status))
         self._duration.labels(handler, method)
 
     def answered(self, handler: str, method: str, status: int, seconds: float | None) -> None:
-        """Count one answer. ``seconds`` is ``None`` where a duration says nothing (an upgraded connection)."""
+        """Count one response. ``seconds`` is ``None`` if the duration is meaningless (an upgraded connection)."""
         if method not in METHODS:
             method = OTHER_METHOD
         self._requests.labels(handler, method, str(status)).inc()
@@ -83,7 +83,7 @@ HTTP_METRICS = web.AppKey("http_metrics", HttpMetrics)
 def observe_requests(
     app: web.Application, registry: CollectorRegistry, expected: Callable[[web.AbstractRoute], Iterable[int]]
 ) -> None:
-    """Register the HTTP metrics and make the series of each route exist, with the statuses ``expected`` of it."""
+    """Register the HTTP metrics and create the series of each route with its ``expected`` statuses."""
     http_metrics = app[HTTP_METRICS] = HttpMetrics(registry)
     for resource in app.router.resources():
         for route in resource:
@@ -125,7 +125,7 @@ def answered(request: web.Request, status: int, seconds: float) -> None:
 
 
 def answered_unread(app: web.Application, status: int) -> None:
-    """Count and log the answer to something that could not be read as an HTTP request."""
+    """Count and log the response to a request that could not be parsed."""
     app[HTTP_METRICS].answered(UNMATCHED, OTHER_METHOD, status, None)
     log_access(OTHER_METHOD, "", status, 0.0)
 
@@ -152,7 +152,7 @@ def _template(request: web.Request) -> str:
     resource = request.match_info.route.resource
     if resource is not None:
         return resource.canonical
-    # The path of a known route asked with another method: aiohttp answers 405 and forgets the resource.
+    # A known route requested with another method: aiohttp answers 405 and drops the resource.
     for resource in request.app.router.resources():
         if resource.canonical == request.path:
             return resource.canonical

@@ -1,4 +1,4 @@
-"""Where dice come from: built in, or from the die-service."""
+"""The sources of dice: built in, or the die-service."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ class RollFailed(Exception):
     """A roll that failed by the die's error rate."""
 
 
-# Makes the context that one roll of a batch runs in: takes the roll's index, from 1; its value is called with the face.
+# Given the index of a roll of a batch, from 1, returns the context that it runs in; its value is called with the face.
 WatchRoll = Callable[[int], AbstractContextManager[Callable[[int], None]]]
 
 

@@ -1,1 +1,1 @@
-"""What every aiohttp service of the lab does the same way."""
+"""What all aiohttp services of the lab share."""

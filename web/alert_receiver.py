@@ -1,7 +1,7 @@
-"""``python -m web.alert_receiver``: what Alertmanager tells goes into a file of log lines, and to a webhook.
+"""``python -m web.alert_receiver``: writes Alertmanager's notifications to a log file and forwards them to a webhook.
 
-``ALERT_WEBHOOK_URL`` is an address to which each notification is passed on as it came. ``ALLOWED_HOSTS`` are further
-names under which Alertmanager reaches it, separated by commas.
+``ALERT_WEBHOOK_URL`` is the URL to which each notification is forwarded unchanged.
+``ALLOWED_HOSTS`` lists further host names under which Alertmanager reaches it, separated by commas.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ async def ready(request: web.Request) -> web.Response:
 
 
 async def receive(request: web.Request) -> web.Response:
-    """Take one notification: https://prometheus.io/docs/alerting/latest/configuration/#webhook_config."""
+    """Receive one notification: https://prometheus.io/docs/alerting/latest/configuration/#webhook_config."""
     app = request.app
     try:
         notification = await request.json()
@@ -134,9 +134,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(prog="python -m web.alert_receiver")
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, required=True)
-    parser.add_argument(
-        "--log", default="", help="the file that gets a line for each alert; standard output without it"
-    )
+    parser.add_argument("--log", default="", help="the file that gets a line for each alert; default: standard output")
     given = parser.parse_args()
     environment = Environment(os.environ)
     app = create_app(given.log, environment.text("ALERT_WEBHOOK_URL"), environment.names("ALLOWED_HOSTS"))

@@ -1,4 +1,4 @@
-"""The API's description: ``/openapi.json`` and ``/docs``, both made from the routes that are there."""
+"""The API's description: ``/openapi.json`` and ``/docs``, both generated from the application's routes."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ H = TypeVar("H", bound=Callable[..., Any])
 
 PROBLEM_KINDS = {
     "bad-request": (400, "A parameter is missing, repeated or malformed; the detail says which and what is right."),
-    "foreign-origin": (403, "Another site's page sent this; it is for this site's own."),
+    "foreign-origin": (403, "A page of another site sent this request; only this site's own pages may."),
     "sign-in-required": (403, "Sign in first."),
     "not-found": (404, "No such path."),
-    "unknown-die": (404, "No die has this name; member `known` lists those there are."),
-    "method-not-allowed": (405, "The path takes other methods; header `Allow` lists them."),
+    "unknown-die": (404, "No die has this name; member `known` lists the dice that exist."),
+    "method-not-allowed": (405, "The path does not support this method; header `Allow` lists those that it supports."),
     "foreign-host": (421, "The `Host` header names a host that is not in ALLOWED_HOSTS."),
     "roll-failed": (500, "The die failed, as its error rate says it will. Roll again."),
     "internal": (500, "A defect of the service; the log line with the same trace id has the details."),
-    "unavailable": (503, "A dependency is down or too busy; header `Retry-After` says when to come back."),
-    "timed-out": (504, "A dependency took the request and did not answer in time."),
+    "unavailable": (503, "A dependency is down or too busy; header `Retry-After` says when to try again."),
+    "timed-out": (504, "A dependency accepted the request and did not answer in time."),
 }
 
 PROBLEM_SCHEMA = {
@@ -83,7 +83,7 @@ def describe(
 
 
 def is_api(request: web.Request) -> bool:
-    """Whether the request is for a described route, which answers JSON whoever asks."""
+    """Whether the request is for a described route, which always answers with JSON."""
     return hasattr(request.match_info.handler, _ATTRIBUTE)
 
 
@@ -121,6 +121,6 @@ async def docs(request: web.Request) -> web.Response:
 
 
 async def front_page(request: web.Request) -> web.Response:
-    """What a service without a page of its own answers at ``/``: what it is and where everything is."""
+    """The page at ``/`` of a service without a page of its own: its name, and links to its endpoints."""
     api = request.app[DOCUMENT]
     return aiohttp_jinja2.render_template("front.html", request, {"api": api})

@@ -1,4 +1,4 @@
-"""What every service's application has: middlewares, metrics, health and API documents."""
+"""What all services' applications share: middlewares, metrics, health checks and API documents."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def add_common_routes(
     templates: Sequence[Path] = (),
     workers_dir: Path | None = None,
 ) -> None:
-    """Add what every service has: metrics, health, API documents, a front page. Call after the service's routes."""
+    """Add metrics, health, API documents and a front page. Call it after adding the service's routes."""
     app[health.READINESS] = readiness
     app[health.STOPPING] = asyncio.Event()
     siblings: Workers | None = None
@@ -69,6 +69,6 @@ def _metrics(registry: CollectorRegistry, workers: Workers | None) -> Handler:
         try:
             return await handler(request)
         except (TypeError, ValueError) as error:  # an Accept header that names no version of the format
-            raise problems.bad_request("The Accept header names no format that metrics come in.") from error
+            raise problems.bad_request("The Accept header names no format that metrics are available in.") from error
 
     return metrics

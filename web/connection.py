@@ -1,4 +1,4 @@
-"""The server's side of one connection: requests that cannot be read, that are not for us, or that never end."""
+"""The server's side of one connection: unreadable requests, foreign hosts, and requests that never end."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from web.security_headers import NO_SNIFFING
 
 log = logging.getLogger(__name__)
 
-# Long enough that a parameter of 10 kB reaches the handler, which can say what is wrong with it.
+# Long enough for a parameter of 10 kB to reach the handler, which can report what is wrong with it.
 MAX_REQUEST_LINE = 32 * 1024
 MAX_KNOWN_HOSTS = 1024
 MAX_KNOWN_HOST_LENGTH = 256
@@ -25,7 +25,7 @@ TIMEOUT_CHECK_INTERVAL = 0.5  # seconds; a head may take this much longer than i
 
 
 class RefusedError(Exception):
-    """A request that is well-formed HTTP and still gets no handler."""
+    """A request that is well-formed HTTP but is refused before any handler."""
 
     def __init__(self, problem: problems.Problem) -> None:
         super().__init__(problem.detail)
@@ -54,7 +54,7 @@ class Connection(web.RequestHandler):
         self._clock = loop.time
         self._busy = False
         self._more = False  # whether data follows the last complete head: a body, or a part of the next head
-        self._head_since: float | None = None  # when the head that is still incomplete was begun
+        self._head_since: float | None = None  # when the wait for a complete head began
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._head_since = self._clock()
@@ -78,7 +78,7 @@ class Connection(web.RequestHandler):
             self._head_since = self._clock()
 
     def close_if_slow(self, timeout: float) -> None:
-        """Close the connection if a head was begun, or the connection made, more than ``timeout`` seconds ago."""
+        """Close the connection if it has waited more than ``timeout`` seconds for a complete request head."""
         if self._head_since is not None and self._clock() - self._head_since > timeout:
             log.debug("Connection closed: no complete request within %g s", timeout, extra={"fields": {}})
             self.force_close()
@@ -92,7 +92,7 @@ class Connection(web.RequestHandler):
     ) -> web.StreamResponse:
         """Answer a request that no middleware has seen."""
         if request.writer.output_size > 0:
-            raise ConnectionError("the answer was already under way")
+            raise ConnectionError("the response had already started")
         with traces.root_span("HTTP"):
             if isinstance(exc, RefusedError):
                 problem = exc.problem
@@ -132,11 +132,11 @@ def check_requests(handler: RequestHandler, hosts: AllowedHosts) -> RequestHandl
                 request.headers["baggage"].encode()
         except ValueError as error:
             raise RefusedError(
-                problems.Problem(400, "This is no HTTP request: a header makes no sense", kind="bad-request")
+                problems.Problem(400, "This is no HTTP request: a header is not valid", kind="bad-request")
             ) from error
         if request.host in known_hosts:
             return
-        # HTTP/1.0 knows no Host header, and no browser sends a request without one.
+        # HTTP/1.0 has no Host header, and no browser sends a request without one.
         if host not in hosts and "Host" in request.headers:
             name = str(host)[:MAX_KNOWN_HOST_LENGTH]
             if name not in logged_hosts and len(logged_hosts) < MAX_LOGGED_HOSTS:

@@ -17,7 +17,7 @@ Readiness = Callable[[], Awaitable[str | None]]
 READINESS = web.AppKey("readiness", Readiness)  # type: ignore[arg-type, var-annotated]
 STOPPING = web.AppKey("stopping", asyncio.Event)
 
-PROBE_TIMEOUT = 1.5  # seconds that a dependency has to answer /readyz
+PROBE_TIMEOUT = 1.5  # seconds to wait for a dependency's /readyz
 
 
 async def always_ready() -> str | None:

@@ -13,7 +13,7 @@ ANY = "*"
 
 
 class AllowedHosts:
-    """The host names of a service: ``localhost``, IP addresses, its own names, and those it is told.
+    """The host names of a service: ``localhost``, IP addresses, its own names, and configured ones.
 
     An IP address is always allowed: a browser that sends one in ``Host`` has looked up no name.
 

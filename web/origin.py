@@ -9,7 +9,7 @@ from web.problems import Problem
 
 
 def refuse_foreign_origin(request: web.Request) -> None:
-    """Let pass what this site's own pages send, and what no browser sends.
+    """Accept requests from this site's own pages, and from clients that are not browsers.
 
     Raises:
         Problem: 403 when the browser says that another site's page sent it.

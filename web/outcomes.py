@@ -18,7 +18,7 @@ ROLL_FAILED = "roll-failed"  # the problem's kind
 
 SUCCESS = "success"
 DIE_FAILED = "die_failed"  # the die's own error rate, and nothing else
-REFUSED = "refused"  # the caller's mistake: no die has this name
+REFUSED = "refused"  # the caller's error: no die has this name
 ERROR = "error"  # any fault of the service
 ABANDONED = "abandoned"  # the client disconnected before the answer
 # The objectives look at 1.5 s; failures can be much faster than rolls.
@@ -33,7 +33,7 @@ class RollOutcomes:
         requests = metrics.Counter(
             "roll_requests_total",
             "Requests for a roll or a batch, by outcome: success, die_failed (the die's own error rate), refused"
-            " (no such die), error (the service's fault) or abandoned (the caller went away).",
+            "  (no such die), error (the service's fault) or abandoned (the caller disconnected).",
             ["outcome"],
             registry=registry,
         )

@@ -1,4 +1,4 @@
-"""What more than one service takes and answers: checks of query parameters, and their descriptions for the API."""
+"""Parameters and responses that several services share: checks, and descriptions for the API documents."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from web.apidocs import parameter
 from web.problems import bad_request
 
 MAX_NAME = 64
-# No control characters, no line or paragraph separators, and no controls of the writing direction, which make a name
-# read as another.
+# No control characters, no line or paragraph separators, and no bidirectional controls, which make a name
+# look like another.
 NAME_PATTERN = "^[^\\u0000-\\u001f\\u007f-\\u009f\\u061c\\u200e\\u200f\\u2028-\\u202e\\u2066-\\u2069]+$"
 _NAME = re.compile(NAME_PATTERN)
-# What a roll answers, from the dice-roller and from the frontend alike.
+# The response to a roll, from the dice-roller and from the frontend.
 ROLL_PROBLEMS = "bad-request unknown-die method-not-allowed roll-failed unavailable timed-out"
 ROLL_ANSWER = {
     "type": "object",
@@ -54,7 +54,7 @@ def single(request: web.Request, name: str) -> str | None:
     """
     values = request.query.getall(name, [])
     if len(values) > 1:
-        raise bad_request(f"Parameter {name!r} is given {len(values)} times; once is right.")
+        raise bad_request(f"Parameter {name!r} is given {len(values)} times; give it once.")
     return values[0] if values else None
 
 

@@ -1,6 +1,6 @@
 """The health check of a container: ``python -m web.probe`` fails unless the service in it is ready.
 
-It runs every few seconds, so it imports no HTTP client, which would double what it costs.
+It runs every few seconds, so it imports no HTTP client: that would double its cost.
 """
 
 from __future__ import annotations

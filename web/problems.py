@@ -30,7 +30,7 @@ class Problem(Exception):
     Args:
         status: the HTTP status code.
         detail: one sentence about this very occurrence.
-        kind: the last part of the problem's ``type``; what is known of it stands on ``/docs``.
+        kind: the last part of the problem's ``type``; ``/docs`` explains it.
         members: further members of the JSON object.
         headers: further headers of the answer.
         cause: the error behind it, where that says more than this one.
@@ -86,17 +86,17 @@ def bad_request(detail: str) -> Problem:
 
 
 def unavailable(detail: str, cause: BaseException | None = None, *, retry_after: int = RETRY_AFTER_SECONDS) -> Problem:
-    """503 with ``Retry-After``, in seconds: a dependency is down or too slow, or the service has too much to do."""
+    """503 with ``Retry-After``, in seconds: a dependency is down or too slow, or the service is overloaded."""
     return Problem(503, detail, kind="unavailable", headers={"Retry-After": str(retry_after)}, cause=cause)
 
 
 def timed_out(detail: str, cause: BaseException | None = None) -> Problem:
-    """504: a dependency took the request and did not answer in time."""
+    """504: a dependency accepted the request and did not answer in time."""
     return Problem(504, detail, kind="timed-out", cause=cause)
 
 
 def middleware() -> Middleware:
-    """Turn whatever leaves a handler as an exception into a problem answer; no traceback ever leaves."""
+    """Turn every exception of a handler into a problem response, without a traceback."""
 
     @web.middleware
     async def answer_problems(request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -119,7 +119,7 @@ def middleware() -> Middleware:
 
 
 async def answer(request: web.Request, problem: Problem) -> web.Response:
-    """The answer to a request that failed: a page where a browser asks for one, JSON everywhere else.
+    """The response to a failed request: HTML if a browser requests it, else JSON.
 
     A service without :data:`ERROR_PAGE` and a described route of the API always answer JSON.
     """
@@ -133,7 +133,7 @@ async def answer(request: web.Request, problem: Problem) -> web.Response:
 def _of_http_exception(request: web.Request, error: web.HTTPException) -> Problem:
     details = {
         404: f"There is nothing at {request.path[:200]!r}.",
-        405: f"{request.path[:200]} does not take this method.",
+        405: f"{request.path[:200]} does not support this method.",
     }
     kinds = {404: "not-found", 405: "method-not-allowed"}
     headers = {"Allow": error.headers["Allow"]} if "Allow" in error.headers else {}

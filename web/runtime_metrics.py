@@ -1,4 +1,4 @@
-"""Metrics of the process itself, the same for every service: what it is, how busy its event loop is, what waits in it.
+"""Metrics of the process, the same for every service: its version, the lag of its event loop, its requests in flight.
 
 ``prometheus_client`` adds CPU, memory and descriptors (``process_*``); see ``metrics.new_registry``.
 """
@@ -35,12 +35,12 @@ def add(app: web.Application, registry: CollectorRegistry) -> None:
     build.labels(_version(), platform.python_version()).set(1)
     app[TRAFFIC_EXPECTED] = metrics.Gauge(
         "dicelab_traffic_expected",
-        "1 where somebody is to be told when rolls stop coming (TRAFFIC_EXPECTED), else 0.",
+        "1 if the alert NoTraffic watches this lab (TRAFFIC_EXPECTED), else 0.",
         registry=registry,
     )
     in_flight = metrics.Gauge(
         "http_requests_in_flight",
-        "Requests being answered now, without those for metrics and health and without open WebSockets.",
+        "Requests in flight, without those for metrics and health and without open WebSockets.",
         registry=registry,
     )
     lag = metrics.Histogram(

@@ -66,7 +66,7 @@ async def serve(app: web.Application, settings: ServerSettings, name: str) -> No
         await site.start()
         if not is_loopback(settings.host):
             log.warning(
-                "Listening on %s: whoever reaches this address can use the service, without a password",
+                "Listening on %s: anyone who reaches this address can use the service without a password",
                 settings.host,
                 extra={"fields": {}},
             )

@@ -27,13 +27,13 @@ EVENT_LOOPS: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {
 
 
 class SettingsError(ValueError):
-    """A variable with a value that cannot be meant; its text is one line that names both."""
+    """A variable with an invalid value; the text is one line that names both."""
 
 
 class Environment:
-    """Reads typed values out of environment variables; an unset or empty variable gives the default.
+    """Reads typed values from environment variables; an unset or empty variable gives the default.
 
-    Every method raises :class:`SettingsError` for a value outside what it documents.
+    Every method raises :class:`SettingsError` for a value that it does not allow.
     """
 
     def __init__(self, variables: Mapping[str, str]) -> None:
@@ -118,7 +118,7 @@ class Environment:
 
 @dataclass(frozen=True)
 class ServerSettings:
-    """What every service needs to stand up."""
+    """The settings that every service has."""
 
     host: str
     port: int
@@ -127,8 +127,8 @@ class ServerSettings:
     log_level: str
     shutdown_timeout: float  # seconds that requests in flight get to finish after SIGTERM
     event_loop: str  # uvloop or asyncio
-    traffic_expected: bool  # whether rolls that stop coming are worth an alert
-    workers_dir: Path | None  # where the processes of a service that share its port meet; None: there is one
+    traffic_expected: bool  # whether the alert NoTraffic watches this lab
+    workers_dir: Path | None  # the directory that the workers of a service share; None: there is one process
     trace_file: traces.TraceFile | None
 
     @classmethod

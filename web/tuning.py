@@ -8,7 +8,7 @@ from web.settings import ServerSettings
 
 
 def reduce_garbage_collection() -> None:
-    """Exclude from garbage collection what exists at start-up, and collect the rest less often.
+    """Exclude objects that exist at start-up from garbage collection, and collect the others less often.
 
     A request allocates a few hundred objects and frees nearly all of them by reference counting, so collections find
     next to nothing and cost a fourteenth of the CPU. A thousand concurrent requests hold tens of thousands of

@@ -1,1 +1,1 @@
-"""What runs in the browser, and the session's side of it."""
+"""The code that runs in the browser, and the session's side of it."""

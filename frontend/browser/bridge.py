@@ -18,7 +18,7 @@ Handler = Callable[[Any], None]
 
 
 class Bridge(pn.custom.JSComponent):  # type: ignore[misc]
-    """Shows nothing itself. What comes from the browser is untrusted: each handler checks its value."""
+    """An invisible component. Values from the browser are untrusted: each handler checks them."""
 
     _esm = """
     export function render({model, view}) {
@@ -31,7 +31,7 @@ class Bridge(pn.custom.JSComponent):  # type: ignore[misc]
         super().__init__(width=0, height=0, margin=0)
         self._handlers: dict[str, Handler] = {}
         self._document = pn.state.curdoc
-        self._shown: dict[str, str] = {}  # region: HTML, as the browser has it or is about to
+        self._shown: dict[str, str] = {}  # region → HTML, as the browser has it or will have it
         self._changed: set[str] = set()
         self._messages: list[dict[str, Any]] = []
         self._flushing = False
@@ -45,23 +45,23 @@ class Bridge(pn.custom.JSComponent):  # type: ignore[misc]
         return self._shown.get(name, "")
 
     def show(self, name: str, html: str) -> None:
-        """Make this the content of the element whose id is ``name``."""
+        """Replace the content of the element with the id ``name``."""
         if self._shown.get(name) != html:
             self._shown[name] = html
             self._changed.add(name)
             self._flush_soon()
 
     def send(self, **message: Any) -> None:
-        """Send what is no region: ``address``, ``tab``, ``rolls``, ``say`` or ``reveal``."""
+        """Send something other than a region: ``address``, ``tab``, ``rolls``, ``say`` or ``reveal``."""
         self._messages.append(message)
         self._flush_soon()
 
     def page_sent(self) -> None:
-        """The page with all its regions is on its way: only what changes from now on has to be sent."""
+        """The page has been sent with all its regions: from now on only changes are sent."""
         self._changed.clear()
 
     def _flush_soon(self) -> None:
-        # In the document's own time, and once for all changes up to then.
+        # On the document's next callback, once for all changes up to then.
         if not self._flushing:
             self._flushing = True
             self._document.add_next_tick_callback(self._flush)
@@ -81,6 +81,6 @@ class Bridge(pn.custom.JSComponent):  # type: ignore[misc]
             return
         try:
             handler(data.get("value"))
-        except Exception:  # a defect; the page goes on
+        except Exception:  # a defect; the page continues
             log.exception("An event of the page failed", extra={"fields": {}})
             self.send(say="Something went wrong here; the frontend's log has the details.")

@@ -1,4 +1,4 @@
-// Charts: what all lines say at the time under the pointer. Their values are in the table below each chart, too.
+// Charts: the values of all lines at the time under the pointer. Their values are in the table below each chart, too.
 
 const shownAt = document.createElement("output")
 shownAt.className = "readout"

@@ -1,4 +1,4 @@
-"""One clock for the whole page, in the browser's time zone; and the time range that all views look at."""
+"""One clock for the whole page, in the browser's time zone; and the time range of all views."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ _BETWEEN = re.compile(r"(\d{10,13})-(\d{10,13})")  # milliseconds since 1970
 
 
 class Clock:
-    """Writes points in time, given as nanoseconds since 1970."""
+    """Formats times, given as nanoseconds since 1970."""
 
     def __init__(self) -> None:
         self._zone: tzinfo = UTC
         self._name = "UTC"
 
     def set_zone(self, name: object, offset_minutes: object) -> None:
-        """Take the browser's zone by its IANA name, or by its offset where the name is not known here."""
+        """Set the browser's zone by its IANA name, or by its offset if the name is unknown here."""
         try:
             self._zone, self._name = ZoneInfo(str(name)), str(name)
         except (ValueError, OSError, LookupError):
@@ -59,11 +59,11 @@ class Clock:
         return f"{self._at(nanoseconds):%Y-%m-%d} {self.exact(nanoseconds)}"
 
     def local_input(self, nanoseconds: float) -> str:
-        """As a ``datetime-local`` field takes it."""
+        """The value for a ``datetime-local`` field."""
         return f"{self._at(nanoseconds):%Y-%m-%dT%H:%M:%S}"
 
     def parse_local(self, text: object) -> int | None:
-        """Nanoseconds of what a ``datetime-local`` field holds, ``None`` for anything else."""
+        """Nanoseconds of the value of a ``datetime-local`` field, ``None`` for anything else."""
         try:
             return int(datetime.fromisoformat(str(text)).replace(tzinfo=self._zone).timestamp() * SECOND)
         except (ValueError, OverflowError):
@@ -80,15 +80,15 @@ class Clock:
 
 @dataclass(frozen=True)
 class TimeRange:
-    """Some time up to now, or a fixed stretch. Times are nanoseconds since 1970."""
+    """A period up to now, or a fixed one. Times are nanoseconds since 1970."""
 
-    last: str = DEFAULT_RANGE  # a key of RANGES; empty for a fixed stretch
+    last: str = DEFAULT_RANGE  # a key of RANGES; empty for a fixed period
     start: int = 0
     end: int = 0
 
     @classmethod
     def read(cls, text: object) -> TimeRange:
-        """From the address; what is none is the default."""
+        """Parse the value in the address; anything invalid gives the default."""
         if text in RANGES:
             return cls(str(text))
         match = _BETWEEN.fullmatch(str(text))
@@ -100,7 +100,7 @@ class TimeRange:
         return self.last or f"{self.start // 1_000_000}-{self.end // 1_000_000}"
 
     def bounds(self) -> tuple[int, int]:
-        """From and to; 0 where it has no limit."""
+        """Start and end; 0 for no limit."""
         if not self.last:
             return self.start, self.end
         seconds = RANGES[self.last]

@@ -1,6 +1,6 @@
-// The page's side of a session: sends what the user does, shows what the session answers.
-// Elements say what they do in attributes: data-click, data-change, data-input (while typing) and data-submit name the
-// event that the session gets; data-value is its value. data-keep names attributes that the browser changes by itself.
+// The page's side of a session: sends the user's events, shows the session's updates.
+// Attributes of elements define their events: data-click, data-change, data-input (while typing) and data-submit name the
+// event for the session; data-value is its value. data-keep names attributes that the browser changes by itself.
 
 const TYPING = 250 // milliseconds without a key after which what was typed is sent
 const PING = 4000 // milliseconds between two signs of life
@@ -44,7 +44,7 @@ function receive(message) {
   document.dispatchEvent(new CustomEvent("patched"))
 }
 
-// --- patching: the least change that makes an element's content what the session says ---
+// --- patching: the smallest change that gives an element its new content ---
 
 function patch(element, html) {
   const template = document.createElement("template")
@@ -180,7 +180,7 @@ $("tabs").addEventListener("click", (event) => {
 
 window.addEventListener("popstate", () => send("address", location.search))
 
-// --- light and dark: as the system says, or as the user chose ---
+// --- light and dark: the system's setting, or the user's choice ---
 
 $("theme").addEventListener("click", () => {
   const dark = !isDark()

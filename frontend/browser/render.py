@@ -1,4 +1,4 @@
-"""Templates of the page's regions. Whatever they are filled with is text: Jinja escapes it."""
+"""Templates of the page's regions. Jinja escapes all values."""
 
 from __future__ import annotations
 

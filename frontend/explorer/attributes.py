@@ -1,4 +1,4 @@
-"""Names of span attributes: OpenTelemetry's stable semantic conventions, and what they were called before.
+"""Names of span attributes: OpenTelemetry's stable semantic conventions, and their former names.
 
 Telemetry outlives the code that wrote it, so the explorer reads both. https://opentelemetry.io/docs/specs/semconv/
 """

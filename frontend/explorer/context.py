@@ -1,4 +1,4 @@
-"""What every view of the explorer is given."""
+"""The context that every view of the explorer gets."""
 
 from __future__ import annotations
 
@@ -42,23 +42,23 @@ class Context:
 
 
 class View(Protocol):
-    """One tab. What it shows is fetched by :meth:`refresh`, only while it is open."""
+    """One tab. :meth:`refresh` fetches its content, only while it is open."""
 
     @property
     def regions(self) -> tuple[str, ...]:
         """The regions of the page that it fills, from top to bottom."""
 
     def draw(self) -> None:
-        """Fill the regions with what is there before anything was fetched."""
+        """Fill the regions with the content before the first fetch."""
 
     def read(self, query: Mapping[str, str]) -> None:
-        """Take over what the address says; what is missing is the default."""
+        """Apply the parameters of the address; missing ones have defaults."""
 
     def query(self) -> dict[str, str]:
-        """What the address says of this view; defaults are left out."""
+        """The parameters of this view for the address; defaults are left out."""
 
     async def refresh(self) -> float | None:
         """Fetch and show; returns the seconds after which to do so again, ``None`` for never."""
 
     def say(self, message: str) -> None:
-        """Show that a source does not answer, or what it answers makes no sense."""
+        """Show that a source does not answer, or that its response is invalid."""

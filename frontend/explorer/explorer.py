@@ -15,7 +15,7 @@ from frontend.browser.render import render
 from frontend.explorer.context import Context, View
 from frontend.explorer.logs.view import LogsView
 from frontend.explorer.map.view import MapView
-from frontend.explorer.metrics.view import MetricsView, Promise
+from frontend.explorer.metrics.view import MetricsView, Specification
 from frontend.explorer.model import TRACE_ID, SourceError, TraceQuery
 from frontend.explorer.recent.view import RecentView
 from frontend.explorer.sources import Telemetry
@@ -24,34 +24,34 @@ from frontend.explorer.trace.view import TraceView
 log = logging.getLogger(__name__)
 
 TABS = {"trace": "Trace", "logs": "Logs", "metrics": "Metrics", "map": "Service map", "recent": "Recent traces"}
-RETRY = 2.0  # seconds after which a source that did not answer is asked again
-MAX_ADDRESS = 4000  # characters of a query that are looked at
+RETRY = 2.0  # seconds until a source that did not answer is queried again
+MAX_ADDRESS = 4000  # characters of a query that are parsed
 
 
 def parse_query(search: object) -> dict[str, str]:
-    """The parameters of a query such as ``?tab=logs``; of one that is there twice, the last."""
+    """The parameters of a query such as ``?tab=logs``; of a repeated one, the last value."""
     return dict(parse_qsl(str(search or "").removeprefix("?")[:MAX_ADDRESS]))
 
 
 class Explorer:
     """The explorer of one browser session.
 
-    What it shows is fetched by a task of its own, only for the view that is open: neither a source that is slow nor one
-    that is away holds up the dice. The page's address says which view is open and what it shows.
+    A task of its own fetches the content of the open view only, so that a slow or unreachable source does not
+    delay rolls. The page's address contains the open view and its state.
 
     Args:
-        telemetry: where everything comes from.
-        dice: the dice there are.
-        promise: asks for a die's faces and the share of its rolls that fail; ``None`` when that cannot be had.
-        bridge: to the browser.
-        clock: writes times.
+        telemetry: the sources.
+        dice: the names of all dice.
+        specification: fetches a die's faces and the share of its rolls that fail; returns ``None`` when that fails.
+        bridge: the connection to the browser.
+        clock: formats times.
     """
 
     def __init__(
         self,
         telemetry: Telemetry,
         dice: list[str],
-        promise: Callable[[str], Awaitable[Promise | None]],
+        specification: Callable[[str], Awaitable[Specification | None]],
         bridge: Bridge,
         clock: Clock,
     ) -> None:
@@ -65,7 +65,7 @@ class Explorer:
         context.show_traces = self._show_traces
         self._trace = TraceView(context)
         self._logs = LogsView(context)
-        self._metrics = MetricsView(context, promise)
+        self._metrics = MetricsView(context, specification)
         self._recent = RecentView(context)
         self._views: dict[str, View] = {
             "trace": self._trace,
@@ -98,13 +98,13 @@ class Explorer:
         return {name: view.regions for name, view in self._views.items()}
 
     def start(self, query: Mapping[str, str]) -> None:
-        """The browser is connected and shows what this address says."""
+        """The browser is connected, with the view of this address."""
         self._read(query)
         self._task = asyncio.create_task(self._keep_fresh())
         self._warmed = asyncio.create_task(self._warm_up())
 
     async def _warm_up(self) -> None:
-        """Ask the sources something small: the index of the files takes a while to start, and a user clicks soon."""
+        """Warm up the sources: the index of the files takes a while to start."""
         if self._context.telemetry.traces is not None:
             with suppress(SourceError):
                 await self._context.telemetry.traces.traces(TraceQuery(limit=1))
@@ -118,18 +118,18 @@ class Explorer:
 
     def open_trace(self, trace_id: str, span_id: str = "") -> None:
         """Show a trace, now or as soon as it arrives."""
-        if TRACE_ID.fullmatch(trace_id):  # it may come from a log line, which may hold anything
+        if TRACE_ID.fullmatch(trace_id):  # the id may come from a log line, which may contain anything
             self._trace.open(trace_id, span_id)
             self._show("trace")
 
     def dice_known(self, dice: list[str]) -> None:
-        """Offer these dice to choose from."""
+        """Offer these dice in the selection."""
         self._context.dice[:] = dice
         self._recent.draw_controls()
         self._metrics.choose_die()
 
     def rolled(self, trace_id: str) -> None:
-        """Make a new roll's trace the one that the trace tab shows, whichever tab is open."""
+        """Select a new roll's trace for the trace tab, whichever tab is open."""
         self._trace.open(trace_id)
         self._note_address(push=self._tab == "trace")
         self._wake.set()
@@ -193,7 +193,7 @@ class Explorer:
     def _read(self, query: Mapping[str, str]) -> None:
         self._tab = query.get("tab", "") if query.get("tab") in TABS else "trace"
         self._context.range = TimeRange.read(query.get("range", DEFAULT_RANGE))
-        # The trace stays while another tab is open; the rest of an address is the open tab's.
+        # The trace stays while another tab is open; all other parameters belong to the open tab.
         self._trace.read(query if self._tab == "trace" else {"trace": query.get("trace", "")})
         if self._tab != "trace":
             self._views[self._tab].read(query)
@@ -226,8 +226,8 @@ class Explorer:
                 wait = await view.refresh()
             except SourceError as error:
                 view.say(str(error))
-            except Exception:  # a defect; the page goes on
+            except Exception:  # a defect; the page continues
                 log.exception("The telemetry could not be shown", extra={"fields": {}})
-                view.say("This telemetry makes no sense here; the frontend's log has the details.")
+                view.say("This telemetry cannot be shown; the frontend's log has the details.")
             with suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(self._wake.wait(), wait)

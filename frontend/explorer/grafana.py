@@ -1,4 +1,4 @@
-"""Links to Grafana's Explore, which shows the same with its own means."""
+"""Links to the same telemetry in Grafana's Explore."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from frontend.explorer.context import Context
 
 
 def explore_link(context: Context, kind: str, queries: Sequence[Mapping[str, Any]]) -> str:
-    """The address of the same thing in Grafana, over the same time; empty where Grafana does not run.
+    """The address of the same query in Grafana, over the same time range; empty if Grafana does not run.
 
     Args:
-        context: knows Grafana's address and the time range.
+        context: has Grafana's address and the time range.
         kind: a data source's type, which is also its uid here: tempo, loki or prometheus.
         queries: as Explore keeps them in its address.
     """

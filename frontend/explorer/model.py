@@ -1,4 +1,4 @@
-"""Traces and log lines as the explorer sees them, wherever they come from."""
+"""Traces and log lines in the explorer, independent of their source."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ import orjson
 TRACE_ID = re.compile(r"[0-9a-f]{32}")
 SERVER, CLIENT = 2, 3  # span kinds, as OTLP numbers them
 ERROR = 2  # a status code, likewise
-MAX_SPANS = 2000  # of one trace that are looked at
+MAX_SPANS = 2000  # of one trace that are shown
 LOKI_LABELS = {"service": "service_name"}  # what Loki calls a field that is part of every line
 BOUNDS = tuple(int(ms * 1e6) for ms in (1, 2.5, 5, 10, 25, 50, 100, 250, 500, 1000, 2500))  # nanoseconds
 PAGE_FILES = '"GET /static/'  # how the message of a line about the page's own files starts
 
 
 class SourceError(Exception):
-    """A source that does not answer; its text says so to the user."""
+    """A source that does not answer; the text is shown to the user."""
 
 
 @dataclass(frozen=True)
@@ -56,12 +56,12 @@ class TraceSummary:
     die: str
     failed: bool
     services: tuple[str, ...] = ()
-    spans: int | None = None  # where the source says
+    spans: int | None = None  # if the source gives it
 
 
 @dataclass(frozen=True)
 class TraceQuery:
-    """Which traces to list; an empty field does not matter."""
+    """Which traces to list; an empty field matches all."""
 
     service: str = ""
     die: str = ""
@@ -72,7 +72,7 @@ class TraceQuery:
     until: int = 0
 
     def traceql(self) -> str:
-        """The query for Tempo. That nothing failed cannot be said in it."""
+        """The query for Tempo. It cannot express that no span failed."""
         parts = [f"{{ resource.service.name = {quoted(self.service)} }}"] if self.service else []
         if self.die:
             parts.append(f"{{ span.die.type = {quoted(self.die)} }}")
@@ -85,7 +85,7 @@ class TraceQuery:
 
 @dataclass(frozen=True)
 class LogLine:
-    """One log line; ``fields`` is what it says besides."""
+    """One log line; ``fields`` are its other fields."""
 
     time: str  # RFC 3339
     level: str
@@ -107,7 +107,7 @@ class FieldFilter:
 
 @dataclass(frozen=True)
 class LogQuery:
-    """Which lines to show; an empty field does not matter. Ids may be cut: their first digits are enough."""
+    """Which lines to show; an empty field matches all. Ids may be abbreviated to their first digits."""
 
     service: str = ""
     level: str = ""
@@ -115,7 +115,7 @@ class LogQuery:
     trace_id: str = ""
     span_id: str = ""
     filters: tuple[FieldFilter, ...] = ()
-    page_files: bool = True  # whether lines about the page's own static files are wanted
+    page_files: bool = True  # whether lines about the page's own static files are included
     limit: int = 300
     since: int = 0  # nanoseconds since 1970, as is the next; 0: no limit
     until: int = 0
@@ -164,7 +164,7 @@ class Edge:
     """Requests from one service to another, or queries to a database. Durations are nanoseconds."""
 
     caller: str  # empty where they came from outside
-    service: str  # who answered; of queries, the database system
+    service: str  # the callee; of queries, the database system
     count: int
     failed: int
     median: float
@@ -174,7 +174,7 @@ class Edge:
 
 @dataclass(frozen=True)
 class Volume:
-    """How many lines of a level there are in a stretch of time that starts here."""
+    """The number of lines of a level in the period that starts here."""
 
     start: int  # nanoseconds since 1970
     level: str
@@ -182,7 +182,7 @@ class Volume:
 
 
 class TraceSource(Protocol):
-    """Where traces come from. Every method raises :class:`SourceError` where that does not answer."""
+    """A source of traces. Every method raises :class:`SourceError` when it does not answer."""
 
     name: str
 
@@ -196,11 +196,11 @@ class TraceSource(Protocol):
         """Requests by service, time and duration, between two points in time, in steps of so many nanoseconds."""
 
     async def edges(self, since: int, until: int) -> list[Edge]:
-        """Who asked whom between two points in time, nanoseconds since 1970; 0 where there is no limit."""
+        """Calls between services from one time to another, in nanoseconds since 1970; 0 for no limit."""
 
 
 class LogSource(Protocol):
-    """Where log lines come from."""
+    """A source of log lines."""
 
     name: str
 
@@ -239,7 +239,7 @@ def otlp_events(entries: Iterable[Mapping[str, Any]] | None) -> list[tuple[str, 
 
 
 def log_line(line: str, service: str = "", level: str = "unknown") -> LogLine:
-    """A JSON log line; one that is none becomes a message of its own."""
+    """A JSON log line; the text of any other line becomes its message."""
     try:
         document = orjson.loads(line)
         if not isinstance(document, dict):
@@ -262,10 +262,10 @@ def log_line(line: str, service: str = "", level: str = "unknown") -> LogLine:
 
 
 def duration_text(nanoseconds: float) -> str:
-    """A duration as people read it, such as ``1.24 s``, ``183 ms`` or ``12 µs``: three significant digits."""
+    """A readable duration, such as ``1.24 s``, ``183 ms`` or ``12 µs``: three significant digits."""
     for unit, size in (("s", 1e9), ("ms", 1e6), ("µs", 1e3)):
         value = nanoseconds / size
-        if value >= 0.9995:  # what would be written as 1000 of the smaller unit is 1 of this
+        if value >= 0.9995:  # a value that rounds to 1000 of the smaller unit is 1 of this
             return f"{value:.3g} {unit}" if value < 999.5 else f"{value:.0f} {unit}"
     return f"{nanoseconds:.0f} ns"
 
@@ -279,7 +279,7 @@ def rfc3339(nanoseconds: int) -> str:
 
 
 def from_rfc3339(text: str) -> int | None:
-    """Nanoseconds since 1970 of a log line's timestamp; ``None`` for what is none."""
+    """Nanoseconds since 1970 of a log line's timestamp; ``None`` if it is invalid."""
     try:
         return int(datetime.fromisoformat(text).timestamp() * 1000) * 1_000_000
     except ValueError:

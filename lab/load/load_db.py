@@ -165,7 +165,7 @@ async def _run(options: Options, lab: Lab) -> dict[str, Any]:
 
 
 def _why_not(summary: dict[str, Any]) -> list[str]:
-    """What kept the load below its target, as far as this process can tell."""
+    """The reason why the load stayed below its target, as far as this process can see it."""
     reasons = []
     if summary["interrupted"]:
         reasons.append("it was interrupted")
@@ -188,7 +188,7 @@ def _why_not(summary: dict[str, Any]) -> list[str]:
         )
     if summary["cpu_share"]["die-service"] >= BUSY:
         reasons.append(f"the die-service used {summary['cpu_share']['die-service']:.0%} of a core; it has one")
-    return reasons or ["responses came more slowly than queries were due; neither the pool nor a process was saturated"]
+    return reasons or ["responses were slower than the target rate; neither the pool nor a process was saturated"]
 
 
 async def _dice(lab: Lab) -> list[str]:
@@ -208,7 +208,7 @@ async def _dice(lab: Lab) -> list[str]:
     except (aiohttp.ClientError, asyncio.TimeoutError, OSError) as error:
         raise LabError(f"{url} does not answer: {error or type(error).__name__}") from None
     except (ValueError, KeyError, TypeError):
-        raise LabError(f"{url} is not a die-service that works: its /dice answers without a list") from None
+        raise LabError(f"{url} is not a working die-service: its /dice returns no list") from None
 
 
 def _show(summary: dict[str, Any], console: Console) -> None:

@@ -77,7 +77,7 @@ def ratio_of_means(above: Sequence[float], below: Sequence[float], confidence: f
     """The mean of ``above`` over that of ``below``, with Fieller's interval for paired values.
 
     Fieller, E. C.: Some problems in interval estimation (1954). The interval holds every ratio r for which a
-    t test would not tell the mean of ``above - r · below`` from zero.
+    t test would not distinguish the mean of ``above - r · below`` from zero.
     """
     n = len(above)
     mean_above, mean_below = fmean(above), fmean(below)

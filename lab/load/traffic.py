@@ -186,7 +186,7 @@ class Traffic:
     ) -> None:
         """The closed model: each user waits for the response and a think time before the next request.
 
-        A user makes 1 to ``max_rolls`` requests. With a duration another user then takes the place, until the time
+        A user makes 1 to ``max_rolls`` requests. With a duration another user then follows, until the time
         is up.
         """
         beginning = time.monotonic()
@@ -240,7 +240,7 @@ class Traffic:
 
 
 async def dice_of(lab: Lab, capabilities: Capabilities) -> dict[str, tuple[int, ...]]:
-    """The lab's dice with their faces; empty if nobody who can be asked knows them."""
+    """The lab's dice with their faces; empty if the die-service does not give them."""
     if DIE_SERVICE not in lab.services:
         return BUILTIN if lab.services or not capabilities.max_times else {**BUILTIN, "extreme": EXTREME}
     url = f"{lab.url(DIE_SERVICE)}/dice"

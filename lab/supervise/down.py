@@ -24,7 +24,7 @@ class Options:
 
 
 def run(options: Options, console: Console) -> int:
-    """Stop the lab that runs in a run dir and wait for its end; it is no error when none runs.
+    """Stop the lab that runs in a run dir and wait for its end; without a running lab it does nothing.
 
     Raises:
         LabError: when it does not end.
@@ -33,7 +33,7 @@ def run(options: Options, console: Console) -> int:
     owner = directory.owner()
     if owner is None:
         if EmbeddedPostgres(directory.postgres).stop_left_behind():
-            say(console, "The lab had died; the database that it left running is stopped.")
+            say(console, "The lab had been killed; the database that it left running has been stopped.")
         else:
             say(console, f"Nothing runs in {directory.path}.")
         return 0

@@ -53,7 +53,7 @@ PORTS = (
 
 @dataclass(frozen=True)
 class Setting:
-    """What an engine's command line is made of: its binary, its data directory, the variables."""
+    """The inputs of an engine's command line: its binary, its data directory, the variables."""
 
     binary: str
     data: Path
@@ -65,13 +65,13 @@ class Engine:
     """One engine.
 
     Attributes:
-        name: what it is called everywhere: its compose host, its Prometheus job.
+        name: its name, also as compose host and Prometheus job.
         binaries: the names it may have on PATH; the first that is there is run.
         ports: those of :data:`PORTS` it listens on; the first answers ``ready_path``.
         command: its command line.
         ready_path: answers 200 once the engine is ready.
-        without: what is missing where the engine is.
-        get_it: how it can be had.
+        without: what is missing without the engine.
+        get_it: how to install it.
     """
 
     name: str
@@ -90,7 +90,7 @@ class Engine:
 def _prometheus(setting: Setting) -> list[str]:
     return [
         setting.binary,
-        # A copy of compose/prometheus beside which the targets stand.
+        # A copy of compose/prometheus with the targets beside it.
         f"--config.file={setting.data / 'config' / 'prometheus.yml'}",
         f"--storage.tsdb.path={setting.data / 'data'}",
         "--storage.tsdb.retention.time=31d",  # the objectives look back 30 days
@@ -181,7 +181,7 @@ def _grafana(setting: Setting) -> list[str]:
 
 
 def _grafana_home(binary: Path) -> Path:
-    """Where Grafana's own files are: above ``bin`` in its archive, elsewhere in a distribution's package."""
+    """The directory of Grafana's own files: above ``bin`` in its archive, elsewhere in a distribution's package."""
     above = binary.resolve().parent.parent
     homes = (above, above / "share" / "grafana", Path("/usr/share/grafana"))
     return next((home for home in homes if (home / "conf" / "defaults.ini").exists()), above)
@@ -258,22 +258,22 @@ ENGINES = (
         ("ALERTMANAGER_PORT",),
         _alertmanager,
         "/-/ready",
-        "alerts are shown and nobody is told of them",
+        "alerts are shown, but no notifications are sent",
         "Debian's package prometheus-alertmanager, or https://prometheus.io/download",
     ),
-    # Our own: whom Alertmanager tells.
+    # Our own: the receiver of Alertmanager's notifications.
     Engine(
         "alert-receiver",
         (sys.executable,),
         ("ALERT_RECEIVER_PORT",),
         _alert_receiver,
         "/readyz",
-        "alerts are not written down",
+        "alerts are not written to a log",
         "it is part of Dice Lab",
     ),
 )
 
-# Engines that are of no use without another: who needs whom. What is needed stands before who needs it.
+# Engines that are useless without another one: engine → what it needs. Needed engines come first.
 NEEDS = {
     "otel-collector": "tempo",
     "alloy": "loki",
@@ -284,7 +284,7 @@ NEEDS = {
 
 @dataclass(frozen=True)
 class Plan:
-    """Which engines a stage runs here, and which it would but cannot."""
+    """The engines that a stage runs here, and those that are not on PATH."""
 
     found: tuple[tuple[Engine, str], ...]  # with its binary
     missing: tuple[Engine, ...]
@@ -292,7 +292,7 @@ class Plan:
     base_port: int
     directory: Path  # the engines' data
     logs: Path  # the services' log files
-    admin_password: str  # of Grafana; everyone else is an anonymous viewer
+    admin_password: str  # of Grafana; all other users are anonymous viewers
 
     def has(self, name: str) -> bool:
         return any(engine.name == name for engine, _ in self.found)
@@ -304,14 +304,14 @@ class Plan:
         return f"http://{HOST}:{self.port(engine.ports[0])}"
 
     def urls(self) -> dict[str, str]:
-        """Where the page finds the engines that it can ask, by the variable that says so."""
+        """The URLs of the engines that the page can query, by the frontend's variable."""
         asked = {"tempo", "prometheus", "grafana"}
-        if self.has("alloy"):  # without it no line gets to Loki
+        if self.has("alloy"):  # without Alloy no line reaches Loki
             asked.add("loki")
         return {f"{engine.name.upper()}_URL": self.url(engine) for engine, _ in self.found if engine.name in asked}
 
     def ports(self) -> list[tuple[int, str]]:
-        """Every port that is needed, and for whom."""
+        """Every required port, with the part that it is for."""
         return [(self.port(name), engine.name) for engine, _ in self.found for name in engine.ports]
 
     def variables(self, database_url: str) -> dict[str, str]:
@@ -346,7 +346,7 @@ class Plan:
         return engine.command(Setting(binary, self.directory / engine.name, variables))
 
     def otlp_endpoint(self, protocol: str = "http/protobuf") -> str | None:
-        """Where the services send spans in this OTLP protocol: the collector, else Tempo, else nowhere."""
+        """The endpoint for the services' spans in this OTLP protocol: the collector, else Tempo, else none."""
         if not self.has("tempo"):
             return None
         kind = "GRPC" if protocol == "grpc" else "HTTP"
@@ -395,12 +395,12 @@ def plan(
     Args:
         directory: where the engines keep their data.
         logs: where the services' log files are.
-        environ: where ``PATH`` and ``GRAFANA_ADMIN_PASSWORD`` are; without the latter nobody is Grafana's admin.
+        environ: ``PATH``, and ``GRAFANA_ADMIN_PASSWORD``, which is random if it is not set.
     """
     path = environ.get("PATH")
     wanted = [engine for engine in ENGINES if engine.name != "postgres-exporter" or stage.postgres]
     there = {engine.name for engine in wanted if engine.find(path)}
-    # Without Tempo behind it the collector would only pile spans up, as would Alloy lines without Loki.
+    # Without Tempo the collector would only queue spans, as Alloy would lines without Loki.
     for name, needed in NEEDS.items():
         if needed not in there:
             there.discard(name)

@@ -9,7 +9,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-PLAIN_WIDTH = 1000  # columns; nothing is cut or wrapped where no terminal is
+PLAIN_WIDTH = 1000  # columns; without a terminal nothing is cut or wrapped
 
 
 def parts(state: Mapping[str, Any]) -> list[dict[str, Any]]:

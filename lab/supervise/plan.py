@@ -1,4 +1,4 @@
-"""What a lab consists of: its processes, each with its command, environment and files, and its ports.
+"""The plan of a lab: its processes, each with its command, environment and files, and its ports.
 
 Nothing here starts anything; :mod:`lab.supervise.supervisor` runs the plan.
 """
@@ -14,7 +14,7 @@ from lab.supervise import engines, stages
 from lab.supervise.rundir import RunDir
 from lab.supervise.stages import Service
 
-# Delay of span export to files, in milliseconds: short, so that a roll's trace can be looked at right after it.
+# Delay of span export to files, in milliseconds: short, so that a roll's trace is complete right after the roll.
 FILE_EXPORT_DELAY_MS = "300"
 TELEMETRY = ("standard", "fast")  # the first is the services' default
 
@@ -78,7 +78,7 @@ class LabPlan:
     """The plan of one lab.
 
     Attributes:
-        engines: which engines run; ``None`` where none is asked for.
+        engines: which engines run; ``None`` without ``--engines``.
         external_database: the URL of a database that is not the lab's own; empty where there is none.
 
     Args:
@@ -109,6 +109,16 @@ class LabPlan:
     def telemetry(self) -> str:
         return self.options.telemetry or self._environ.get("TELEMETRY") or TELEMETRY[0]
 
+    def workers_advice(self, cpus: int) -> str:
+        """What to do instead of more workers, where those of the two services take all CPUs; else empty."""
+        workers = 2 * self.options.workers
+        if self.options.workers == 1 or workers < cpus or self.telemetry == TELEMETRY[1]:
+            return ""
+        return (
+            f"--workers {self.options.workers}: {workers} processes take all {cpus} CPUs. More of them do not help;"
+            " --telemetry fast rolls about twice as often with the same CPUs."
+        )
+
     @property
     def roll_delay(self) -> float:
         """The longest wait of a roll, in seconds."""
@@ -120,7 +130,7 @@ class LabPlan:
         return self.options.base_port + service.port_offset
 
     def address(self, service: Service) -> str:
-        """Where clients on this machine find a service: ``host:port``."""
+        """The address of a service for clients on this machine: ``host:port``."""
         host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.options.host, self.options.host)
         return f"{f'[{host}]' if ':' in host else host}:{self.port(service)}"
 
@@ -134,11 +144,11 @@ class LabPlan:
         return found
 
     def ready_urls(self) -> dict[str, str]:
-        """What answers 200 once a service is ready, by its name."""
+        """The URL that answers 200 once a service is ready, by its name."""
         return {service.name: f"{self.url(service)}/readyz" for service in self.stage.services}
 
     def engine_ready_urls(self) -> dict[str, str]:
-        """What answers 200 once an engine is ready, by its name."""
+        """The URL that answers 200 once an engine is ready, by its name."""
         if self.engines is None:
             return {}
         return {engine.name: self.engines.url(engine) + engine.ready_path for engine, _ in self.engines.found}
@@ -201,7 +211,7 @@ class LabPlan:
         return environ | self._trace_destination(service, worker, environ)
 
     def _trace_destination(self, service: Service, worker: int, environ: Mapping[str, str]) -> dict[str, str]:
-        """Where the service's spans go: to the endpoint that the user has set, else to an engine, else to a file."""
+        """The destination of the service's spans: the endpoint that the user has set, else an engine, else a file."""
         if environ.get("OTEL_EXPORTER_OTLP_ENDPOINT") or environ.get("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"):
             return {}
         protocol = environ.get("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL") or environ.get("OTEL_EXPORTER_OTLP_PROTOCOL") or ""

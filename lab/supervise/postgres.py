@@ -1,8 +1,8 @@
 """The embedded PostgreSQL: a real server from a wheel, its data in the run dir.
 
-Whoever may send SQL to it as superuser runs programs as its system user, so only the lab's own user gets in: it
-listens on a Unix socket in a directory of mode 0700, on no TCP port, and asks the kernel who is at the other end of
-the socket (peer authentication).
+A superuser can run programs as the server's system user, so only the lab's own user may connect: the server
+listens on a Unix socket in a directory of mode 0700, on no TCP port, and asks the kernel for the user of
+each connection (peer authentication).
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ class EmbeddedPostgres:
             raise LabError(f"PostgreSQL does not start: {reason}; its log is {self.log}") from None
 
     def stop(self) -> None:
-        """Stop the server, breaking its connections; nothing happens where none runs."""
+        """Stop the server and break its connections; does nothing when none runs."""
         if self._process is None or not self.running():
             return
         for number in (signal.SIGINT, signal.SIGQUIT):  # fast, then immediate
@@ -108,7 +108,7 @@ class EmbeddedPostgres:
                 return
 
     def close(self) -> None:
-        """Stop the server for good: its socket's directory goes too."""
+        """Stop the server and remove its socket's directory."""
         self.stop()
         if self.socket_directory is not None:
             shutil.rmtree(self.socket_directory, ignore_errors=True)
@@ -117,7 +117,7 @@ class EmbeddedPostgres:
         return self._process is not None and self._process.poll() is None
 
     def stop_left_behind(self) -> bool:
-        """Stop a server that a lab which died has left running on this data; ``True`` when there was one."""
+        """Stop a server that a killed lab has left running on this data; ``True`` when there was one."""
         lines = self._status()
         pid = int(lines[0]) if lines and lines[0].isdigit() else None
         if pid is None or self.running():
@@ -219,7 +219,7 @@ def _write_access_rules(home: Home) -> None:
         ("pg_hba.conf", f"# Written at each start.\nlocal all {SUPERUSER} peer map=lab\n"),
         ("pg_ident.conf", f'# Written at each start: the user who runs the lab.\nlab "{user}" {SUPERUSER}\n'),
     ):
-        # The directory may be another user's, the server's: nothing that is there is followed or written to.
+        # The directory may belong to another user, the server's: follow no link in it and write to no existing file.
         new = home.data / f"{name}.new"
         new.unlink(missing_ok=True)
         with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600), "w") as file:
@@ -234,7 +234,7 @@ def _open_log(path: Path) -> IO[bytes]:
 
 
 def _environ() -> dict[str, str]:
-    """Our environment without what would set PostgreSQL's programs up in another way."""
+    """Our environment without the variables that would configure PostgreSQL's programs."""
     return {name: value for name, value in os.environ.items() if not name.startswith("PG")}
 
 
@@ -263,4 +263,4 @@ def _reason(output: Sequence[str], data: Path) -> str:
         for line in reversed(output):
             if mark in line:
                 return line.partition(mark)[2].strip()
-    return output[-1].strip() if output else "it says nothing"
+    return output[-1].strip() if output else "it printed nothing"

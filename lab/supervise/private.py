@@ -1,4 +1,4 @@
-"""Directories that no other user enters."""
+"""Directories that no other user can enter."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ LONGEST = 80
 
 
 def private_directory() -> Path:
-    """Make a directory with mode 0700, a name nobody can guess and a path short enough for a socket in it.
+    """Make a directory with mode 0700, an unguessable name and a path short enough for a socket in it.
 
-    Whoever called it removes it.
+    The caller removes it.
     """
     if len(os.fsencode(tempfile.gettempdir())) > LONGEST - len("/dicelab-12345678"):
         return Path(tempfile.mkdtemp(prefix="dicelab-", dir="/tmp"))

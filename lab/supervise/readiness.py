@@ -1,4 +1,4 @@
-"""Whether a service or an engine is ready, by its own word."""
+"""Whether a service or an engine reports that it is ready."""
 
 from __future__ import annotations
 

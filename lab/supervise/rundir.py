@@ -14,16 +14,16 @@ from typing import Any, ClassVar
 
 from lab import LabError
 
-# Each log file is cut at this size, in bytes, and so many old ones are kept.
+# Each log file is rotated at this size, in bytes; this many old ones are kept.
 LOG_BYTES = 64 * 1024 * 1024
 LOG_BACKUPS = 3
 CLAIM_ATTEMPTS = 5
-# Files by which a directory is known as a run dir.
+# Files that identify a directory as a run dir.
 MARKS = ("lock", "traffic.lock", "dicelab.log")
 
 
 class RunDir:
-    """One run dir. At most one lab runs in it at a time; a file lock, which ends with its process, says so."""
+    """One run dir. At most one lab runs in it at a time: its process holds a file lock."""
 
     def __init__(self, path: Path) -> None:
         self.path = path.absolute()
@@ -36,7 +36,7 @@ class RunDir:
         self._lock_file = self.path / "lock"
 
     def make(self) -> None:
-        """Make the directory and close it to other users: it holds names, sessions and all traffic.
+        """Make the directory private: it holds names, sessions and all traffic.
 
         Raises:
             LabError: when it cannot be made, or is another user's, or is not a run dir and open to others.
@@ -60,7 +60,7 @@ class RunDir:
 
     def _close_to_others(self) -> None:
         names = {path.name for path in self.path.iterdir()}
-        if names and not names.intersection(MARKS):  # perhaps the user's home: not ours to close
+        if names and not names.intersection(MARKS):  # perhaps the user's home: do not change its mode
             raise LabError(
                 f"run dir {self.path} holds other files and is open to other users; choose another with --run-dir"
             )

@@ -1,6 +1,6 @@
 """Services, engines and the database under supervision: one that ends by itself is started again.
 
-It is started after a pause, which doubles each time it ends soon after its start. An experiment may hold one down; it
+It is started after a pause, which doubles each time it ends soon after its start. An experiment may hold one down: it
 is started as soon as the experiment releases it.
 """
 
@@ -26,7 +26,7 @@ Launch = Callable[[Mapping[str, str]], Awaitable[Process]]
 
 
 class Supervised(ABC):
-    """Something that is kept running.
+    """A part of the lab that is restarted when it ends.
 
     Attributes:
         restarts: how often it was started again.

@@ -1,4 +1,4 @@
-"""Runs a lab: starts what its plan says, waits until it is ready, starts again what ends, stops it in order."""
+"""Runs a lab: starts what is planned, waits until it is ready, restarts what ends, stops everything in order."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Supervisor:
         """Start the lab, run it until a signal asks for its end, and stop it.
 
         Raises:
-            LabError: when something is in the way before anything has started, or when the start fails.
+            LabError: when the start is not possible or fails.
         """
         self._run_dir.claim()
         try:
@@ -105,7 +105,7 @@ class Supervisor:
         self._faults = FaultServer(self._supervised(), self._links())
         await self._faults.open()
         self._announce()
-        self._run_dir.write_state(self._state())  # others take the file as the sign that the lab is ready
+        self._run_dir.write_state(self._state())  # the file signals that the lab is ready
 
     async def _start_engines(self) -> None:
         chosen = self._plan.engines
@@ -239,7 +239,7 @@ class Supervisor:
             for supervised in self._supervised().values()
         ]
         try:
-            # A task only ends by an error of ours or of the system's; that ends the lab.
+            # A task ends only with an unexpected error, which ends the lab.
             done, _ = await asyncio.wait([stopped, *tasks], return_when=asyncio.FIRST_COMPLETED)
             if stopped not in done:
                 done.pop().result()

@@ -23,7 +23,7 @@ from lab.waiting import within
 
 __all__ = ["Options", "run"]
 
-# Longer than any start: the lab itself gives up earlier, and says why.
+# Longer than any start: the lab itself gives up earlier, and reports the reason.
 START_TIMEOUT = 600.0  # seconds
 
 
@@ -40,10 +40,12 @@ def run(options: Options, console: Console) -> int:
     if not loopback(options.host):
         say(
             console,
-            f"WARNING: --host {options.host} opens the lab to other machines; it asks nobody for a password.",
+            f"WARNING: --host {options.host} opens the lab to other machines, without a password.",
             "bold yellow",
         )
-    os.umask(0o077)  # files of ours, of services and engines: for the user alone
+    if advice := plan.workers_advice(os.cpu_count() or 1):
+        say(console, advice, "yellow")
+    os.umask(0o077)  # files of the lab, its services and engines are private to the user
     schedule_batch()
     try:
         asyncio.run(Supervisor(plan, console).run())
@@ -59,7 +61,7 @@ def loopback(host: str) -> bool:
     try:
         found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
     except OSError:
-        return True  # no address at all; the ports' check says so
+        return True  # not an address; the check of the ports reports it
     return all(ip_address(str(address[0]).partition("%")[0]).is_loopback for *_, address in found)
 
 
@@ -89,7 +91,7 @@ def _run_detached(options: Options, run_dir: RunDir) -> int:
     except KeyboardInterrupt:
         process.terminate()
         process.wait()
-        raise LabError("interrupted; what had started is stopped again") from None
+        raise LabError("interrupted; everything that had started has been stopped") from None
     said = run_dir.own_log.read_bytes()[before:].decode(errors="replace").rstrip()
     if not ready:
         process.terminate()  # nothing where it has ended
@@ -100,7 +102,7 @@ def _run_detached(options: Options, run_dir: RunDir) -> int:
 
 
 def arguments(options: Options) -> list[str]:
-    """The options as the command line that gives them."""
+    """The command-line arguments for these options."""
     given = []
     for field in fields(options):
         value = getattr(options, field.name)

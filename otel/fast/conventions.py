@@ -18,7 +18,7 @@ from otel.fast.spans import LeanSpan
 
 Attributes = dict[str, Any]
 
-OLDEST_SCHEMA = "https://opentelemetry.io/schemas/1.11.0"  # what the packages say where nothing is chosen
+OLDEST_SCHEMA = "https://opentelemetry.io/schemas/1.11.0"  # what the packages use where nothing is chosen
 _chosen = {part.strip() for part in os.environ.get("OTEL_SEMCONV_STABILITY_OPT_IN", "").split(",")}
 
 
@@ -46,7 +46,7 @@ def _method(attributes: Attributes, original: str) -> None:
 
 
 def method_name(original: str) -> str:
-    """What the name of a span begins with."""
+    """The first part of a span's name."""
     method = sanitize_method(original.strip())
     return "HTTP" if method == "_OTHER" else method
 
@@ -57,7 +57,7 @@ def route(request: web.Request) -> str:
 
 
 def of_server(request: web.Request) -> Attributes:
-    """Attributes of the span of a request that is answered."""
+    """Attributes of a server span."""
     attributes: Attributes = {}
     _method(attributes, request.method)
     url = request.url
@@ -103,7 +103,7 @@ def _query(target: str) -> str:
 
 
 def of_client(method: str, url: str) -> Attributes:
-    """Attributes of the span of a request that is made."""
+    """Attributes of a client span."""
     attributes: Attributes = {}
     _method(attributes, method)
     url = redact_url(url)
@@ -116,7 +116,8 @@ def of_client(method: str, url: str) -> Attributes:
             attributes["server.address"] = parts.hostname
         if parts.port:
             attributes["server.port"] = parts.port
-    if OLD_HTTP and NEW_HTTP:  # the package has these where both are chosen, and not where the older names alone are
+    # The package sets these if both conventions are chosen, but not for the older names alone.
+    if OLD_HTTP and NEW_HTTP:
         attributes |= {
             old: attributes[new]
             for old, new in (("http.host", "server.address"), ("net.peer.port", "server.port"))

@@ -1,4 +1,4 @@
-"""Where spans go: a file, a collector over HTTP or gRPC, the console."""
+"""The exporters of spans: to a file, to a collector over HTTP or gRPC, to the console."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from opentelemetry.util.re import parse_env_headers
 from otel.fast import otlp, spans
 from otel.fast.queue import Exporter
 from otel.standard import variables
-from otel.standard.export import RotatingFile
+from otel.standard.files import RotatingFile
 from otel.standard.variables import TraceFile
 
 COMPRESSIONS: dict[str, Callable[[bytes], bytes] | None] = {
@@ -45,7 +45,7 @@ class _FileExporter:
 
 
 class _HttpExporter:
-    """OTLP/HTTP with protobuf, to where the standard variables say."""
+    """OTLP/HTTP with protobuf, to the endpoint of the standard variables."""
 
     def __init__(self, resource: Resource, timeout: float) -> None:
         import requests  # here, because most labs write files
@@ -78,7 +78,7 @@ class _HttpExporter:
             data = self._compress(data)
         try:
             status = self._post(data)
-        except self._broken:  # most likely a kept connection that the collector has closed meanwhile
+        except self._broken:  # most likely an idle connection that the collector has closed
             status = self._post(data)
         return 200 <= status < 400
 
@@ -91,7 +91,7 @@ class _HttpExporter:
 
 
 class _StandardExporter:
-    """Any exporter of the SDK, which is given the SDK's spans."""
+    """Any exporter of the SDK, with the SDK's spans."""
 
     def __init__(self, exporter: SpanExporter) -> None:
         self._exporter = exporter

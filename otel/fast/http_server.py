@@ -1,7 +1,7 @@
 """The span of each request that a service answers, as the aiohttp-server instrumentation makes it.
 
 It leaves out what that spends most of its time on: to find out for each request which headers to capture (by default
-none), and labels for OpenTelemetry metrics, which nobody reads here. What follows from a request's method, address and
+none), and labels for OpenTelemetry metrics, which are not used here. What follows from a request's method, address and
 agent alone is remembered.
 """
 
@@ -25,14 +25,14 @@ from opentelemetry.util.http import get_excluded_urls
 from otel.fast import conventions
 from otel.fast.spans import SPAN_KEY, Active, LeanSpan, RemoteSpan, current_context
 
-# What is remembered of requests is bounded, in number and in length: callers decide what they ask for.
+# The cache of requests is bounded, in number and in length, because callers choose the URLs.
 MAX_REMEMBERED = 4096
 LONGEST_REMEMBERED = 512
 CAPTURED_HEADERS = "OTEL_INSTRUMENTATION_HTTP_CAPTURE_HEADERS_SERVER_"
 
 
 def instrument() -> None:
-    """Give every application that is created from here on the middleware, as the package's instrumentor does."""
+    """Add the middleware to every application created from now on, as the package's instrumentor does."""
     untraced: type[web.Application] = web.Application
 
     class TracedApplication(untraced):  # type: ignore[valid-type, misc]
@@ -48,7 +48,7 @@ def plain(context: Context) -> bool:
 
 
 def standard_propagation() -> bool:
-    """Whether trace context and baggage travel as W3C headers, which is the default."""
+    """Whether trace context and baggage are propagated as W3C headers, which is the default."""
     return propagate.get_global_textmap().fields == {"traceparent", "tracestate", "baggage"}
 
 
@@ -128,7 +128,7 @@ def server_middleware() -> Middleware:
 
 
 def _extracted(request: web.Request) -> Context:
-    """The caller's trace context; whatever is not the plainest case goes the standard way."""
+    """The caller's trace context; anything but the simplest case is left to the standard propagator."""
     headers = request.headers
     traceparent = headers.get("traceparent")
     if traceparent is None:

@@ -12,31 +12,28 @@ its ``trace_id`` and ``span_id``; a line of ours carries its event's fields besi
 
 from __future__ import annotations
 
-import json
 import logging
 import os
-import sys
 import threading
 import time
 from collections import deque
 from collections.abc import Callable
 from functools import lru_cache, partial
-from types import TracebackType
 from typing import Any
 
-import orjson
 from opentelemetry.trace import Span
 
 from otel.fast import spans
+from otel.standard.lines import capture, dump, timestamp
 
 # A reader of stdout that stalls must neither block the event loop nor let memory grow for ever:
 # beyond this many waiting lines new ones are dropped and the loss is itself logged.
 MAX_WAITING_LINES = 100_000
-# So many are made at a time. Each alone costs three times as much, because the caches hold something else each time.
+# Lines formatted at a time. One at a time costs three times as much, because of cold caches.
 LINES_AT_ONCE = 32
-# So many pieces of that many lines are written at a time: after a stall memory does not feel how many waited.
+# Pieces of that many lines written at a time, so that a long queue after a stall needs little memory.
 PIECES_AT_ONCE = 32
-# Lines wait this long, in seconds, for company, so that a busy service writes once for many lines.
+# Lines wait this long, in seconds, for others, so that a busy service writes many lines at once.
 WRITE_INTERVAL = 0.02
 
 # A line of ours before it is one: seconds since the epoch, level, message, the span it was written in, fields.
@@ -59,7 +56,7 @@ class LineWriter:
         # a list that is swapped for a new one may still be appended to by who had just looked it up.
         self._lines: deque[bytes | Event] = deque()
         self._pieces: deque[bytes] = deque()  # of lines that came before those
-        self._taking = threading.Lock()  # held by who takes lines, so that they stay in their order
+        self._taking = threading.Lock()  # held by the thread that takes lines, so that they keep their order
         self.dropped = 0
         self._filled = threading.Event()
         self._woken = False  # the same, looked at without a call
@@ -124,7 +121,9 @@ class LineWriter:
     def _made(self, event: Any) -> bytes:
         moment, level, message, span, fields = event
         try:
-            return _dump(_document(self._service, moment, level, message, span) | fields)
+            document = _document(self._service, moment, level, message, span)
+            document.update(fields)
+            return dump(document) + b"\n"
         except Exception as error:  # a value that cannot be turned into text must not end the thread
             return plain_line(self._service, f"unprintable log line {message!r}: {type(error).__name__}")
 
@@ -133,7 +132,7 @@ class LineWriter:
         try:
             while view:
                 view = view[os.write(self._descriptor, view) :]
-        except OSError:  # nobody reads stdout any more; there is nowhere left to say so
+        except OSError:  # stdout is closed: there is nowhere left to report that
             return False
         return True
 
@@ -146,31 +145,14 @@ def dropped() -> int:
     return sum(writer.dropped for writer in _writers)
 
 
-@lru_cache(4)
-def _second(whole: int) -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(whole))
-
-
-def _timestamp(seconds: float) -> str:
-    """RFC 3339 in UTC with milliseconds, such as ``2026-01-02T03:04:05.678Z``."""
-    whole = int(seconds)
-    return f"{_second(whole)}.{int((seconds - whole) * 1000 + 1e-4):03d}Z"
-
-
-def _dump(document: dict[str, Any]) -> bytes:
-    try:
-        return orjson.dumps(document, default=str, option=orjson.OPT_APPEND_NEWLINE | orjson.OPT_NON_STR_KEYS)
-    except TypeError:
-        # Lone surrogates (bytes of a request that were no UTF-8) and integers beyond 64 bits:
-        # orjson refuses them, the standard encoder escapes them.
-        return json.dumps(document, default=str).encode() + b"\n"
+_level_name = lru_cache(16)(logging.getLevelName)
 
 
 def _document(service: str, moment: float, level: int, message: str, span: Span | None) -> dict[str, Any]:
-    """What every line says."""
+    """The fields of every line."""
     document = {
-        "timestamp": _timestamp(moment),
-        "level": logging.getLevelName(level),
+        "timestamp": timestamp(moment),
+        "level": _level_name(level),
         "message": message,
         "logger": service,
     }
@@ -181,7 +163,7 @@ def _document(service: str, moment: float, level: int, message: str, span: Span 
 
 def plain_line(service: str, error: str) -> bytes:
     """An ERROR line about the logging itself."""
-    return _dump(_document(service, time.time(), logging.ERROR, error, None))
+    return dump(_document(service, time.time(), logging.ERROR, error, None)) + b"\n"
 
 
 class JsonHandler(logging.Handler):
@@ -201,7 +183,7 @@ class JsonHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
-            self._writer.write(_dump(self._document(record)))
+            self._writer.write(dump(self._document(record)) + b"\n")
         except Exception as error:  # a line that cannot be formatted must not vanish unseen
             unprintable = f"unprintable log line from {record.pathname}: {error!r}"
             self._writer.write(plain_line(self._service, unprintable))
@@ -210,7 +192,7 @@ class JsonHandler(logging.Handler):
         document = _document(self._service, record.created, record.levelno, record.getMessage(), spans.current_span())
         fields = getattr(record, "fields", None)
         if fields is None:
-            document["source"] = record.name  # a library's line: say which library's
+            document["source"] = record.name  # a library's line names the library
         else:
             document.update(fields)
         if record.exc_info and record.exc_info[0] is not None:
@@ -219,7 +201,7 @@ class JsonHandler(logging.Handler):
 
 
 class _Events:
-    """Where the lines of our own events go, once :func:`start` has said it; before that to ``logging``."""
+    """The destination of our own events: set by :func:`start`, before that ``logging``."""
 
     writer: LineWriter | None = None
     level = logging.NOTSET
@@ -241,7 +223,7 @@ def event(logger: logging.Logger, level: int, message: str, /, **fields: Any) ->
 
 
 def events(service: str) -> Callable[..., None]:
-    """What a service's events are logged with: ``line(logging.INFO, "Roll completed", roll_value=5)``."""
+    """A function that logs a service's events: ``line(logging.INFO, "Roll completed", roll_value=5)``."""
     return partial(event, logging.getLogger(service))
 
 
@@ -249,47 +231,22 @@ def start(service: str, level: str = "INFO", descriptor: int = 1) -> Callable[[]
     """Send everything this process logs to ``descriptor`` as JSON lines.
 
     Args:
-        service: what the ``logger`` field of every line says.
+        service: the ``logger`` field of every line.
         level: a level name of the ``logging`` module.
-        descriptor: an open file descriptor, stdout unless told otherwise.
+        descriptor: an open file descriptor; stdout by default.
 
     Returns:
         A function that flushes and ends the logging.
     """
     writer = LineWriter(descriptor, service)
     _writers.append(writer)
-    root = logging.getLogger()
-    handlers, root_level = root.handlers[:], root.level
-    root.handlers[:] = [JsonHandler(service, writer)]
-    root.setLevel(level)
-    _Events.writer, _Events.level = writer, root.level
-    # Libraries imported by now may have brought handlers of their own, which write past this one, and levels.
-    for name in list(logging.root.manager.loggerDict):
-        library = logging.getLogger(name)
-        library.handlers.clear()
-        library.propagate = True
-        library.setLevel(logging.NOTSET)
-    logging.captureWarnings(True)
-    # No line of ours says any of these, and finding them out costs a fifth of the making of a record.
-    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
-
-    def uncaught(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
-        root.critical("Uncaught exception", exc_info=(kind, error, traceback))
-
-    def uncaught_in_thread(args: threading.ExceptHookArgs) -> None:
-        if args.exc_value is not None:
-            uncaught(args.exc_type, args.exc_value, args.exc_traceback)
-
-    hooks = sys.excepthook, threading.excepthook
-    sys.excepthook, threading.excepthook = uncaught, uncaught_in_thread
+    restore = capture(JsonHandler(service, writer), level)
+    _Events.writer, _Events.level = writer, logging.getLogger().level
 
     def stop() -> None:
-        # What is logged or fails from now on is said where it was said before.
+        # From now on, log lines and uncaught exceptions go where they went before start().
         _Events.writer = None
-        root.handlers[:] = handlers
-        root.setLevel(root_level)
-        logging.captureWarnings(False)
-        sys.excepthook, threading.excepthook = hooks
+        restore()
         writer.stop()
 
     return stop

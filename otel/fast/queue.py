@@ -12,18 +12,18 @@ from otel.fast import spans
 
 log = logging.getLogger(__name__)
 
-# So many are encoded at a time. Each alone costs twice as much, because the caches hold something else each time.
+# Spans encoded at a time. One at a time costs twice as much, because of cold caches.
 ENCODED_AT_ONCE = 32
-# A batch that is not taken is sent again every second, for five minutes: a collector that restarts loses
-# nothing, and a batch that no receiver will ever take does not hold up the others for ever.
+# A batch that is not accepted is retried every second, for five minutes: a restart of the collector loses
+# nothing, and a batch that is never accepted does not block the others for ever.
 RETRY_INTERVAL = 1.0
 RETRY_FOR = 300.0
-# How long, in seconds, the end of a process waits for its last spans to leave.
+# Seconds that a process waits at its end for its last spans to be exported.
 FLUSH_TIMEOUT = 5.0
 
 
 class Exporter(Protocol):
-    """One way out for spans; ``encode`` is called by any thread, ``export`` by the queue's only."""
+    """An exporter; ``encode`` is called by any thread, ``export`` by the queue's only."""
 
     def encode(self, span: spans.LeanSpan) -> Any: ...
 
@@ -31,7 +31,7 @@ class Exporter(Protocol):
         """Whether the batch arrived."""
 
     def shutdown(self) -> None:
-        """End an attempt that is under way, too."""
+        """Stop, and end a running attempt."""
 
 
 class SpanQueue:
@@ -45,9 +45,8 @@ class SpanQueue:
     def __init__(self, exporter: Exporter, *, capacity: int, delay: float, batch: int) -> None:
         """``delay`` is how long, in seconds, spans wait for a batch of ``batch`` to fill.
 
-        Spans are encoded by whoever ends the last of :data:`ENCODED_AT_ONCE`, or by the thread where fewer come. The
-        thread alone would take the interpreter from the event loop, and what the spans hold out of its processor's
-        caches.
+        Spans are encoded by the caller that ends the last of :data:`ENCODED_AT_ONCE`, or by the thread if there are
+        fewer. The thread alone would block the event loop's interpreter, with the spans no longer in the CPU's caches.
         """
         self._exporter = exporter
         self._capacity = capacity
@@ -57,7 +56,7 @@ class SpanQueue:
         self._spans: deque[spans.LeanSpan] = deque()
         self._encoded: deque[Any] = deque()
         self._encoded_at_once = min(batch, ENCODED_AT_ONCE)
-        # Counted apart, each by one thread: adding to a number is no single step.
+        # Separate counters, each written by one thread: an addition is not atomic.
         self._refused = 0
         self._lost = 0
         self._reported = 0
@@ -69,7 +68,7 @@ class SpanQueue:
 
     @property
     def dropped(self) -> int:
-        """How many spans found no room, could not be written or were not taken."""
+        """How many spans found the queue full, could not be encoded or were not accepted."""
         return self._refused + self._lost
 
     def add(self, span: spans.LeanSpan) -> None:
@@ -92,7 +91,7 @@ class SpanQueue:
         self._stopping.set()
         self._filled.set()
         self._thread.join(FLUSH_TIMEOUT)
-        self._exporter.shutdown()  # ends an attempt that is under way, too
+        self._exporter.shutdown()  # also ends a running attempt
         self._thread.join(1)
         self._refused += self._waiting()
 
@@ -116,7 +115,7 @@ class SpanQueue:
                 break
             try:
                 self._encoded.append(self._exporter.encode(span))
-            except Exception:  # those that can be written must not be lost with one that cannot
+            except Exception:  # one span that cannot be encoded must not lose the others
                 lost += 1
                 log.exception("Span not encoded", extra={"fields": {}})
         return lost

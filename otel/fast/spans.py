@@ -46,7 +46,7 @@ from opentelemetry.util.types import Attributes
 
 from otel.fast import private
 from otel.fast.stacktraces import stacktrace
-from otel.standard.export import utf8
+from otel.standard.text import utf8
 
 log = logging.getLogger(__name__)
 
@@ -115,7 +115,7 @@ class LeanSpan(Span):
         self.status_code = StatusCode.UNSET
         self.status_description: str | None = None
         self.start_time = start_time
-        self.end_time = 0  # 0: still under way
+        self.end_time = 0  # 0: not ended
         self._context: SpanContext | None = None
         self._hex_ids: tuple[str, str] | None = None
 
@@ -164,7 +164,7 @@ class LeanSpan(Span):
 
     def set_status(self, status: Status | StatusCode, description: str | None = None) -> None:
         code = status.status_code if isinstance(status, Status) else status
-        # As the specification has it: OK is final, and nothing becomes unset again.
+        # By the specification, OK is final, and a status cannot become unset again.
         if self.status_code is StatusCode.OK or code is StatusCode.UNSET:
             return
         if self.end_time:
@@ -206,10 +206,10 @@ class LeanSpan(Span):
     def _late(self, what: str) -> None:
         log.warning("Setting %s on an ended span: %s", what, self.name)
 
-    # --- what sinks look at ---
+    # --- for sinks ---
 
     def readable(self) -> ReadableSpan:
-        """The same as the SDK has it: attributes validated, limits applied; text is such that UTF-8 can say it."""
+        """The span as the SDK's: attributes validated, limits applied, text that UTF-8 cannot encode replaced."""
         limits = self.tracer.limits
         parent = None
         if self.parent_id:
@@ -245,7 +245,7 @@ class LeanSpan(Span):
 
 
 class RemoteSpan(NonRecordingSpan):
-    """A caller's span, of which nothing but its ids came along; the API's context of it is made if anybody asks."""
+    """A remote caller's span, of which only the ids are known; the API's context is created on demand."""
 
     __slots__ = ("flags", "span_id", "trace_id")
 
@@ -287,7 +287,7 @@ class Active:
     ) -> None:
         try:
             _variable.reset(self._token)
-        except ValueError:  # left in another context than it was entered in; the API says so
+        except ValueError:  # exited in another context than it was entered in; the API reports it
             detach(self._token)
         span = self._span
         if isinstance(error, Exception) and span.is_recording():
@@ -424,7 +424,7 @@ class LeanTracerProvider(TracerProvider):
 
 
 def current_span() -> Span | None:
-    """The current span, whosever it is; ``None`` outside of spans."""
+    """The current span of any kind; ``None`` outside of spans."""
     return current_context().get(SPAN_KEY)  # type: ignore[return-value]
 
 
@@ -448,7 +448,7 @@ def sampled_trace_id() -> int:
 def hex_ids(span: Span | None) -> tuple[str, str] | None:
     """Trace id and span id as 32 and 16 hex digits; ``None`` for no span and for one without ids."""
     if type(span) is LeanSpan:
-        if span._hex_ids is None:  # asked for by several lines, among others
+        if span._hex_ids is None:  # cached: several lines need it
             span._hex_ids = f"{span.trace_id:032x}", f"{span.span_id:016x}"
         return span._hex_ids
     if span is None:

@@ -1,4 +1,4 @@
-"""The span of each SQL query, as the aiopg instrumentation makes it, without finding out each time what it carries."""
+"""The span of each SQL query, as the aiopg instrumentation makes it, with its attributes cached."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Stack traces as text, in which a stack that comes again and again costs little.
+"""Stack traces as text; a stack that recurs is formatted once.
 
-A service that is asked for more than it can do refuses thousands of requests a second, all at the same few places.
+An overloaded service refuses thousands of requests a second, all at the same few places.
 ``traceback`` extracts, looks up and parses the source of every frame each time: a millisecond a refusal, which took
-half of what the service could do. Here a stack is made into text once.
+half of the service's capacity. Here a stack is formatted once.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ from __future__ import annotations
 import traceback
 from types import CodeType, TracebackType
 
-MAX_STACKS = 512  # different ones that are remembered
+MAX_STACKS = 512  # stacks in the cache
 
-# Of which ``traceback`` says more than their name and their message.
+# For these ``traceback`` prints more than the name and the message.
 _SPECIAL = (BaseExceptionGroup, SyntaxError, NameError, AttributeError, ImportError)
 _CAUSE = "\nThe above exception was the direct cause of the following exception:\n\n"
 _CONTEXT = "\nDuring handling of the above exception, another exception occurred:\n\n"

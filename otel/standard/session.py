@@ -8,7 +8,7 @@ import requests
 
 
 class OneAttemptSession(requests.Session):
-    """For the OTLP/HTTP exporter: gives each request ``seconds``, however little the exporter has left to retry."""
+    """For the OTLP/HTTP exporter: each request has ``seconds``, whatever remains of the exporter's own timeout."""
 
     def __init__(self, seconds: float) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""A real browser on a lab's page, for all tests that need one."""
+"""A real browser on a lab's page."""
 
 from __future__ import annotations
 

@@ -24,13 +24,13 @@ from lab.supervise import engines
 from tests.support import images, standins
 from tests.support.labs import wait_for
 
-# Above the names of the stand-ins.
+# The prefix of the stand-ins' names.
 PREFIX = "localhost/dicelab-standin"
 # BuildKit builds the image that several services share once; Podman would build it for each of them.
 BUILT_BY = "alert-receiver"
 RESET = "reset"
 PARTS = ("alloy", "compose", "dieservice", "frontend", "grafana", "otel", "roller", "web")
-# Without systemd, podman runs no health check by itself.
+# Without systemd, podman does not run health checks.
 SYSTEMD = Path("/run/systemd/system")
 
 
@@ -45,7 +45,7 @@ class Containers:
     Attributes:
         engine: the command of the container engine's client.
         compose: the command of compose.
-        left_out: the services that have no image here, and why.
+        left_out: the services without an image here, and the reason.
     """
 
     engine: list[str]
@@ -78,7 +78,7 @@ class Containers:
         )
 
     def run(self, *arguments: str) -> str:
-        """What the engine's client answers."""
+        """The output of the engine's client."""
         done = subprocess.run(
             [*self.engine, *arguments], check=False, env=self.environment, capture_output=True, text=True
         )
@@ -106,13 +106,13 @@ class Containers:
 
 @contextmanager
 def project(directory: Path) -> Iterator[Containers]:
-    """The project, ready to be started, in stand-ins for its images.
+    """The project, ready to start, with stand-ins for its images.
 
     Args:
-        directory: where everything is kept that is not in the container engine.
+        directory: for all files that are not in the container engine.
 
     Raises:
-        Unavailable: when something that is needed is not here.
+        Unavailable: when something required is missing.
     """
     compose = _compose()
     for offset in (*range(3), *range(10, 24)):
@@ -146,7 +146,7 @@ def _compose() -> list[str]:
 
 @contextmanager
 def _engine(directory: Path) -> Iterator[tuple[list[str], dict[str, str]]]:
-    """Docker where its daemon runs; otherwise Podman's service, with a storage that nothing else uses."""
+    """Docker if its daemon runs; otherwise Podman's service, with a storage of its own."""
     works = {name: bool(shutil.which(name)) and _succeeds([name, "info"]) for name in ("docker", "podman")}
     if works["docker"]:
         yield ["docker"], dict(os.environ)
@@ -208,7 +208,7 @@ def _podman_service(directory: Path) -> Iterator[dict[str, str]]:
 
 
 def _probe(environment: dict[str, str], ended: threading.Event) -> None:
-    """Run the health checks of those that are not healthy yet, in systemd's place."""
+    """Run the health checks of containers that are not healthy yet, as systemd would."""
     listing = ["podman", "ps", "--format", "{{.ID}} {{.Status}}"]
     while not ended.wait(1):
         listed = subprocess.run(listing, check=False, env=environment, capture_output=True, text=True)
@@ -219,7 +219,7 @@ def _probe(environment: dict[str, str], ended: threading.Event) -> None:
 
 
 def _checkout(directory: Path) -> Path:
-    """The project as a checkout made under umask 077 has it."""
+    """The project as a checkout made under umask 077."""
     checkout = directory / "checkout"
     checkout.mkdir()
     for part in PARTS:
@@ -233,7 +233,7 @@ def _checkout(directory: Path) -> Path:
 
 
 def _images(containers: Containers, directory: Path) -> dict[str, str]:
-    """Make the stand-ins: the name of each by the image that it stands for."""
+    """Build the stand-ins; returns the name of each by the image that it replaces."""
     services: dict[str, dict[str, Any]] = yaml.safe_load((engines.COMPOSE / "compose.yaml").read_text())["services"]
     known = images.load()
     wanted = [image for name, image in known.items() if name != "dicelab"]  # which has its own Dockerfile
@@ -253,7 +253,7 @@ def _images(containers: Containers, directory: Path) -> dict[str, str]:
 
 
 def _override(containers: Containers, names: dict[str, str]) -> None:
-    """Have compose use the stand-ins, and leave out what has none."""
+    """Make compose use the stand-ins, and leave out services without one."""
     services: dict[str, dict[str, Any]] = yaml.safe_load((engines.COMPOSE / "compose.yaml").read_text())["services"]
     changed: dict[str, dict[str, Any]] = {}
     for service, settings in services.items():

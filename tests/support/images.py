@@ -34,7 +34,7 @@ class Flags:
     """The flags of a program.
 
     Attributes:
-        complete: whether the program has no others.
+        complete: whether the list has all flags of the program.
     """
 
     names: frozenset[str]
@@ -43,7 +43,7 @@ class Flags:
 
 @dataclass(frozen=True)
 class Image:
-    """What is known of an image; the fields are those of ``images.yaml``, explained there."""
+    """The facts of an image; the fields are those of ``images.yaml``, explained there."""
 
     name: str
     user: tuple[int, int]
@@ -67,14 +67,14 @@ class Image:
         return self.name.partition(":")[2].removeprefix("v").partition("-")[0]
 
     def find(self, program: str) -> str | None:
-        """The path of a program, looked for as the image's PATH says, or ``None``."""
+        """The path of a program on the image's PATH, or ``None``."""
         if program.startswith("/"):
             return program if program in self.programs else None
         places = (f"{directory}/{program}" for directory in self.env["PATH"].split(":"))
         return next((path for path in places if path in self.programs), None)
 
     def owned(self, path: str) -> Owned:
-        """Owner and mode of a directory of the image; root:root 0755 where nothing else is known."""
+        """Owner and mode of a directory of the image; root:root 0755 by default."""
         return self.paths.get(path, Owned())
 
 

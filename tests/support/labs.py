@@ -1,4 +1,4 @@
-"""Real labs for the tests: started by the command that users type, looked at through :mod:`lab.client`."""
+"""Real labs for the tests: started by the user's command, observed through :mod:`lab.client`."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ __all__ = ["OPENMETRICS", "Sample", "Span", "parse_spans"]
 
 T = TypeVar("T")
 TIMEOUT = 20.0  # seconds after which a missing effect is a failure
-PORTS = random.Random()  # of its own: Hypothesis sets the seed of the common one again and again
+PORTS = random.Random()  # its own generator: Hypothesis resets the seed of the global one
 LAB_PORTS = engines.FIRST_PORT + len(engines.PORTS)
 
 
@@ -47,7 +47,7 @@ def wait_for(what: Callable[[], T | None], timeout: float = TIMEOUT, say: str = 
 
 
 def port_range(environ: Mapping[str, str] = os.environ) -> range:
-    """The ports that labs of this process may take: each worker of pytest-xdist has a part of its own."""
+    """The ports that labs of this process may use: each worker of pytest-xdist has its own range."""
     # Below the ephemeral ports, so that no outgoing connection takes one of them.
     first, last = 15_000, 32_000
     workers = int(environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
@@ -57,7 +57,7 @@ def port_range(environ: Mapping[str, str] = os.environ) -> range:
 
 
 def free_base_port() -> int:
-    """A base port whose ports are all free, also those of the engines."""
+    """A base port whose ports are all free, including those of the engines."""
     ports = port_range()
     while True:
         base = PORTS.randrange(ports.start, ports.stop - LAB_PORTS)
@@ -120,7 +120,7 @@ def tree(spans: list[Span], parent_id: str = "") -> tuple[Tree, ...]:
 
 @dataclass
 class Lab(client.Lab):
-    """A lab that runs as a process of its own: the model of :mod:`lab.client`, and what only a test does with it."""
+    """A lab that runs as a separate process: the model of :mod:`lab.client`, and operations for tests."""
 
     process: subprocess.Popen[bytes] = field(kw_only=True)
     base_port: int = field(kw_only=True)
@@ -137,12 +137,12 @@ class Lab(client.Lab):
         return total(self.samples(service), name, labels)
 
     def logs(self, service: str | None = None) -> list[dict[str, Any]]:
-        """The log lines of one service or of all; each has to be a JSON object."""
+        """The log lines of one service or of all; each must be a JSON object."""
         names = [service] if service else self.services
         return [dict(parse_line(line).fields) for name in names for line in self.log_lines(name)]
 
     def settle(self, *services: str) -> None:
-        """Wait until every line that services have logged by now is in its file."""
+        """Wait until every line that services have logged so far is in its file."""
         for service in services or self.services:
             marker = f"/settled-{time.monotonic_ns()}"
             get(self.url(service) + marker)
@@ -198,7 +198,7 @@ def clean_environ(**variables: str) -> dict[str, str]:
 
 
 def dicelab(*arguments: str | Path, **variables: str) -> subprocess.Popen[bytes]:
-    """Start the command as a user types it."""
+    """Start the command as a user would."""
     return subprocess.Popen(
         [sys.executable, "-m", "lab.cli", *map(str, arguments)],
         stdin=subprocess.DEVNULL,
@@ -242,7 +242,7 @@ def start(run_dir: Path, stage: int, *arguments: str, roll_delay: float = 0.05, 
 
 
 def processes_of(run_dir: Path) -> list[str]:
-    """The command lines of all processes that name a run dir, or the data that is linked in it."""
+    """The command lines of all processes that contain the path of a run dir, or of its linked data."""
     names = {str(run_dir), str((run_dir / "postgres").resolve())}
     found = []
     for entry in Path("/proc").iterdir():

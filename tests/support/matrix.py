@@ -1,4 +1,4 @@
-"""What each stage has, as data: the feature matrix, and the names it stands for.
+"""The content of each stage as data: the feature matrix and the names behind it.
 
 The marks of a row are stages 1 to 6: ``x`` for present, ``-`` for absent.
 """

@@ -1,4 +1,4 @@
-"""Takes the pictures of README anew: ``python -m tests.support.pictures [CHROMIUM]``.
+"""Takes new pictures for the README: ``python -m tests.support.pictures [CHROMIUM]``.
 
 Starts a lab of stage 6, rolls in the page, and writes ``docs/page.png``, ``docs/logs.png``, ``docs/metrics.png``,
 ``docs/map.png`` and the moving ``docs/roll.webp``: a roll and its trace.

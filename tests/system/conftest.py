@@ -15,7 +15,7 @@ __all__ = ["browser", "open_page"]  # fixtures
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """``@pytest.mark.engines("loki", ...)``: the test runs against these real engines, where they are on PATH."""
+    """``@pytest.mark.engines("loki", ...)``: the test runs against these real engines if they are on PATH."""
     for marker in item.iter_markers("engines"):
         missing = [engine.name for engine in engines.ENGINES if engine.name in marker.args and not engine.find()]
         if missing:
@@ -24,7 +24,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 @pytest.fixture(scope="session")
 def stage_lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Lab]]:
-    """One running lab a stage and set of variables, shared by all tests that leave it as they found it."""
+    """One running lab for each stage and set of variables, shared by all tests that do not change it."""
     running: dict[tuple[object, ...], Lab] = {}
 
     def of_stage(stage: int, **settings: str) -> Lab:
@@ -46,7 +46,7 @@ def telemetry(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def own_lab(tmp_path: Path) -> Iterator[Callable[..., Lab]]:
-    """Start labs for one test, which may break them; they are stopped after it."""
+    """Start labs for one test, which may break them; they are stopped after the test."""
     started: list[Lab] = []
 
     def of_stage(stage: int, *arguments: str, **settings: object) -> Lab:
@@ -61,7 +61,7 @@ def own_lab(tmp_path: Path) -> Iterator[Callable[..., Lab]]:
 
 @pytest.fixture(scope="session")
 def chromium() -> str:
-    """The path of the browser, which make test installs."""
+    """The path of the browser that ``make test`` installs."""
     path = os.environ.get("CHROMIUM", "/usr/bin/chromium")
     assert Path(path).exists(), f"no browser at {path}; install chromium or set CHROMIUM"
     return path

@@ -1,4 +1,4 @@
-"""No violation that axe-core knows of: in every view, at every stage, light and dark."""
+"""axe-core finds no violations: in every view, at every stage, light and dark."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ VIEWS = {
 
 
 async def violations(page: Page) -> list[str]:
-    """What axe-core finds: rule, impact and the elements."""
+    """The violations that axe-core finds: rule, impact and elements."""
     if not await page.evaluate("'axe' in window"):
         await page.evaluate(AXE.read_text())
     result: dict[str, Any] = await page.evaluate("axe.run()")
@@ -42,7 +42,9 @@ def _installed() -> None:
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("stage", [2, 3, 4, 5, 6])
-async def test_every_view(stage_lab: Callable[[int], Lab], open_page: Open, stage: int, scheme: str) -> None:
+async def test_every_view_is_accessible(
+    stage_lab: Callable[[int], Lab], open_page: Open, stage: int, scheme: str
+) -> None:
     page = await open_page(stage_lab(stage), color_scheme=scheme)
     assert await violations(page) == []  # before the first roll
     for _ in range(20):  # with a failed roll, and a line of a level above INFO
@@ -62,7 +64,7 @@ async def test_every_view(stage_lab: Callable[[int], Lab], open_page: Open, stag
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-async def test_batches_comparisons_and_lost_connections(
+async def test_batches_comparisons_and_lost_connections_are_accessible(
     stage_lab: Callable[[int], Lab], open_page: Open, scheme: str
 ) -> None:
     lab = stage_lab(4)
@@ -94,7 +96,7 @@ async def test_batches_comparisons_and_lost_connections(
         (6, "frontend", "/nowhere"),
     ],
 )
-async def test_the_other_pages(
+async def test_other_pages_are_accessible(
     stage_lab: Callable[[int], Lab], browser: Any, stage: int, service: str, path: str, scheme: str
 ) -> None:
     page = await (await browser.new_context(color_scheme=scheme)).new_page()

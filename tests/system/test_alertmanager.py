@@ -1,4 +1,4 @@
-"""Alertmanager with the configuration that is shipped, and the receiver that it tells: who hears of what."""
+"""Alertmanager with the shipped configuration, and its receiver: which alerts are notified, which are muted."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Running:
             if alert["status"]["inhibitedBy"]
         }
 
-    def told(self) -> list[dict[str, Any]]:
+    def notifications(self) -> list[dict[str, Any]]:
         return [json.loads(line) for line in self.log.read_text().splitlines()] if self.log.exists() else []
 
 
@@ -82,12 +82,12 @@ def answers(url: str) -> bool:
         return False
 
 
-def test_the_configuration_is_sound() -> None:
+def test_the_configuration_is_valid() -> None:
     checked = subprocess.run(["amtool", "check-config", SHIPPED], check=False, capture_output=True, text=True)
     assert checked.returncode == 0, checked.stdout + checked.stderr
 
 
-def test_the_cause_is_told_and_its_symptoms_are_muted(alertmanager: Running) -> None:
+def test_the_cause_is_notified_and_its_symptoms_are_muted(alertmanager: Running) -> None:
     page = {"severity": "page"}
     alertmanager.fire(
         {"alertname": "DatabaseDown", **page},
@@ -97,38 +97,38 @@ def test_the_cause_is_told_and_its_symptoms_are_muted(alertmanager: Running) -> 
         {"alertname": "ExporterDown", "job": "postgres-exporter", "severity": "ticket"},
         {"alertname": "TelemetryDropped", "job": "frontend", "signal": "traces", "severity": "ticket"},
     )
-    wait_for(lambda: len(alertmanager.told()) >= 2, say="the notifications")
-    told = alertmanager.told()
-    assert sorted(line["alert"] for line in told) == ["DatabaseDown", "TelemetryDropped"]
+    wait_for(lambda: len(alertmanager.notifications()) >= 2, say="the notifications")
+    notifications = alertmanager.notifications()
+    assert sorted(line["alert"] for line in notifications) == ["DatabaseDown", "TelemetryDropped"]
     assert alertmanager.muted() == {
         ("HighErrorRatio", "frontend"),
         ("HighErrorRatio", "die-service"),
         ("RollAvailabilityBurn", ""),
         ("ExporterDown", "postgres-exporter"),
     }
-    (line,) = [line for line in told if line["alert"] == "DatabaseDown"]
+    (line,) = [line for line in notifications if line["alert"] == "DatabaseDown"]
     assert line["message"] == "DatabaseDown fires: it is wrong"
     assert (line["level"], line["logger"], line["status"]) == ("WARNING", "alerts", "firing")
     assert line["runbook_url"] == "docs/runbooks/X.md"
 
 
-def test_without_a_cause_the_deepest_symptom_is_told(alertmanager: Running) -> None:
+def test_without_a_cause_the_deepest_symptom_is_notified(alertmanager: Running) -> None:
     alertmanager.fire(
         *({"alertname": "HighErrorRatio", "job": job, "severity": "page"} for job in ("frontend", "dice-roller"))
     )
-    wait_for(alertmanager.told, say="the notification")
-    assert [line["labels"]["job"] for line in alertmanager.told()] == ["dice-roller"]
+    wait_for(alertmanager.notifications, say="the notification")
+    assert [line["labels"]["job"] for line in alertmanager.notifications()] == ["dice-roller"]
     assert alertmanager.muted() == {("HighErrorRatio", "frontend")}
 
 
-def test_an_alert_of_an_engine_mutes_no_symptom_of_users(alertmanager: Running) -> None:
+def test_an_engine_alert_does_not_mute_user_symptoms(alertmanager: Running) -> None:
     alertmanager.fire(
         {"alertname": "ServiceDown", "job": "tempo", "severity": "ticket"},
         {"alertname": "PipelineBacklog", "job": "otel-collector", "severity": "ticket"},
         {"alertname": "HighErrorRatio", "job": "frontend", "severity": "page"},
     )
-    wait_for(lambda: len(alertmanager.told()) == 2, say="two notifications")
-    assert {line["alert"] for line in alertmanager.told()} == {"ServiceDown", "HighErrorRatio"}
+    wait_for(lambda: len(alertmanager.notifications()) == 2, say="two notifications")
+    assert {line["alert"] for line in alertmanager.notifications()} == {"ServiceDown", "HighErrorRatio"}
     assert alertmanager.muted() == {("PipelineBacklog", "otel-collector")}
 
 
@@ -145,7 +145,7 @@ NOTIFICATION = {
 }
 
 
-async def test_a_webhook_gets_what_came_and_one_that_fails_is_told_again(tmp_path: Path) -> None:
+async def test_notifications_are_forwarded_and_failures_are_retried(tmp_path: Path) -> None:
     passed_on: list[Any] = []
     status = 200
 
@@ -176,7 +176,7 @@ async def test_a_webhook_gets_what_came_and_one_that_fails_is_told_again(tmp_pat
             assert (await receiver.post("/", json=wrong)).status == 400
 
 
-def test_without_a_file_the_receiver_writes_to_standard_output() -> None:
+def test_without_a_file_the_receiver_writes_to_stdout() -> None:
     port = free_base_port()
     process = subprocess.Popen(
         [sys.executable, "-m", "web.alert_receiver", f"--port={port}"], stdout=subprocess.PIPE, text=True

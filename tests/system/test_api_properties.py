@@ -1,4 +1,4 @@
-"""Properties of the API: whatever is asked, the answer is one that the served OpenAPI document promises."""
+"""Properties of the API: every response is one that the served OpenAPI document describes."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def lab(stage_lab: Callable[[int], Lab]) -> Lab:
 
 
 @pytest.mark.parametrize("service", ["dice-roller", "die-service", "frontend"])
-def test_answers_keep_the_documents_promise(lab: Lab, service: str) -> None:
+def test_responses_match_the_openapi_document(lab: Lab, service: str) -> None:
     schema = schemathesis.openapi.from_url(lab.url(service) + "/openapi.json")
     seen: set[int] = set()
     for result in schema.get_all_operations():
@@ -57,7 +57,7 @@ text = st.text(st.characters(exclude_categories=["Cs"]), max_size=200)
 
 @settings(max_examples=150, deadline=None, derandomize=True, database=None)
 @given(data=st.data(), die=text, times=st.one_of(text, st.integers().map(str), st.floats().map(str)))
-def test_any_query_gets_an_answer_of_the_contract(data: st.DataObject, lab: Lab, die: str, times: str) -> None:
+def test_any_query_gets_a_documented_response(data: st.DataObject, lab: Lab, die: str, times: str) -> None:
     service, path = data.draw(
         st.sampled_from([(s, p) for s in ("dice-roller", "frontend") for p in ("/roll", "/roll-async")])
     )
@@ -73,7 +73,7 @@ def test_any_query_gets_an_answer_of_the_contract(data: st.DataObject, lab: Lab,
 
 
 @pytest.mark.parametrize("service", ["dice-roller", "die-service", "frontend"])
-def test_documents_describe_every_route_and_stand_alone(lab: Lab, service: str) -> None:
+def test_documents_describe_every_route_and_are_self_contained(lab: Lab, service: str) -> None:
     document = get(lab.url(service) + "/openapi.json").json
     assert document["openapi"] == "3.1.0"
     assert set(document["paths"]) == {"/dice"} if service == "die-service" else {"/roll", "/roll-async"}

@@ -1,4 +1,4 @@
-"""``dicelab bench`` measures what it says: every variant answers, nothing is dropped, the figures are there."""
+"""``dicelab bench`` measures: every variant answers, nothing is dropped, the figures are complete."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def measured(
     tmp_path: Path, *arguments: str, seconds: float = 0.2
 ) -> tuple[subprocess.CompletedProcess[str], dict[str, Any]]:
     """A short ``bench``: how it ended and its figures."""
-    # A PATH without wrk, which would want a second for each run.
+    # A PATH without wrk, which would need a second for each run.
     tools = tmp_path / "bin"
     tools.mkdir()
     for directory in os.environ["PATH"].split(os.pathsep):
@@ -30,7 +30,7 @@ def measured(
             if tool.name != "wrk" and not (tools / tool.name).exists():
                 (tools / tool.name).symlink_to(tool)
     figures = tmp_path / "figures.json"
-    short = Path(tempfile.mkdtemp(prefix="b"))  # PostgreSQL's socket lies below it, and may have no long path
+    short = Path(tempfile.mkdtemp(prefix="b"))  # PostgreSQL's socket is below it, and must have a short path
     result = subprocess.run(
         [
             *(sys.executable, "-m", "lab.cli", "bench", *arguments),
@@ -56,7 +56,7 @@ def test_signals_and_paths_are_measured(tmp_path: Path) -> None:
     assert document["faults"] == []
     assert document["load"] == "bench.load"
     signals, paths = document["signals"], document["paths"]
-    assert len({run["variant"] for run in signals}) == len(signals) == 9
+    assert len({run["variant"] for run in signals}) == len(signals) == 11
     assert len({(run["variant"], run["path"]) for run in paths}) == len(paths) == 20
     for run in signals + paths:
         assert run["requests"] > 0
@@ -67,24 +67,26 @@ def test_signals_and_paths_are_measured(tmp_path: Path) -> None:
 
 def test_scale_is_measured(tmp_path: Path) -> None:
     result, document = measured(tmp_path, "scale", "--minutes", "0.01", seconds=0.4)
-    crowd, fast, *others = document["scale"]
-    assert (crowd["variant"], fast["variant"]) == ("standard", "fast")
+    few, crowd, _, fast, *others = document["scale"]
+    assert (few["variant"], crowd["variant"], fast["variant"]) == ("standard", "standard", "fast")
+    assert few["clients"] == 4
     assert "TELEMETRY=" in result.stdout
-    # A machine with much else to do may refuse some of a thousand who come at once, which then is said.
+    # A busy machine may refuse some of a thousand concurrent connections; that is reported.
     assert len(document["faults"]) == (crowd["failed"] > 0), document["faults"]
     assert result.returncode == (crowd["failed"] > 0), result.stdout + result.stderr
     assert crowd["clients"] == CROWD
     assert crowd["p50"] > 250  # the delay is real
-    # Two ways to count the same rolls; the first of them came all at once.
+    # Two ways to count the same rolls; the first of them start at the same time.
     assert crowd["rate"] / 2 < crowd["sustained"] < crowd["rate"] * 2
     assert crowd["scrape_ms"] > 0
-    assert [run["rolls"] for run in others] == [1, 2, 5, 10, 20, 50, 100] + [1] * 6
-    assert [run["clients"] for run in others[7:]] == [8, 64, 256, CROWD, 4, 4]
+    assert [run["rolls"] for run in others] == [1, 2, 5, 10, 20, 50, 100] * 2 + [1] * 6
+    assert [run["variant"] for run in others] == ["standard"] * 7 + ["fast"] * 7 + ["standard"] * 6
+    assert [run["clients"] for run in others[14:]] == [8, 64, 256, CROWD, 4, 4]
     assert others[-1]["resident_mb"] > 50
 
 
 @pytest.mark.parametrize("end", ["stopped", "without a service"])
-def test_ended_early_it_says_so_and_leaves_nothing_behind(end: str) -> None:
+def test_an_interrupted_bench_reports_it_and_cleans_up(end: str) -> None:
     short = Path(tempfile.mkdtemp(prefix="b"))
     process = subprocess.Popen(
         [sys.executable, "-m", "lab.cli", "bench", "paths", "--rounds", "1000"],

@@ -35,7 +35,7 @@ def experiment(lab: Lab, name: str, *arguments: str) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """One for all experiments: each has to put back what it broke."""
+    """One lab for all experiments: each has to undo its faults."""
     from tests.support import labs
 
     # Few connections everywhere, so that little load is enough to run out of them.
@@ -51,7 +51,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 @pytest.mark.parametrize("name", [name for name in EXPERIMENTS if name != "collector-down"])
-def test_an_experiment_holds_and_puts_everything_back(lab: Lab, name: str) -> None:
+def test_an_experiment_meets_expectations_and_undoes_its_faults(lab: Lab, name: str) -> None:
     assert tuple(EXPERIMENTS) == NAMES
     summary = experiment(lab, name)
     assert summary["put_back"]
@@ -59,7 +59,7 @@ def test_an_experiment_holds_and_puts_everything_back(lab: Lab, name: str) -> No
     assert set(summary["answers"]["fault"]) & {"503", "504"}
     assert summary["detected_seconds"]
     assert summary["first_good_seconds"] is not None
-    # As if nothing had been: every part there, reached directly, at its usual speed.
+    # As before the experiment: every part runs, is reached directly and at its usual speed.
     assert get(f"{lab.front}/readyz").status == 200
     state = json.loads((lab.run_dir / "state.json").read_text())
     for service in ("dice-roller", "die-service"):
@@ -69,7 +69,7 @@ def test_an_experiment_holds_and_puts_everything_back(lab: Lab, name: str) -> No
         assert f"DATABASE_URL={state['postgres']['url']}" in environ
 
 
-def test_a_killed_experiment_is_put_back_all_the_same(lab: Lab) -> None:
+def test_faults_of_a_killed_experiment_are_undone(lab: Lab) -> None:
     process = dicelab("chaos", "database-down", "--run-dir", lab.run_dir, "--steady", "0.5", "--fault", "60")
     wait_for(lambda: get(f"{lab.front}/readyz").status == 503)
     process.kill()
@@ -78,7 +78,7 @@ def test_a_killed_experiment_is_put_back_all_the_same(lab: Lab) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_experiment_puts_everything_back(lab: Lab, number: int) -> None:
+def test_faults_of_an_interrupted_experiment_are_undone(lab: Lab, number: int) -> None:
     process = dicelab(
         "chaos", "die-service-down", "--run-dir", lab.run_dir, "--steady", "0.5", "--fault", "60", "--json"
     )
@@ -98,7 +98,7 @@ def refused(*arguments: str | Path) -> str:
     return output.splitlines()[-1]
 
 
-def test_what_cannot_be_broken_is_said(lab: Lab, stage_lab: Callable[[int], Lab]) -> None:
+def test_an_impossible_experiment_is_reported(lab: Lab, stage_lab: Callable[[int], Lab]) -> None:
     assert "database-down needs stage 5 or later" in refused("database-down", "--run-dir", stage_lab(2).run_dir)
     assert "--engines" in refused("collector-down", "--run-dir", lab.run_dir)
     with closing(Held(lab, "postgres")):
@@ -107,13 +107,13 @@ def test_what_cannot_be_broken_is_said(lab: Lab, stage_lab: Callable[[int], Lab]
     wait_for(lambda: get(f"{lab.front}/readyz").status == 200)
 
 
-def test_one_experiment_at_a_time(lab: Lab) -> None:
+def test_experiments_cannot_run_concurrently(lab: Lab) -> None:
     with closing(Held(lab, "dice-roller")), pytest.raises(AssertionError, match="another experiment"):
         Held(lab, "postgres")
     wait_for(lambda: get(f"{lab.front}/roll?die=fair").status == 200)
 
 
-def test_a_slow_die_service_is_shed_at_once_and_a_burst_is_not(own_lab: Callable[..., Lab]) -> None:
+def test_a_slow_die_service_is_shed_but_a_burst_is_not(own_lab: Callable[..., Lab]) -> None:
     lab = own_lab(
         3, roll_delay=0, DIE_SERVICE_CONNECTIONS="4", DIE_SERVICE_CONNECT_TIMEOUT="0.3", DIE_SERVICE_TIMEOUT="10"
     )

@@ -1,4 +1,4 @@
-"""``dicelab check``: green on what is there, red on what is not, and it says where it looked."""
+"""``dicelab check``: green for present features, red for missing ones, with the place that was checked."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def checked(lab: Lab, *arguments: str) -> tuple[int, dict[str, str]]:
 
 
 @pytest.mark.parametrize("stage", matrix.STAGES)
-def test_a_running_stage_has_all_it_promises(stage_lab: Callable[[int], Lab], stage: int) -> None:
+def test_a_running_stage_has_all_its_features(stage_lab: Callable[[int], Lab], stage: int) -> None:
     code, rows = checked(stage_lab(stage))
     expected = {feature for feature, first, _ in ROWS if first <= stage}
     assert rows.keys() == expected
@@ -37,7 +37,7 @@ def test_a_running_stage_has_all_it_promises(stage_lab: Callable[[int], Lab], st
     assert code == 0
 
 
-def test_what_a_stage_lacks_is_red(stage_lab: Callable[[int], Lab]) -> None:
+def test_missing_features_are_red(stage_lab: Callable[[int], Lab]) -> None:
     code, rows = checked(stage_lab(2), "--stage", "4", "--timeout", "0.5")
     assert code == 1
     red = {feature for feature, row in rows.items() if row.startswith("✘")}
@@ -54,7 +54,7 @@ def test_what_a_stage_lacks_is_red(stage_lab: Callable[[int], Lab]) -> None:
     assert "no die-service in" in rows["Die Service"]
 
 
-def test_a_broken_lab_is_red_where_it_is_broken(own_lab: Callable[..., Lab]) -> None:
+def test_broken_features_are_red(own_lab: Callable[..., Lab]) -> None:
     lab = own_lab(3)
     with closing(Held(lab, "die-service")):
         code, rows = checked(lab, "--timeout", "0.5")
@@ -64,7 +64,7 @@ def test_a_broken_lab_is_red_where_it_is_broken(own_lab: Callable[..., Lab]) -> 
     assert rows["Structured JSON logs"].startswith("✔")
 
 
-def test_nothing_runs(own_lab: Callable[..., Lab]) -> None:
+def test_without_a_lab_check_fails(own_lab: Callable[..., Lab]) -> None:
     lab = own_lab(1)
     lab.stop()
     process = dicelab("check", "--run-dir", lab.run_dir)

@@ -1,4 +1,4 @@
-"""The containers: the compose file against the specification and the rest of the project, and the image at work."""
+"""The containers: the compose file against the specification and the rest of the project, and a running image."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ TEXT = (COMPOSE / "compose.yaml").read_text()
 FILE: dict[str, Any] = yaml.safe_load(TEXT)
 SERVICES: dict[str, dict[str, Any]] = FILE["services"]
 OURS = [service.name for service in stages.SERVICES]
-# What make writes into compose/.env, and the stage that it is told.
+# The variables that make writes into compose/.env, and the stage.
 MAKEFILE = (engines.ROOT / "Makefile").read_text()
 
 
@@ -34,7 +34,7 @@ def stage_variables(stage: int) -> dict[str, str]:
     return dict(line.split("=", 1) for line in lines if not line.startswith("#"))
 
 
-def test_it_keeps_to_the_compose_specification() -> None:
+def test_the_file_follows_the_compose_specification() -> None:
     PyCompose.from_yaml(yaml.safe_dump(yaml.safe_load(re.sub(r"\$\{\w+[^}]*\}", "1", TEXT))))
 
 
@@ -49,7 +49,7 @@ def test_a_stage_has_its_containers(stage: int, count: int) -> None:
 
 
 @pytest.mark.parametrize("stage", stages.STAGES)
-def test_every_variable_it_names_is_set(stage: int) -> None:
+def test_every_variable_in_the_file_is_set(stage: int) -> None:
     written = re.findall(r"for name in ([A-Z_ ]+);", MAKEFILE)[0].split()
     given = {*stage_variables(stage), *written, "STAGE"}
     for name, default in re.findall(r"\$\{(\w+)(:-)?", TEXT):
@@ -60,7 +60,7 @@ def environment(name: str) -> dict[str, str]:
     return {key: str(value) for key, value in SERVICES[name].get("environment", {}).items()}
 
 
-def test_every_variable_of_a_configuration_is_given() -> None:
+def test_every_variable_in_a_configuration_is_set() -> None:
     for file, pattern in CONFIGURATIONS:
         mounts = {
             name
@@ -77,7 +77,7 @@ def test_every_variable_of_a_configuration_is_given() -> None:
     assert environment("alloy").keys() >= ELSEWHERE
 
 
-def test_only_loopback_is_published_at_the_numbers_of_the_command() -> None:
+def test_ports_are_published_on_loopback_with_the_commands_numbers() -> None:
     plan_ports = {name: 8000 + engines.FIRST_PORT + index for index, name in enumerate(engines.PORTS)}
     published: dict[str, list[int]] = {}
     for name, service in SERVICES.items():
@@ -91,28 +91,28 @@ def test_only_loopback_is_published_at_the_numbers_of_the_command() -> None:
 
 
 @pytest.mark.parametrize("name", SERVICES)
-def test_containers_are_kept_small_and_harmless(name: str) -> None:
+def test_containers_have_limits_and_no_privileges(name: str) -> None:
     service = SERVICES[name]
     assert service["read_only"]
     assert service["cap_drop"] == ["ALL"]
     assert "no-new-privileges:true" in service["security_opt"]
     assert re.fullmatch(r"\d+[mg]", service["mem_limit"])
     assert service["stop_grace_period"]
-    if name != "otel-collector":  # its image holds nothing that could ask
+    if name != "otel-collector":  # its image has no program for a health check
         assert service["healthcheck"]["test"][0] == "CMD"
     if service["image"] != "dicelab":
         assert re.search(r":v?\d+\.\d+(\.\d+)?(-\w+)?$", service["image"]), "pinned to a release"
     for other, condition in service.get("depends_on", {}).items():
         healthy = "healthcheck" in SERVICES[other]
         assert condition["condition"] == ("service_healthy" if healthy else "service_started")
-        # What a stage may lack must not stop the rest.
+        # A part that a stage may lack must not stop the others.
         profiles = set(SERVICES[other].get("profiles", []))
         assert not profiles or condition.get("required") is False or other in {"dice-roller", "postgres"}
 
 
-# What needs the versions that the README names.
+# The features that need the versions in the README.
 MINIMUM = {"start_interval": "| Docker Engine | 25.0 |", "required: false": "| Docker Compose | 2.20.2 |"}
-# Older ones know these already.
+# Older versions have these already.
 KNOWN = {
     *("build", "cap_drop", "command", "depends_on", "env_file", "environment", "healthcheck", "image", "labels"),
     *("mem_limit", "ports", "profiles", "read_only", "restart", "security_opt", "stop_grace_period", "tmpfs"),
@@ -120,7 +120,7 @@ KNOWN = {
 }
 
 
-def test_the_readme_names_the_versions_that_the_file_needs() -> None:
+def test_the_readme_names_the_required_versions() -> None:
     readme = (engines.ROOT / "README.md").read_text()
     for feature, row in MINIMUM.items():
         assert feature in TEXT
@@ -131,7 +131,7 @@ def test_the_readme_names_the_versions_that_the_file_needs() -> None:
     assert FILE.keys() <= {"name", "services", "volumes", "x-hardened", "x-service", "x-settings"}
 
 
-def test_the_readme_says_how_much_memory_the_containers_get() -> None:
+def test_the_readme_states_the_memory_limits() -> None:
     sizes = {"m": 1, "g": 1024}
     limits = [service["mem_limit"] for service in SERVICES.values()]
     total = sum(int(limit[:-1]) * sizes[limit[-1]] for limit in limits)
@@ -147,7 +147,7 @@ def test_the_override_in_the_readme_builds_the_image_from_one_base() -> None:
     assert len({yaml.safe_dump(build) for build in builds.values()}) == 1
 
 
-def test_no_secret_stands_in_the_file() -> None:
+def test_the_file_contains_no_secret() -> None:
     for name in SERVICES:
         for key, value in environment(name).items():
             if re.search("PASSWORD|SECRET", key):
@@ -156,7 +156,7 @@ def test_no_secret_stands_in_the_file() -> None:
 
 
 @pytest.mark.parametrize("stage", stages.STAGES)
-def test_prometheus_gets_a_target_for_each_container_of_a_stage(stage: int) -> None:
+def test_prometheus_has_a_target_for_each_container_of_a_stage(stage: int) -> None:
     parts = ["engines", *stage_variables(stage)["COMPOSE_PROFILES"].split(",")]
     targets = [entry for part in parts for entry in yaml.safe_load((COMPOSE / "targets" / f"{part}.yml").read_text())]
     jobs = {}
@@ -169,7 +169,7 @@ def test_prometheus_gets_a_target_for_each_container_of_a_stage(stage: int) -> N
     assert jobs == {name: name for name in wanted}
 
 
-def test_the_locked_dependencies_are_those_of_the_project() -> None:
+def test_the_lock_matches_the_projects_dependencies() -> None:
     locked = dict(re.findall(r"^([a-z0-9.-]+)==(\S+)", (COMPOSE / "requirements.txt").read_text(), re.MULTILINE))
     setup = ConfigParser()
     setup.read(engines.ROOT / "setup.cfg")
@@ -180,7 +180,7 @@ def test_the_locked_dependencies_are_those_of_the_project() -> None:
 
 
 def container_engine() -> str | None:
-    """A container engine that works here, not merely its client."""
+    """A container engine that works here, not only its client."""
     for name in ("docker", "podman"):
         if shutil.which(name) and subprocess.run([name, "info"], check=False, capture_output=True).returncode == 0:
             return name
@@ -189,7 +189,7 @@ def container_engine() -> str | None:
 
 @pytest.fixture(scope="module")
 def image() -> Iterator[tuple[str, str]]:
-    """The engine and the name of the image, built as it is shipped.
+    """The engine and the name of the image, built from the shipped Dockerfile.
 
     ``DICELAB_BASE_IMAGE`` replaces the base image where no registry can be reached.
     """
@@ -202,7 +202,7 @@ def image() -> Iterator[tuple[str, str]]:
     if all(subprocess.run(command, check=False, capture_output=True).returncode for command in there):
         pytest.skip(f"{base} is not here and cannot be pulled")
     name = f"localhost/dicelab-test:{uuid.uuid4().hex[:8]}"
-    # The format that knows health checks is docker's own, which podman is told.
+    # Only docker's image format has health checks; podman needs an option for it.
     options = ["--format=docker"] if engine == "podman" else []
     command = [engine, "build", "--network=host", "--build-arg", f"BASE={base}", "-t", name, *options]
     built = subprocess.run(
@@ -214,7 +214,7 @@ def image() -> Iterator[tuple[str, str]]:
 
 
 @pytest.mark.timeout(600)
-def test_the_image_serves_as_nobody_on_a_read_only_disk(image: tuple[str, str]) -> None:
+def test_the_image_runs_unprivileged_on_a_read_only_disk(image: tuple[str, str]) -> None:
     engine, name = image
 
     def run(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -32,7 +32,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Containers]:
 
 
 @pytest.mark.parametrize("stage", [1, 3, 6])
-def test_a_stage_is_healthy_and_whole(project: Containers, stage: int) -> None:
+def test_a_stage_is_healthy_and_complete(project: Containers, stage: int) -> None:
     project.make("compose", f"STAGE={stage}")  # waits until all are healthy
     running = project.inspect()
     wanted = {service.name for service in stages.load(stage).services} | {engine.name for engine in engines.ENGINES}

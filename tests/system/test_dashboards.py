@@ -1,4 +1,4 @@
-"""The dashboards: made from their code, well laid out, and every query of every panel run where it can be."""
+"""The dashboards: generated from their code, without gaps, and every query of every panel run where possible."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ QUIET = {"Alerts firing", "Error rate by die", "Health"}
 # --- the files ---
 
 
-def test_the_files_are_what_the_code_makes() -> None:
+def test_dashboard_files_match_the_code() -> None:
     made = dict(dashboards.files())
     assert set(dashboards.DIRECTORY.iterdir()) == made.keys()
     for path, content in made.items():
@@ -55,7 +55,7 @@ def test_the_files_are_what_the_code_makes() -> None:
 
 
 @pytest.mark.parametrize(("stage", "count"), COUNTS.items())
-def test_panels_of_a_stage(stage: int, count: int) -> None:
+def test_a_stage_has_the_panels_of_the_stage_before(stage: int, count: int) -> None:
     name = STAGES[stage]
     assert dashboard(name)["title"].startswith(f"Dice Roller - Stage {stage}")
     titles = [panel["title"] for panel in panels(name)]
@@ -74,7 +74,7 @@ def content(name: str) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_panel_without_data_says_why_in_a_sentence(name: str) -> None:
+def test_a_panel_without_data_explains_why(name: str) -> None:
     for panel in panels(name):
         if panel["type"] != "text":
             said = panel["fieldConfig"]["defaults"]["noValue"]
@@ -82,7 +82,7 @@ def test_a_panel_without_data_says_why_in_a_sentence(name: str) -> None:
             assert len(said.split()) > 3, panel["title"]
 
 
-def test_uids_are_different_and_data_sources_are_variables_with_the_known_defaults() -> None:
+def test_uids_are_unique_and_data_sources_are_variables() -> None:
     provisioned = (engines.ROOT / "grafana" / "provisioning" / "datasources" / "dicelab.yml").read_text()
     for kind, uid, shown in dashboards.DATA_SOURCES.values():
         assert f"- name: {shown}\n    uid: {uid}\n    type: {kind}\n" in provisioned
@@ -100,7 +100,7 @@ def test_uids_are_different_and_data_sources_are_variables_with_the_known_defaul
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_nothing_overlaps_and_no_line_has_a_gap(name: str) -> None:
+def test_panels_do_not_overlap_and_rows_have_no_gaps(name: str) -> None:
     cells: dict[tuple[int, int], str] = {}
     lines: dict[int, int] = {}
     for panel in dashboard(name)["panels"]:
@@ -117,7 +117,7 @@ def test_nothing_overlaps_and_no_line_has_a_gap(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_panel_explains_itself(name: str) -> None:
+def test_every_panel_has_a_description(name: str) -> None:
     for panel in panels(name):
         shows, wrong = panel["description"].split("\n\n**Looks wrong?** ")
         assert len(shows) > 20, panel["title"]
@@ -134,7 +134,7 @@ def test_every_panel_explains_itself(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_rates_are_taken_over_the_rate_interval_and_latencies_show_exemplars(name: str) -> None:
+def test_rates_use_the_rate_interval_and_latencies_show_exemplars(name: str) -> None:
     for panel in panels(name):
         for target in panel.get("targets", []):
             expression = target.get("expr", "")
@@ -154,18 +154,18 @@ def test_data_links_keep_the_time_range(name: str) -> None:
         assert pane["datasource"] == pane["queries"][0]["datasource"]["uid"]
 
 
-# --- what a stage has is what its dashboard names ---
+# --- dashboards name what their stage has ---
 
 
 def read(every: list[Query]) -> list[tuple[Query, Parsed]]:
-    """Each query and what it says; all of them parse."""
+    """Each query and its parsed form; all of them parse."""
     parsed = parse((query.language, query.filled()) for query in every)
     for query, said in zip(every, parsed, strict=True):
         assert not said.errors, f"{query.panel}: {query.filled()} does not parse: {said.errors}"
     return list(zip(every, parsed, strict=True))
 
 
-def test_the_grammars_refuse_what_is_wrong() -> None:
+def test_the_grammars_refuse_invalid_queries() -> None:
     wrong = [("promql", "sum(rate(up[5m]"), ("logql", '{a="b"} | json |'), ("traceql", '{name="x" && }')]
     assert all(said.errors for said in parse(wrong))
 
@@ -187,7 +187,7 @@ def used_lab(stage_lab: Callable[[int], Lab]) -> Callable[[int], Lab]:
 
 
 @pytest.mark.parametrize("stage", matrix.STAGES)
-def test_every_name_in_a_dashboard_is_one_that_its_stage_has(used_lab: Callable[[int], Lab], stage: int) -> None:
+def test_dashboards_name_only_what_the_stage_has(used_lab: Callable[[int], Lab], stage: int) -> None:
     """Metrics, jobs and labels; log labels, fields and their values; span names, attributes and their values."""
     lab = used_lab(stage)
     samples = [
@@ -202,14 +202,14 @@ def test_every_name_in_a_dashboard_is_one_that_its_stage_has(used_lab: Callable[
         if query.language == "logql":
             assert finds_line(said, usage if query.source == "loki-usage" else operations), (query.panel, query.text)
         elif query.language == "traceql":
-            if not finds_spans(said, spans):  # the last ones may be on their way still
+            if not finds_spans(said, spans):  # the last ones may not have arrived yet
                 wait_for(partial(finds_span, said, lab), say=f"{query.panel}: {query.text}")
         else:
             for selector in alternatives(said.selectors):
-                if selector.name == "ALERTS" or ":" in selector.name:  # Prometheus makes them; it is asked below
+                if selector.name == "ALERTS" or ":" in selector.name:  # generated by Prometheus; checked below
                     continue
                 if ("job", "=", "postgres-exporter") in selector.matchers:
-                    assert has("postgres", stage)  # the real exporter is asked below
+                    assert has("postgres", stage)  # checked below with the real exporter
                     continue
                 found = [sample for sample in samples if matches(selector, sample)]
                 assert found, (query.panel, str(selector))
@@ -230,7 +230,7 @@ def matches(selector: Selector, sample: dict[str, str]) -> bool:
 
 
 def alternatives(selectors: tuple[Selector, ...]) -> Iterator[Selector]:
-    """The selectors, those with a list of words (``a|b``) once for each word: every single one must be there."""
+    """The selectors; one with a list of words (``a|b``) once for each word, because each must exist."""
     for selector in selectors:
         lists = [m for m in selector.matchers if m[1] == "=~" and re.fullmatch(r"[\w-]+(\|[\w-]+)+", m[2])]
         yield selector
@@ -245,7 +245,7 @@ def alternatives(selectors: tuple[Selector, ...]) -> Iterator[Selector]:
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
-    """Stage 6 with its engines, scraped every second, after traffic that also met a die-service that hung."""
+    """Stage 6 with its engines, scraped every second, after traffic that included a hanging die-service."""
     patience = 1.7  # seconds, longer than the objective
     lab = labs.start(
         tmp_path_factory.mktemp("dashboards") / "run",
@@ -256,7 +256,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     )
     try:
         scrape_and_evaluate_every_second(lab)
-        # Each counter's start at zero is seen before it counts.
+        # Scrape each counter at zero before it counts.
         wait_for(lambda: len(ask(lab, 'roll_requests_total{outcome="error"} == 0')) == 2, say="first scrapes")
         traffic.use_every_feature(lab, traffic.EVERY_SIZE)
         os.kill(lab.pid("die-service"), signal.SIGSTOP)
@@ -291,7 +291,7 @@ def engine(lab: Lab, name: str) -> dict[str, Any]:
 
 
 def ask(lab: Lab, expression: str, instant: bool = True) -> list[list[float]]:
-    """The values of each series that Prometheus answers a PromQL query with; no answer of ours is not a number."""
+    """The values of each series in the result of a PromQL query; none of them is NaN."""
     now = time.time()
     arguments: dict[str, str | float] = {"query": expression}
     path = "query"
@@ -308,7 +308,7 @@ def ask(lab: Lab, expression: str, instant: bool = True) -> list[list[float]]:
 
 
 def shown(lab: Lab, query: Query, dice: str = ".*") -> bool:
-    """Whether a panel's PromQL query shows something, and not zeros alone."""
+    """Whether a panel's PromQL query has a result other than zeros."""
     answer = ask(lab, query.filled(dice), query.instant)
     return bool(answer) and (query.panel in QUIET or any(value != 0 for row in answer for value in row))
 
@@ -319,7 +319,7 @@ PROMQL = {
     for query in queries(name)
     if query.language == "promql"
 }
-# Whose metric it is, by how its name begins.
+# The engine of a metric, by the prefix of its name.
 EXPOSED_BY = {
     "otelcol_": "otel-collector",
     "tempo_": "tempo",
@@ -329,12 +329,12 @@ EXPOSED_BY = {
     "loki_": "loki",
     "alertmanager_": "alertmanager",
 }
-# Not there before the first loss, or for hours.
+# Absent before the first loss, or for hours.
 NOT_YET = re.compile(r"loki_discarded_samples_total|roll:window_complete:\w+")
 
 
 def can_be_there(selector: Selector) -> bool:
-    """Whether the lab of these tests has the engine that a metric comes from."""
+    """Whether the lab of these tests has the engine that exposes a metric."""
     owner = next((engine for start, engine in EXPOSED_BY.items() if selector.name.startswith(start)), None)
     there = owner is None or any(engine.name == owner and engine.find() for engine in engines.ENGINES)
     return there and not NOT_YET.fullmatch(selector.name)
@@ -348,7 +348,7 @@ def test_promql_shows_data(lab: Lab, query: Query) -> None:
 
 
 def test_counts_are_exact(lab: Lab) -> None:
-    """Bars count every roll and batch there was, those before a series' first scrape too, and none twice."""
+    """Bars count every roll and batch once, including those before a series' first scrape."""
 
     def counts(title: str) -> list[float]:
         return [sum(row[0] for row in ask(lab, query.filled())) for query in PROMQL.values() if query.panel == title]
@@ -368,7 +368,7 @@ def test_counts_are_exact(lab: Lab) -> None:
     wait_for(exact, say="the counts of the services")
 
 
-def test_latency_panels_have_exemplars_that_lead_to_traces(lab: Lab) -> None:
+def test_exemplars_of_latency_panels_lead_to_traces(lab: Lab) -> None:
     expressions = {
         fill(target["expr"]): panel["title"]
         for panel in panels("stage-6")
@@ -385,8 +385,8 @@ def test_latency_panels_have_exemplars_that_lead_to_traces(lab: Lab) -> None:
         assert all(re.fullmatch("[0-9a-f]{32}", trace_id) for trace_id in ids)
 
 
-def test_every_series_that_a_query_names_is_there(lab: Lab) -> None:
-    """Metric, job and label values together; a panel's ``or vector(0)`` cannot hide that one is missing."""
+def test_every_series_in_a_query_exists(lab: Lab) -> None:
+    """Metric, job and label values together; a panel's ``or vector(0)`` cannot hide a missing series."""
     annotations = [
         Query("annotation", "prometheus", "promql", entry["expr"])
         for name in NAMES
@@ -408,7 +408,7 @@ def series_of(lab: Lab, selector: str) -> list[dict[str, str]]:
     return found
 
 
-def test_the_die_variable_offers_the_dice_there_are(lab: Lab) -> None:
+def test_the_die_variable_lists_the_dice(lab: Lab) -> None:
     (variable,) = [v for v in dashboard("stage-6")["templating"]["list"] if v["name"] == "die"]
     call = re.fullmatch(r"label_values\((.+), (\w+)\)", variable["query"]["query"])
     assert call
@@ -443,8 +443,8 @@ def running(lab: Lab) -> set[str]:
     return {*lab.services, *(entry["name"] for entry in lab.state["engines"])}
 
 
-def test_the_pipeline_and_what_is_left_are_shown(lab: Lab) -> None:
-    """Each panel of the services' saturation, and those of the engines that are here."""
+def test_pipeline_and_saturation_panels_show_data(lab: Lab) -> None:
+    """Every panel of the services' saturation, and those of the available engines."""
     asked = [query for query in queries("pipeline") if query.language == "promql"]
     for query, said in read(asked):
         for selector in said.selectors:
@@ -463,8 +463,8 @@ def by_job(lab: Lab, query: Query) -> list[dict[str, float]] | None:
     return [values] if len(values) == len(lab.services) else None
 
 
-def test_designed_failures_are_told_from_real_ones(lab: Lab) -> None:
-    """Four requests met a table that was gone or a die-service that hung; every other failure was a die's own."""
+def test_designed_failures_are_separated_from_errors(lab: Lab) -> None:
+    """Four requests failed by a missing table or a hanging die-service; every other failure was a die's own."""
     for service in ("frontend", "dice-roller"):
         assert lab.value(service, "roll_requests_total", outcome="error") == 4
         failed = lab.value(service, "http_requests_total", status="500")
@@ -493,7 +493,7 @@ def test_traceql_finds_traces(lab: Lab) -> None:
 
 @pytest.mark.skipif(not shutil.which("tempo"), reason="Tempo is not on PATH")
 def test_the_service_map_has_its_edges(lab: Lab) -> None:
-    """What Grafana's Tempo data source asks Prometheus to draw a service map."""
+    """The queries that Grafana's Tempo data source sends to Prometheus for a service map."""
     (panel,) = [panel for panel in panels("stage-6") if panel["type"] == "nodeGraph"]
     assert panel["targets"][0]["queryType"] == "serviceMap"
     chosen = panel["targets"][0]["serviceMapQuery"]

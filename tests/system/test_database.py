@@ -1,4 +1,4 @@
-"""The die-service and a PostgreSQL that goes away, hangs, is full, and comes back."""
+"""The die-service with a PostgreSQL that goes down, hangs, is full, and recovers."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def lab(own_lab: Callable[..., Lab]) -> Lab:
     return own_lab(5, roll_delay=0, DB_POOL_SIZE="4", DB_QUERY_TIMEOUT="0.6", DB_POOL_TIMEOUT="0.3")
 
 
-def test_loss_and_return_under_traffic(lab: Lab) -> None:
+def test_database_loss_and_recovery_under_traffic(lab: Lab) -> None:
     before = {service: lab.pid(service) for service in lab.services}
     answers: list[tuple[float, int, float, str | None]] = []
     stop = threading.Event()
@@ -102,22 +102,22 @@ def test_loss_and_return_under_traffic(lab: Lab) -> None:
     assert said["ERROR", "Query failed"] >= 1
 
 
-def test_a_broken_pooled_connection_is_never_handed_out(lab: Lab) -> None:
+def test_broken_connections_are_never_acquired(lab: Lab) -> None:
     assert get(f"{lab.front}/roll?die=fair").status == 200
     with connection(lab) as cursor:
         for _ in range(3):
-            # All but the one that watches: without it the database counts as gone for a moment, which is a 503.
+            # All but the probe's connection: without it the database counts as down for a moment, which gives 503.
             cursor.execute(
                 "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
                 " WHERE pid <> pg_backend_pid() AND datname = current_database() AND query <> 'SELECT 1'"
             )
             assert cursor.rowcount >= 4
-            # The very next requests find new connections, whether the service has noticed yet or not.
+            # The next requests get new connections, whether or not the service has noticed yet.
             assert [get(f"{lab.front}/roll?die=fair").status for _ in range(6)] == [200] * 6
     wait_for(lambda: pool(lab) == (4, 4))
 
 
-def test_who_asks_alone_keeps_to_the_connections_used_last(lab: Lab) -> None:
+def test_sequential_requests_reuse_the_last_connection(lab: Lab) -> None:
     def last_used() -> dict[int, Any]:
         cursor.execute(
             "SELECT pid, state_change FROM pg_stat_activity"
@@ -130,11 +130,11 @@ def test_who_asks_alone_keeps_to_the_connections_used_last(lab: Lab) -> None:
         before = last_used()
         assert len(before) == 4
         assert {get(lab.url("die-service") + "/dice?identifier=fair").status for _ in range(8)} == {200}
-        # One; another each second, when they are looked over.
+        # One connection, and another one each second, when the pool is checked.
         assert 1 <= len(set(last_used().items()) - set(before.items())) < 4
 
 
-def test_broken_connections_are_replaced_though_nobody_asks(lab: Lab) -> None:
+def test_broken_connections_are_replaced_without_traffic(lab: Lab) -> None:
     def pooled() -> set[int]:
         cursor.execute(
             "SELECT pid FROM pg_stat_activity"
@@ -152,7 +152,7 @@ def test_broken_connections_are_replaced_though_nobody_asks(lab: Lab) -> None:
         assert pool(lab) == (4, 4)
 
 
-def test_a_slow_query_is_cancelled_and_a_full_pool_is_said(lab: Lab) -> None:
+def test_a_slow_query_is_cancelled_and_a_full_pool_is_reported(lab: Lab) -> None:
     with connection(lab) as cursor:
         cursor.execute("LOCK TABLE dice IN ACCESS EXCLUSIVE MODE")
         started = time.monotonic()
@@ -170,7 +170,7 @@ def test_a_slow_query_is_cancelled_and_a_full_pool_is_said(lab: Lab) -> None:
         select = next(span for span in lab.trace(slow.trace_id, 2) if span.name == "SELECT")
         assert select.failed
         assert "exception" in select.events
-        # Nothing runs on in the database for clients that have been answered.
+        # No query continues in the database after its client was answered.
         with connection(lab) as other:
             other.connection.autocommit = True  # a transaction would see the activity of its beginning only
 
@@ -194,7 +194,7 @@ def test_a_slow_query_is_cancelled_and_a_full_pool_is_said(lab: Lab) -> None:
     assert said["ERROR", "Query failed"] >= statuses[504]
 
 
-def test_a_frozen_database_is_noticed_and_refused_at_once(lab: Lab) -> None:
+def test_a_frozen_database_is_detected_and_requests_fail_fast(lab: Lab) -> None:
     assert get(f"{lab.front}/roll?die=fair").status == 200
     servers = [lab.state["postgres"]["pid"], *children(lab.state["postgres"]["pid"])]
     for pid in servers:
@@ -215,7 +215,7 @@ def children(parent: int) -> list[int]:
         return [int(pid) for pid in file.read().split()]
 
 
-def test_a_query_that_the_database_refuses_is_an_error_that_counts(lab: Lab) -> None:
+def test_a_failed_query_is_counted_and_logged(lab: Lab) -> None:
     with connection(lab) as cursor:
         cursor.execute("ALTER TABLE dice RENAME TO hidden")
         cursor.connection.commit()
@@ -233,7 +233,7 @@ def test_a_query_that_the_database_refuses_is_an_error_that_counts(lab: Lab) -> 
     assert failed["db_query_type"] == "get"
 
 
-def test_seed_keeps_what_is_there(lab: Lab) -> None:
+def test_seeding_keeps_existing_dice(lab: Lab) -> None:
     with connection(lab) as cursor:
         cursor.execute("UPDATE dice SET faces = '{9}' WHERE identifier = 'fair'")
         cursor.execute("INSERT INTO dice VALUES ('coin', '{0,1}', 0)")

@@ -1,4 +1,4 @@
-"""The command: what it starts, what it says, and that it leaves nothing behind."""
+"""The command: what it starts and prints, and that it leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def finished(process: subprocess.Popen[bytes], timeout: float = 60) -> tuple[int
 
 
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_everything_stops_with_it(own_lab: Callable[..., Lab], stop: int) -> None:
+def test_stopping_the_command_stops_every_process(own_lab: Callable[..., Lab], stop: int) -> None:
     lab = own_lab(5)
     run_dir = lab.run_dir
     assert len(processes_of(run_dir)) >= 5  # the command, three services, PostgreSQL and its workers
@@ -107,7 +107,7 @@ def one_line(code: int, output: str) -> str:
 
 
 @pytest.mark.parametrize("detach", [(), ("--detach",)])
-def test_what_is_in_the_way_is_said_before_anything_starts(tmp_path: Path, detach: tuple[str, ...]) -> None:
+def test_obstacles_are_reported_before_anything_starts(tmp_path: Path, detach: tuple[str, ...]) -> None:
     base = free_base_port()
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", base + 2))
@@ -121,7 +121,7 @@ def test_what_is_in_the_way_is_said_before_anything_starts(tmp_path: Path, detac
     assert "file" in one_line(*finished(dicelab("up", "--run-dir", tmp_path / "file" / "run", *detach)))
 
 
-def test_a_run_dir_in_use(own_lab: Callable[..., Lab]) -> None:
+def test_a_run_dir_in_use_is_refused(own_lab: Callable[..., Lab]) -> None:
     lab = own_lab(1)
     line = one_line(*finished(dicelab("up", "--stage", "1", "--run-dir", lab.run_dir)))
     assert str(lab.process.pid) in line
@@ -132,13 +132,13 @@ def test_a_run_dir_in_use(own_lab: Callable[..., Lab]) -> None:
 @pytest.mark.parametrize(
     "arguments", [["--roll-delay", "-1"], ["--base-port", "99999"], ["--stage", "x"], ["--det"], ["--engine"]]
 )
-def test_wrong_usage(tmp_path: Path, arguments: list[str]) -> None:
+def test_wrong_usage_is_reported(tmp_path: Path, arguments: list[str]) -> None:
     code, output = finished(dicelab("up", *arguments, "--run-dir", tmp_path / "run"))
     assert code == 2
     assert arguments[0] in output
 
 
-def test_a_bad_setting_is_reported_at_once_with_the_services_words(tmp_path: Path) -> None:
+def test_an_invalid_setting_is_reported_with_the_services_message(tmp_path: Path) -> None:
     started = time.monotonic()
     process = dicelab(
         "up", "--stage", "1", "--run-dir", tmp_path / "run", "--base-port", str(free_base_port()), MAX_ROLLS="no"
@@ -161,7 +161,7 @@ def test_services_do_not_outlive_a_killed_supervisor(own_lab: Callable[..., Lab]
     assert finished(dicelab("down", "--run-dir", lab.run_dir))[0] == 0
 
 
-def test_a_database_left_behind_is_stopped_by_down(own_lab: Callable[..., Lab]) -> None:
+def test_down_stops_a_database_left_behind(own_lab: Callable[..., Lab]) -> None:
     lab = own_lab(5)
     lab.process.kill()
     lab.process.wait()
@@ -174,7 +174,7 @@ def test_a_database_left_behind_is_stopped_by_down(own_lab: Callable[..., Lab]) 
 
 
 @pytest.mark.parametrize("name", ["with a space & more é", "x" * 120])
-def test_run_dirs_of_any_name(tmp_path: Path, name: str) -> None:
+def test_run_dirs_may_have_any_name(tmp_path: Path, name: str) -> None:
     run_dir, base = tmp_path / name, free_base_port()
     up = dicelab("up", "--stage", "5", "--detach", "--base-port", str(base), "--run-dir", run_dir, "--roll-delay", "0")
     try:
@@ -194,7 +194,7 @@ def running(pid: int) -> bool:
 
 
 @pytest.mark.parametrize("moment", ["initdb", "postmaster.pid"])
-def test_interrupted_while_the_database_starts(tmp_path: Path, moment: str) -> None:
+def test_interrupting_a_starting_database_stops_it(tmp_path: Path, moment: str) -> None:
     run_dir = tmp_path / "run"
     process = dicelab("up", "--no-tail", "--run-dir", run_dir, "--base-port", str(free_base_port()))
     wait_for((run_dir / "postgres" / ("PG_VERSION" if moment == "initdb" else moment)).exists)
@@ -203,11 +203,11 @@ def test_interrupted_while_the_database_starts(tmp_path: Path, moment: str) -> N
     assert processes_of(run_dir) == []
 
 
-def test_an_external_database(own_lab: Callable[..., Lab], stage_lab: Callable[[int], Lab]) -> None:
+def test_an_external_database_is_used(own_lab: Callable[..., Lab], stage_lab: Callable[[int], Lab]) -> None:
     url = stage_lab(5).state["postgres"]["url"]
     lab = own_lab(5, DATABASE_URL=url)
     assert lab.state["postgres"] == {"url": url, "pid": None}
     assert not (lab.run_dir / "postgres").exists()
     assert get(f"{lab.front}/roll?die=fair").status == 200
     assert lab.stop() == 0
-    assert get(f"{stage_lab(5).front}/roll?die=fair").status == 200  # not ours to stop
+    assert get(f"{stage_lab(5).front}/roll?die=fair").status == 200  # not the lab's to stop

@@ -1,4 +1,4 @@
-"""README and docs hold what the code has: settings, metrics, fields, files and commands."""
+"""README and docs match the code: settings, metrics, fields, files and commands."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ def variables_read() -> set[str]:
         r"env\.(?:text|choice|flag|integer|number|optional_integer|optional_url|url|names|secret)\(\s*\"([A-Z_]+)\""
     )
     named = {name for room in ROOMS for path in (ROOT / room).glob("*.py") for name in call.findall(path.read_text())}
-    # Read where there are no settings: by otel/__init__.py before them, and by the alert receiver.
+    # Not read through settings: by otel/__init__.py before them, and by the alert receiver.
     return named | {"TELEMETRY", "ALERT_WEBHOOK_URL"}
 
 
-def test_readme_lists_exactly_the_settings_there_are() -> None:
+def test_readme_lists_every_setting() -> None:
     table = README.split("## Settings")[1].split("## ")[0]
     rows = [line.split("|")[1] for line in table.splitlines() if line.startswith("| `")]
     documented = {name for row in rows for name in re.findall(r"`([A-Z_]+)`", row)}
@@ -56,7 +56,7 @@ def test_every_option_of_the_command_is_in_the_readme() -> None:
                     assert option in README, option
 
 
-def test_files_and_targets_that_the_readme_names_are_there() -> None:
+def test_files_and_targets_in_the_readme_exist() -> None:
     for path in re.findall(r"\]\((?!http)([\w./-]+)\)", README + TELEMETRY):
         assert (ROOT / path).exists(), path
     makefile = (ROOT / "Makefile").read_text()
@@ -65,7 +65,7 @@ def test_files_and_targets_that_the_readme_names_are_there() -> None:
 
 
 @pytest.mark.parametrize("name", ["CONTRIBUTING.md", "CHANGELOG.md", "docs/architecture.md", "docs/security.md"])
-def test_files_that_a_document_names_are_there(name: str) -> None:
+def test_files_in_documents_exist(name: str) -> None:
     text = (ROOT / name).read_text()
     links = re.findall(r"\]\((?!http)([\w./-]+)\)", text)
     paths = re.findall(r"`((?:[\w-]+/)+[\w.-]*)`", text)
@@ -76,7 +76,7 @@ def test_files_that_a_document_names_are_there(name: str) -> None:
         assert (ROOT / path.replace("/N.", "/1.")).exists() or path in ("logs/dice-roller.jsonl",), path
 
 
-def test_the_architecture_names_functions_and_classes_where_they_are() -> None:
+def test_functions_and_classes_in_the_architecture_exist() -> None:
     text = " ".join((ROOT / "docs" / "architecture.md").read_text().split())
     named = re.findall(r"`([\w/]+\.py)` \(`([\w.]+)`\)", text)
     assert len(named) >= 20
@@ -88,7 +88,7 @@ def test_the_architecture_names_functions_and_classes_where_they_are() -> None:
             tree = found[0]
 
 
-def test_each_target_of_the_makefile_that_contributing_names_is_there() -> None:
+def test_makefile_targets_in_contributing_exist() -> None:
     makefile = (ROOT / "Makefile").read_text()
     targets = set(re.findall(r"make ([a-z]+)", (ROOT / "CONTRIBUTING.md").read_text()))
     assert {"up", "test", "lint", "lock"} <= targets

@@ -1,4 +1,4 @@
-"""The engines beside the services: the real ones, with the configuration that is shipped."""
+"""The engines beside the services: the real ones, with the shipped configuration."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def running(lab: Lab, name: str) -> bool:
     return any(entry["name"] == name for entry in lab.state["engines"])
 
 
-def test_every_engine_that_is_on_path_runs(lab: Lab) -> None:
+def test_every_engine_on_path_runs(lab: Lab) -> None:
     on_path = {engine.name for engine in engines.ENGINES if engine.find()}
     on_path -= {name for name, other in engines.NEEDS.items() if other not in on_path}
     assert {entry["name"] for entry in lab.state["engines"]} == on_path
@@ -75,7 +75,7 @@ def test_prometheus_scrapes_every_job(lab: Lab) -> None:
     assert float(size["value"][1]) > 1_000_000
 
 
-def test_what_prometheus_has_is_what_was_rolled(lab: Lab) -> None:
+def test_prometheus_counts_match_the_rolls(lab: Lab) -> None:
     for _ in range(20):
         assert get(f"{lab.front}/roll?die=fair").status == 200
     rolled = lab.value("dice-roller", "dice_rolls_total", die_type="fair")
@@ -98,7 +98,7 @@ def test_exemplars_are_stored_and_lead_to_traces(lab: Lab) -> None:
 
 
 @pytest.mark.engines("tempo")
-def test_a_roll_is_whole_in_tempo_and_in_the_service_graph(lab: Lab) -> None:
+def test_a_roll_is_complete_in_tempo_and_in_the_service_graph(lab: Lab) -> None:
     trace_id = get(f"{lab.front}/roll?die=fair").trace_id
     tempo = engine_url(lab, "tempo")
     expected = {
@@ -141,7 +141,7 @@ def in_loki(lab: Lab, tenant: str, expression: str) -> list[tuple[dict[str, str]
 
 
 @pytest.mark.engines("loki", "alloy")
-def test_lines_reach_loki_each_once_and_usage_apart(lab: Lab) -> None:
+def test_lines_reach_loki_once_with_usage_in_its_own_tenant(lab: Lab) -> None:
     user = build_opener(ProxyHandler({}), HTTPCookieProcessor(CookieJar()))
     user.open(f"{lab.front}/sign-in", data=urlencode({"name": "alice"}).encode())
     for _ in range(50):
@@ -158,17 +158,17 @@ def test_lines_reach_loki_each_once_and_usage_apart(lab: Lab) -> None:
                 ),
                 say=f"{tenant} {service}",
             )
-            # Nothing twice, and nothing of the other tenant's.
+            # No duplicates, and no lines of the other tenant.
             found = Counter(line for _, line in in_loki(lab, tenant, query))
             assert not found - Counter(line for line in lab.log_lines(service))
             assert not found & (written - expected)
-        # The page asks for both at once.
+        # The page queries both at once.
         assert Counter(line for _, line in in_loki(lab, "operations|usage", query)) & written == written
         assert (service == "frontend") == bool(usage)
 
 
 @pytest.mark.engines("loki", "alloy")
-def test_labels_are_few_and_the_trace_id_is_no_label(lab: Lab) -> None:
+def test_labels_are_few_and_exclude_the_trace_id(lab: Lab) -> None:
     trace_id = get(f"{lab.front}/roll?die=fair").trace_id
     query = f'{{service_name=~".+"}} | trace_id="{trace_id}"'
     wait_for(lambda: {labels["service_name"] for labels, _ in in_loki(lab, "operations", query)} == set(lab.services))
@@ -188,7 +188,7 @@ def test_labels_are_few_and_the_trace_id_is_no_label(lab: Lab) -> None:
 
 @pytest.mark.engines("loki", "alloy")
 def test_malformed_lines_are_kept_and_marked(lab: Lab) -> None:
-    """What a process prints past its logging, a crash for example."""
+    """Output of a process outside its logging, a crash for example."""
     mark = "malformed-by-the-test"
     now = time.strftime("%Y-%m-%dT%H:%M:%S.000Z", time.gmtime())
     known = {"timestamp": now, "logger": "die-service", "message": mark}
@@ -249,7 +249,7 @@ def test_engines_keep_their_data_in_the_run_dir(lab: Lab) -> None:
         assert {line for line in paths if f" {lab.run_dir}" not in line and f" {engines.COMPOSE}" not in line} == set()
 
 
-def test_shipped_configuration_is_what_prometheus_understands(lab: Lab) -> None:
+def test_prometheus_accepts_the_shipped_configuration(lab: Lab) -> None:
     config = lab.run_dir / "engines" / "prometheus" / "config" / "prometheus.yml"
     assert config.read_bytes() == (engines.COMPOSE / "prometheus" / "prometheus.yml").read_bytes()
     checked = subprocess.run(["promtool", "check", "config", config], check=False, capture_output=True, text=True)
@@ -265,7 +265,7 @@ def test_engines_stop_with_the_lab(own_lab: Callable[..., Lab]) -> None:
     assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
 
 
-def test_a_taken_engine_port_is_said(tmp_path: Path) -> None:
+def test_an_engine_port_in_use_is_reported(tmp_path: Path) -> None:
     base = free_base_port()
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", base + engines.FIRST_PORT))
@@ -277,7 +277,7 @@ def test_a_taken_engine_port_is_said(tmp_path: Path) -> None:
     assert "prometheus" in output.decode()
 
 
-def test_without_any_engine_everything_still_runs(own_lab: Callable[..., Lab], tmp_path: Path) -> None:
+def test_the_lab_runs_without_any_engine(own_lab: Callable[..., Lab], tmp_path: Path) -> None:
     lab = own_lab(2, "--engines", PATH=str(tmp_path))
     assert lab.state["engines"] == []
     assert get(f"{lab.front}/roll?die=fair").status == 200
@@ -286,7 +286,7 @@ def test_without_any_engine_everything_still_runs(own_lab: Callable[..., Lab], t
     assert "tempo is not on PATH" in output
 
 
-def test_plan_depends_on_what_is_there(tmp_path: Path) -> None:
+def test_the_plan_depends_on_the_available_engines(tmp_path: Path) -> None:
     binaries = tmp_path / "bin"
     binaries.mkdir()
 
@@ -299,7 +299,7 @@ def test_plan_depends_on_what_is_there(tmp_path: Path) -> None:
 
     assert planned(6).otlp_endpoint() is None
     add("otelcol")
-    assert planned(6).found == ()  # a collector with nothing behind it is of no use
+    assert planned(6).found == ()  # a collector without Tempo is useless
     add("tempo")
     assert planned(6).otlp_endpoint() == "http://127.0.0.1:8017"
     assert planned(6).otlp_endpoint("grpc") == "http://127.0.0.1:8016"
@@ -348,11 +348,11 @@ CONFIGURATIONS = [
     *((path, r"(?<!\$)\$([A-Z_]+)") for path in sorted(engines.GRAFANA.glob("provisioning/*/*.yml"))),
     *((path, r"sys\.env\(\"([A-Z_]+)\"\)") for path in sorted(engines.ALLOY.glob("*.alloy"))),
 ]
-# In containers alone.
+# In containers only.
 ELSEWHERE = {"DOCKER_HOST"}
 
 
-def test_every_variable_of_a_configuration_is_given(tmp_path: Path) -> None:
+def test_every_variable_in_a_configuration_is_set(tmp_path: Path) -> None:
     given = engines.plan(stages.load(6), 8000, tmp_path, tmp_path, {"PATH": ""}).variables("postgresql:///x")
     named = set()
     for file, pattern in CONFIGURATIONS:

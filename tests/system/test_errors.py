@@ -1,4 +1,4 @@
-"""Bad input of every kind: the contract's answer, no traceback, no new label value, one valid log line."""
+"""Bad input of every kind: the contract's response, no traceback, no new label value, one valid log line."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def lab(stage_lab: Callable[..., Lab], telemetry: str) -> Lab:
 
 
 def labels(lab: Lab) -> set[tuple[str, str, str]]:
-    """Every label value there is, but for the statuses, which are bounded by HTTP."""
+    """Every label value except the statuses, which HTTP bounds."""
     return {
         (service, name, value)
         for service in lab.services
@@ -70,7 +70,7 @@ def check_problem(lab: Lab, url: str, status: int, method: str = "GET", **header
 @pytest.mark.parametrize("service", ["dice-roller", "frontend"])
 @pytest.mark.parametrize("path", ["/roll?", "/roll-async?times=3&"])
 @pytest.mark.parametrize("name", WEIRD)
-def test_weird_dice(lab: Lab, service: str, path: str, name: str) -> None:
+def test_weird_dice_are_refused(lab: Lab, service: str, path: str, name: str) -> None:
     before = labels(lab)
     status = 404 if name in ("quotes", "sql", "script", "emoji", "traversal") else 400
     check_problem(lab, f"{lab.url(service)}{path}die={quote(WEIRD[name], safe='')}", status)
@@ -78,7 +78,7 @@ def test_weird_dice(lab: Lab, service: str, path: str, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", WEIRD)
-def test_weird_identifiers(lab: Lab, name: str) -> None:
+def test_weird_identifiers_are_refused(lab: Lab, name: str) -> None:
     before = labels(lab)
     status = 404 if name in ("quotes", "sql", "script", "emoji", "traversal") else 400
     check_problem(lab, f"{lab.url('die-service')}/dice?identifier={quote(WEIRD[name], safe='')}", status)
@@ -87,12 +87,12 @@ def test_weird_identifiers(lab: Lab, name: str) -> None:
 
 @pytest.mark.parametrize("service", ["dice-roller", "frontend"])
 @pytest.mark.parametrize("query", ["", "?die=", "?die=fair&die=risky", "?dice=fair", "?die=%ff%fe%00"])
-def test_missing_empty_and_repeated_dice(lab: Lab, service: str, query: str) -> None:
+def test_missing_empty_and_repeated_dice_are_refused(lab: Lab, service: str, query: str) -> None:
     check_problem(lab, f"{lab.url(service)}/roll{query}", 400)
 
 
 @pytest.mark.parametrize("query", ["?identifier=", "?identifier=fair&identifier=risky"])
-def test_empty_and_repeated_identifiers(lab: Lab, query: str) -> None:
+def test_empty_and_repeated_identifiers_are_refused(lab: Lab, query: str) -> None:
     check_problem(lab, f"{lab.url('die-service')}/dice{query}", 400)
 
 
@@ -101,12 +101,12 @@ def test_empty_and_repeated_identifiers(lab: Lab, query: str) -> None:
     "times", ["times=0", "times=-1", "times=101", "times=1e9", "times=1000000000", "times=3.5", "times=abc",
               "times=", "", "times=2&times=3", "times=%C2%B2", "times=0x10", "times=+5", "times=%205", "times=٣"],
 )  # fmt: skip
-def test_bad_times(lab: Lab, service: str, times: str) -> None:
+def test_invalid_times_are_refused(lab: Lab, service: str, times: str) -> None:
     check_problem(lab, f"{lab.url(service)}/roll-async?die=fair&{quote(times, safe='=&%+')}", 400)
 
 
 @pytest.mark.parametrize("service", ["dice-roller", "die-service", "frontend"])
-def test_wrong_method_and_unknown_path(lab: Lab, service: str) -> None:
+def test_wrong_methods_and_unknown_paths_are_refused(lab: Lab, service: str) -> None:
     path = "/dice" if service == "die-service" else "/roll"
     for method in ("POST", "PUT", "DELETE", "HEAD", "OPTIONS"):
         answer = get(lab.url(service) + path, method=method)
@@ -121,7 +121,7 @@ def test_wrong_method_and_unknown_path(lab: Lab, service: str) -> None:
 
 
 def raw(url: str, request: bytes) -> bytes:
-    """Send bytes that no client library would, and read until the server closes."""
+    """Send bytes that no client library would send, and read until the server closes."""
     host, port = url.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port)), timeout=10) as connection:
         connection.sendall(request)
@@ -150,7 +150,7 @@ def raw(url: str, request: bytes) -> bytes:
         *("port out of range", "odd host", "host of no encoding", "baggage of no encoding"),
     ],
 )
-def test_unreadable_requests(lab: Lab, service: str, request_bytes: bytes) -> None:
+def test_unreadable_requests_are_refused_and_counted(lab: Lab, service: str, request_bytes: bytes) -> None:
     before = lab.value(service, "http_requests_total", status="400", method="_OTHER")
     answer = raw(lab.url(service), request_bytes)
     head, _, body = answer.partition(b"\r\n\r\n")
@@ -165,7 +165,7 @@ def test_unreadable_requests(lab: Lab, service: str, request_bytes: bytes) -> No
     wait_for(lambda: any(line.get("trace_id") == problem["trace_id"] for line in lab.logs(service)))
 
 
-def test_unknown_method_is_no_label(lab: Lab) -> None:
+def test_an_unknown_method_adds_no_label_value(lab: Lab) -> None:
     for method, status in ((b"PROPFIND", b" 405 "), (b"BREW", b" 400 "), (b"X" * 50, b" 400 ")):
         answer = raw(
             lab.url("dice-roller"), method + b" /roll HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
@@ -188,7 +188,7 @@ def test_malformed_trace_context_starts_a_new_trace(lab: Lab, traceparent: str) 
     lab.trace(answer.trace_id, count=7)
 
 
-def test_a_person_gets_a_page_instead(lab: Lab) -> None:
+def test_a_browser_gets_an_html_error_page(lab: Lab) -> None:
     answer = get(f"{lab.front}/nowhere<script>", headers={"Accept": "text/html,*/*"})
     assert answer.status == 404
     assert answer.headers["Content-Type"].startswith("text/html")
@@ -200,7 +200,7 @@ def test_a_person_gets_a_page_instead(lab: Lab) -> None:
     ("origin", "status"),
     [("http://evil.example", 403), ("null", 403), ("http://127.0.0.1:1", 403), ("garbage", 403), ("same", 101)],
 )
-def test_websocket_is_for_the_sites_own_pages(lab: Lab, origin: str, status: int) -> None:
+def test_websocket_accepts_its_own_origin_only(lab: Lab, origin: str, status: int) -> None:
     origin = lab.front if origin == "same" else origin
     head = (
         f"GET /ws HTTP/1.1\r\nHost: {lab.front.removeprefix('http://')}\r\nOrigin: {origin}\r\n"
@@ -213,19 +213,19 @@ def test_websocket_is_for_the_sites_own_pages(lab: Lab, origin: str, status: int
         connection.sendall(head.encode())
         answer = connection.recv(65536)
     if status == 101:
-        # Ours lets it through; Panel then refuses a connection without a page's token.
+        # The frontend accepts it; Panel then refuses a connection without a page's token.
         assert b" 101 " in answer.splitlines()[0]
     else:
         assert b" 403 " in answer.splitlines()[0]
         assert PROBLEM.encode() in answer
 
 
-def test_a_browser_that_asks_the_api_gets_json(lab: Lab) -> None:
+def test_the_api_answers_browsers_with_json(lab: Lab) -> None:
     check_problem(lab, f"{lab.front}/roll?die=nosuch", 404, Accept="text/html,*/*")
 
 
 @pytest.mark.parametrize("accept", ["application/openmetrics-text; version=x", "a/b; q=z", ",;="])
-def test_metrics_in_a_format_that_is_none(lab: Lab, accept: str) -> None:
+def test_metrics_in_an_unknown_format(lab: Lab, accept: str) -> None:
     answer = get(lab.url("dice-roller") + "/metrics", headers={"Accept": accept})
     assert answer.status in (200, 400)
     assert b"Traceback" not in answer.body
@@ -249,7 +249,7 @@ def test_unusual_request_targets(lab: Lab, target: str) -> None:
         ("application/json", b'{"name": 1}'),
     ],
 )
-def test_forms_that_cannot_be_read(lab: Lab, content_type: str, body: bytes) -> None:
+def test_unreadable_forms_are_refused(lab: Lab, content_type: str, body: bytes) -> None:
     head = (
         f"POST /sign-in HTTP/1.1\r\nHost: localhost\r\nContent-Type: {content_type}\r\nContent-Length: {len(body)}\r\n"
     )
@@ -257,7 +257,7 @@ def test_forms_that_cannot_be_read(lab: Lab, content_type: str, body: bytes) -> 
     assert b" 400 " in answer.splitlines()[0]
 
 
-def test_a_redirect_is_a_request_like_any_other(lab: Lab) -> None:
+def test_a_redirect_is_counted_and_traced(lab: Lab) -> None:
     before = lab.value("frontend", "http_requests_total", handler="/", status="303")
     answer = raw(lab.front, b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
     head = answer.split(b"\r\n\r\n")[0].decode()
@@ -273,7 +273,7 @@ def test_forms_of_other_sites_are_refused(lab: Lab, path: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["", "   ", "x" * 65, "a\nb", "\x00"])
-def test_names_that_are_refused(lab: Lab, name: str) -> None:
+def test_invalid_names_are_refused(lab: Lab, name: str) -> None:
     form = urlencode({"name": name}).encode()
     with pytest.raises(urllib.error.HTTPError) as refused:
         urllib.request.urlopen(f"{lab.front}/sign-in", data=form)
@@ -281,7 +281,7 @@ def test_names_that_are_refused(lab: Lab, name: str) -> None:
     assert "1 to 64 characters" in (body := refused.value.read().decode()) or "printable" in body
 
 
-def test_a_forged_cookie_is_nobody(lab: Lab) -> None:
+def test_a_forged_cookie_is_not_a_session(lab: Lab) -> None:
     name = sign_in(lab).partition("=")[0]
     forged = {"Cookie": f'{name}="WyIwMDAwMDAwMC0wMDAwLTAwMDAtMDAwMC0wMDAwMDAwMDAwMDAiLCJldmlsIl0.aaaa.bbbb"'}
     lab.settle("frontend")

@@ -1,4 +1,4 @@
-"""Telemetry that is exactly right: after mixed load every signal agrees with the requests, to the last one."""
+"""Telemetry is exact: after mixed load every signal agrees with every request."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ CONCURRENCY = 40
 
 
 def plan(seed: int) -> list[tuple[str, str, int]]:
-    """(path, die, rolls asked for) of every request."""
+    """(path, die, number of rolls) of every request."""
     chance = random.Random(seed)
     requests = []
     for _ in range(REQUESTS):

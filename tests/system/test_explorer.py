@@ -1,4 +1,4 @@
-"""The explorer in the page: a roll's trace, its log lines, recent traces, and what is hostile in them."""
+"""The explorer in the page: a roll's trace, its log lines, recent traces, and hostile content in them."""
 
 from __future__ import annotations
 
@@ -54,7 +54,9 @@ def as_tree(rows: list[dict[str, Any]]) -> Any:
     return frozen(top)
 
 
-async def test_a_roll_its_trace_a_spans_lines_and_back(stage_lab: Callable[[int], Lab], open_page: Open) -> None:
+async def test_navigation_from_roll_to_trace_to_lines_and_back(
+    stage_lab: Callable[[int], Lab], open_page: Open
+) -> None:
     lab = stage_lab(6)
     page = await open_page(lab)
     _, trace_id = await roll(page, "fair")
@@ -86,9 +88,7 @@ async def test_a_roll_its_trace_a_spans_lines_and_back(stage_lab: Callable[[int]
     await expect(page.locator("#trace code").first).to_have_text(trace_id)
 
 
-async def test_spans_without_lines_of_their_own_show_the_traces(
-    stage_lab: Callable[[int], Lab], open_page: Open
-) -> None:
+async def test_a_span_without_lines_shows_those_of_the_trace(stage_lab: Callable[[int], Lab], open_page: Open) -> None:
     page = await open_page(stage_lab(6))
     _, trace_id = await roll(page, "fair")
     await waterfall(page, 7)
@@ -99,7 +99,7 @@ async def test_spans_without_lines_of_their_own_show_the_traces(
     assert set(await page.locator(f"{LINES} .trace").all_inner_texts()) == {trace_id[:8]}
 
 
-async def test_calls_of_the_same_method_are_told_apart(stage_lab: Callable[[int], Lab], open_page: Open) -> None:
+async def test_calls_of_the_same_method_are_distinguishable(stage_lab: Callable[[int], Lab], open_page: Open) -> None:
     page = await open_page(stage_lab(6))
     await roll(page, "fair")
     rows = await waterfall(page, 7)
@@ -109,7 +109,9 @@ async def test_calls_of_the_same_method_are_told_apart(stage_lab: Callable[[int]
     assert ("die-service", "SELECT → postgresql") in operations
 
 
-async def test_many_rolls_overlap_and_failures_are_marked(stage_lab: Callable[[int], Lab], open_page: Open) -> None:
+async def test_concurrent_rolls_overlap_and_failures_are_marked(
+    stage_lab: Callable[[int], Lab], open_page: Open
+) -> None:
     lab = stage_lab(4)
     page = await open_page(lab)
     await page.get_by_label("Use async rolling").check()
@@ -135,7 +137,7 @@ async def test_many_rolls_overlap_and_failures_are_marked(stage_lab: Callable[[i
     await expect(page.locator(".minimap")).to_be_visible()
 
 
-async def test_the_waterfall_is_a_tree_for_the_keyboard(stage_lab: Callable[[int], Lab], open_page: Open) -> None:
+async def test_the_waterfall_is_a_keyboard_accessible_tree(stage_lab: Callable[[int], Lab], open_page: Open) -> None:
     page = await open_page(stage_lab(6))
     await roll(page, "fair")
     await waterfall(page, 7)
@@ -152,7 +154,7 @@ async def test_the_waterfall_is_a_tree_for_the_keyboard(stage_lab: Callable[[int
     assert await page.evaluate(focused) == "GET /dice"
     await page.keyboard.press("Enter")
     await expect(page.locator("#detail")).to_contain_text("die-service: GET /dice")
-    assert await page.evaluate(focused) == "GET /dice"  # what was drawn anew left the focus where it was
+    assert await page.evaluate(focused) == "GET /dice"  # the redraw kept the focus
     row = page.get_by_role("row", name="GET /dice")
     await expect(row).to_have_attribute("aria-selected", "true")
     await expect(row).to_have_attribute("aria-level", "5")
@@ -166,7 +168,7 @@ async def test_the_waterfall_is_a_tree_for_the_keyboard(stage_lab: Callable[[int
     assert await page.evaluate(focused) == "SELECT"
 
 
-async def test_two_traces_side_by_side(stage_lab: Callable[[int], Lab], open_page: Open) -> None:
+async def test_two_traces_can_be_compared(stage_lab: Callable[[int], Lab], open_page: Open) -> None:
     lab = stage_lab(6)
     page = await open_page(lab)
     other = get(f"{lab.front}/roll?die=risky").trace_id
@@ -194,7 +196,7 @@ async def test_a_shared_link_opens_its_trace(stage_lab: Callable[[int], Lab], op
     await expect(page.locator("#trace")).to_contain_text("still arriving")
 
 
-async def test_a_shared_view_is_opened_after_signing_in(stage_lab: Callable[[int], Lab], open_page: Open) -> None:
+async def test_a_shared_view_opens_after_sign_in(stage_lab: Callable[[int], Lab], open_page: Open) -> None:
     lab = stage_lab(6)
     page = await open_page(lab, path="/?tab=recent&die=fair")
     await expect(page).to_have_url(f"{lab.front}/?tab=recent&die=fair")
@@ -203,13 +205,13 @@ async def test_a_shared_view_is_opened_after_signing_in(stage_lab: Callable[[int
 
 
 @pytest.mark.parametrize("wrong", ["abc", "<script>", "0" * 33, "G" * 32, "A" * 32])
-def test_what_is_no_trace_id_is_refused(stage_lab: Callable[[int], Lab], wrong: str) -> None:
+def test_an_invalid_trace_id_is_refused(stage_lab: Callable[[int], Lab], wrong: str) -> None:
     answer = get(f"{stage_lab(6).front}/?trace={wrong}")
     assert answer.status == 400
     assert "32 hexadecimal digits" in answer.json["detail"]
 
 
-async def test_the_address_keeps_tab_filters_and_trace(stage_lab: Callable[[int], Lab], open_page: Open) -> None:
+async def test_the_url_keeps_tab_filters_and_trace(stage_lab: Callable[[int], Lab], open_page: Open) -> None:
     lab = stage_lab(4)
     page = await open_page(lab)
     _, first = await roll(page, "fair")
@@ -237,7 +239,7 @@ async def test_the_address_keeps_tab_filters_and_trace(stage_lab: Callable[[int]
     await expect(page.locator("#trace code").first).to_have_text(second)
 
 
-async def test_recent_traces_are_searched(stage_lab: Callable[[int], Lab], open_page: Open) -> None:
+async def test_recent_traces_can_be_searched(stage_lab: Callable[[int], Lab], open_page: Open) -> None:
     lab = stage_lab(4)
     assert any(get(f"{lab.front}/roll?die=extreme").status == 500 for _ in range(60))
     get(f"{lab.front}/roll?die=fair")
@@ -262,8 +264,8 @@ async def test_recent_traces_are_searched(stage_lab: Callable[[int], Lab], open_
     await expect(page.locator(f"{SPANS}.failed").first).to_be_visible()
 
 
-async def test_what_telemetry_contains_is_text(stage_lab: Callable[[int], Lab], open_page: Open) -> None:
-    """A user agent, a die's name and a user's name that mean harm, in a trace and its lines."""
+async def test_telemetry_is_shown_as_plain_text(stage_lab: Callable[[int], Lab], open_page: Open) -> None:
+    """A hostile user agent, die name and user name, in a trace and its lines."""
     lab = stage_lab(6)
     trace_id = get(f"{lab.front}/roll?die=%3Cimg%20src%3Dx%3E", headers={"User-Agent": HOSTILE}).trace_id
     page = await open_page(lab, name=HOSTILE, path=f"/?trace={trace_id}")
@@ -280,7 +282,7 @@ async def test_what_telemetry_contains_is_text(stage_lab: Callable[[int], Lab], 
     assert await page.locator("img").count() == 0
 
 
-async def test_lines_follow_what_happens_until_paused(stage_lab: Callable[[int], Lab], open_page: Open) -> None:
+async def test_new_lines_appear_until_paused(stage_lab: Callable[[int], Lab], open_page: Open) -> None:
     lab = stage_lab(4)
     page = await open_page(lab)
     await open_tab(page, "Logs")
@@ -306,7 +308,7 @@ async def test_lines_follow_what_happens_until_paused(stage_lab: Callable[[int],
     await expect(page.locator(LINES).filter(has_text="WARNING").first).to_be_visible()
 
 
-async def test_lines_open_in_place_and_their_fields_filter(stage_lab: Callable[[int], Lab], open_page: Open) -> None:
+async def test_lines_expand_and_their_fields_filter(stage_lab: Callable[[int], Lab], open_page: Open) -> None:
     lab = stage_lab(4)
     for die in ("fair", "risky"):
         get(f"{lab.front}/roll?die={die}")
@@ -335,12 +337,12 @@ async def test_lines_open_in_place_and_their_fields_filter(stage_lab: Callable[[
     assert set(await page.locator(f"{LINES} .trace").all_inner_texts()) == {trace_id[:8]}
 
 
-async def test_figures_come_from_the_services_own_pages(stage_lab: Callable[[int], Lab], open_page: Open) -> None:
+async def test_figures_come_from_the_services_metrics(stage_lab: Callable[[int], Lab], open_page: Open) -> None:
     lab = stage_lab(6)
     page = await open_page(lab)
     before = await asyncio.to_thread(lab.value, "frontend", "http_requests_total")
     await open_tab(page, "Metrics")
-    await expect(page.locator("[data-collecting]")).to_be_visible()  # rather than axes without a word
+    await expect(page.locator("[data-collecting]")).to_be_visible()  # instead of empty axes
     figures = page.locator("#figures")
     await expect(figures.locator("[data-source]")).to_have_text("from /metrics")
     for service in lab.services:
@@ -353,31 +355,29 @@ async def test_figures_come_from_the_services_own_pages(stage_lab: Callable[[int
     assert expected == pytest.approx([1 / 6] * 6)
     await expect(page.locator("[data-collecting]")).to_have_count(0)
     await expect(figures.locator(".tile").first).to_contain_text("over 10 s")
-    # Looking has asked for nothing that is counted here but the page's own files.
+    # Opening the view caused no requests that are counted here, except for static files.
     after = await asyncio.to_thread(lab.value, "frontend", "http_requests_total")
     static = await asyncio.to_thread(lab.value, "frontend", "http_requests_total", handler="/static/{path}")
     assert after - before - 10 <= static
 
 
-async def test_rolling_is_seen_in_the_metrics_without_leaving_them(
-    stage_lab: Callable[[int], Lab], open_page: Open
-) -> None:
+async def test_rolls_update_the_metrics_tab(stage_lab: Callable[[int], Lab], open_page: Open) -> None:
     page = await open_page(stage_lab(4))
     await open_tab(page, "Metrics")
     frontend = page.locator("#figures .tile").filter(has_text="frontend").first
     await expect(frontend).to_contain_text("0/s")
     for _ in range(3):
         await roll(page, "fair")
-    await expect(page.get_by_role("tabpanel", name="Metrics")).to_be_visible()  # a roll moves no view
+    await expect(page.get_by_role("tabpanel", name="Metrics")).to_be_visible()  # a roll does not change the view
     await expect(frontend.locator("b")).not_to_have_text("0/s")
-    await expect(frontend).to_contain_text("mean")  # of so few requests no percentile is claimed
+    await expect(frontend).to_contain_text("mean")  # too few requests for a percentile
     await expect(frontend).not_to_contain_text("p95")
     # A cell of the heat map opens a trace that is in it.
     await page.get_by_role("button", name="request").last.click()
     await expect(page.locator(SPANS).first).to_be_visible()
 
 
-async def test_the_map_shows_who_asks_whom(stage_lab: Callable[[int], Lab], open_page: Open) -> None:
+async def test_the_map_shows_calls_between_services(stage_lab: Callable[[int], Lab], open_page: Open) -> None:
     lab = stage_lab(6)
     assert get(f"{lab.front}/roll?die=fair").status == 200
     page = await open_page(lab)
@@ -410,7 +410,7 @@ def running(lab: Lab) -> set[str]:
     return {entry["name"] for entry in lab.state["engines"]}
 
 
-async def test_the_engines_are_asked_where_they_run(engines_lab: Lab, open_page: Open) -> None:
+async def test_engines_are_queried_when_they_run(engines_lab: Lab, open_page: Open) -> None:
     lab = engines_lab
     page = await open_page(lab)
     _, trace_id = await roll(page, "fair")

@@ -1,7 +1,7 @@
 """The compose file against the facts of its images, and against their programs where these are on PATH.
 
-Every check is a function of the compose document that returns what is wrong with it, so that it can be applied to the
-document as it is and to the same document with a defect.
+Every check is a function of the compose document that returns its defects, so that it can be applied to the
+original document and to the same document with a defect.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ IMAGES = images.load()
 DOCKERFILE = (engines.COMPOSE / "Dockerfile").read_text()
 GRAFANA_INI = RawConfigParser()
 GRAFANA_INI.read(engines.GRAFANA / "grafana.ini")
-# What a shell runs without a program.
+# Shell builtins.
 BUILTINS = {"exec", "printf", "test", "[", "cd", "exit"}
 
 Service = Mapping[str, Any]
@@ -79,7 +79,7 @@ def check_probe(service: Service) -> list[str]:
 
 
 def check_flags(service: Service) -> list[str]:
-    """The programs have the flags that they are given, by the command and by the health check."""
+    """The programs have the flags in their commands and health checks."""
     image = image_of(service)
     wrong = []
     for command in (command_of(service), probe_of(service)):
@@ -92,12 +92,12 @@ def check_flags(service: Service) -> list[str]:
 
 
 def check_written_paths(service: Service) -> list[str]:
-    """What the program writes to is on a writable mount, and writable for its user."""
+    """All paths that the program writes to are on a writable mount, and writable for its user."""
     return [f"{path}: {why}" for path in written_paths(service) if (why := why_not_writable(service, path))]
 
 
 def written_paths(service: Service) -> Iterator[str]:
-    """What ``writes`` of the image's facts stands for in this container."""
+    """The paths of ``writes`` in the image's facts, in this container."""
     flags = dict(argument.split("=", 1) for argument in command_of(service) if re.match("--?[^=]+=", argument))
     for written in image_of(service).writes:
         path = written if written.startswith("/") else {**environment_of(service), **flags}.get(written)
@@ -129,7 +129,7 @@ def why_not_writable(service: Service, path: str) -> str:
 
 
 def mounts_of(service: Service) -> dict[str, Owned | None]:
-    """Owner and mode of what is mounted, by its place; ``None`` for what is read-only."""
+    """Owner and mode of each mount by its path; ``None`` for a read-only one."""
     found: dict[str, Owned | None] = {}
     for volume in service.get("volumes", []):
         source, target, *options = volume.split(":") if not volume.startswith("$") else ("socket", "/socket", "ro")
@@ -234,14 +234,14 @@ DEFECTS: dict[str, tuple[str, Check, Defect, str]] = {
 
 
 @pytest.mark.parametrize("defect", DEFECTS)
-def test_a_defect_is_found(defect: str) -> None:
+def test_each_defect_is_found(defect: str) -> None:
     name, check, apply, message = DEFECTS[defect]
     service = copy.deepcopy(COMPOSE["services"][name])
     apply(service)
     assert check(service) == [message]
 
 
-def test_every_image_has_its_facts_and_their_sources() -> None:
+def test_every_image_has_facts_and_sources() -> None:
     used = {service["image"] for service in COMPOSE["services"].values()}
     assert used | {IMAGES["dicelab"].base} == IMAGES.keys()
     for image in IMAGES.values():
@@ -256,7 +256,7 @@ def test_every_image_has_its_facts_and_their_sources() -> None:
         assert set(image.flags) <= set(image.programs)
 
 
-def test_the_facts_of_our_own_image_are_those_of_its_dockerfile() -> None:
+def test_facts_of_our_image_match_its_dockerfile() -> None:
     image = IMAGES["dicelab"]
     base = IMAGES[str(image.base)]
     assert re.findall(r"^ARG BASE=(\S+)$", DOCKERFILE, re.MULTILINE) == [image.base]
@@ -276,7 +276,7 @@ def test_the_facts_of_our_own_image_are_those_of_its_dockerfile() -> None:
 
 @pytest.fixture(scope="module")
 def private_checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The project as a checkout under umask 077 has it, after ``make compose`` with a compose that does nothing."""
+    """The project as a checkout under umask 077, after ``make compose`` with a compose command that does nothing."""
     checkout = tmp_path_factory.mktemp("private") / "dicelab"
     for part in ("Makefile", "alloy", "grafana", "otel", "compose"):
         source = engines.ROOT / part
@@ -287,7 +287,7 @@ def private_checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
             shutil.copy(source, checkout / part)
     for path in (checkout, *checkout.rglob("*")):
         path.chmod(path.stat().st_mode & 0o700)
-    for stage in (6, 1):  # the second time over the files that the first one left
+    for stage in (6, 1):  # the second time over the files of the first
         subprocess.run(
             ["make", "compose", f"STAGE={stage}", "COMPOSE=true"],
             check=True,
@@ -318,7 +318,7 @@ def test_make_compose_keeps_the_rest_of_a_private_checkout_private(private_check
         assert not (private_checkout / path).stat().st_mode & 0o077, path
 
 
-# Engine → how its program prints its flags, and its version.
+# Engine → the commands that print its flags, and its version.
 PROGRAMS = {
     "prometheus": ("/bin/prometheus", ["--help"], ["--version"]),
     "postgres-exporter": ("/bin/postgres_exporter", ["--help"], ["--version"]),
@@ -334,7 +334,7 @@ HIDDEN = {"loki": {"-health", "-health.url"}}
 
 
 @pytest.mark.parametrize("name", PROGRAMS)
-def test_the_program_of_that_version_has_these_flags_and_no_others(name: str) -> None:
+def test_the_program_has_exactly_the_listed_flags(name: str) -> None:
     program, help_arguments, version_arguments = PROGRAMS[name]
     image = image_of(COMPOSE["services"][name])
     binary = next((path for path in binaries_of(name) if image.version in output([path, *version_arguments])), None)
@@ -372,7 +372,7 @@ CHECKERS: dict[str, tuple[list[str], list[str]]] = {
 
 @pytest.mark.parametrize("name", CHECKERS)
 def test_the_program_accepts_its_flags_and_configuration(name: str, tmp_path: Path) -> None:
-    """As the container has them, with the mounts' sources in the places of the mounts."""
+    """As in the container, with the mounts replaced by their sources."""
     service = COMPOSE["services"][name]
     binaries = binaries_of(name)
     if not binaries:
@@ -402,8 +402,8 @@ def accepts(command: list[str]) -> bool:
     return subprocess.run(command, check=False, capture_output=True).returncode == 0
 
 
-def test_lab_passes_an_exporter_only_flags_that_it_has() -> None:
-    """Debian's by what the program itself says, upstream's by the list of its flags."""
+def test_the_lab_passes_only_flags_that_the_exporter_has() -> None:
+    """Debian's by the program's own help, upstream's by the list of its flags."""
     flag = "--no-collector.bgwriter"
     upstream = "\n".join(IMAGES["prometheuscommunity/postgres-exporter:v0.20.1"].flags["/bin/postgres_exporter"].names)
     assert not engines.lists_flag(upstream, "collector.bgwriter")

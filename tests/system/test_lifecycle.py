@@ -1,4 +1,4 @@
-"""Starting and stopping services, clients that go away, and a collector that is not there."""
+"""Starting and stopping services, disconnecting clients, and an unreachable collector."""
 
 from __future__ import annotations
 
@@ -49,10 +49,10 @@ def test_sigterm_lets_requests_finish_and_flushes(own_lab: Callable[..., Lab], t
         assert len([line for line in lines if "http_status" in line]) == 3
 
 
-def test_who_comes_in_a_crowd_finds_a_place_to_wait(own_lab: Callable[..., Lab]) -> None:
+def test_a_burst_of_connections_waits_in_the_accept_queue(own_lab: Callable[..., Lab]) -> None:
     lab = own_lab(1)
     (service,) = lab.state["services"]
-    os.kill(service["pid"], signal.SIGSTOP)  # takes nobody in now: the kernel's queue is all there is
+    os.kill(service["pid"], signal.SIGSTOP)  # accepts no connections: they wait in the kernel's queue
     crowd = []
     try:
         for _ in range(400):
@@ -67,7 +67,7 @@ def test_who_comes_in_a_crowd_finds_a_place_to_wait(own_lab: Callable[..., Lab])
         connection.close()
 
 
-def test_a_client_that_goes_away_takes_its_rolls_along(own_lab: Callable[..., Lab]) -> None:
+def test_a_disconnecting_client_cancels_its_rolls(own_lab: Callable[..., Lab]) -> None:
     lab = own_lab(4, roll_delay=30)
     host, port = lab.front.removeprefix("http://").split(":")
     connection = socket.create_connection((host, int(port)))
@@ -81,7 +81,7 @@ def test_a_client_that_goes_away_takes_its_rolls_along(own_lab: Callable[..., La
 
 
 class Collector(http.server.BaseHTTPRequestHandler):
-    """Takes OTLP over HTTP as the real one does and keeps the names of the spans it got."""
+    """Accepts OTLP over HTTP as the real one does and keeps the names of the spans."""
 
     names: ClassVar[list[str]]
 
@@ -117,7 +117,7 @@ def settled(lab: Lab) -> float | None:
     return before if lab.value("dice-roller", "telemetry_dropped_total", signal="traces") == before else None
 
 
-def test_a_collector_that_is_away_costs_no_request(own_lab: Callable[..., Lab], telemetry: str) -> None:
+def test_an_unreachable_collector_fails_no_request(own_lab: Callable[..., Lab], telemetry: str) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -134,9 +134,9 @@ def test_a_collector_that_is_away_costs_no_request(own_lab: Callable[..., Lab], 
         assert get(f"{lab.front}/roll?die=fair").status == 200
         assert time.monotonic() - started < 1.0
     assert not list((lab.run_dir / "traces").iterdir())
-    # Once it is there, all that had found room arrives, and all that had not has been counted.
+    # Once the collector runs, all queued spans arrive; all others have been counted as dropped.
     lost = wait_for(partial(settled, lab))
-    assert 300 - 100 - 100 <= lost <= 300 - 100  # a batch is under way while 100 more wait
+    assert 300 - 100 - 100 <= lost <= 300 - 100  # a batch is being exported while 100 more wait
     wait_for(lambda: any("spans dropped" in line["message"] for line in lab.logs("dice-roller")))
     with collector(port) as names:
         wait_for(lambda: names.count("GET /roll") >= 300 - lost, timeout=40)
@@ -147,11 +147,11 @@ def test_a_collector_that_is_away_costs_no_request(own_lab: Callable[..., Lab], 
     started = time.monotonic()
     get(f"{lab.front}/roll?die=fair")
     assert lab.stop() == 0
-    assert time.monotonic() - started < 25  # away again, and the last spans are given up on
+    assert time.monotonic() - started < 25  # down again: the last spans are dropped
 
 
 class Nonsense(http.server.BaseHTTPRequestHandler):
-    """Says it is a dice-roller and answers with JSON that holds no roll."""
+    """Answers every request with JSON that contains no roll."""
 
     def do_GET(self) -> None:
         body = b'{"nothing": 1}'
@@ -165,7 +165,7 @@ class Nonsense(http.server.BaseHTTPRequestHandler):
         pass
 
 
-def test_an_answer_that_is_no_roll_is_not_passed_on() -> None:
+def test_an_invalid_roll_response_is_not_passed_on() -> None:
     roller = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Nonsense)
     threading.Thread(target=roller.serve_forever, daemon=True).start()
     with socket.socket() as probe:
@@ -239,7 +239,7 @@ def run_service(module: str, **variables: str) -> subprocess.CompletedProcess[st
         ("roller", "TELEMETRY", "slow"),
     ],
 )
-def test_a_bad_setting_stops_the_start_with_one_line(module: str, variable: str, value: str) -> None:
+def test_an_invalid_setting_stops_the_start_with_one_line(module: str, variable: str, value: str) -> None:
     result = run_service(module, **{"DICE_STORE": "postgres", "DATABASE_URL": "postgresql:///x", variable: value})
     assert result.returncode == 2
     assert not result.stdout
@@ -262,7 +262,7 @@ def test_a_database_password_is_never_shown() -> None:
     assert "s3cret" not in result.stderr + result.stdout
 
 
-def test_a_taken_port_is_said(tmp_path: Path) -> None:
+def test_a_port_in_use_is_reported(tmp_path: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -274,16 +274,14 @@ def test_a_taken_port_is_said(tmp_path: Path) -> None:
     assert all(json.loads(line) for line in result.stdout.splitlines())
 
 
-def test_spans_that_find_the_disk_full_are_written_once_there_is_room(
-    own_lab: Callable[..., Lab], telemetry: str
-) -> None:
+def test_spans_are_kept_while_the_disk_is_full(own_lab: Callable[..., Lab], telemetry: str) -> None:
     lab = own_lab(1, TELEMETRY=telemetry, OTEL_BSP_SCHEDULE_DELAY="20")
     (service,) = lab.state["services"]
     assert get(f"{lab.front}/roll?die=fair").status == 200
     wait_for(lambda: len(lab.spans()) == 1)
     (file,) = (lab.run_dir / "traces").iterdir()
     unlimited = resource.prlimit(service["pid"], resource.RLIMIT_FSIZE)
-    # Room for some more bytes, but not for a whole batch.
+    # Space for some more bytes, but not for a whole batch.
     resource.prlimit(service["pid"], resource.RLIMIT_FSIZE, (file.stat().st_size + 100, unlimited[1]))
     answers = [get(f"{lab.front}/roll?die=fair") for _ in range(20)]
     wait_for(lambda: any("exported" in line["message"] for line in lab.logs() if line["level"] == "ERROR"))
@@ -294,7 +292,7 @@ def test_spans_that_find_the_disk_full_are_written_once_there_is_room(
     assert all(json.loads(line) for line in file.read_text().splitlines())
 
 
-def test_standard_variables_and_bounded_trace_files(tmp_path: Path) -> None:
+def test_standard_variables_apply_and_trace_files_are_bounded(tmp_path: Path) -> None:
     """Sampler, resource attributes and service name work as documented; files rotate and stay bounded."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

@@ -1,4 +1,4 @@
-"""Every cell of the feature matrix, held against a stage that really runs: what is there, and what is not."""
+"""Every cell of the feature matrix, checked against a running stage: what is present, and what is absent."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ BATCH = 6
 
 
 class Evidence:
-    """What a stage's services showed after each of its features was used once."""
+    """The telemetry of a stage after each of its features was used once."""
 
     def __init__(self, lab: Lab) -> None:
         self.lab = lab
@@ -54,14 +54,14 @@ class Evidence:
 
     @staticmethod
     def _until(status: int, url: str) -> Answer:
-        for _ in range(400):  # a risky die fails every tenth time: missing it so often has odds of 1 to 10^18
+        for _ in range(400):  # a risky die fails every tenth time: no failure in so many rolls has odds of 1 to 10^18
             answer = get(url)
             if answer.status == status:
                 return answer
         raise AssertionError(f"{url} never answered {status}")
 
     def _open_page(self) -> None:
-        assert get(self.lab.front + "/").status == 200  # with sign-in it leads to the form
+        assert get(self.lab.front + "/").status == 200  # with sign-in it redirects to the form
 
     def _sign_in_roll_and_out(self) -> None:
         opener = urllib.request.build_opener(
@@ -104,7 +104,7 @@ def evidence(stage_lab: Callable[[int], Lab], request: pytest.FixtureRequest) ->
 
 
 def overlap(spans: list[Span]) -> bool:
-    """Some were under way at the same moment; of rolls made one after the other none ever are."""
+    """Some ran at the same time, which sequential rolls never do."""
     spans = sorted(spans, key=lambda span: span.start)
     return any(after.start < before.end for before, after in pairwise(spans))
 
@@ -142,12 +142,12 @@ PRESENT: dict[str, Callable[[Evidence], bool]] = {
 
 @pytest.mark.parametrize("evidence", STAGES, indirect=True, ids=lambda stage: f"stage{stage}")
 @pytest.mark.parametrize("feature", matrix.FEATURES)
-def test_feature_is_there_exactly_where_the_matrix_says(evidence: Evidence, feature: str) -> None:
+def test_features_match_the_matrix(evidence: Evidence, feature: str) -> None:
     assert PRESENT[feature](evidence) is has(feature, evidence.stage)
 
 
 @pytest.mark.parametrize("evidence", STAGES, indirect=True, ids=lambda stage: f"stage{stage}")
-def test_metric_families_are_exactly_those_of_the_stage(evidence: Evidence) -> None:
+def test_metric_families_match_the_stage(evidence: Evidence) -> None:
     for service, families in evidence.families.items():
         expected = {name: (kind, labels) for name, kind, labels in matrix.COMMON_METRICS}
         expected |= {
@@ -165,7 +165,7 @@ def test_metric_families_are_exactly_those_of_the_stage(evidence: Evidence) -> N
 
 
 @pytest.mark.parametrize("evidence", STAGES, indirect=True, ids=lambda stage: f"stage{stage}")
-def test_histograms_carry_the_trace_of_an_observation(evidence: Evidence) -> None:
+def test_histograms_have_exemplars(evidence: Evidence) -> None:
     for service in evidence.lab.services:
         exemplars = [
             sample.exemplar.labels["trace_id"]
@@ -198,7 +198,7 @@ def test_every_log_line_is_a_json_object_with_the_fixed_fields(evidence: Evidenc
 
 @pytest.mark.parametrize("evidence", STAGES, indirect=True, ids=lambda stage: f"stage{stage}")
 @pytest.mark.parametrize(("first", "name", "kind"), matrix.LOG_FIELDS, ids=[name for _, name, _ in matrix.LOG_FIELDS])
-def test_log_field_has_its_type_and_its_stages(evidence: Evidence, first: int, name: str, kind: type) -> None:
+def test_log_fields_have_their_type_and_stages(evidence: Evidence, first: int, name: str, kind: type) -> None:
     values = [line[name] for line in evidence.logs if name in line]
     assert bool(values) is (evidence.stage >= first)
     assert all(type(value) is kind for value in values)
@@ -214,7 +214,7 @@ def test_log_events_of_the_stage(evidence: Evidence) -> None:
 
 
 @pytest.mark.parametrize("evidence", [6], indirect=True)
-def test_usage_lines_tell_the_whole_visit(evidence: Evidence) -> None:
+def test_usage_lines_cover_the_whole_visit(evidence: Evidence) -> None:
     usage = [line for line in evidence.logs if "usage" in line]
     visits: dict[str, list[str]] = {}
     for line in usage:
@@ -310,7 +310,7 @@ def test_a_failed_roll_marks_every_span_above_it(evidence: Evidence) -> None:
 
 
 @pytest.mark.parametrize("evidence", STAGES, indirect=True, ids=lambda stage: f"stage{stage}")
-def test_a_users_mistake_is_no_server_error(evidence: Evidence) -> None:
+def test_a_client_error_is_not_a_span_error(evidence: Evidence) -> None:
     assert evidence.unknown.status == 404
     spans = evidence.lab.trace(evidence.unknown.trace_id, spans_of(evidence.stage))
     assert not any(span.failed for span in spans if span.kind == 2)

@@ -1,4 +1,4 @@
-"""The wheel: it holds what a lab reads, and a lab runs from it in any folder."""
+"""The wheel: it contains the files that a lab reads, and a lab runs from it in any directory."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from tests.support.labs import clean_environ, free_base_port, get
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("alloy", "bench", "compose", "dieservice", "frontend", "grafana", "lab", "otel", "roller", "web")
-# What `make compose` needs, in a checkout.
+# Needed only by `make compose`, in a checkout.
 CHECKOUT_ONLY = {path for path in (ROOT / "compose").iterdir() if path.is_file()}
 PIP = (sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check")
 
 
 def packaged_files() -> set[str]:
-    """What the packages hold in the checkout, relative to its root, without what is generated."""
+    """The files of the packages in the checkout, relative to its root, without generated ones."""
     return {
         str(path.relative_to(ROOT))
         for package in PACKAGES
@@ -65,12 +65,12 @@ def elsewhere(tmp_path: Path, installed: Path) -> Iterator[Path]:
     subprocess.run([installed / "bin" / "dicelab", "down"], cwd=tmp_path, env=clean_environ(), check=False)
 
 
-def test_the_wheel_holds_every_file_of_the_packages_and_no_password(wheel: Path) -> None:
+def test_the_wheel_contains_every_package_file_and_no_password(wheel: Path) -> None:
     names = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
     assert names == packaged_files()
 
 
-def test_a_lab_runs_from_the_wheel_in_another_folder(installed: Path, elsewhere: Path) -> None:
+def test_a_lab_runs_from_the_wheel_in_another_directory(installed: Path, elsewhere: Path) -> None:
     base_port = free_base_port()
     command = [str(installed / "bin" / "dicelab"), "up", "--detach", "--base-port", str(base_port), "--roll-delay", "0"]
     started = subprocess.run(command, cwd=elsewhere, env=clean_environ(), capture_output=True, text=True, check=False)

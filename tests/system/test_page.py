@@ -1,4 +1,4 @@
-"""The page in a real browser: roll, roll many, fail, sign in, and follow a click down to the SQL."""
+"""The page in a real browser: roll, roll many, fail, sign in, and trace a click down to the SQL."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.support.matrix import spans_of
 
 
 @pytest.mark.parametrize("stage", [2, 4, 6])
-async def test_a_click_is_followed_down_to_the_last_service(
+async def test_a_click_is_traced_to_the_last_service(
     stage_lab: Callable[[int], Lab], open_page: Open, stage: int
 ) -> None:
     lab = stage_lab(stage)
@@ -58,7 +58,7 @@ async def test_a_click_is_followed_down_to_the_last_service(
 
 
 @pytest.mark.parametrize("stage", [4, 6])
-async def test_many_rolls_at_once(stage_lab: Callable[[int], Lab], open_page: Open, stage: int) -> None:
+async def test_a_batch_of_rolls(stage_lab: Callable[[int], Lab], open_page: Open, stage: int) -> None:
     page = await open_page(stage_lab(stage))
     times = page.get_by_label("Number of rolls")
     await expect(times).to_be_disabled()
@@ -81,7 +81,7 @@ async def test_stage_2_offers_no_async_rolling(stage_lab: Callable[[int], Lab], 
     await expect(page.get_by_label("Number of rolls")).to_have_count(0)
 
 
-async def test_a_failed_roll_is_said_and_the_controls_are_usable_again(
+async def test_a_failed_roll_is_reported_and_the_controls_recover(
     stage_lab: Callable[[int], Lab], open_page: Open
 ) -> None:
     page = await open_page(stage_lab(4))
@@ -97,7 +97,7 @@ async def test_a_failed_roll_is_said_and_the_controls_are_usable_again(
     await expect(page.get_by_role("alert")).to_have_count(0)
 
 
-async def test_services_down_and_back(own_lab: Callable[..., Lab], open_page: Open) -> None:
+async def test_the_page_reports_services_down_and_recovers(own_lab: Callable[..., Lab], open_page: Open) -> None:
     lab = own_lab(4, ROLLER_TIMEOUT="1.0")
     page = await open_page(lab)
     roller = lab.pid("dice-roller")
@@ -116,7 +116,7 @@ async def test_services_down_and_back(own_lab: Callable[..., Lab], open_page: Op
     await expect(page.get_by_role("alert")).to_contain_text("cannot be reached")
     spans = await asyncio.to_thread(lab.trace, trace_id, 3)
     assert {span.name for span in spans if span.failed} == {"HTTP GET", "GET"}
-    # A page that is opened now says so too, and offers to try again.
+    # A page that is opened now still shows its controls.
     second = await page.context.new_page()
     await second.goto(lab.front)
     await expect(button(second)).to_be_visible()
@@ -126,7 +126,7 @@ async def test_services_down_and_back(own_lab: Callable[..., Lab], open_page: Op
 
 
 @pytest.mark.parametrize("times", ["-3", "0", "", "101", "500", "1e9", "2.5"])
-async def test_a_number_of_rolls_that_is_none_is_said_at_once_and_reaches_nobody(
+async def test_an_invalid_number_of_rolls_is_reported_and_not_sent(
     stage_lab: Callable[[int], Lab], open_page: Open, times: str
 ) -> None:
     lab = stage_lab(4)
@@ -146,7 +146,7 @@ async def test_a_number_of_rolls_that_is_none_is_said_at_once_and_reaches_nobody
     assert after == before
 
 
-async def test_a_number_field_takes_number_after_number_and_enter_rolls(
+async def test_a_number_field_accepts_new_numbers_and_enter_rolls(
     stage_lab: Callable[[int], Lab], open_page: Open
 ) -> None:
     page = await open_page(stage_lab(4))
@@ -161,7 +161,7 @@ async def test_a_number_field_takes_number_after_number_and_enter_rolls(
         await expect(number).to_have_value(str(count))
 
 
-async def test_nobody_can_be_lured_into_anothers_session(stage_lab: Callable[[int], Lab], open_page: Open) -> None:
+async def test_session_fixation_is_not_possible(stage_lab: Callable[[int], Lab], open_page: Open) -> None:
     lab = stage_lab(6)
     victim, attacker = await open_page(lab, name="victim"), await open_page(lab, name="attacker")
     for page in (victim, attacker):
@@ -173,7 +173,7 @@ async def test_nobody_can_be_lured_into_anothers_session(stage_lab: Callable[[in
     assert await attacker.locator(ROLLS).count() == 0
 
 
-async def test_signing_out_ends_the_other_tab_too(stage_lab: Callable[[int], Lab], open_page: Open) -> None:
+async def test_signing_out_ends_other_tabs(stage_lab: Callable[[int], Lab], open_page: Open) -> None:
     lab = stage_lab(6)
     page = await open_page(lab, name="two tabs")
     other = await page.context.new_page()
@@ -189,9 +189,7 @@ async def test_signing_out_ends_the_other_tab_too(stage_lab: Callable[[int], Lab
     assert mine == ["sign_in", "roll", "sign_out"]
 
 
-async def test_a_clicked_roll_is_finished_before_the_service_ends(
-    own_lab: Callable[..., Lab], browser: Browser
-) -> None:
+async def test_shutdown_waits_for_a_clicked_roll(own_lab: Callable[..., Lab], browser: Browser) -> None:
     lab = own_lab(4, roll_delay=3)
     page = await browser.new_page()
     await page.goto(lab.front)
@@ -206,7 +204,7 @@ async def test_a_clicked_roll_is_finished_before_the_service_ends(
     assert [line["backend_status"] for line in answers] == [200]
 
 
-async def test_no_dice_at_all(own_lab: Callable[..., Lab], browser: Browser) -> None:
+async def test_an_unavailable_catalogue_is_reported(own_lab: Callable[..., Lab], browser: Browser) -> None:
     lab = own_lab(3)
     os.kill(lab.pid("die-service"), signal.SIGSTOP)
     page = await browser.new_page()
@@ -224,15 +222,15 @@ async def test_no_dice_at_all(own_lab: Callable[..., Lab], browser: Browser) -> 
     assert (await roll(page, "fair"))[0] == "200 OK"
 
 
-async def test_one_slow_roll_holds_up_no_other_session(own_lab: Callable[..., Lab], open_page: Open) -> None:
+async def test_a_slow_roll_does_not_block_other_sessions(own_lab: Callable[..., Lab], open_page: Open) -> None:
     lab = own_lab(4, ROLLER_TIMEOUT="8")
     first, second = await open_page(lab), await open_page(lab)
     os.kill(lab.pid("dice-roller"), signal.SIGSTOP)
     try:
         await button(first).click()
         await expect(first.get_by_role("progressbar")).to_have_count(1)
-        await button(first).click()  # one roll at a time: this one is not taken
-        # The other session's controls answer meanwhile.
+        await button(first).click()  # one roll at a time: this click is ignored
+        # The other session's controls respond meanwhile.
         await second.get_by_label("Use async rolling").check()
         await expect(second.get_by_label("Number of rolls")).to_be_enabled()
     finally:
@@ -243,7 +241,7 @@ async def test_one_slow_roll_holds_up_no_other_session(own_lab: Callable[..., La
     assert await first.locator(ROLLS).count() == 2
 
 
-async def test_sign_in_and_out_with_a_name_that_means_harm(stage_lab: Callable[[int], Lab], open_page: Open) -> None:
+async def test_sign_in_and_out_with_a_hostile_name(stage_lab: Callable[[int], Lab], open_page: Open) -> None:
     lab = stage_lab(6)
     name = "<img src=x onerror=alert(1)>\"'{{7*7}}🎲"
     page = await open_page(lab, name=name)
@@ -262,7 +260,7 @@ async def test_sign_in_and_out_with_a_name_that_means_harm(stage_lab: Callable[[
 FOCUSED = "(e => `${e.tagName} ${e.type} ${e.name} ${e.id} ${e.textContent.trim()}`)(document.activeElement)"
 
 
-async def test_keyboard_alone_is_enough(stage_lab: Callable[[int], Lab], open_page: Open) -> None:
+async def test_the_page_is_usable_by_keyboard_alone(stage_lab: Callable[[int], Lab], open_page: Open) -> None:
     """From the address bar to a roll, its trace, a span of it, its lines and back, without the mouse."""
     page = await open_page(stage_lab(4))
     stops = []
@@ -271,7 +269,7 @@ async def test_keyboard_alone_is_enough(stage_lab: Callable[[int], Lab], open_pa
         stops.append(await page.evaluate(FOCUSED))
         if stops[-1].endswith("Roll"):
             break
-    assert len(stops) == len(set(stops)), stops  # each stop is one place: none is the body
+    assert len(stops) == len(set(stops)), stops  # each stop is a different element, not the body
     assert stops[0].endswith("Skip to the telemetry")
     await page.keyboard.press("Enter")
     await expect(page.locator(ROLLS)).to_have_count(1)
@@ -297,12 +295,14 @@ async def test_keyboard_alone_is_enough(stage_lab: Callable[[int], Lab], open_pa
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-async def test_colour_schemes(stage_lab: Callable[[int], Lab], open_page: Open, scheme: str) -> None:
+async def test_colour_scheme_follows_browser_and_user(
+    stage_lab: Callable[[int], Lab], open_page: Open, scheme: str
+) -> None:
     page = await open_page(stage_lab(6), color_scheme=scheme)
     ground = "getComputedStyle(document.body).backgroundColor.match(/\\d+/g).map(Number)"
     channels = await page.evaluate(ground)
     assert (sum(channels[:3]) < 200) is (scheme == "dark")
-    await page.get_by_role("button", name="Dark").click()  # the user's choice counts, and stays
+    await page.get_by_role("button", name="Dark").click()  # the user's choice takes precedence, and persists
     await page.reload()
     channels = await page.evaluate(ground)
     assert (sum(channels[:3]) < 200) is (scheme == "light")
@@ -328,7 +328,7 @@ async def test_every_width_shows_everything(stage_lab: Callable[[int], Lab], ope
         assert right > 0.95 * width
 
 
-async def test_the_row_under_the_pointer_is_readable(stage_lab: Callable[[int], Lab], open_page: Open) -> None:
+async def test_a_hovered_row_is_readable(stage_lab: Callable[[int], Lab], open_page: Open) -> None:
     page = await open_page(stage_lab(4))
     await roll(page, "fair")
     await page.locator(ROLLS).first.hover()
@@ -343,16 +343,14 @@ async def test_the_row_under_the_pointer_is_readable(stage_lab: Callable[[int], 
     assert abs(ink - ground) > 300
 
 
-async def test_a_page_that_loses_its_server_says_so_and_comes_back(
-    own_lab: Callable[..., Lab], browser: Browser
-) -> None:
+async def test_a_page_reports_a_lost_connection_and_reconnects(own_lab: Callable[..., Lab], browser: Browser) -> None:
     lab = own_lab(4)
     page = await browser.new_page()
     await page.goto(lab.front)
     await page.wait_for_function(CONNECTED)
     _, trace_id = await roll(page, "fair")
     await open_tab(page, "Logs")
-    os.kill(lab.pid("frontend"), signal.SIGKILL)  # the lab starts it again
+    os.kill(lab.pid("frontend"), signal.SIGKILL)  # the lab restarts it
     await expect(page.get_by_role("alert")).to_contain_text("connection to the server is lost", timeout=3000)
     await expect(page.get_by_role("alert")).to_have_count(0, timeout=60_000)
     await page.wait_for_function(CONNECTED)
@@ -362,7 +360,7 @@ async def test_a_page_that_loses_its_server_says_so_and_comes_back(
     assert (await roll(page, "fair"))[0] == "200 OK"
 
 
-async def test_a_roll_that_hangs_shows_no_old_result_and_can_be_cancelled(
+async def test_a_hanging_roll_hides_old_results_and_can_be_cancelled(
     own_lab: Callable[..., Lab], open_page: Open
 ) -> None:
     lab = own_lab(4, ROLLER_TIMEOUT="30")
@@ -384,7 +382,7 @@ async def test_a_roll_that_hangs_shows_no_old_result_and_can_be_cancelled(
     assert (await roll(page, "fair"))[0] == "200 OK"
 
 
-async def test_all_times_are_of_one_clock_whose_zone_is_said(stage_lab: Callable[[int], Lab], open_page: Open) -> None:
+async def test_all_times_use_one_named_time_zone(stage_lab: Callable[[int], Lab], open_page: Open) -> None:
     page = await open_page(stage_lab(4), timezone_id="Asia/Tehran")
     await expect(page.locator("#zone")).to_have_text("Times in UTC+03:30, Asia/Tehran")
     before = datetime.now(ZoneInfo("Asia/Tehran")) - timedelta(seconds=5)
@@ -402,19 +400,19 @@ async def test_all_times_are_of_one_clock_whose_zone_is_said(stage_lab: Callable
     assert all(f"{before:%H:%M:%S}" <= time <= f"{after:%H:%M:%S}" for time in shown) or before.day != after.day, shown
 
 
-async def test_a_face_of_nothing_is_a_number(stage_lab: Callable[[int], Lab], open_page: Open) -> None:
+async def test_a_face_of_zero_is_shown_as_0(stage_lab: Callable[[int], Lab], open_page: Open) -> None:
     page = await open_page(stage_lab(4))
     await page.get_by_label("Use async rolling").check()
     await page.get_by_label("Number of rolls").fill("40")
     await roll(page, "extreme")
     zero = page.locator("#result svg[aria-label='0']").first
-    await expect(zero).to_have_text("0")  # not an empty die, as one that was not drawn would look
+    await expect(zero).to_have_text("0")  # a number, not an empty die
     await expect(page.get_by_role("alert")).to_contain_text("rolls of the extreme die failed.")
     await expect(page.get_by_role("alert")).not_to_contain_text("isky")
 
 
 @pytest.mark.parametrize(("stage", "service"), [(1, "dice-roller"), (3, "die-service")])
-def test_a_service_without_a_page_says_what_it_is(stage_lab: Callable[[int], Lab], stage: int, service: str) -> None:
+def test_a_service_without_a_page_describes_itself(stage_lab: Callable[[int], Lab], stage: int, service: str) -> None:
     answer = get(stage_lab(stage).url(service) + "/")
     assert answer.status == 200
     page = answer.body.decode()

@@ -1,4 +1,4 @@
-"""What the panels of stage 6 say, against what a client knows: a seeded run, then the same with the database gone.
+"""The panels of stage 6 against the client's own counts: a seeded run, then the same without a database.
 
 Every expected value is computed from the answers that the client got. Prometheus runs the panels' own queries; their
 rates are taken over a window that holds exactly one of the two runs.
@@ -67,7 +67,7 @@ def ask(lab: Lab, die: str, times: int | None) -> Answer:
 
 @dataclass
 class Run:
-    """A run: its answers, and the window that holds it and nothing else."""
+    """A run: its answers, and a window that contains this run only."""
 
     answers: list[Answer]
     window: int  # seconds
@@ -96,7 +96,7 @@ class Run:
         return {name: value for name, (_, value) in self.series(title).items() if value and not math.isnan(value)}
 
     def counts(self, title: str) -> dict[str, float]:
-        """A panel of rates as how often each thing happened in the run."""
+        """The counts in the run, from a panel of rates."""
         return {name: value * self.window for name, value in self.values(title).items()}
 
     def colours(self, title: str) -> set[str]:
@@ -124,7 +124,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Run, Run]]:
             path.write_text(re.sub(r"((?:interval|timeout): )\d+s", r"\g<1>1s", path.read_text()))
         targets = json.loads((config / "targets" / "lab.yml").read_text())
         for target in targets:
-            if target["labels"]["job"] == "postgres-exporter":  # it takes a second to find its database gone
+            if target["labels"]["job"] == "postgres-exporter":  # it needs a second to notice that its database is down
                 target["labels"] |= {"__scrape_interval__": "3s", "__scrape_timeout__": "3s"}
         (config / "targets" / "lab.yml").write_text(json.dumps(targets))
         os.kill(next(e["pid"] for e in lab.state["engines"] if e["name"] == "prometheus"), signal.SIGHUP)
@@ -144,7 +144,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Run, Run]]:
         zero = urlencode({"query": 'roll_requests_total{outcome="success"} == 0'})
         wait_for(lambda: len(get(f"{prometheus}/api/v1/query?{zero}").json["data"]["result"]) == 2, say="a scrape")
 
-        # A series that begins with its first event has no rate for it.
+        # A series that begins with its first event shows no rate for that event.
         run([(die, times) for die in DICE for times in (None, 2)] * 3)
         time.sleep(4 * SCRAPE)
         plan: list[tuple[str, int | None]] = [(die, None) for die in DICE for _ in range(25)]
@@ -184,7 +184,7 @@ def rolls_by_die(answers: list[Answer]) -> dict[str, float]:
 # --- counts ---
 
 
-def test_rates_are_what_the_client_asked_for(runs: tuple[Run, Run]) -> None:
+def test_rates_match_the_clients_requests(runs: tuple[Run, Run]) -> None:
     run, _ = runs
     answers = run.answers
     known = [answer for answer in answers if answer.die != "nosuch"]
@@ -222,7 +222,7 @@ def test_totals_are_exact(runs: tuple[Run, Run]) -> None:
     assert run.values("Batch sizes") == {name: float(count) for name, count in sizes.items()}
 
 
-def test_failures_are_held_against_the_design_of_each_die(runs: tuple[Run, Run]) -> None:
+def test_failures_are_compared_with_the_design_of_each_die(runs: tuple[Run, Run]) -> None:
     run, _ = runs
     rolled = rolls_by_die(run.everything)
     failed = {die: float(sum(f is None for a in run.everything if a.die == die for f in a.faces)) for die in BUDGET}
@@ -238,7 +238,7 @@ def test_failures_are_held_against_the_design_of_each_die(runs: tuple[Run, Run])
 # --- shares ---
 
 
-def test_designed_failures_are_served_and_a_database_that_is_gone_is_not(runs: tuple[Run, Run]) -> None:
+def test_designed_failures_count_as_served_and_database_errors_do_not(runs: tuple[Run, Run]) -> None:
     healthy, down = runs
     assert any(answer.status == 500 for answer in healthy.answers)
     assert healthy.values("Frontend success rate") == {"served": pytest.approx(1)}
@@ -252,7 +252,7 @@ def test_designed_failures_are_served_and_a_database_that_is_gone_is_not(runs: t
     assert healthy.colours("Frontend success rate") == {"green"}
 
 
-def test_a_database_that_is_gone_is_seen(runs: tuple[Run, Run]) -> None:
+def test_panels_show_that_the_database_is_down(runs: tuple[Run, Run]) -> None:
     healthy, down = runs
     assert healthy.values("Connection pool") == {"open": 10, "free": 10}
     assert down.values("Connection pool") == {}
@@ -279,7 +279,7 @@ def percentiles(seconds: list[float]) -> dict[str, float]:
 
 
 @pytest.mark.parametrize("title", ["Latency of a roll", "End-to-end latency"])
-def test_percentiles_are_those_of_the_client(runs: tuple[Run, Run], title: str) -> None:
+def test_percentiles_match_the_client(runs: tuple[Run, Run], title: str) -> None:
     run, _ = runs
     single = title == "Latency of a roll"
     expected = percentiles([a.seconds for a in run.answers if not (single and a.times)])
@@ -291,7 +291,7 @@ def test_percentiles_are_those_of_the_client(runs: tuple[Run, Run], title: str) 
     assert run.colours(title) == {"green"}
 
 
-def test_the_speed_up_is_the_one_that_the_client_measured(runs: tuple[Run, Run]) -> None:
+def test_the_speedup_matches_the_client(runs: tuple[Run, Run]) -> None:
     run, _ = runs
     singles = [a.seconds for a in run.answers if a.times is None]
     batches = [a for a in run.answers if a.times]
@@ -307,7 +307,7 @@ def test_the_speed_up_is_the_one_that_the_client_measured(runs: tuple[Run, Run])
 
 @pytest.mark.parametrize("title", ["Query duration", "Die-service latency"])
 def test_durations_below_a_millisecond_are_resolved(runs: tuple[Run, Run], title: str) -> None:
-    """Compared with the histogram's own buckets: no percentile may be made up within one that holds most of all."""
+    """Compared with the histogram's own buckets: no percentile may be interpolated in one that holds most."""
     run, _ = runs
     metric, labels = (
         ("database_query_duration_seconds", {"query_type": "get"})
@@ -330,7 +330,7 @@ def test_durations_below_a_millisecond_are_resolved(runs: tuple[Run, Run], title
 # --- the summary ---
 
 
-def test_the_summary_says_how_users_fare(runs: tuple[Run, Run]) -> None:
+def test_the_summary_shows_the_users_experience(runs: tuple[Run, Run]) -> None:
     healthy, down = runs
     last_minute = [a for a in healthy.everything if a.at > healthy.end - 60]
     shown = healthy.values("Service level")

@@ -1,4 +1,4 @@
-"""Other users of the machine: they get neither into the database nor at the run dir's files."""
+"""Other users of the machine can access neither the database nor the run dir's files."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def data(server: EmbeddedPostgres) -> Path:
     return server.log.parent
 
 
-def test_the_database_listens_on_a_private_socket_only_and_asks_who_is_there(server: EmbeddedPostgres) -> None:
+def test_the_database_listens_on_a_private_socket_with_peer_authentication(server: EmbeddedPostgres) -> None:
     directory = server.socket_directory
     assert directory is not None
     assert mode(directory) == 0o700
@@ -65,7 +65,7 @@ def test_the_database_listens_on_a_private_socket_only_and_asks_who_is_there(ser
     assert rules == [("local", "peer", ["map=lab"])]
 
 
-def test_its_data_of_an_earlier_version_that_trusted_everybody_asks_too(server: EmbeddedPostgres, data: Path) -> None:
+def test_data_of_an_earlier_version_gets_peer_authentication(server: EmbeddedPostgres, data: Path) -> None:
     server.stop()
     (data / "pg_hba.conf").write_text("local all all trust\nhost all all all trust\n")
     server.start()
@@ -75,7 +75,7 @@ def test_its_data_of_an_earlier_version_that_trusted_everybody_asks_too(server: 
 
 
 def refusal(url: str, user: str) -> str:
-    """What a system user is told who connects; a fork, because that user may not even read our modules."""
+    """The error that a system user gets on connecting; in a fork, because that user cannot read our modules."""
     account = pwd.getpwnam(user)
     outlet, entrance = os.pipe()
     pid = os.fork()
@@ -99,14 +99,14 @@ def refusal(url: str, user: str) -> str:
 
 
 @as_root
-def test_another_user_does_not_get_in_even_at_the_socket(server: EmbeddedPostgres) -> None:
+def test_another_user_cannot_connect_to_the_socket(server: EmbeddedPostgres) -> None:
     assert "Permission denied" in refusal(server.url, "nobody")
-    # The server's own user enters the socket's directory, and is asked who it is.
+    # The server's own user can enter the socket's directory, but fails peer authentication.
     assert "Peer authentication failed" in refusal(server.url, "embedded_postgres")
 
 
 @as_root
-def test_directories_that_are_closed_to_others_stay_closed(tmp_path: Path) -> None:
+def test_private_directories_keep_their_mode(tmp_path: Path) -> None:
     closed = tmp_path / "closed"
     (closed / "run").mkdir(parents=True)
     for path in (closed, closed / "run"):
@@ -124,22 +124,20 @@ def test_directories_that_are_closed_to_others_stay_closed(tmp_path: Path) -> No
 
 
 @as_root
-def test_data_that_root_kept_in_the_run_dir_is_moved_out_with_what_it_holds(
-    server: EmbeddedPostgres, data: Path
-) -> None:
+def test_root_data_in_the_run_dir_is_moved_out_intact(server: EmbeddedPostgres, data: Path) -> None:
     with closing(psycopg2.connect(server.url)) as connection, connection, connection.cursor() as cursor:
         cursor.execute("CREATE TABLE kept AS SELECT 42 AS answer")
     server.stop()
     target = data.readlink()
     data.unlink()
-    target.rename(data)  # as an earlier version had it
+    target.rename(data)  # as in an earlier version
     server.start()
     assert data.is_symlink()
     assert query(server.url, "SELECT answer FROM kept") == [(42,)]
 
 
 @as_root
-def test_data_of_a_run_dir_that_is_gone_is_removed_with_the_next_start(tmp_path: Path) -> None:
+def test_the_next_start_removes_data_of_deleted_run_dirs(tmp_path: Path) -> None:
     servers = []
     for name in ("gone", "next"):
         (tmp_path / name).mkdir()
@@ -157,7 +155,7 @@ def test_data_of_a_run_dir_that_is_gone_is_removed_with_the_next_start(tmp_path:
             server.close()
 
 
-def test_the_run_dir_is_its_owners_alone(own_lab: Callable[..., Lab]) -> None:
+def test_only_the_owner_can_read_the_run_dir(own_lab: Callable[..., Lab]) -> None:
     before = os.umask(0o022)
     try:
         lab = own_lab(5)
@@ -170,7 +168,7 @@ def test_the_run_dir_is_its_owners_alone(own_lab: Callable[..., Lab]) -> None:
             assert mode(path) & 0o077 == 0, path
 
 
-def test_an_open_run_dir_is_closed_but_no_other_directory(tmp_path: Path) -> None:
+def test_an_open_run_dir_is_made_private_but_no_other_directory(tmp_path: Path) -> None:
     port = ("--base-port", str(free_base_port()))
     old = tmp_path / "old"
     (old / "logs").mkdir(parents=True)
@@ -219,7 +217,7 @@ def listening_ports(pid: int) -> set[int]:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_a_slow_database_is_behind_a_private_socket_too(own_lab: Callable[..., Lab]) -> None:
+def test_the_proxy_of_a_slow_database_has_a_private_socket(own_lab: Callable[..., Lab]) -> None:
     lab = own_lab(5)
     direct = lab.pid("die-service")
     with socket.socket(socket.AF_UNIX) as faults:
@@ -238,11 +236,11 @@ def test_a_slow_database_is_behind_a_private_socket_too(own_lab: Callable[..., L
         assert url != lab.state["postgres"]["url"]
         directory = Path(url.partition("?host=")[2])
         assert mode(directory) == 0o700
-        assert query(url, "SELECT 1") == [(1,)]  # who runs the lab gets through
+        assert query(url, "SELECT 1") == [(1,)]  # the user who runs the lab may connect
     wait_for(lambda: not directory.exists())
 
 
-def test_a_host_beyond_loopback_is_warned_of(own_lab: Callable[..., Lab]) -> None:
+def test_a_host_beyond_loopback_prints_a_warning(own_lab: Callable[..., Lab]) -> None:
     lab = own_lab(1, "--host", "0.0.0.0")
     output = lab.run_dir.with_name(lab.run_dir.name + ".out").read_text()
     assert "WARNING: --host 0.0.0.0 opens the lab to other machines" in output

@@ -1,4 +1,4 @@
-"""The alerting and recording rules, by Prometheus's own tool: what fires, what must not, and where help is."""
+"""The alerting and recording rules, tested by promtool: what fires, what must not, and the runbooks."""
 
 from __future__ import annotations
 
@@ -45,18 +45,18 @@ def promtool(*arguments: str | Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_rules_are_sound() -> None:
+def test_rules_are_valid() -> None:
     promtool("check", "rules", "--lint=all", "--lint-fatal", *RULES)
 
 
 # A case that needs a day of samples takes promtool a minute of CPU time.
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("path", CASES, ids=lambda path: path.stem)
-def test_alerts_fire_when_they_should_and_only_then(path: Path) -> None:
+def test_alerts_fire_only_when_they_should(path: Path) -> None:
     promtool("test", "rules", path)
 
 
-def test_every_alert_has_a_case_in_which_it_fires_and_one_in_which_it_must_not() -> None:
+def test_every_alert_has_a_firing_and_a_silent_case() -> None:
     fires: set[tuple[str, str]] = set()
     silent: set[str] = set()
     for path in CASES:
@@ -64,7 +64,7 @@ def test_every_alert_has_a_case_in_which_it_fires_and_one_in_which_it_must_not()
             for case in test.get("alert_rule_test", []):
                 expected = case.get("exp_alerts", [])
                 fires |= {(case["alertname"], alert["exp_labels"]["severity"]) for alert in expected}
-                # Silent for good, not just before it fires: a whole test in which it never does.
+                # Silent for a whole test, not just before it fires.
                 if not any(
                     other.get("exp_alerts")
                     for other in test["alert_rule_test"]
@@ -76,23 +76,23 @@ def test_every_alert_has_a_case_in_which_it_fires_and_one_in_which_it_must_not()
 
 
 @pytest.mark.parametrize("rule", alerts(), ids=lambda rule: rule["alert"] + "-" + rule["labels"]["severity"])
-def test_an_alert_says_what_is_wrong_and_where_help_is(rule: dict[str, Any]) -> None:
+def test_an_alert_has_a_summary_and_a_runbook(rule: dict[str, Any]) -> None:
     assert rule["labels"].keys() == {"severity"}
     assert rule["labels"]["severity"] in ("page", "ticket")
     annotations = rule["annotations"]
     assert annotations.keys() == {"summary", "description", "runbook_url"}
     assert "$value" in annotations["description"]
-    # From the project's root, so that it leads somewhere wherever the project is kept.
+    # Relative to the project's root, so that it is valid wherever the project is.
     assert annotations["runbook_url"] == f"docs/runbooks/{rule['alert']}.md"
     assert (ROOT / annotations["runbook_url"]).is_file()
 
 
-def test_runbooks_are_whole_and_their_queries_parse() -> None:
+def test_runbooks_are_complete_and_their_queries_parse() -> None:
     assert {path.stem for path in RUNBOOKS.glob("*.md")} == ALERTS
     for path in RUNBOOKS.glob("*.md"):
         text = path.read_text()
         headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
-        assert headings == [path.stem, "What it means", "Confirm it", "Provoke it", "Mend it"]
+        assert headings == [path.stem, "What it means", "Confirm it", "Provoke it", "Fix it"]
         for linked in re.findall(r"\]\(([\w./-]+)\)", text):
             assert (RUNBOOKS / linked).is_file(), (path.name, linked)
         found = re.findall(r"```(promql|logql|traceql)\n(.+?)\n```", text, re.DOTALL)

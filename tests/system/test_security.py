@@ -1,4 +1,4 @@
-"""What the lab protects against: foreign hosts, other sites' pages, slow clients, and restarts that forget."""
+"""The lab's protections: against foreign hosts, other sites' pages, slow clients, and restarts that lose sign-outs."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_every_service_refuses_foreign_hosts(stage_lab: Callable[[int], Lab], se
         assert get(url + path, headers={"Host": f"localhost:{port}"}).status == 200
 
 
-def test_dns_rebinding_signs_nobody_in(stage_lab: Callable[[int], Lab]) -> None:
+def test_dns_rebinding_cannot_sign_in(stage_lab: Callable[[int], Lab]) -> None:
     lab = stage_lab(6)
     host = f"evil.example:{address(lab.front)[1]}"
     refused = get(f"{lab.front}/sign-in", method="POST", headers={"Host": host, "Origin": f"http://{host}"})
@@ -47,13 +47,13 @@ def test_dns_rebinding_signs_nobody_in(stage_lab: Callable[[int], Lab]) -> None:
     assert refused.headers["Set-Cookie"] is None
 
 
-def test_further_hosts_are_a_setting(own_lab: Callable[..., Lab]) -> None:
+def test_allowed_hosts_can_be_added(own_lab: Callable[..., Lab]) -> None:
     lab = own_lab(1, ALLOWED_HOSTS="lab.example, dice.lab.example")
     for host, status in (("lab.example", 200), ("dice.lab.example:80", 200), ("x.lab.example", 421)):
         assert get(f"{lab.front}/healthz", headers={"Host": host}).status == status
 
 
-async def test_a_websocket_is_for_those_who_are_signed_in(stage_lab: Callable[[int], Lab]) -> None:
+async def test_a_websocket_requires_a_session(stage_lab: Callable[[int], Lab]) -> None:
     lab = stage_lab(6)
     cookie = await asyncio.to_thread(sign_in, lab)
     async with ClientSession() as session:
@@ -74,7 +74,7 @@ async def test_a_websocket_is_for_those_who_are_signed_in(stage_lab: Callable[[i
         assert "ACK" in await connect(Cookie=cookie)
 
 
-def test_only_the_services_own_ports_are_open(stage_lab: Callable[[int], Lab]) -> None:
+def test_the_frontend_listens_on_its_own_port_only(stage_lab: Callable[[int], Lab]) -> None:
     lab = stage_lab(6)
     pid = lab.pid("frontend")
     inodes = set()
@@ -100,7 +100,7 @@ def test_only_the_services_own_ports_are_open(stage_lab: Callable[[int], Lab]) -
         ({"Origin": "http://evil.example"}, False),
     ],
 )
-def test_other_sites_cannot_roll_in_a_users_name(
+def test_cross_site_rolls_are_not_counted_for_the_user(
     stage_lab: Callable[[int], Lab], headers: dict[str, str], counted: bool
 ) -> None:
     lab = stage_lab(6)
@@ -110,7 +110,7 @@ def test_other_sites_cannot_roll_in_a_users_name(
     assert usage(lab, name) == ["sign_in", "roll"] if counted else ["sign_in"]
 
 
-def test_a_restart_forgets_no_sign_out(own_lab: Callable[..., Lab]) -> None:
+def test_sign_outs_survive_a_restart(own_lab: Callable[..., Lab]) -> None:
     lab = own_lab(6, SESSION_SECRET="x" * 32)
     leaves, stays = sign_in(lab, "leaves"), sign_in(lab, "stays")
     assert get(f"{lab.front}/sign-out", method="POST", headers={"Cookie": leaves}).status in (200, 303)
@@ -135,7 +135,7 @@ def _is_ready(url: str) -> bool:
         return False
 
 
-async def test_labs_side_by_side_sign_nobody_out(
+async def test_labs_side_by_side_have_separate_sessions(
     stage_lab: Callable[[int], Lab], own_lab: Callable[..., Lab], open_page: Open
 ) -> None:
     first, second = stage_lab(6), own_lab(6)
@@ -150,7 +150,7 @@ async def test_labs_side_by_side_sign_nobody_out(
     await button(page).wait_for()
 
 
-def test_pages_carry_headers_that_protect_them(stage_lab: Callable[[int], Lab]) -> None:
+def test_pages_have_security_headers(stage_lab: Callable[[int], Lab]) -> None:
     lab = stage_lab(6)
     cookie = {"Cookie": sign_in(lab)}
     pages = [f"{lab.front}/", f"{lab.front}/sign-in", *(f"{lab.url(service)}/docs" for service in lab.services)]
@@ -165,7 +165,7 @@ def test_pages_carry_headers_that_protect_them(stage_lab: Callable[[int], Lab]) 
     assert get(f"{lab.front}/roll?die=fair").headers["X-Content-Type-Options"] == "nosniff"
 
 
-def test_half_sent_requests_are_closed(own_lab: Callable[..., Lab]) -> None:
+def test_incomplete_requests_time_out(own_lab: Callable[..., Lab]) -> None:
     lab = own_lab(2, HEADER_TIMEOUT="2")
     clients = [socket.create_connection(address(lab.front), timeout=20) for _ in range(400)]
     try:
@@ -178,7 +178,7 @@ def test_half_sent_requests_are_closed(own_lab: Callable[..., Lab]) -> None:
             client.close()
 
 
-def test_a_page_that_finds_no_place_says_when_to_come_back(own_lab: Callable[..., Lab]) -> None:
+def test_a_page_beyond_the_limit_gets_retry_after(own_lab: Callable[..., Lab]) -> None:
     lab = own_lab(2, MAX_PAGES="1")
 
     def load(accept: str) -> Answer:
@@ -194,7 +194,7 @@ def test_a_page_that_finds_no_place_says_when_to_come_back(own_lab: Callable[...
 
 
 @pytest.mark.parametrize(("arguments", "warned"), [([], False), (["--host", "0.0.0.0"], True)])
-def test_an_address_beyond_loopback_is_warned_of(
+def test_listening_beyond_loopback_logs_a_warning(
     own_lab: Callable[..., Lab], arguments: list[str], warned: bool
 ) -> None:
     lab = own_lab(1, *arguments)

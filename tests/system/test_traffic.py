@@ -1,4 +1,4 @@
-"""``dicelab traffic``, ``compare`` and ``load-db`` on real labs: what they say is what the services say."""
+"""``dicelab traffic``, ``compare`` and ``load-db`` on real labs: their counts are those of the services."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def refused(*arguments: str | Path) -> str:
 
 
 def counted(lab: Lab) -> Counter[tuple[str, str]]:
-    """Requests by route and status, as the front counts them."""
+    """Requests by route and status, as counted by the service that users call."""
     front = "frontend" if "frontend" in lab.services else "dice-roller"
     found: Counter[tuple[str, str]] = Counter()
     for sample in lab.samples(front):
@@ -52,7 +52,7 @@ def said(summary: dict[str, Any]) -> Counter[tuple[str, str]]:
 
 
 @pytest.mark.parametrize("stage", [1, 4, 6])
-def test_users_roll_and_every_count_agrees(stage_lab: Callable[[int], Lab], stage: int) -> None:
+def test_traffic_counts_match_the_services(stage_lab: Callable[[int], Lab], stage: int) -> None:
     lab = stage_lab(stage)
     before = counted(lab)
     rolled = lab.value("dice-roller", "dice_rolls_total", result="success")
@@ -61,7 +61,7 @@ def test_users_roll_and_every_count_agrees(stage_lab: Callable[[int], Lab], stag
     )
     asked = {key: count for key, count in (counted(lab) - before).items() if key[0] in summary["routes"]}
     if stage == 6:
-        asked["/sign-in", "200"] -= 1  # its look whether there is one
+        asked["/sign-in", "200"] -= 1  # its probe for sign-in
     assert +Counter(asked) == said(summary)
     assert (
         summary["routes"].keys()
@@ -90,7 +90,7 @@ def test_users_roll_and_every_count_agrees(stage_lab: Callable[[int], Lab], stag
     assert said(again) == said(summary)
 
 
-def test_a_request_is_one_whole_trace_that_begins_with_the_user(stage_lab: Callable[[int], Lab]) -> None:
+def test_a_request_is_one_trace_that_starts_at_the_user(stage_lab: Callable[[int], Lab]) -> None:
     lab = stage_lab(5)
     summary = run("traffic", lab, "--users", "2", "--max-rolls", "1", "--async-probability", "0", "--think-time", "0")
     slowest = summary["slowest"][0]
@@ -102,7 +102,7 @@ def test_a_request_is_one_whole_trace_that_begins_with_the_user(stage_lab: Calla
     assert {span.service for span in spans} == {"traffic", "frontend", "dice-roller", "die-service"}
 
 
-def test_in_the_open_model_a_stall_is_felt_by_all_who_were_due(own_lab: Callable[..., Lab]) -> None:
+def test_open_model_counts_requests_due_during_a_stall(own_lab: Callable[..., Lab]) -> None:
     lab = own_lab(1, roll_delay=0)
     before = lab.value("dice-roller", "http_requests_total", handler="/roll")
     pid = lab.pid("dice-roller")
@@ -121,12 +121,12 @@ def test_in_the_open_model_a_stall_is_felt_by_all_who_were_due(own_lab: Callable
     (summary,) = results
     assert summary["routes"]["/roll"].keys() <= {"200", "500"}
     assert sum(summary["routes"]["/roll"].values()) == 180
-    # Half of the run stood still: without counting from when requests were due one request in 180 would show it.
+    # The lab hung for half of the run: without latencies from the due times, one request in 180 would show it.
     assert summary["latency_ms"]["p90"] > 600
     assert summary["latency_ms"]["max"] > 1400
 
 
-def test_a_profile_and_the_end_of_users(stage_lab: Callable[[int], Lab]) -> None:
+def test_a_profile_and_the_end_of_sessions(stage_lab: Callable[[int], Lab]) -> None:
     lab = stage_lab(4)
     url = lab.front
     summary = run(
@@ -136,11 +136,11 @@ def test_a_profile_and_the_end_of_users(stage_lab: Callable[[int], Lab]) -> None
     assert summary["profile"] == "ramp"
     assert set(summary["dice"]) == {"fair", "risky"}
     users = [line["user"] for line in map(json.loads, lab.log_lines("traffic")) if line["message"] == "User done"]
-    assert "user 1.2" in users  # one after the other while there is time
+    assert "user 1.2" in users  # one user after the other until the time is up
     assert {"fair", "risky"} == set(summary["dice"])
 
 
-def test_interrupted_it_sums_up_what_there_was(stage_lab: Callable[[int], Lab]) -> None:
+def test_an_interrupted_run_prints_its_summary(stage_lab: Callable[[int], Lab]) -> None:
     lab = stage_lab(2)
     lines = len(lab.log_lines("traffic"))
     process = dicelab("traffic", "--run-dir", lab.run_dir, "--json", "--duration", "60", "--think-time", "0.05")
@@ -153,7 +153,7 @@ def test_interrupted_it_sums_up_what_there_was(stage_lab: Callable[[int], Lab]) 
     assert summary["requests"] > 0
 
 
-def test_what_cannot_be_done_is_said(stage_lab: Callable[[int], Lab], tmp_path: Path) -> None:
+def test_impossible_requests_are_reported(stage_lab: Callable[[int], Lab], tmp_path: Path) -> None:
     run_dir = stage_lab(1).run_dir
     die_service = stage_lab(4).url("die-service")
     cases: list[tuple[str, tuple[str | Path, ...]]] = [
@@ -172,7 +172,7 @@ def test_what_cannot_be_done_is_said(stage_lab: Callable[[int], Lab], tmp_path: 
             assert words in line
 
 
-def test_the_summary_reads_well(stage_lab: Callable[[int], Lab]) -> None:
+def test_the_summary_is_readable(stage_lab: Callable[[int], Lab]) -> None:
     process = dicelab("traffic", "--run-dir", stage_lab(2).run_dir, "--users", "2", "--max-rolls", "2")
     output = process.communicate(timeout=60)[0].decode()
     assert process.returncode == 0
@@ -180,7 +180,7 @@ def test_the_summary_reads_well(stage_lab: Callable[[int], Lab]) -> None:
         assert word in output
 
 
-def test_compare(stage_lab: Callable[[int], Lab]) -> None:
+def test_compare_measures_the_speedup(stage_lab: Callable[[int], Lab]) -> None:
     summary = run("compare", stage_lab(4), "--rounds", "4", "--seed", "1")
     assert summary["rounds"] == summary["compared"] == 4
     assert summary["delay"] == 0.05  # of this lab
@@ -190,11 +190,11 @@ def test_compare(stage_lab: Callable[[int], Lab]) -> None:
     assert summary["sides"]["sequential"]["seconds"]["expected"] == 0.25
 
 
-def test_compare_counts_failures_on_both_sides(stage_lab: Callable[[int], Lab]) -> None:
+def test_compare_counts_failures_of_both_methods(stage_lab: Callable[[int], Lab]) -> None:
     lab = stage_lab(4)
     before = lab.value("dice-roller", "http_requests_total", handler="/roll")
     summary = run("compare", lab, "--rounds", "6", "--times", "4", "--die", "extreme", code=1)
-    # Every one of them is rolled to the end, whether one before has failed or not.
+    # All of them are rolled, even after a failure.
     assert lab.value("dice-roller", "http_requests_total", handler="/roll") - before == 6 * 4 + 1
     sides = summary["sides"]
     for side in sides.values():
@@ -211,13 +211,13 @@ def test_load_db_reaches_its_target(stage_lab: Callable[[int], Lab]) -> None:
     assert summary["reached"]
     assert summary["statuses"] == {"200": 80}
     after = {kind: lab.value("die-service", "database_queries_total", query_type=kind) for kind in ("list", "get")}
-    lists = after["list"] - before["list"] - 1  # its own look at which dice there are
+    lists = after["list"] - before["list"] - 1  # its own request for the list of dice
     assert lists + after["get"] - before["get"] == summary["database_queries"]["success"] == 80
     assert 10 <= lists <= 30
     assert summary["pool"]["size"] == 10
 
 
-def test_load_db_says_why_it_does_not(own_lab: Callable[..., Lab]) -> None:
+def test_load_db_reports_why_it_misses_its_target(own_lab: Callable[..., Lab]) -> None:
     lab = own_lab(5, roll_delay=0, DB_POOL_SIZE="2", DB_QUERY_TIMEOUT="0.5", DB_POOL_TIMEOUT="0.2")
     database = psycopg2.connect(lab.state["postgres"]["url"])
 

@@ -1,4 +1,4 @@
-"""Several processes a service: one port, one set of metrics, whoever is asked and whoever has gone."""
+"""Several processes a service: one port and one set of metrics, whichever worker answers or has ended."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ REQUESTS = 240
 
 
 async def roll(url: str, count: int) -> list[str]:
-    """Trace ids of as many good rolls, each over a connection of its own: the kernel deals those out."""
+    """Trace ids of ``count`` successful rolls, each over a connection of its own, which the kernel distributes."""
     trace_ids = []
     places = asyncio.Semaphore(20)
     connector = aiohttp.TCPConnector(force_close=True)
@@ -41,7 +41,7 @@ def listening(pid: int) -> bool:
     return os.path.exists(f"/proc/{pid}")
 
 
-async def test_metrics_are_the_sum_of_all_workers_whoever_answers(own_lab: Callable[..., Lab]) -> None:
+async def test_every_worker_serves_the_sum_of_all_workers(own_lab: Callable[..., Lab]) -> None:
     lab = own_lab(5, "--workers", str(WORKERS), roll_delay=0)
     url = lab.url("dice-roller") + "/roll?die=fair"
     pids = workers(lab, "dice-roller")
@@ -61,7 +61,7 @@ async def test_metrics_are_the_sum_of_all_workers_whoever_answers(own_lab: Calla
     assert exemplars
     assert set(exemplars) <= set(ids)
 
-    # Every worker had its share, and nothing of it got lost in the files they write to.
+    # Every worker had a share, and their files are complete.
     def whole() -> bool:
         spans = [span for span in lab.spans() if span.trace_id in set(ids)]
         return len(spans) == REQUESTS * (spans_of(5) - 3)  # the frontend's three are not among them
@@ -72,7 +72,7 @@ async def test_metrics_are_the_sum_of_all_workers_whoever_answers(own_lab: Calla
     assert all(parse_spans(file.read_text().splitlines()) for file in files)
     wait_for(lambda: Counter(line["message"] for line in lab.logs("dice-roller"))["Roll completed"] == REQUESTS)
 
-    # One that ends in an orderly way leaves word of all it has counted; one that is killed, of what was ever shown.
+    # Counters never decrease, and a clean exit loses nothing.
     for victim, number in ((pids[0], signal.SIGTERM), (pids[1], signal.SIGKILL)):
         os.kill(victim, number)
         wait_for(lambda victim=victim: not listening(victim))  # type: ignore[misc]
@@ -83,7 +83,7 @@ async def test_metrics_are_the_sum_of_all_workers_whoever_answers(own_lab: Calla
     assert lab.value("dice-roller", "dice_rolls_total", result="success") == REQUESTS + 30
     assert get(lab.front + "/roll?die=fair").status == 200
 
-    # One that hangs is not waited for, and what it had said stands.
+    # A hanging worker is not waited for; its last snapshot is used.
     survivor = next(pid for pid in workers(lab, "die-service"))
     os.kill(survivor, signal.SIGSTOP)
     try:
@@ -95,7 +95,7 @@ async def test_metrics_are_the_sum_of_all_workers_whoever_answers(own_lab: Calla
 
 
 def _asked_another(lab: Lab) -> float | None:
-    """What the die-service has counted, asked of a worker that runs; ``None`` where the one that hangs was met."""
+    """The die-service's count, from a running worker; ``None`` if the hanging one got the request."""
     try:
         body = get(lab.url("die-service") + "/metrics", timeout=3).body.decode()
     except OSError:

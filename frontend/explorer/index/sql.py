@@ -1,4 +1,4 @@
-"""The tables of the index, what fills them, and the questions that it is asked."""
+"""The tables of the index, the statements that fill them, and the queries."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ CREATE TABLE logs (
     file INTEGER, time VARCHAR, level VARCHAR, service VARCHAR, trace_id VARCHAR, span_id VARCHAR, line VARCHAR
 );
 """
-# An export a line: resources, in them scopes, in them spans. A line that is none is left out.
+# Each line is an export: resources, in them scopes, in them spans. Other lines are skipped.
 INSERT_SPANS = """
 INSERT INTO spans
 WITH resources AS (
@@ -45,7 +45,7 @@ SELECT
 FROM spans
 WHERE span.traceId IS NOT NULL AND span.spanId IS NOT NULL AND span.startTimeUnixNano IS NOT NULL
 """
-# Line by line rather than as JSON: a line that is no JSON is somebody's output too, and is kept.
+# Line by line rather than as JSON: a line that is not JSON is output too, and is kept.
 INSERT_LOGS = """
 INSERT INTO logs
 SELECT
@@ -89,7 +89,7 @@ HAVING min(start) >= $since AND ($until = 0 OR min(start) < $until)
 ORDER BY start DESC
 LIMIT $limit
 """
-# Answered requests, and queries, each with the service that asked.
+# Served requests, and database queries, each with the calling service.
 CALLS = """
 SELECT
     s.trace_id, s.start, s.finish - s.start AS duration, coalesce(p.service, '') AS caller, s.service,

@@ -17,7 +17,7 @@ from frontend.explorer.context import Context
 from frontend.explorer.grafana import explore_link
 from frontend.explorer.model import FieldFilter, LogLine, LogQuery, LogSource, Volume, from_rfc3339
 
-FOLLOW = 1.0  # seconds between two looks
+FOLLOW = 1.0  # seconds between two fetches
 VOLUME_EVERY = 3.0  # seconds between two counts for the histogram
 LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL", "unknown")
 CLASSES = {"WARNING": "warning", "ERROR": "error", "CRITICAL": "error", "DEBUG": "debug"}
@@ -46,7 +46,7 @@ class Bar:
 
 
 class LogsView:
-    """Shows the lines that its controls ask for."""
+    """Shows the lines that match its controls."""
 
     regions = ("logs-controls", "logs-volume", "logs-head", "lines")
 
@@ -76,7 +76,7 @@ class LogsView:
         on("logs.unfilter", self._unfilter)
         on("logs.trace", self._open_trace)
 
-    # --- what is asked for ---
+    # --- the query ---
 
     def show(self, trace_id: str, span_id: str = "") -> None:
         """Show the lines of a trace, or of one of its spans where it has lines of its own."""
@@ -183,7 +183,7 @@ class LogsView:
             query, note = replace(query, span_id="", trace_id=self._trace_of_span), NO_LINES
             lines = await source.lines(query)
         if asked != (_without_time(self._query()), self._context.range):
-            return 0.0  # the user has asked for something else meanwhile
+            return 0.0  # the user has changed the query meanwhile
         # With an id, in the order in which they were written.
         self._lines = lines[::-1] if query.trace_id or query.span_id else lines
         self._asked, self._note = asked, note
@@ -247,7 +247,7 @@ class LogsView:
         )
 
     def _keyed(self) -> list[tuple[str, LogLine]]:
-        """Lines with a key each, by which they are known again after the next fetch."""
+        """Lines with a key each, which identifies them after the next fetch."""
         seen: dict[str, int] = defaultdict(int)
         found = []
         for line in self._lines:
@@ -273,7 +273,7 @@ class LogsView:
 
 
 def _text(value: Any) -> str:
-    """A field's value as filters compare it: as it stands in the line, a string without its quotes."""
+    """A field's value as filters compare it: as in the line, a string without its quotes."""
     return value if isinstance(value, str) else orjson.dumps(value).decode()
 
 

@@ -1,4 +1,4 @@
-"""The service map: who asks whom, how often, with which errors and how fast. Made of spans, without any engine."""
+"""The service map: calls between services with their rates, errors and latencies, derived from spans alone."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from frontend.explorer.colours import colour
 from frontend.explorer.context import Context
 from frontend.explorer.model import Edge
 
-FOLLOW = 3.0  # seconds between two looks
+FOLLOW = 3.0  # seconds between two fetches
 OUTSIDE = "users"
 WIDTH, HEIGHT = 130, 44  # pixels of a node
 ACROSS, DOWN = 290, 96  # pixels from a node to the next
@@ -19,7 +19,7 @@ LANE = 54  # pixels between lines that pass below nodes
 
 @dataclass(frozen=True)
 class Node:
-    """A service and where it stands, in pixels."""
+    """A service and its position, in pixels."""
 
     name: str
     x: int
@@ -29,11 +29,11 @@ class Node:
 
 @dataclass(frozen=True)
 class Line:
-    """An edge as it is drawn."""
+    """An edge and its drawing."""
 
     edge: Edge
     path: str
-    x: float  # of the middle, where its figures stand
+    x: float  # of the middle, where its figures are
     y: float
     rate: str  # requests in a time; empty where the time is not known
 
@@ -90,7 +90,7 @@ def _named(edge: Edge) -> Edge:
 
 
 def place_nodes(edges: Sequence[Edge]) -> dict[str, Node]:
-    """Each service right of all that ask it; a circle of services is cut where it is first met."""
+    """Place each service right of its callers; a cycle is cut at the edge where it is first found."""
     depths: dict[str, int] = {}
 
     def depth(name: str, above: tuple[str, ...]) -> int:
@@ -119,7 +119,7 @@ def _line(edge: Edge, nodes: Mapping[str, Node], seconds: float | None) -> Line:
         bend = (x2 - x1) / 2
         path = f"M{x1} {y1} C{x1 + bend} {y1} {x2 - bend} {y2} {x2} {y2}"
         return Line(edge, path, (x1 + x2) / 2, (y1 + y2) / 2, rate_text(edge.count, seconds))
-    # It passes below what stands between, the deeper the more that is; the middles of two such lines differ.
+    # It passes below the nodes in between, deeper the more there are, so that the middles of two such lines differ.
     low = max(node.y for node in nodes.values()) + HEIGHT + LANE * (skipped - 0.4)
     x1, y1, y2 = start.x + WIDTH / 2, start.y + HEIGHT, end.y + HEIGHT + 8
     x2 = end.x + WIDTH / 2 - 14 * skipped
@@ -128,7 +128,7 @@ def _line(edge: Edge, nodes: Mapping[str, Node], seconds: float | None) -> Line:
 
 
 def rate_text(count: int, seconds: float | None) -> str:
-    """Requests in the shortest of second, minute and hour that makes the number no fraction."""
+    """Requests a second, minute or hour: the shortest unit that gives at least 1."""
     if not seconds:
         return ""
     unit, size = next(

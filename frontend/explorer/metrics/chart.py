@@ -10,7 +10,7 @@ import orjson
 
 WIDTH, HEIGHT = 480, 190  # of the drawing, which is scaled to the room there is
 LEFT, RIGHT, TOP, BOTTOM = 46, 10, 8, 22  # margins
-DASHES = ("", "7 4", "2 3", "10 3 2 3", "1 5")  # lines are told apart without their colour, too
+DASHES = ("", "7 4", "2 3", "10 3 2 3", "1 5")  # lines are distinguishable without their colour
 
 
 @dataclass(frozen=True)
@@ -61,8 +61,8 @@ def chart(
         over: the time that each value is taken over, in words.
         times: seconds since 1970, rising.
         series: as long as the times, or empty.
-        number: writes a value with its unit.
-        time_text: writes a point in time.
+        number: formats a value with its unit.
+        time_text: formats a time.
     """
     values = [value for line in series for value in line.values if value == value]
     top = _round_up(max(values, default=0.0)) or 1.0

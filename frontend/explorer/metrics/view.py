@@ -1,4 +1,4 @@
-"""Figures: what each service does now, latencies as a heat map, objectives, charts, and the faces of a die."""
+"""The metrics view: current figures of each service, a latency heat map, objectives, charts, the faces of a die."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ LABELS = {f"p{percentile * 100:g}": percentile for percentile in PERCENTILES}
 COLUMNS = 30  # of the heat map
 MIN_STEP = 5_000_000_000  # nanoseconds
 OBSERVED = "#2269b3"
-# What a die is: its faces, and the share of its rolls that fail.
-Promise = tuple[Sequence[int], float]
+# The specification of a die: its faces, and the share of its rolls that fail.
+Specification = tuple[Sequence[int], float]
 
 
 @dataclass(frozen=True)
@@ -40,14 +40,14 @@ class MetricsView:
 
     Args:
         context: the explorer's.
-        promise: asks what a die promises; ``None`` when that cannot be had.
+        specification: fetches a die's specification; returns ``None`` when that fails.
     """
 
     regions = ("figures", "heat", "charts", "faces")
 
-    def __init__(self, context: Context, promise: Callable[[str], Awaitable[Promise | None]]) -> None:
+    def __init__(self, context: Context, specification: Callable[[str], Awaitable[Specification | None]]) -> None:
         self._context = context
-        self._promise = promise
+        self._specification = specification
         self._percentile = "p95"
         self._service = "dice-roller"  # of the heat map
         self._die = ""
@@ -58,7 +58,7 @@ class MetricsView:
         on("metrics.die", lambda value: self._set(die=value))
 
     def choose_die(self) -> None:
-        """Show a die that there is, the fair one where the user has chosen none."""
+        """Select an existing die; the fair one if the user has chosen none."""
         dice = self._context.dice
         if self._die not in dice:
             self._die = "fair" if "fair" in dice else next(iter(dice), "")
@@ -99,15 +99,15 @@ class MetricsView:
     async def refresh(self) -> float | None:
         telemetry, die, service = self._context.telemetry, self._die, self._service
         since, until = self._context.range.bounds()
-        if telemetry.traces is not None:  # first: it is there at once, while rates need two readings
+        if telemetry.traces is not None:  # first: available at once, while rates need two readings
             await self._refresh_heat(service, since, until)
-        # Before the figures: that the die-service is asked for it must not stand in them as something that happens.
-        promise = await self._promise(die) if die else None
+        # Before the figures: this request to the die-service must not appear in them.
+        specification = await self._specification(die) if die else None
         figures = await telemetry.metrics.figures(since, until)
         self._draw_figures(figures)
         self._draw_charts(figures)
         if die == self._die:
-            self._draw_faces(figures, promise)
+            self._draw_faces(figures, specification)
         return FOLLOW
 
     # --- what is shown ---
@@ -165,18 +165,18 @@ class MetricsView:
             "charts", "metrics/charts.html", charts=charts, percentiles=LABELS, percentile=self._percentile
         )
 
-    def _draw_faces(self, figures: Figures, promise: Promise | None) -> None:
+    def _draw_faces(self, figures: Figures, specification: Specification | None) -> None:
         faces = figures.faces.get(self._die, {})
-        promised = list(promise[0]) if promise else []
+        specified = list(specification[0]) if specification else []
         total = sum(faces.values())
         rows = [
             (
                 face,
                 faces.get(face, 0.0),
                 faces.get(face, 0.0) / total if total else 0.0,
-                promised.count(face) / len(promised) if promised else None,
+                specified.count(face) / len(specified) if specified else None,
             )
-            for face in sorted({*faces, *promised})
+            for face in sorted({*faces, *specified})
         ]
         succeeded, failed = figures.rolls.get(self._die, (0.0, 0.0))
         self._context.show(
@@ -188,7 +188,7 @@ class MetricsView:
             longest=max((max(seen, expected or 0.0) for _, _, seen, expected in rows), default=0.0) or 1.0,
             rolls=succeeded + failed,
             failed=failed,
-            error_rate=promise[1] if promise else None,
+            error_rate=specification[1] if specification else None,
         )
 
     async def _refresh_heat(self, service: str, since: int, until: int) -> None:
@@ -220,7 +220,7 @@ class MetricsView:
 
 
 def _shade(cell: Cell, most: int) -> int:
-    """How dark a cell is, in percent: by the logarithm of its count."""
+    """The darkness of a cell, in percent: by the logarithm of its count."""
     return 14 + round(40 * math.log1p(cell.count) / math.log1p(most))
 
 
@@ -233,7 +233,7 @@ def _bucket_name(bucket: int) -> str:
 
 
 def _round_step(nanoseconds: int) -> int:
-    """The next step that people count in: 5, 10, 30 seconds, 1, 2, 5, 10 minutes, …"""
+    """The next round step: 5, 10, 30 seconds, 1, 2, 5, 10 minutes, …"""
     for seconds in (5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600):
         if nanoseconds <= seconds * 10**9:
             return seconds * 10**9

@@ -9,13 +9,13 @@ from frontend.explorer.context import Context
 from frontend.explorer.grafana import explore_link
 from frontend.explorer.model import TraceQuery, TraceSummary
 
-FOLLOW = 2.0  # seconds between two looks
+FOLLOW = 2.0  # seconds between two fetches
 STATUSES = {"": None, "ok": False, "failed": True}
 MAX_MILLISECONDS = 1e9
 
 
 class RecentView:
-    """Lists the traces that its controls ask for."""
+    """Lists the traces that match its controls."""
 
     regions = ("recent-controls", "recent-head", "traces")
 
@@ -42,7 +42,7 @@ class RecentView:
         return {name: value for name, value in found.items() if value}
 
     def _take(self, **values: Any) -> None:
-        """Take over what the browser says, as far as it makes sense."""
+        """Apply the browser's values, as far as they are valid."""
         allowed = {"service": self._context.telemetry.services, "die": self._context.dice, "status": STATUSES}
         for name, value in values.items():
             text = str(value or "")
@@ -78,7 +78,7 @@ class RecentView:
             return None
         found = await source.traces(query)
         if asked != self.query():
-            return 0.0  # the user has asked for something else meanwhile
+            return 0.0  # the user has changed the query meanwhile
         self._found = found
         self._context.show(
             "recent-head",
@@ -105,7 +105,7 @@ class RecentView:
 
 
 def _milliseconds(text: str) -> float | None:
-    """A duration as typed; 0 for nothing, ``None`` for what is none."""
+    """A duration as typed; 0 for an empty field, ``None`` for an invalid one."""
     try:
         value = float(text or 0)
     except ValueError:

@@ -1,4 +1,4 @@
-"""Which source each signal comes from: the engine where it runs, else the run dir's files."""
+"""The source of each signal: the engine if it runs, else the run dir's files."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from web.settings import ServerSettings
 
 @dataclass(frozen=True)
 class Telemetry:
-    """What the explorer looks at; ``None`` where there is nothing to look at."""
+    """The sources of the explorer; ``None`` for a missing one."""
 
     services: tuple[str, ...]
     traces: TraceSource | None
@@ -33,11 +33,11 @@ class Telemetry:
 
     @property
     def behind(self) -> int:
-        """Bytes of older files that are still to be read, where files are read at all."""
+        """Bytes of older files that are still to be read; 0 if no files are read."""
         return self.files.behind if self.files else 0
 
     def badge(self, source: TraceSource | LogSource | MetricSource | None) -> Markup:
-        """HTML that says where a view's content comes from."""
+        """HTML that names the source of a view's content."""
         if source is None:
             return Markup('<span class="source" data-source="">no source</span>')
         late = source is self.files and self.behind
@@ -68,6 +68,6 @@ def choose(session: Callable[[], ClientSession], settings: Settings) -> Telemetr
 
 
 def own_url(server: ServerSettings) -> URL:
-    """Where this service's own pages are, seen from this machine."""
+    """The address of this service's own pages, seen from this machine."""
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(server.host, server.host)
     return URL.build(scheme="http", host=host, port=server.port)

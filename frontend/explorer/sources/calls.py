@@ -1,4 +1,4 @@
-"""The heat map and the service map from spans, for a source that does not count by itself."""
+"""The heat map and the service map from spans, for a source that cannot aggregate."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def cells(spans: Sequence[Span], step: int) -> list[Cell]:
 
 
 def edges(spans: Sequence[Span]) -> list[Edge]:
-    """Who asked whom, and which database."""
+    """Calls between services, and to databases."""
     by_id = {span.span_id: span for span in spans}
     found: dict[tuple[str, str], list[Span]] = defaultdict(list)
     for span in _answered(spans):
@@ -54,7 +54,7 @@ def _worst(span: Span) -> tuple[bool, int]:
 
 
 def _quantile(ordered: Sequence[int], share: float) -> float:
-    """Between the two nearest values, as SQL's ``quantile_cont`` has it."""
+    """Interpolated between the two nearest values, as SQL's ``quantile_cont`` does."""
     place = share * (len(ordered) - 1)
     low = int(place)
     high = min(low + 1, len(ordered) - 1)

@@ -33,15 +33,15 @@ from frontend.explorer.sources.calls import cells, edges
 
 TIMEOUT = ClientTimeout(total=10.0)  # seconds
 SECOND = 1_000_000_000  # nanoseconds
-LOOK_BACK = 24 * 3600  # seconds that a search goes back
+LOOK_BACK = 24 * 3600  # seconds that a search covers
 TRACES = 40  # that the heat map and the service map are made of
 KEPT = 4.0  # seconds for which these are not fetched again
-TENANTS = {"X-Scope-OrgID": "operations|usage"}  # of Loki: the lines of the services' work, and what users do
+TENANTS = {"X-Scope-OrgID": "operations|usage"}  # of Loki: operational lines, and usage events
 KINDS = ("UNSPECIFIED", "INTERNAL", "SERVER", "CLIENT", "PRODUCER", "CONSUMER")
 
 
 class Engine:
-    """One engine's HTTP API. Its answers are JSON; asking leaves neither a span nor a count of ours."""
+    """One engine's HTTP API. Its responses are JSON; these requests are neither traced nor counted."""
 
     name = ""
 
@@ -52,10 +52,10 @@ class Engine:
     async def get(
         self, path: str, query: Mapping[str, str] | None = None, headers: Mapping[str, str] | None = None
     ) -> Any:
-        """The answer to a GET, or ``None`` for 404.
+        """The response to a GET, or ``None`` for 404.
 
         Raises:
-            SourceError: when there is none, or one that is neither.
+            SourceError: when the engine does not answer, or with another status.
         """
         try:
             with suppress_http_instrumentation():
@@ -75,7 +75,7 @@ class Engine:
         except (ClientError, asyncio.TimeoutError) as error:
             raise SourceError(f"{self.name} at {self._url} does not answer.") from error
         except ValueError as error:
-            raise SourceError(f"{self.name} answered with something that is no JSON.") from error
+            raise SourceError(f"{self.name} did not answer with JSON.") from error
 
 
 class Tempo(Engine):
@@ -117,7 +117,7 @@ class Tempo(Engine):
         return edges(await self._newest(since, until))
 
     async def _newest(self, since: int, until: int) -> list[Span]:
-        """The spans of the newest traces; Tempo is asked for one trace at a time, so these are few."""
+        """The spans of the newest traces; Tempo returns one trace a request, so these are few."""
         now = time.monotonic()
         asked = (since // (60 * SECOND), until)
         if self._kept and self._kept[0] == asked and now - self._kept[1] < KEPT:
@@ -183,7 +183,7 @@ def _hex(text: str) -> str:
 
 
 def _number(value: Any, prefix: str, names: Iterable[str]) -> int:
-    """An enumeration's number, whether it is told as a number or by name."""
+    """The number of an enumeration's value, given as a number or by name."""
     return int(value) if isinstance(value, int) else [prefix + name for name in names].index(value)
 
 

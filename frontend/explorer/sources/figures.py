@@ -1,4 +1,4 @@
-"""The figures of the lab, wherever they come from."""
+"""The figures of the lab, independent of their source."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 PERCENTILES = (0.5, 0.95, 0.99)
-ENOUGH = 20  # requests below which a percentile says nothing that a mean does not
-STATIC = "/static/{path}"  # files of the page, which would bury everything else
+ENOUGH = 20  # requests below which a percentile is no better than a mean
+STATIC = "/static/{path}"  # files of the page, which would hide everything else
 OWN_ROLLS = ("/roll", "/roll-async")  # of the frontend: counted with the page's own, in another metric
 AVAILABILITY, LATENCY, LATENCY_LIMIT = 0.995, 0.99, 1.5  # the objectives; the limit in seconds
 SERVED = ("success", "die_failed", "error")  # outcomes of rolls that count for availability
@@ -35,7 +35,7 @@ class Objective:
 
 @dataclass
 class Figures:
-    """What the metrics view shows. Rates are per second, latencies seconds; NaN where there is nothing to tell.
+    """The content of the metrics view. Rates are per second, latencies in seconds; NaN for a missing value.
 
     Attributes:
         times: seconds since 1970, rising; all series are as long.
@@ -71,7 +71,7 @@ class MetricSource(Protocol):
         """The figures between two points in time, nanoseconds since 1970; 0 where there is no limit.
 
         Raises:
-            SourceError: when they cannot be had.
+            SourceError: when they are not available.
         """
 
 
@@ -89,7 +89,7 @@ def objectives(outcomes: dict[str, float], timed: float, in_time: float) -> list
 
 
 def quantile(percentile: float, buckets: Buckets) -> float:
-    """What Prometheus's ``histogram_quantile`` says of these buckets; NaN where they are empty."""
+    """The result of Prometheus's ``histogram_quantile`` for these buckets; NaN if they are empty."""
     bounds = sorted(buckets)
     counts = [buckets[bound] for bound in bounds]
     if not counts or counts[-1] <= 0:

@@ -38,7 +38,7 @@ TIMEOUT = 20.0  # seconds
 
 
 class Files:
-    """Asks the index of a run dir, whose process it starts with the first question and whenever it has ended."""
+    """Queries the index of a run dir; starts its process for the first question, and again whenever it has ended."""
 
     name = "files"
 
@@ -104,15 +104,15 @@ class Files:
         if process is not None and process.returncode is None:
             with suppress(ProcessLookupError):
                 process.kill()
-            with suppress(RuntimeError, ConnectionError):  # somebody waits for an answer, and sees the end instead
-                await process.communicate()  # to the end of its pipes, which closes them
+            with suppress(RuntimeError, ConnectionError):  # a pending question fails when the process ends
+                await process.communicate()  # reads the pipes to their end, which closes them
             await process.wait()
         work_dir, self._work_dir = self._work_dir, ""
-        if work_dir:  # one that was killed cannot have removed it itself
+        if work_dir:  # a killed process has not removed it
             await asyncio.to_thread(shutil.rmtree, work_dir, ignore_errors=True)
 
     async def _ask(self, what: str, **query: Any) -> dict[str, Any]:
-        # To its end even where the asker goes away: its answer must not become the next question's.
+        # Completed even if the caller is cancelled: the answer must not be taken for that of the next question.
         answer = await asyncio.shield(asyncio.ensure_future(self._exchange({"ask": what, **query})))
         if "error" in answer:
             raise SourceError(f"The run dir's files cannot be read: {answer['error']}")
@@ -129,7 +129,7 @@ class Files:
 
     async def _answer(self, question: dict[str, Any]) -> dict[str, Any]:
         line = orjson.dumps(question, option=orjson.OPT_APPEND_NEWLINE)
-        for _ in range(2):  # it may have ended for want of questions
+        for _ in range(2):  # it may have ended after a while without questions
             process = self._process
             if process is None or process.returncode is not None:
                 await self._end()

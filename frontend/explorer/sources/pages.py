@@ -32,7 +32,7 @@ INTERVAL = 2.0  # seconds between two samples of the pages
 SAMPLES = 150  # that are kept: five minutes
 WINDOW = 5  # samples that a rate is taken over
 LATENCY_WINDOW = 30  # samples that a latency is taken over
-UNWATCHED = 10.0  # seconds after the last look at which sampling ends
+UNWATCHED = 10.0  # seconds after the last use at which sampling ends
 PAGE_TIMEOUT = ClientTimeout(total=1.5)
 FRONTEND = "frontend"
 NEEDED = (
@@ -45,7 +45,7 @@ NEEDED = (
 
 @dataclass
 class _Service:
-    """Totals since a service has started."""
+    """Totals since the start of a service."""
 
     requests: float = 0.0
     errors: float = 0.0
@@ -63,16 +63,16 @@ class _Sample:
     services: dict[str, _Service] = field(default_factory=dict)
     faces: dict[str, Buckets] = field(default_factory=lambda: defaultdict(dict))
     rolls: dict[str, dict[str, float]] = field(default_factory=lambda: defaultdict(dict))
-    outcomes: dict[str, float] = field(default_factory=dict)  # of rolls, where the user is
+    outcomes: dict[str, float] = field(default_factory=dict)  # of rolls, at the service that users call
     in_progress: float = math.nan
     pool_size: float = math.nan
     pool_available: float = math.nan
 
 
 class Pages:
-    """Samples the services' ``/metrics`` pages while somebody looks: one sampler for all browser sessions.
+    """Samples the services' ``/metrics`` pages while a page shows them: one sampler for all browser sessions.
 
-    The pages are neither counted nor traced, so looking changes nothing of what is seen.
+    Requests to these pages are neither counted nor traced, so sampling does not change the figures.
     """
 
     name = "/metrics"
@@ -87,7 +87,7 @@ class Pages:
     async def figures(self, since: int, until: int) -> Figures:
         self._looked = time.monotonic()
         if self._task is None or self._task.done():
-            self._samples.clear()  # rates over a time when nobody looked would say little
+            self._samples.clear()  # rates over a pause in sampling would be misleading
             self._task = asyncio.create_task(self._run())
             await self._sample()
         samples = [
@@ -143,7 +143,7 @@ def _take(name: str, labels: Mapping[str, str], value: float, service: str, tota
     if name in ("http_requests_total", "streamlit_requests_total"):
         totals.requests += value
         totals.errors += value if labels.get("status", labels.get("status_code", "")).startswith("5") else 0.0
-    # How long the frontend takes is told of rolls: its other answers are the page.
+    # The frontend's latency is that of rolls: its other responses are the page.
     elif name == ("streamlit_" if service == FRONTEND else "http_") + "request_duration_seconds_bucket":
         totals.buckets[float(labels["le"])] += value
     elif name == ("streamlit_" if service == FRONTEND else "http_") + "request_duration_seconds_sum":
@@ -201,10 +201,10 @@ def _figures(samples: Sequence[_Sample]) -> Figures:
 
 
 def _between(samples: Sequence[_Sample], place: int, window: int, name: str) -> tuple[_Service, _Service, float]:
-    """A service's totals some samples ago and now, and the seconds between; these are NaN where there is no telling."""
+    """A service's totals some samples ago and now, and the seconds between; NaN if these are unknown."""
     before, now = samples[max(0, place - window)], samples[place]
     old, new = before.services.get(name), now.services.get(name)
-    # Nothing to compare with; or the service has started again and counts from zero.
+    # Nothing to compare with, or the service has restarted and counts from zero.
     if old is None or new is None or before is now or new.requests < old.requests:
         return _Service(), _Service(), math.nan
     return old, new, now.time - before.time

@@ -23,8 +23,8 @@ from frontend.explorer.sources.figures import (
     objectives,
 )
 
-RANGE = 24 * 3600  # seconds that are looked at where the time range has no limit
-STEP = 5  # seconds between two points, more where that were too many
+RANGE = 24 * 3600  # seconds that are queried if the time range has no limit
+STEP = 5  # seconds between two points, more if that gave too many points
 POINTS = 150
 RATE = 30  # seconds that a rate is taken over
 LATENCY_RATE = 60  # seconds that a latency is taken over
@@ -34,7 +34,7 @@ _OWN = "|".join((STATIC, *OWN_ROLLS)).replace("{", "\\\\{").replace("}", "\\\\}"
 
 
 def _requests(seconds: int, status: str = "") -> str:
-    """Requests a second, at the frontend the rolls of the page among them."""
+    """Requests a second; the frontend's include the rolls of the page."""
     http, page = (f',status=~"{status}"', f'{{status_code=~"{status}"}}') if status else ("", "")
     return (
         f'sum by (job) (rate(http_requests_total{{job!="frontend"{http}}}[{seconds}s])'
@@ -137,5 +137,5 @@ class Prometheus(Engine):
         try:
             result: list[Any] = answer["data"]["result"]
         except (KeyError, TypeError) as error:
-            raise SourceError("Prometheus gave no sensible answer.") from error
+            raise SourceError("Prometheus sent an invalid response.") from error
         return result

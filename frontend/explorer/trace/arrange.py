@@ -1,4 +1,4 @@
-"""A trace in the order in which it is shown, and where its time went."""
+"""A trace in display order, with self times and the critical path."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from frontend.explorer.model import CLIENT, MAX_SPANS, Span
 
 @dataclass(frozen=True)
 class Row:
-    """A span in its place.
+    """A span and its position.
 
     Attributes:
         depth: 0 for a span without a parent here.
         orphan: whether it names a parent that is missing.
         children: how many spans are directly below it.
-        own: nanoseconds of its duration in which no span below it was under way.
-        operation: its name, for a call with where it goes: ``GET → dice-roller``.
+        own: nanoseconds of its duration without a running span below it.
+        operation: its name, for a call with its destination: ``GET → dice-roller``.
     """
 
     span: Span
@@ -32,7 +32,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Segment:
-    """A stretch of the critical path, in nanoseconds: what the end of the trace waited for then."""
+    """A part of the critical path, in nanoseconds."""
 
     span: Span
     start: int
@@ -41,13 +41,13 @@ class Segment:
 
 @dataclass(frozen=True)
 class Trace:
-    """A trace in the order in which it is shown: parents before children, siblings by their start.
+    """A trace in display order: parents before children, siblings by their start.
 
     Attributes:
-        own: nanoseconds in which a service was at work itself, rather than waiting for a span below; overlapping
+        own: nanoseconds in which a service worked itself rather than waiting for a span below; overlapping
             work of one service counts once.
         critical: the critical path, from the first to the last moment.
-        missing: what says that spans are still to come: a root, a parent, the answering side of a call.
+        missing: the missing span that shows that the trace is incomplete: a root, a parent, the server side of a call.
     """
 
     trace_id: str
@@ -69,14 +69,14 @@ class Trace:
 
 
 def arrange(trace_id: str, spans: Iterable[Span]) -> Trace:
-    """Put the spans of a trace in order, and find out where its time went."""
+    """Arrange the spans of a trace, and compute its self times and critical path."""
     by_id = {span.span_id: span for span in spans}
     below: dict[str, list[Span]] = defaultdict(list)
     for span in sorted(by_id.values(), key=lambda span: (span.start, span.span_id)):
         below[span.parent_id if span.parent_id in by_id else ""].append(span)
     rows: list[Row] = []
     seen: set[str] = set()
-    # Spans that are each other's parents hang on nothing: after the roots, they start trees of their own.
+    # Spans in a cycle of parents have no root: after the roots, they start trees of their own.
     for top in [*below[""], *by_id.values()]:
         waiting = [(top, 0)]
         while waiting:
@@ -112,7 +112,7 @@ def arrange(trace_id: str, spans: Iterable[Span]) -> Trace:
 
 
 def _operation(span: Span, children: Sequence[Span]) -> str:
-    """A span's name; two calls of the same method are told apart by where they go."""
+    """A span's name; calls of the same method are distinguished by their destination."""
     if span.kind != CLIENT:
         return span.name
     database = attribute(span.attributes, "db.system.name")
@@ -136,7 +136,7 @@ def _missing(rows: Sequence[Row], below: Mapping[str, Sequence[Span]]) -> str:
 
 
 def _critical_path(tops: Sequence[Span], below: Mapping[str, Sequence[Span]]) -> list[Segment]:
-    """From the end backwards: of what was under way, the span that ended last, and within it the same again."""
+    """From the end backwards: of the running spans the one that ended last, and the same within it."""
     top = max(tops, key=lambda span: span.finish)
     segments: list[Segment] = []
     seen: set[str] = set()
@@ -164,7 +164,7 @@ def _critical_path(tops: Sequence[Span], below: Mapping[str, Sequence[Span]]) ->
 
 
 def _alone(span: Span, children: Sequence[Span]) -> list[tuple[int, int]]:
-    """The stretches of a span in which none of its children, which come by their start, was under way."""
+    """The parts of a span in which none of its children, sorted by their start, was running."""
     stretches = []
     cursor = span.start
     for child in children:
@@ -183,7 +183,7 @@ def _own_times(rows: Sequence[Row], below: Mapping[str, Sequence[Span]]) -> dict
 
 
 def _covered(stretches: Iterable[tuple[int, int]]) -> int:
-    """How much time the stretches cover together."""
+    """How much time the parts cover together."""
     total = 0
     reached = 0
     for start, finish in sorted(stretches):

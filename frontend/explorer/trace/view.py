@@ -1,4 +1,4 @@
-"""The trace view: the waterfall, where the time went, the selected span, and another trace beside it."""
+"""The trace view: the waterfall, time by service, the selected span, and another trace to compare."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from frontend.explorer.grafana import explore_link
 from frontend.explorer.model import TRACE_ID, SourceError, TraceQuery, TraceSummary
 from frontend.explorer.trace.arrange import Row, Segment, Trace, arrange
 
-POLL = 0.4  # seconds between two looks at a trace that is still arriving
-SETTLED = 3.0  # seconds after its end for which a trace that looks whole is looked at again
-ARRIVING = 15.0  # the same for one that misses something
+POLL = 0.4  # seconds between two fetches of a trace that is still arriving
+SETTLED = 3.0  # seconds after its end for which a trace that seems complete is fetched again
+ARRIVING = 15.0  # the same for one with missing spans
 CANDIDATES = 30  # traces offered to compare with
 SPAN_ID = re.compile(r"[0-9a-f]{16}")
 
@@ -43,7 +43,7 @@ class Difference:
 
 
 class TraceView:
-    """Shows one trace at a time, beside another one where the user compares."""
+    """Shows one trace at a time, or two when the user compares."""
 
     regions = ("trace", "spans", "detail")
 
@@ -115,7 +115,7 @@ class TraceView:
         return None if over else POLL
 
     def _over(self, trace: Trace) -> bool:
-        """Whether nothing more of this trace is to be expected."""
+        """Whether no more spans of this trace are expected."""
         if not trace.rows:
             return time.monotonic() - self._asked > ARRIVING and not self._context.telemetry.behind
         return time.time() - trace.finish / 1e9 > (ARRIVING if trace.missing else SETTLED)

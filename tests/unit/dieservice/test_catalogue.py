@@ -10,7 +10,7 @@ from web.settings import SettingsError
 
 
 @pytest.mark.parametrize("identifier", ["", "x" * 65, "tab\t", "ev\u202eil", "\u200efair", "line\u2028break", "\x9b1m"])
-def test_a_file_with_an_identifier_that_is_no_name_is_refused(tmp_path: Path, identifier: str) -> None:
+def test_a_file_with_an_invalid_identifier_is_refused(tmp_path: Path, identifier: str) -> None:
     path = tmp_path / "dice.json"
     path.write_text(json.dumps([{"identifier": identifier, "faces": [1], "error_rate": 0}]))
     with pytest.raises(SettingsError, match="identifier"):

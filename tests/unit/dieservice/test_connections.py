@@ -1,4 +1,4 @@
-"""The connection pool and what goes with it, against a real server."""
+"""The connection pool and its helpers, against a real server."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def terminate(database: str, processes: list[int]) -> None:
     connection.close()
 
 
-async def test_the_most_recently_used_connection_is_handed_out(pool_of: MakePool) -> None:
+async def test_the_most_recently_used_connection_is_acquired(pool_of: MakePool) -> None:
     async with pool_of() as pool:
         first, second = await pool.acquire(), await pool.acquire()
         assert (pool.size, pool.available) == (SIZE, SIZE - 2)
@@ -80,7 +80,7 @@ async def test_a_full_pool_refuses_after_its_timeout(pool_of: MakePool) -> None:
         assert (pool.size, pool.available) == (SIZE, SIZE)
 
 
-async def test_those_who_wait_get_connections_in_their_order(pool_of: MakePool) -> None:
+async def test_waiters_get_connections_in_order(pool_of: MakePool) -> None:
     async with pool_of(size=1, timeout=10.0) as pool:
         cursor = await pool.acquire()
         served: list[int] = []
@@ -98,7 +98,7 @@ async def test_those_who_wait_get_connections_in_their_order(pool_of: MakePool) 
         assert served == [0, 1, 2, 3, 4]
 
 
-async def test_who_gives_up_waiting_takes_no_place(pool_of: MakePool) -> None:
+async def test_a_cancelled_waiter_frees_its_slot(pool_of: MakePool) -> None:
     async with pool_of(timeout=10.0) as pool:
         taken = [await pool.acquire() for _ in range(SIZE)]
         waiting = [asyncio.create_task(pool.acquire()) for _ in range(4)]
@@ -111,7 +111,7 @@ async def test_who_gives_up_waiting_takes_no_place(pool_of: MakePool) -> None:
         assert len({await pool.acquire() for _ in range(SIZE)}) == SIZE
 
 
-async def test_connections_that_broke_are_replaced(pool_of: MakePool, database: str) -> None:
+async def test_broken_connections_are_replaced(pool_of: MakePool, database: str) -> None:
     async with pool_of() as pool:
         cursors = [await pool.acquire() for _ in range(SIZE)]
         processes = [await value(cursor, "SELECT pg_backend_pid()") for cursor in cursors]
@@ -123,7 +123,7 @@ async def test_connections_that_broke_are_replaced(pool_of: MakePool, database: 
                 await asyncio.sleep(0.01)
         assert (pool.size, pool.available) == (0, 0)
         pool.release(cursors[0])
-        # One that is asked for comes at once, the others with the next filling.
+        # acquire() makes a connection at once, the next fill() the others.
         new = await pool.acquire()
         assert await value(new, "SELECT pg_backend_pid()") not in processes
         assert (pool.size, pool.available) == (1, 0)
@@ -134,7 +134,7 @@ async def test_connections_that_broke_are_replaced(pool_of: MakePool, database: 
         assert (pool.size, pool.available) == (SIZE, SIZE)
 
 
-async def test_filling_leaves_room_for_connections_in_use(pool_of: MakePool) -> None:
+async def test_fill_counts_connections_in_use(pool_of: MakePool) -> None:
     async with pool_of() as pool:
         taken = await pool.acquire()
         pool.discard_idle()
@@ -145,7 +145,7 @@ async def test_filling_leaves_room_for_connections_in_use(pool_of: MakePool) -> 
         pool.release(more)
 
 
-async def test_a_connection_inside_a_transaction_is_not_used_again(pool_of: MakePool) -> None:
+async def test_a_connection_inside_a_transaction_is_not_reused(pool_of: MakePool) -> None:
     async with pool_of() as pool:
         cursor = await pool.acquire()
         await execute(cursor, "BEGIN", (), 5.0)
@@ -154,7 +154,7 @@ async def test_a_connection_inside_a_transaction_is_not_used_again(pool_of: Make
         assert (pool.size, pool.available) == (SIZE - 1, SIZE - 1)
 
 
-async def test_closing_ends_queries_and_waiting(pool_of: MakePool) -> None:
+async def test_close_ends_queries_and_waiters(pool_of: MakePool) -> None:
     async with pool_of(size=1, timeout=10.0) as pool:
         cursor = await pool.acquire()
         query = asyncio.create_task(execute(cursor, "SELECT pg_sleep(30)", (), 40.0))
@@ -170,10 +170,10 @@ async def test_closing_ends_queries_and_waiting(pool_of: MakePool) -> None:
             await pool.acquire()
 
 
-async def test_a_server_that_is_gone_fails_and_takes_no_place(pool_of: MakePool, tmp_path: Any) -> None:
+async def test_a_failed_connection_frees_its_slot(pool_of: MakePool, tmp_path: Any) -> None:
     nowhere = connect_options(f"postgresql://someone@/dice?host={tmp_path}", 1.0, 1.0)
     pool = Pool(nowhere, 1, WAIT)
-    for _ in range(3):  # a place that was lost would make the second attempt wait
+    for _ in range(3):  # a leaked permit would make the second attempt wait
         with pytest.raises(psycopg2.OperationalError):
             await pool.acquire()
         with pytest.raises(psycopg2.OperationalError):
@@ -181,7 +181,7 @@ async def test_a_server_that_is_gone_fails_and_takes_no_place(pool_of: MakePool,
     assert (pool.size, pool.available) == (0, 0)
 
 
-async def test_a_query_that_the_server_cancels_is_no_cancellation_of_the_task(pool_of: MakePool) -> None:
+async def test_a_query_cancelled_by_the_server_does_not_cancel_the_task(pool_of: MakePool) -> None:
     logged: list[dict[str, Any]] = []
     asyncio.get_running_loop().set_exception_handler(lambda loop, context: logged.append(context))
     async with pool_of(statement_timeout=0.1) as pool:
@@ -194,7 +194,7 @@ async def test_a_query_that_the_server_cancels_is_no_cancellation_of_the_task(po
     assert len(logged) == 1
 
 
-async def test_a_cancelled_task_is_cancelled_and_its_connection_closed(pool_of: MakePool) -> None:
+async def test_cancelling_a_task_closes_its_connection(pool_of: MakePool) -> None:
     async with pool_of() as pool:
         cursor = await pool.acquire()
         query = asyncio.create_task(execute(cursor, "SELECT pg_sleep(30)", (), 40.0))
@@ -205,7 +205,7 @@ async def test_a_cancelled_task_is_cancelled_and_its_connection_closed(pool_of: 
         assert (pool.size, pool.available) == (SIZE - 1, SIZE - 1)
 
 
-async def test_the_statement_timeout_stands_beside_options_of_the_url(database: str) -> None:
+async def test_the_statement_timeout_is_added_to_the_options_of_the_url(database: str) -> None:
     options = connect_options(f"{database}&options=-c%20work_mem%3D5MB", 5.0, 2.25)
     pool = Pool(options, 1, 1.0)
     cursor = await pool.acquire()
@@ -214,7 +214,7 @@ async def test_the_statement_timeout_stands_beside_options_of_the_url(database: 
     pool.close()
 
 
-async def test_host_names_are_looked_up_beforehand() -> None:
+async def test_host_names_are_resolved_before_connecting() -> None:
     resolved = await resolve(connect_options("postgresql://someone@localhost/dice", 5.0, 1.0))
     addresses = resolved["hostaddr"].split(",")
     assert {"127.0.0.1", "::1"} & set(addresses)

@@ -17,7 +17,7 @@ from dieservice.telemetry import DatabaseTelemetry, DiceTelemetry
 FAIR = Specification("fair", (1, 2, 3), 0.0)
 
 
-async def test_names_that_no_request_can_give_are_not_listed(database: str) -> None:
+async def test_identifiers_that_cannot_be_requested_are_not_listed(database: str) -> None:
     registry = CollectorRegistry()
     settings = DatabaseSettings(database, 2, 1.0, 2.0, 2.0)
     catalogue = PostgresCatalogue(settings, [FAIR], DiceTelemetry(registry), DatabaseTelemetry(registry))

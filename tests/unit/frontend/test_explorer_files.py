@@ -1,4 +1,4 @@
-"""The explorer's source of files: appended, rotated, half-written and broken lines; and how a trace is arranged."""
+"""The explorer's source of files: appended, rotated, half-written and broken lines; and the arrangement of a trace."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ async def messages(files: Files, **query: Any) -> list[str]:
     return [found.message for found in await files.lines(LogQuery(**query))]
 
 
-async def test_nothing_there_is_no_error(files: Files, tmp_path: Path) -> None:
+async def test_missing_files_are_not_an_error(files: Files, tmp_path: Path) -> None:
     assert await files.traces(TraceQuery()) == []
     assert await messages(files) == []
     nowhere = Files(tmp_path / "nowhere")
@@ -75,7 +75,7 @@ async def test_nothing_there_is_no_error(files: Files, tmp_path: Path) -> None:
     await nowhere.close()
 
 
-async def test_lines_are_read_as_they_are_completed(files: Files, tmp_path: Path) -> None:
+async def test_lines_are_read_once_complete(files: Files, tmp_path: Path) -> None:
     path = tmp_path / "logs" / "dice-roller.jsonl"
     path.write_text(line("one", 1) + line("two", 2)[:40])
     assert await messages(files) == ["one"]
@@ -83,7 +83,7 @@ async def test_lines_are_read_as_they_are_completed(files: Files, tmp_path: Path
     assert await messages(files) == ["three", "two", "one"]
 
 
-async def test_rotation_loses_and_doubles_nothing_and_old_files_age_out(files: Files, tmp_path: Path) -> None:
+async def test_rotation_neither_loses_nor_duplicates_lines(files: Files, tmp_path: Path) -> None:
     path = tmp_path / "logs" / "dice-roller.jsonl"
     path.write_text(line("one", 1))
     assert await messages(files) == ["one"]
@@ -91,15 +91,15 @@ async def test_rotation_loses_and_doubles_nothing_and_old_files_age_out(files: F
     path.write_text(line("two", 2))
     assert await messages(files) == ["two", "one"]
     path.with_name("dice-roller.jsonl.1").unlink()
-    # A file that may well get the inode of the one that has just gone.
+    # A file that may reuse the inode of the deleted one.
     path.rename(path.with_name("dice-roller.jsonl.1"))
     path.write_text(line("three", 3))
     assert await messages(files) == ["three", "two"]
-    path.write_text(line("4", 4))  # cut off and written anew, as nothing of ours does
+    path.write_text(line("4", 4))  # truncated and rewritten, as the lab never does
     assert await messages(files) == ["4", "two"]
 
 
-async def test_what_is_no_json_is_kept_as_text(files: Files, tmp_path: Path) -> None:
+async def test_lines_that_are_not_json_are_kept_as_text(files: Files, tmp_path: Path) -> None:
     (tmp_path / "logs" / "frontend.jsonl").write_bytes(
         b'Traceback <b>x</b>\n[1, 2]\n"text"\n{"level": 5}\n\n' + line("fine").encode() + b'caf\xe9 "quoted\n'
     )
@@ -110,7 +110,7 @@ async def test_what_is_no_json_is_kept_as_text(files: Files, tmp_path: Path) -> 
     assert await messages(files, level="unknown", text="TRACEBACK") == ["Traceback <b>x</b>"]
 
 
-async def test_lines_are_found_by_every_filter(files: Files, tmp_path: Path) -> None:
+async def test_every_filter_finds_its_lines(files: Files, tmp_path: Path) -> None:
     (tmp_path / "logs" / "dice-roller.jsonl").write_text(
         line("a", 1, trace_id=TRACE, span_id="1" * 16)
         + line("b", 2, level="ERROR")
@@ -140,13 +140,13 @@ async def test_lines_are_found_by_every_filter(files: Files, tmp_path: Path) -> 
     ]
 
 
-async def test_lines_about_the_pages_own_files_can_be_left_out(files: Files, tmp_path: Path) -> None:
+async def test_lines_about_static_files_can_be_excluded(files: Files, tmp_path: Path) -> None:
     (tmp_path / "logs" / "frontend.jsonl").write_text(line("GET /static/js/bokeh.min.js 200") + line("GET / 200", 1))
     assert await messages(files, page_files=False) == ["GET / 200"]
     assert len(await messages(files)) == 2
 
 
-async def test_calls_are_counted_by_who_asked_whom(files: Files, tmp_path: Path) -> None:
+async def test_calls_are_counted_by_caller_and_service(files: Files, tmp_path: Path) -> None:
     query = {"key": "db.system", "value": {"stringValue": "postgresql"}}
     failed = {"code": 2, "message": "it failed"}
     (tmp_path / "traces" / "frontend.jsonl").write_text(
@@ -164,13 +164,13 @@ async def test_calls_are_counted_by_who_asked_whom(files: Files, tmp_path: Path)
     assert edges["", "frontend"].p95 == 1000
     cells = sorted((cell.service, cell.bucket, cell.count, cell.failed) for cell in await files.heat(0, 0, 10**9))
     assert cells == [("dice-roller", 0, 1, 1), ("frontend", 0, 1, 0)]
-    # From spans, as where an engine has them, the same comes out.
+    # The same result from spans, as for an engine.
     spans = await files.trace(TRACE)
     assert {(edge.caller, edge.service): edge for edge in calls.edges(spans)} == edges
     assert set(calls.cells(spans, 10**9)) == set(await files.heat(0, 0, 10**9))
 
 
-async def test_traces_are_put_together_from_all_files(files: Files, tmp_path: Path) -> None:
+async def test_traces_are_assembled_from_all_files(files: Files, tmp_path: Path) -> None:
     traces = tmp_path / "traces"
     (traces / "frontend.jsonl").write_text(export(otlp(1), service="frontend") + "no json\n" + '{"other": 1}\n')
     child = otlp(
@@ -220,7 +220,7 @@ def test_older_parts_of_a_file_are_read_backwards(tmp_path: Path, monkeypatch: p
     assert sorted(row["line"] + "\n" for row in tables.logs([], limit=1000, **query)["lines"]) == sorted(lines)
 
 
-async def test_the_index_is_started_again_when_it_has_ended(files: Files, tmp_path: Path) -> None:
+async def test_the_index_is_restarted_after_a_crash(files: Files, tmp_path: Path) -> None:
     (tmp_path / "logs" / "frontend.jsonl").write_text(line("one"))
     assert await messages(files) == ["one"]
     assert files._process is not None
@@ -229,7 +229,7 @@ async def test_the_index_is_started_again_when_it_has_ended(files: Files, tmp_pa
 
 
 @pytest.mark.parametrize("end", ["closed", "killed", "deserted"])
-async def test_the_index_leaves_nothing_behind(
+async def test_the_index_removes_its_files(
     files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end: str
 ) -> None:
     (tmp_path / "work").mkdir()
@@ -245,7 +245,7 @@ async def test_the_index_leaves_nothing_behind(
         await process.wait()
         assert await messages(files) == ["one"]
         assert not first.exists()
-    elif end == "deserted":  # as by a page's process that was killed
+    elif end == "deserted":  # as after the page's process was killed
         process.stdin.close()
         await process.wait()
         assert not first.exists()
@@ -264,13 +264,13 @@ def span(
     return Span(TRACE, str(number), parent_id, service, f"s{number}", kind, start, finish, False, "", attributes)
 
 
-def test_the_critical_path_is_what_the_end_waited_for() -> None:
+def test_critical_path_and_self_times() -> None:
     trace = arrange(
         TRACE,
         [
             span(1, start=0, finish=100),
             span(2, parent=1, start=10, finish=40, service="b"),
-            span(3, parent=1, start=10, finish=80, service="b"),  # ends later: 2 was waited for by nobody
+            span(3, parent=1, start=10, finish=80, service="b"),  # ends later, so 2 is not on the critical path
             span(4, parent=3, start=20, finish=50, service="c"),
         ],
     )
@@ -294,24 +294,24 @@ def test_the_critical_path_is_what_the_end_waited_for() -> None:
         ([span(2, parent=1)], "a span that others name as their parent"),
         ([span(1, parent=2), span(2, parent=1)], "the root"),
         ([span(1), span(2, parent=1, kind=3, status=200)], "the answering side of a call"),
-        ([span(1), span(2, parent=1, kind=3)], ""),  # a call that nobody answered
+        ([span(1), span(2, parent=1, kind=3)], ""),  # a call without a response
         ([span(1), span(1)], ""),
     ],
 )
-def test_a_partial_trace_says_what_is_missing(spans: list[Span], missing: str) -> None:
+def test_a_partial_trace_reports_what_is_missing(spans: list[Span], missing: str) -> None:
     trace = arrange(TRACE, spans)
     assert trace.missing == missing
     assert len(trace.rows) == len({entry.span_id for entry in spans})
 
 
-def test_long_chains_and_spans_that_are_their_own_parents_are_no_trouble() -> None:
+def test_long_chains_and_cycles_of_spans_are_arranged() -> None:
     chain = [span(number, parent=number - 1, start=number, finish=9000 - number) for number in range(1, 3000)]
     trace = arrange(TRACE, [*chain, span(5000, parent=5000), span(5001, parent=5002), span(5002, parent=5001)])
     assert len(trace.rows) + trace.hidden == 3002
     assert sum(part.finish - part.start for part in trace.critical) == 9000 - 1 - 1
 
 
-def test_quantiles_are_those_of_prometheus() -> None:
+def test_quantiles_equal_those_of_prometheus() -> None:
     inf = float("inf")
     assert quantile(0.5, {0.1: 0, 0.2: 10, inf: 10}) == pytest.approx(0.15)
     assert quantile(0.5, {0.1: 4, inf: 4}) == pytest.approx(0.05)

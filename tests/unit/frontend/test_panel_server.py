@@ -1,4 +1,4 @@
-"""Panel behind our server: memory, patience and privacy."""
+"""Panel behind our server: memory, limits and privacy."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ async def serving(
 
 
 class Counter:
-    """Belongs to one loop: its methods tell on which they ran."""
+    """Belongs to one event loop: its methods return the loop that they ran on."""
 
     name = "counter"
 
@@ -69,7 +69,7 @@ class Record:
     text: str
 
 
-async def test_methods_run_on_the_loop_they_belong_to() -> None:
+async def test_methods_run_on_the_event_loop_of_their_object() -> None:
     home = asyncio.get_running_loop()
     counter = Counter()
     record = fields_on_loop(Record(counter, counter, None, "text"), home)
@@ -106,13 +106,13 @@ async def until(condition: Callable[[], bool]) -> None:
 
 
 def simple() -> pn.Column:
-    """A page that watches Panel's global state, as some components do; the watcher holds the page."""
+    """A page that watches Panel's global state, as some components do; the watcher keeps a reference to the page."""
     page = pn.Column(pn.pane.HTML("hello"))
     pn.state.param.watch(lambda _event: page.param.trigger("visible"), "busy")
     return page
 
 
-async def test_pages_that_are_left_leave_nothing() -> None:
+async def test_closed_pages_are_freed() -> None:
     async with serving(simple) as (panel, client):
         watchers = str(pn.state.param.watchers)
         before = documents()
@@ -129,7 +129,7 @@ async def test_pages_that_are_left_leave_nothing() -> None:
         await until(lambda: documents() <= before + 1)
 
 
-async def test_nobody_waits_for_a_page_that_is_built() -> None:
+async def test_building_a_page_does_not_block_requests() -> None:
     building = threading.Event()
 
     def slow() -> pn.Column:
@@ -146,7 +146,7 @@ async def test_nobody_waits_for_a_page_that_is_built() -> None:
         assert (await page).status == 200
 
 
-async def test_more_pages_than_can_wait_are_refused_and_told_when_to_come_back(
+async def test_page_requests_beyond_the_queue_get_retry_after(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(panel_server, "MAX_WAITING", 3)
@@ -197,7 +197,7 @@ async def test_pages_that_wait_count_as_sessions() -> None:
         assert sorted(await asyncio.gather(*(load() for _ in range(6)))) == [200] * 3 + [503] * 3
 
 
-async def test_no_more_sessions_than_allowed() -> None:
+async def test_sessions_are_limited() -> None:
     async with serving(simple, max_sessions=2) as (panel, client):
         statuses = []
         for _ in range(4):
@@ -209,7 +209,7 @@ async def test_no_more_sessions_than_allowed() -> None:
             assert answer.status == 200
 
 
-async def test_panel_listens_in_a_private_directory_only_and_learns_who_is_signed_in() -> None:
+async def test_panel_listens_on_a_private_socket_and_gets_the_user() -> None:
     users = []
 
     def page() -> pn.Column:

@@ -1,4 +1,4 @@
-"""The rolls that a browser keeps over a reload: what comes back may be anything."""
+"""The rolls that a browser stores over a reload: the stored value may be anything."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ def restored(stored: object, owner: str = "alice") -> list[Roll]:
     return list(history)
 
 
-def test_rolls_come_back_as_they_were() -> None:
+def test_stored_rolls_are_restored() -> None:
     assert restored(kept()) == [ROLL]
 
 
-def test_rolls_of_another_user_do_not() -> None:
+def test_rolls_of_another_user_are_not_restored() -> None:
     assert restored(kept(), "bob") == []
 
 
@@ -48,16 +48,16 @@ def test_rolls_of_another_user_do_not() -> None:
         {"trace_id": 7},
     ],
 )
-def test_what_is_no_roll_is_left_out(changes: dict[str, Any]) -> None:
+def test_invalid_rolls_are_ignored(changes: dict[str, Any]) -> None:
     assert restored(kept(**changes)) == []
 
 
 @pytest.mark.parametrize("stored", [None, [], "x", {"owner": "alice"}, {"owner": "alice", "rolls": {"a": 1}}])
-def test_what_was_never_stored_is_nothing(stored: object) -> None:
+def test_invalid_storage_is_ignored(stored: object) -> None:
     assert restored(stored) == []
 
 
-def test_no_more_come_back_than_a_session_remembers() -> None:
+def test_restored_history_is_bounded() -> None:
     stored = kept()
     stored["rolls"] *= 3 * HISTORY
     assert len(restored(stored)) == HISTORY

@@ -1,4 +1,4 @@
-"""Sessions: cookies of labs side by side, and sign-outs that a restart does not forget."""
+"""Sessions: cookies of labs side by side, and sign-outs that survive a restart."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from web.settings import SettingsError
 SECRET = "a secret of thirty-two characters"
 
 
-def test_each_port_has_its_cookie() -> None:
+def test_each_port_has_its_own_cookie() -> None:
     names = {cookie_name(URL(f"http://127.0.0.1:{port}/roll")) for port in (80, 8002, 9002)}
     assert len(names) == 3
 
 
-async def test_a_restart_keeps_sessions_and_forgets_no_sign_out(tmp_path: Path) -> None:
+async def test_a_restart_keeps_sessions_and_sign_outs(tmp_path: Path) -> None:
     file = tmp_path / "sessions"
     sessions = Sessions(SECRET, file)
     stays, stays_cookie = sessions.sign_in("stays")
@@ -34,9 +34,7 @@ async def test_a_restart_keeps_sessions_and_forgets_no_sign_out(tmp_path: Path) 
 
 
 @pytest.mark.parametrize(("secret", "name"), [(SECRET, None), ("", "sessions"), ("", None)])
-async def test_without_a_secret_or_a_file_a_restart_signs_everybody_out(
-    tmp_path: Path, secret: str, name: str | None
-) -> None:
+async def test_a_restart_without_secret_or_file_signs_users_out(tmp_path: Path, secret: str, name: str | None) -> None:
     file = tmp_path / name if name else None
     sessions = Sessions(secret, file)
     _, cookie = sessions.sign_in("alice")
@@ -44,7 +42,7 @@ async def test_without_a_secret_or_a_file_a_restart_signs_everybody_out(
     assert Sessions(secret, file).read(cookie) is None
 
 
-def test_sign_outs_whose_cookies_have_expired_are_dropped(tmp_path: Path) -> None:
+def test_sign_outs_of_expired_cookies_are_dropped(tmp_path: Path) -> None:
     file = tmp_path / "sessions"
     file.write_text("00000000-0000-0000-0000-000000000000 1000\n")
     Sessions(SECRET, file)
@@ -52,7 +50,7 @@ def test_sign_outs_whose_cookies_have_expired_are_dropped(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("content", [b"no time\n", b"\xff\xff 12\n"])
-def test_a_file_that_makes_no_sense_is_refused(tmp_path: Path, content: bytes) -> None:
+def test_an_invalid_sessions_file_is_refused(tmp_path: Path, content: bytes) -> None:
     file = tmp_path / "sessions"
     file.write_bytes(content)
     with pytest.raises(SettingsError, match="SESSIONS_FILE"):

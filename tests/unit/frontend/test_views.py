@@ -1,4 +1,4 @@
-"""What the views compute: the map's layout, charts, and the parts of an address that make sense."""
+"""The views' computations: the map's layout, charts, and the parameters of an address."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ def edge(caller: str, service: str) -> Edge:
     return Edge(caller, service, 1, 0, 1.0, 1.0, "")
 
 
-def test_a_service_stands_right_of_all_that_ask_it() -> None:
+def test_a_service_is_placed_right_of_its_callers() -> None:
     nodes = place_nodes([edge("users", "a"), edge("a", "b"), edge("users", "b"), edge("b", "db"), edge("b", "c")])
     columns = {name: node.x for name, node in nodes.items()}
     assert columns["users"] < columns["a"] < columns["b"] < columns["c"] == columns["db"]
     assert nodes["c"].y != nodes["db"].y
 
 
-def test_services_that_ask_each_other_have_a_place_too() -> None:
+def test_services_in_a_cycle_are_placed() -> None:
     assert set(place_nodes([edge("a", "b"), edge("b", "a"), edge("c", "c")])) == {"a", "b", "c"}
 
 
@@ -33,13 +33,11 @@ def test_services_that_ask_each_other_have_a_place_too() -> None:
     ("count", "seconds", "text"),
     [(120, 60, "2/s"), (30, 60, "30/min"), (1, 3600, "1/h"), (0, 60, "0/h"), (5, None, "")],
 )
-def test_a_rate_is_no_fraction_where_a_longer_time_makes_it_a_number(
-    count: int, seconds: float | None, text: str
-) -> None:
+def test_rates_use_the_shortest_unit_that_avoids_fractions(count: int, seconds: float | None, text: str) -> None:
     assert rate_text(count, seconds) == text
 
 
-def test_a_line_has_a_gap_where_nothing_is_known() -> None:
+def test_a_chart_line_has_a_gap_for_missing_values() -> None:
     series = [Series("a", "#000", [1.0, 2.0, math.nan, 4.0, 5.0]), Series("b", "#111", [])]
     drawn = chart("Requests", "a second", [0.0, 1.0, 2.0, 3.0, 4.0], series, str, str)
     assert [len(line.parts) for line in drawn.lines] == [2, 0]
@@ -49,24 +47,24 @@ def test_a_line_has_a_gap_where_nothing_is_known() -> None:
     assert chart("Requests", "", [], [Series("a", "#000", [])], str, str).empty
 
 
-def test_an_error_budget_is_spent_by_what_missed_the_objective() -> None:
+def test_error_budget_decreases_with_failures() -> None:
     assert Objective("", 0.99, 0, 0).remaining == 1
     assert Objective("", 0.99, 1, 200).remaining == pytest.approx(0.5)
     assert Objective("", 0.99, 4, 200).remaining == pytest.approx(-1)
 
 
 @pytest.mark.parametrize("names", [["http.response.status_code"], ["http.status_code"]])
-def test_attributes_are_found_by_their_former_names_too(names: list[str]) -> None:
+def test_attributes_are_found_by_their_former_names(names: list[str]) -> None:
     assert attribute(dict.fromkeys(names, 200), "http.response.status_code") == 200
     assert attribute({}, "db.query.text") is None
 
 
-def test_an_address_is_read_as_far_as_it_makes_sense() -> None:
+def test_query_string_keeps_known_parameters() -> None:
     assert parse_query("?tab=logs&tab=map&text=a%26b") == {"tab": "map", "text": "a&b"}
     assert parse_query(None) == {}
 
 
-def test_a_log_query_for_loki_quotes_what_it_is_given() -> None:
+def test_logql_quotes_its_values() -> None:
     query = LogQuery(text='a"b', trace_id="0af7", page_files=False, filters=(FieldFilter("die", 'x"', True),))
     assert query.logql() == (
         '{service_name=~".+"} |~ "(?i)a\\"b" != "\\"GET /static/" | trace_id=~"0af7.*" | json | die!="x\\""'

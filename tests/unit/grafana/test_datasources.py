@@ -15,13 +15,13 @@ SOURCES: dict[str, dict[str, Any]] = {one["uid"]: one for one in yaml.safe_load(
 
 
 def tenants(uid: str) -> str:
-    """The tenants of Loki that a data source asks."""
+    """The tenants of Loki that a data source queries."""
     assert SOURCES[uid]["jsonData"]["httpHeaderName1"] == "X-Scope-OrgID"
     return str(SOURCES[uid]["secureJsonData"]["httpHeaderValue1"])
 
 
 def linked(node: Any) -> Iterator[str]:
-    """Every data source that a setting leads to."""
+    """Every data source that a setting links to."""
     if isinstance(node, dict):
         yield from (value for key, value in node.items() if key == "datasourceUid")
         node = list(node.values())
@@ -30,19 +30,19 @@ def linked(node: Any) -> Iterator[str]:
             yield from linked(child)
 
 
-def test_a_span_leads_to_the_lines_of_both_tenants() -> None:
+def test_a_span_links_to_the_lines_of_both_tenants() -> None:
     link = SOURCES["tempo"]["jsonData"]["tracesToLogsV2"]
     assert SOURCES[link["datasourceUid"]]["type"] == "loki"
     assert tenants(link["datasourceUid"]) == TENANTS["X-Scope-OrgID"] == "operations|usage"
     assert {tenants(uid) for uid in ("loki", "loki-usage")} == {"operations", "usage"}
 
 
-def test_every_link_leads_to_a_data_source() -> None:
+def test_every_link_targets_an_existing_data_source() -> None:
     targets = list(linked([source["jsonData"] for source in SOURCES.values()]))
     assert set(targets) == {"tempo", "prometheus", "loki-all"}
 
 
-def test_every_source_of_lines_leads_to_their_traces() -> None:
+def test_every_log_data_source_links_to_traces() -> None:
     sources = [source for source in SOURCES.values() if source["type"] == "loki"]
     assert len(sources) == 3
     for source in sources:

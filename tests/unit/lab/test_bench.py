@@ -8,7 +8,7 @@ from lab.bench import drop_limit, read_wrk
 from lab.cli import main
 
 
-def test_wrk_is_understood() -> None:
+def test_output_of_wrk_is_parsed() -> None:
     out = """Running 3s test @ http://127.0.0.1:8000/roll
   1 threads and 64 connections
   Thread Stats   Avg      Stdev     Max   +/- Stdev
@@ -26,7 +26,7 @@ Requests/sec:    931.69
     assert read_wrk(out) == {"requests": 7461, "seconds": 3.01, "failed": 8, "p50": 0.73, "p99": 1730.0}
 
 
-def test_what_cannot_be_measured_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unknown_measurement_is_reported(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", "everything"]) == 1
     assert "not everything" in capsys.readouterr().err
 
@@ -34,14 +34,12 @@ def test_what_cannot_be_measured_is_said(capsys: pytest.CaptureFixture[str]) -> 
 @pytest.mark.parametrize(
     ("option", "value"), [("--seconds", "-1"), ("--rounds", "0"), ("--clients", "0"), ("--minutes", "nan")]
 )
-def test_a_measure_that_measures_nothing_is_refused(
-    capsys: pytest.CaptureFixture[str], option: str, value: str
-) -> None:
+def test_values_out_of_range_are_refused(capsys: pytest.CaptureFixture[str], option: str, value: str) -> None:
     assert main(["bench", "signals", option, value]) == 2
     assert f"Invalid value for '{option}': {value} is not from" in capsys.readouterr().err
 
 
-def test_the_limit_lies_where_spans_are_dropped() -> None:
+def test_drop_limit_is_the_lowest_rate_with_drops() -> None:
     rates = [(3_000.0, 0.0), (20_000.0, 0.0), (48_000.0, 73_000.0), (60_000.0, 920.0)]
     assert drop_limit(rates) == (
         "spans or lines are dropped from 48,000 rolls/s on, 73,920 in all; up to 20,000 rolls/s none"

@@ -51,7 +51,7 @@ def test_version() -> None:
     assert CliRunner().invoke(dicelab, ["--version"]).output.split()[-1] == importlib.metadata.version("dicelab")
 
 
-def test_help_imports_neither_what_commands_run_nor_what_prints() -> None:
+def test_help_imports_no_command_modules() -> None:
     code = "import sys, lab.cli; lab.cli.main(['--help']); print(*sys.modules)"
     result = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     *text, modules = result.stdout.splitlines()
@@ -59,7 +59,7 @@ def test_help_imports_neither_what_commands_run_nor_what_prints() -> None:
     assert not {"aiohttp", "opentelemetry", "psycopg2", "rich.console", "lab.client"}.intersection(modules.split())
 
 
-def test_each_command_has_a_sentence_of_help_that_fits_60_columns() -> None:
+def test_help_of_each_command_fits_60_columns() -> None:
     for name, command in dicelab.commands.items():
         result = CliRunner().invoke(dicelab, [name, "--help"], terminal_width=60)
         assert result.exit_code == 0
@@ -67,16 +67,16 @@ def test_each_command_has_a_sentence_of_help_that_fits_60_columns() -> None:
         assert max(map(len, result.output.splitlines())) <= 60, name
 
 
-def test_options_and_what_they_choose_from_are_the_same() -> None:
+def test_option_choices_match_the_code() -> None:
     assert set(options.EXPERIMENTS) == set(EXPERIMENTS)
     assert set(options.PROFILES) == set(PROFILES)
-    assert len(stages.SERVICES) == 3  # the highest base port leaves room for them
+    assert len(stages.SERVICES) == 3  # the highest base port leaves room for three
 
 
 @pytest.mark.parametrize(
     ("text", "dice"), [("fair", {"fair": 1.0}), ("fair=3,risky", {"fair": 3.0, "risky": 1.0}), ("x=0.5", {"x": 0.5})]
 )
-def test_dice_with_proportions(given: dict[str, Any], text: str, dice: dict[str, float]) -> None:
+def test_die_option_parses_proportions(given: dict[str, Any], text: str, dice: dict[str, float]) -> None:
     assert main(["traffic", "--die", text]) == 0
     assert given["die"] == dice
 
@@ -98,7 +98,7 @@ def test_dice_with_proportions(given: dict[str, Any], text: str, dice: dict[str,
         (["dwon"], "down"),
     ],
 )
-def test_wrong_usage_is_said_and_nothing_runs(
+def test_wrong_usage_is_reported_and_nothing_runs(
     given: dict[str, Any], capsys: pytest.CaptureFixture[str], arguments: list[str], text: str
 ) -> None:
     assert main(arguments) == 2
@@ -106,7 +106,7 @@ def test_wrong_usage_is_said_and_nothing_runs(
     assert not given
 
 
-def test_defaults_of_a_ratio_and_a_run_dir(given: dict[str, Any]) -> None:
+def test_defaults_of_ratio_and_run_dir(given: dict[str, Any]) -> None:
     assert main(["load-db"]) == 0
     assert given["ratio"] == (1.0, 4.0)
     assert given["run_dir"] == Path(".dicelab")
@@ -118,7 +118,7 @@ def overview(**console: Any) -> str:
     return output.getvalue()
 
 
-def test_an_overview_without_a_terminal_is_plain_and_a_line_a_part() -> None:
+def test_overview_without_a_terminal_is_plain_text() -> None:
     lines = overview().splitlines()
     assert lines[0].strip() == "Dice Lab, stage 6, fast telemetry"
     rows = [line.split() for line in lines[2:]]
@@ -127,7 +127,7 @@ def test_an_overview_without_a_terminal_is_plain_and_a_line_a_part() -> None:
     assert all(character.isascii() for character in overview())
 
 
-def test_an_overview_fits_60_columns_and_has_no_colours_where_none_are_wanted() -> None:
+def test_overview_fits_60_columns_and_honours_no_color() -> None:
     text = overview(force_terminal=True, width=60, no_color=True)
     plain = Text.from_ansi(text).plain
     assert max(len(line.rstrip()) for line in plain.splitlines()) <= 60
@@ -144,5 +144,5 @@ def test_an_overview_fits_60_columns_and_has_no_colours_where_none_are_wanted() 
         (1, [""], "1 missing; 1 not checked"),
     ],
 )
-def test_the_conclusion_of_a_check(missing: int, engines: list[str], text: str) -> None:
+def test_conclusion_of_a_check(missing: int, engines: list[str], text: str) -> None:
     assert conclusion(missing, [NotRunning("", engine) for engine in engines]) == text

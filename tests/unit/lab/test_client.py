@@ -29,14 +29,14 @@ Serve = Callable[[web.Application], Awaitable[TestServer]]
 
 @pytest.fixture
 def running(tmp_path: Path) -> Path:
-    """A run dir that looks as that of a running lab, whose process is this one."""
+    """A run dir like that of a running lab whose process is this one."""
     directory = RunDir(tmp_path / "run")
     directory.claim()
     directory.write_state(STATE)
     return directory.path
 
 
-def test_the_lab_of_a_run_dir(running: Path) -> None:
+def test_a_lab_is_found_by_run_dir(running: Path) -> None:
     lab = Lab.in_run_dir(running)
     assert (lab.front, lab.stage, lab.run_dir) == ("http://127.0.0.1:3", 3, running)
     assert lab.url("dice-roller") == "http://127.0.0.1:2"
@@ -47,12 +47,12 @@ def test_the_lab_of_a_run_dir(running: Path) -> None:
         lab.engine("loki")
 
 
-def test_without_a_frontend_users_go_to_the_roller(tmp_path: Path) -> None:
+def test_without_a_frontend_the_roller_is_the_front(tmp_path: Path) -> None:
     lab = Lab.of_state(RunDir(tmp_path), {"stage": 1, "services": STATE["services"][1:2]})  # type: ignore[index]
     assert lab.front == "http://127.0.0.1:2"
 
 
-def test_a_url_finds_the_lab_of_the_run_dir_or_one_elsewhere(running: Path, tmp_path: Path) -> None:
+def test_a_lab_is_found_by_url(running: Path, tmp_path: Path) -> None:
     assert Lab.find(running).front == "http://127.0.0.1:3"
     by_service = Lab.find(running, "http://127.0.0.1:2")
     assert (by_service.front, by_service.stage) == ("http://127.0.0.1:2", 3)
@@ -63,7 +63,7 @@ def test_a_url_finds_the_lab_of_the_run_dir_or_one_elsewhere(running: Path, tmp_
         Lab.find(tmp_path / "empty")
 
 
-def test_a_lab_that_has_died_does_not_run(tmp_path: Path) -> None:
+def test_a_dead_lab_is_not_running(tmp_path: Path) -> None:
     (tmp_path / "state.json").write_text(json.dumps(STATE))
     with pytest.raises(LabError, match="nothing runs in"):
         Lab.in_run_dir(tmp_path)
@@ -78,16 +78,14 @@ def test_a_lab_that_has_died_does_not_run(tmp_path: Path) -> None:
         ({"dice-roller", "frontend", "die-service", "postgres", "prometheus"}, 5, 8002),
     ],
 )
-def test_containers_are_at_the_ports_of_the_compose_file(
-    tmp_path: Path, names: set[str], stage: int, front: int
-) -> None:
+def test_containers_have_the_ports_of_the_compose_file(tmp_path: Path, names: set[str], stage: int, front: int) -> None:
     lab = Lab.in_containers(tmp_path, Containers("docker", dict.fromkeys(names, "id")))
     assert (lab.stage, lab.front) == (stage, f"http://127.0.0.1:{front}")
     assert set(lab.services) == names - {"postgres", "prometheus"}
     assert lab.engines == ({"prometheus": "http://127.0.0.1:8010"} if "prometheus" in names else {})
 
 
-def test_complete_lines_are_read_and_broken_ones_left_out(tmp_path: Path) -> None:
+def test_incomplete_and_broken_lines_are_skipped(tmp_path: Path) -> None:
     directory = RunDir(tmp_path)
     directory.make()
     (directory.logs / "frontend.jsonl").write_text(
@@ -99,7 +97,7 @@ def test_complete_lines_are_read_and_broken_ones_left_out(tmp_path: Path) -> Non
     assert lab.log_lines("nosuch") == []
 
 
-async def test_capabilities(aiohttp_server: Serve, tmp_path: Path) -> None:
+async def test_capabilities_are_read_from_openapi(aiohttp_server: Serve, tmp_path: Path) -> None:
     batch = {"get": {"parameters": [{"name": "die"}, {"name": "times", "schema": {"maximum": 100}}]}}
     document = {"info": {"title": "frontend"}, "paths": {"/roll": {"get": {}}, "/roll-async": batch}}
 
@@ -120,7 +118,7 @@ async def test_capabilities(aiohttp_server: Serve, tmp_path: Path) -> None:
             await lab.fetch_capabilities()
 
 
-async def test_an_engine_without_a_result_is_missing_it(aiohttp_server: Serve, tmp_path: Path) -> None:
+async def test_an_empty_query_result_is_reported_as_missing(aiohttp_server: Serve, tmp_path: Path) -> None:
     results: list[object] = []
 
     async def query(request: web.Request) -> web.Response:

@@ -26,7 +26,7 @@ def environs(made: LabPlan, workers_dir: Path | None = None) -> dict[str, dict[s
     return {process.name: dict(process.environ) for process in made.service_processes(DATABASE, workers_dir)}
 
 
-def test_services_start_before_those_that_call_them_and_know_each_other(tmp_path: Path) -> None:
+def test_services_start_before_their_callers_and_get_their_urls(tmp_path: Path) -> None:
     made = environs(plan(tmp_path, stage=5, base_port=9000))
     assert list(made) == ["die-service", "dice-roller", "frontend"]
     assert made["frontend"]["DICE_ROLLER_URL"] == "http://127.0.0.1:9000"
@@ -35,7 +35,7 @@ def test_services_start_before_those_that_call_them_and_know_each_other(tmp_path
     assert {environ["DATABASE_URL"] for environ in made.values()} == {DATABASE}
 
 
-def test_a_stage_has_its_services_and_a_database_only_from_five(tmp_path: Path) -> None:
+def test_only_stages_from_5_have_a_database(tmp_path: Path) -> None:
     assert list(environs(plan(tmp_path, stage=1))) == ["dice-roller"]
     assert [plan(tmp_path, stage=stage).embeds_database for stage in range(1, 7)] == [False] * 4 + [True] * 2
     assert not plan(tmp_path, {"DATABASE_URL": DATABASE}, stage=6).embeds_database
@@ -43,7 +43,7 @@ def test_a_stage_has_its_services_and_a_database_only_from_five(tmp_path: Path) 
         plan(tmp_path, stage=7)
 
 
-def test_workers_share_files_of_lines_and_have_one_each_of_spans(tmp_path: Path) -> None:
+def test_workers_share_a_log_file_and_have_their_own_trace_files(tmp_path: Path) -> None:
     made = plan(tmp_path, stage=2, workers=2)
     processes = {process.name: process for process in made.service_processes("", tmp_path / "workers")}
     assert list(processes) == ["dice-roller", "dice-roller-2", "frontend"]  # the page's sessions are in one process
@@ -55,13 +55,13 @@ def test_workers_share_files_of_lines_and_have_one_each_of_spans(tmp_path: Path)
     assert "WORKERS_DIR" not in processes["frontend"].environ
 
 
-def test_spans_go_to_the_users_endpoint_where_there_is_one(tmp_path: Path) -> None:
+def test_a_configured_endpoint_receives_the_spans(tmp_path: Path) -> None:
     (environ,) = environs(plan(tmp_path, {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://there"}, stage=1)).values()
     assert "TRACES_FILE" not in environ
     assert environ["OTEL_EXPORTER_OTLP_ENDPOINT"] == "http://there"
 
 
-def test_an_address_that_stands_for_all_is_reached_by_loopback(tmp_path: Path) -> None:
+def test_wildcard_addresses_are_reached_by_loopback(tmp_path: Path) -> None:
     for host, address in (("0.0.0.0", "127.0.0.1:8000"), ("::", "[::1]:8000"), ("192.0.2.1", "192.0.2.1:8000")):
         made = plan(tmp_path, stage=1, host=host)
         assert made.address(made.stage.services[0]) == address
@@ -76,7 +76,7 @@ def test_an_address_that_stands_for_all_is_reached_by_loopback(tmp_path: Path) -
         ("fast", "standard", "fast"),
     ],
 )
-def test_telemetry_is_chosen_by_option_then_variable(
+def test_telemetry_option_overrides_the_variable(
     tmp_path: Path, option: str | None, variable: str | None, expected: str
 ) -> None:
     made = plan(tmp_path, {"TELEMETRY": variable} if variable else {}, stage=1, telemetry=option)
@@ -84,13 +84,25 @@ def test_telemetry_is_chosen_by_option_then_variable(
     assert environs(made)["dice-roller"].get("TELEMETRY") == (option or variable)
 
 
-def test_the_longest_wait_is_that_of_the_services(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("workers", "telemetry", "advised"),
+    [(1, None, False), (2, None, True), (2, "standard", True), (2, "fast", False)],
+)
+def test_workers_that_take_all_cpus_are_advised_of_the_fast_telemetry(
+    tmp_path: Path, workers: int, telemetry: str | None, advised: bool
+) -> None:
+    made = plan(tmp_path, workers=workers, telemetry=telemetry)
+    assert ("--telemetry fast" in made.workers_advice(4)) == advised
+    assert made.workers_advice(8) == ""
+
+
+def test_roll_delay_is_read_from_option_then_variable(tmp_path: Path) -> None:
     assert plan(tmp_path).roll_delay == 1.0
     assert plan(tmp_path, {"ROLL_DELAY": "0.5"}).roll_delay == 0.5
     assert plan(tmp_path, {"ROLL_DELAY": "0.5"}, roll_delay=0.0).roll_delay == 0.0
 
 
-def test_the_detached_lab_gets_the_same_options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_detached_lab_gets_the_same_options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     options = Options(
         tmp_path / "a b", 3, 9000, "localhost", 0.25, engines=True, workers=2, telemetry="standard", tail=False
     )
@@ -113,6 +125,6 @@ def test_the_detached_lab_gets_the_same_options(tmp_path: Path, monkeypatch: pyt
         ("no.such.host.invalid", 8000, "no.such.host.invalid is no address of this machine"),
     ],
 )
-def test_an_address_that_cannot_be_listened_on_is_said(tmp_path: Path, host: str, base_port: int, text: str) -> None:
+def test_an_address_that_cannot_be_bound_is_reported(tmp_path: Path, host: str, base_port: int, text: str) -> None:
     with pytest.raises(LabError, match=text):
         check_ports(plan(tmp_path, stage=1, host=host, base_port=base_port).ports())

@@ -25,7 +25,7 @@ LOCKED = """\
 
 
 def failing(tmp_path: Path, output: str) -> Home:
-    """PostgreSQL's programs, each of which prints this and fails."""
+    """PostgreSQL's programs, each of which prints a text and fails."""
     programs = tmp_path / "bin"
     programs.mkdir()
     for name in postgres_home.PROGRAMS:
@@ -39,7 +39,7 @@ def failing(tmp_path: Path, output: str) -> Home:
     [
         (INITDB_DISK_FULL, "PostgreSQL does not start: no space left on device in {data}"),
         ("initdb: error: could not look up effective user ID 7\n", "does not start: could not look up effective user"),
-        ("", "does not start: it says nothing"),
+        ("", "does not start: it printed nothing"),
     ],
 )
 def test_a_failing_initdb_is_reported_in_one_line(
@@ -53,7 +53,7 @@ def test_a_failing_initdb_is_reported_in_one_line(
     assert "\n" not in str(failure.value)
 
 
-def test_a_server_that_does_not_start_is_reported_with_its_reason_and_its_log(
+def test_a_server_that_fails_to_start_is_reported_with_reason_and_log(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     home = failing(tmp_path, LOCKED)
@@ -69,6 +69,6 @@ def test_a_server_that_does_not_start_is_reported_with_its_reason_and_its_log(
     server.close()
 
 
-def test_a_process_that_has_taken_a_servers_id_is_left_alone(tmp_path: Path) -> None:
+def test_a_process_with_a_reused_pid_is_not_stopped(tmp_path: Path) -> None:
     (tmp_path / "postmaster.pid").write_text(f"{os.getpid()}\n{tmp_path}\n0\n5432\n{tmp_path}\n\n0\nready\n")
     assert EmbeddedPostgres(tmp_path).stop_left_behind() is False

@@ -1,4 +1,4 @@
-"""Processes that the supervisor starts: their end, their output, their descriptors."""
+"""Processes that the supervisor starts: their exit, output and descriptors."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from pathlib import Path
 from lab.supervise.processes import Process
 
 
-async def test_a_child_that_outlives_its_process_does_not_hide_its_end(tmp_path: Path) -> None:
+async def test_an_exit_is_noticed_despite_a_surviving_child(tmp_path: Path) -> None:
     leaves_a_child = "import subprocess; print('done', flush=True); subprocess.Popen(['sleep', '60']); exit(3)"
-    told: list[bytes] = []
+    seen: list[bytes] = []
     process = await Process.start(
         "parent",
         [sys.executable, "-c", leaves_a_child],
         os.environ,
         tmp_path / "stdout",
         tmp_path / "stderr",
-        lambda _, lines: told.extend(lines),
+        lambda _, lines: seen.extend(lines),
     )
     try:
         assert await asyncio.wait_for(process.ended(), 30) == 3
         assert not process.running
         await process.stop()
-        assert told == [b"done"]
+        assert seen == [b"done"]
         assert (tmp_path / "stdout").read_bytes() == b"done\n"
     finally:
         os.killpg(process.pid, signal.SIGKILL)
@@ -65,7 +65,7 @@ SHORT_OF_DESCRIPTORS = """if True:
 """
 
 
-def test_a_process_that_cannot_be_started_leaves_no_descriptor_open() -> None:
+def test_a_failed_start_leaves_no_descriptor_open() -> None:
     result = subprocess.run(
         [sys.executable, "-c", SHORT_OF_DESCRIPTORS], check=False, capture_output=True, text=True, timeout=60
     )

@@ -13,7 +13,7 @@ from lab.chaos.proxy import Proxy
 
 @asynccontextmanager
 async def echo() -> AsyncIterator[Proxy]:
-    """A proxy in front of a server that answers what it is asked."""
+    """A proxy in front of an echo server."""
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while data := await reader.read(1000):
@@ -29,7 +29,7 @@ async def echo() -> AsyncIterator[Proxy]:
         server.close()
 
 
-async def test_the_proxy_holds_answers_back_and_lets_them_go() -> None:
+async def test_the_proxy_delays_responses_until_the_delay_ends() -> None:
     async with echo() as proxy:
         reader, writer = await asyncio.open_connection(*(await proxy.open()).split(":"))
         writer.write(b"one")
@@ -45,7 +45,7 @@ async def test_the_proxy_holds_answers_back_and_lets_them_go() -> None:
         writer.close()
 
 
-async def test_the_proxy_passes_the_end_of_a_server_on() -> None:
+async def test_the_proxy_closes_when_the_server_closes() -> None:
     async with echo() as proxy:
         reader, writer = await asyncio.open_connection(*(await proxy.open()).split(":"))
         writer.write_eof()

@@ -28,7 +28,7 @@ def test_files_of_an_earlier_lab_are_closed_to_other_users(tmp_path: Path) -> No
     assert stat.S_IMODE(outside.stat().st_mode) == 0o755
 
 
-def test_log_files_rotate_at_whole_lines(tmp_path: Path) -> None:
+def test_log_files_rotate_at_line_ends(tmp_path: Path) -> None:
     file = RotatingFile(tmp_path / "service.jsonl", max_bytes=1000, backups=2)
     for number in range(100):
         file.write(b'{"number": %d}\n' % number * 3)

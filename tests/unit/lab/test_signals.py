@@ -35,7 +35,7 @@ def export(**changes: Any) -> dict[str, Any]:
     return {"resourceSpans": [{"resource": resource, "scopeSpans": [{"scope": {"name": "x"}, "spans": [span]}]}]}
 
 
-def test_a_span_of_a_file() -> None:
+def test_a_span_is_read_from_a_file() -> None:
     (span,) = parse_export(export())
     assert (span.service, span.name, span.kind, span.failed) == ("dice-roller", "GET /roll", 2, True)
     assert (span.trace_id, span.span_id, span.parent_id) == (TRACE, SPAN, PARENT)
@@ -44,7 +44,7 @@ def test_a_span_of_a_file() -> None:
     assert span.events == ["exception"]
 
 
-def test_the_same_span_from_tempo() -> None:
+def test_a_span_is_read_from_tempo() -> None:
     """Tempo writes ids in base64, and kinds and status codes by name."""
     ids = {
         name: base64.b64encode(bytes.fromhex(value)).decode()
@@ -54,7 +54,7 @@ def test_the_same_span_from_tempo() -> None:
     assert parse_export(tempo) == parse_export(export())
 
 
-def test_a_root_span_with_nothing_optional() -> None:
+def test_a_root_span_without_optional_fields_is_read() -> None:
     document = export()
     span = document["resourceSpans"][0]["scopeSpans"][0]["spans"][0]
     for name in ("parentSpanId", "attributes", "events", "status", "kind"):
@@ -63,14 +63,14 @@ def test_a_root_span_with_nothing_optional() -> None:
     assert (found.parent_id, found.attributes, found.events, found.failed, found.kind) == ("", {}, [], False, 0)
 
 
-def test_one_trace_of_many_lines() -> None:
+def test_one_trace_is_selected_from_many_lines() -> None:
     other = "f" * 32
     lines = [json.dumps(export()), json.dumps(export(traceId=other))]
     assert [span.trace_id for span in parse_spans(lines)] == [TRACE, other]
     assert [span.trace_id for span in parse_spans(lines, other)] == [other]
 
 
-def test_a_line_and_its_fields() -> None:
+def test_a_log_line_is_read_with_its_fields() -> None:
     line = parse_line('{"timestamp": "2026-01-02T03:04:05.678Z", "level": "INFO", "logger": "frontend", "n": 1}')
     assert (line.level, line.service, line.message, line.trace_id) == ("INFO", "frontend", "", "")
     assert line.has(n=1, level="INFO")

@@ -1,4 +1,4 @@
-"""What ends is started again, after pauses that grow."""
+"""A process that ends is restarted, after growing pauses."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ class Fragile(Supervised):
 
     async def _start(self) -> bool:
         self.starts += 1
-        return self.starts != 2  # once there is nothing to start
+        return self.starts != 2  # the second start fails
 
 
-async def test_pauses_grow_and_what_was_held_starts_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_restart_pauses_grow_and_a_released_process_starts_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lab.supervise.supervised.FIRST_PAUSE", 0.01)
     kept, pauses = Fragile(), []
     started: asyncio.Queue[int] = asyncio.Queue()
@@ -50,5 +50,5 @@ async def test_pauses_grow_and_what_was_held_starts_at_once(monkeypatch: pytest.
     assert started.empty()
     kept.release()
     assert await started.get() == 5
-    assert len(pauses) == 4  # its end was wanted
+    assert len(pauses) == 4  # it was stopped on purpose
     keeper.cancel()

@@ -35,7 +35,7 @@ def test_few_lines_are_all_shown_in_order() -> None:
     assert len(lines) == 4
 
 
-def test_of_many_lines_errors_are_shown_and_the_rest_is_counted() -> None:
+def test_errors_are_shown_and_other_lines_counted() -> None:
     tail, output = start()
     tail.lines("dice-roller", [line(number, "ERROR" if number % 1000 == 0 else "INFO") for number in range(10_000)])
     lines = shown(tail, output)
@@ -45,7 +45,7 @@ def test_of_many_lines_errors_are_shown_and_the_rest_is_counted() -> None:
     assert lines[-1] == f"… {10_000 - len(rolls):,} more lines; all lines are in /run/logs"
 
 
-def test_no_more_lines_a_second_than_one_can_read() -> None:
+def test_lines_per_second_are_limited() -> None:
     tail, output = start()
     started = time.monotonic()
     given = 0
@@ -64,7 +64,7 @@ def test_no_more_lines_a_second_than_one_can_read() -> None:
     assert all("of them errors" in one for one in lines if "more lines" in one)
 
 
-def test_the_tail_is_readable_and_cannot_be_made_to_steer_the_terminal() -> None:
+def test_the_tail_escapes_control_characters() -> None:
     line = json.dumps(
         {
             "timestamp": "2026-01-02T03:04:05.678Z",

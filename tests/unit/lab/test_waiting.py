@@ -5,7 +5,7 @@ import time
 from lab.waiting import until, within
 
 
-def test_the_first_attempt_is_made_at_once_even_after_the_deadline() -> None:
+def test_the_first_attempt_is_immediate_even_after_the_deadline() -> None:
     assert sum(1 for _ in until(time.monotonic() - 1)) == 1
 
 
@@ -16,7 +16,7 @@ def test_attempts_are_repeated_up_to_the_deadline() -> None:
     assert attempts[-1] >= 0.2  # the last look is at the deadline, not up to a poll earlier
 
 
-async def test_else_runs_when_the_time_is_up() -> None:
+async def test_else_runs_after_the_deadline() -> None:
     never = time.monotonic() - 1
     outcome = []
     for _ in within(0):
@@ -32,7 +32,7 @@ async def test_else_runs_when_the_time_is_up() -> None:
     assert outcome == ["blocking", "asynchronous"]
 
 
-async def test_success_leaves_the_loop() -> None:
+async def test_success_ends_the_loop() -> None:
     attempts = 0
     async for _ in within(10, poll=0):
         attempts += 1

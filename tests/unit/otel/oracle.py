@@ -2,7 +2,7 @@
 
 The dice-roller, the die-service on a real database and a third application, whose handlers end in every way there is,
 in one process, with a client that asks them for everything. It uses the interface of ``otel`` alone; ``TELEMETRY``
-chooses what is behind it. Its spans are in ``DIRECTORY/spans.jsonl``, its lines in ``DIRECTORY/lines.jsonl``, the
+chooses the implementation. Its spans are in ``DIRECTORY/spans.jsonl``, its lines in ``DIRECTORY/lines.jsonl``, the
 services' metrics in ``DIRECTORY/<service>.metrics``. The ports: three for the applications in that order, one that
 stays closed, one whose connections break. The database is ``DATABASE_URL``.
 """
@@ -63,7 +63,7 @@ def caused() -> None:
 
 
 async def ends(request: web.Request) -> web.StreamResponse:
-    """Ends as the path says."""
+    """Ends as the path specifies."""
     how = request.match_info["how"]
     if how == "fails":
         raise RuntimeError("it failed")
@@ -80,7 +80,7 @@ async def ends(request: web.Request) -> web.StreamResponse:
     if how in ("400", "404", "422"):
         raise Problem(int(how), "The caller's mistake.")
     if how == "503":
-        raise unavailable("A dependency is away.", ConnectionRefusedError(111, "refused"))
+        raise unavailable("A dependency is down.", ConnectionRefusedError(111, "refused"))
     if how == "504":
         raise timed_out("A dependency is slow.", TimeoutError())
     if how == "aiohttp-410":
@@ -149,7 +149,7 @@ async def broken(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> 
 
 
 class Asking:
-    """Asks one thing after the other."""
+    """Sends one request after the other."""
 
     def __init__(self, session: ClientSession) -> None:
         self._session = session
@@ -201,13 +201,13 @@ async def ask_everything(
     for status in (201, 304, 418, 500):
         await ask(other_port, f"/ends/well?status={status}", "POST", data=b"x")
     await ask(other_port, "/ends/well", headers={"User-Agent": "own", "X-Own": "1"})
-    # A client that gives up, one that goes away, ports that are closed, connections that break.
+    # A client that times out, one that disconnects, closed ports, broken connections.
     await ask(other_port, "/ends/never", timeout=ClientTimeout(total=0.2))
     await raw(other_port, b"GET /ends/never HTTP/1.1\r\nHost: 127.0.0.1:1\r\n\r\n", wait=False)
     await ask(closed, "/refused?x=1")
     for path in ("/kept", "/kept", "/broken"):
         await ask(breaking, path)
-    # What a caller may send along.
+    # Context that a caller may propagate.
     for traceparent in (
         f"00-{CALLER}-{SPAN}-01", f"00-{CALLER}-{SPAN}-00", f"00-{CALLER}-{SPAN}-03",
         f"00-{'0' * 32}-{SPAN}-01", f"00-{CALLER}-{'0' * 16}-01",
@@ -259,8 +259,7 @@ async def main(directory: Path, ports: list[int]) -> None:
         served(other_app(), other_port),
         ClientSession() as session,
     ):
-        traces.instrument_session(session)
-        ask = Asking(session)
+        ask = Asking(traces.instrument_session(session))
         with suppress_http_instrumentation():
             while True:
                 async with session.get(f"http://127.0.0.1:{roller_port}/readyz") as answer:

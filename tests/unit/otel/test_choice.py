@@ -1,4 +1,4 @@
-"""``TELEMETRY`` chooses one of two packages, and falls back to the standard one where the other is not possible."""
+"""``TELEMETRY`` chooses one of two packages, and falls back to the standard one if the other is not possible."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ INTERFACE = {
     "logs": ["start", "events", "dropped"],
     "metrics": ["new_registry", "Counter", "Gauge", "Histogram", "exemplar"],
 }  # fmt: skip
-# The API keeps its context somewhere else than where otel.fast looks for it.
+# The API keeps its context in another place than otel.fast expects.
 MOVED = """
 import opentelemetry.context as context, runpy
 class Moved:
@@ -44,23 +44,23 @@ def python(program: str, **environ: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.parametrize("module", INTERFACE)
 @pytest.mark.parametrize("telemetry", otel.CHOICES)
-def test_both_packages_have_the_whole_interface(telemetry: str, module: str) -> None:
+def test_both_packages_implement_the_interface(telemetry: str, module: str) -> None:
     names = dir(import_module(f"otel.{telemetry}.{module}"))
     assert set(INTERFACE[module]) <= set(names)
 
 
 @pytest.mark.parametrize(("environ", "expected"), [({}, "standard"), ({"TELEMETRY": "fast"}, "fast")])
-def test_the_variable_chooses(environ: dict[str, str], expected: str) -> None:
+def test_telemetry_variable_selects_the_package(environ: dict[str, str], expected: str) -> None:
     result = python("from otel import logs, metrics, traces; print(logs, metrics, traces)", **environ)
     assert re.findall(r"otel\.(\w+)\.\w+'", result.stdout) == [expected] * 3
 
 
-def test_another_value_stops_the_start_with_one_line() -> None:
+def test_an_invalid_value_stops_the_start_with_one_line() -> None:
     result = python("import otel", TELEMETRY="slow")
     assert (result.returncode, result.stderr) == (2, "TELEMETRY='slow': must be one of standard, fast\n")
 
 
-def test_a_private_name_that_is_missing_is_one_warning_and_the_standard_package(tmp_path: Path) -> None:
+def test_a_missing_private_name_falls_back_to_standard_with_one_warning(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:  # so that it ends at once
         port = str(taken.getsockname()[1])
         result = python(MOVED, TELEMETRY="fast", PORT=port, TRACES_FILE=str(tmp_path / "spans.jsonl"))
@@ -73,7 +73,7 @@ def test_a_private_name_that_is_missing_is_one_warning_and_the_standard_package(
 
 
 def private_names(source: str) -> set[str]:
-    """Names with one leading underscore that are imported, or looked up in anything that is not this package's own."""
+    """Names with one leading underscore that are imported, or looked up in an object of another package."""
     found = set()
     tree = ast.parse(source)
     own = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and node.id in ("self", "span", "series")}
@@ -89,7 +89,7 @@ def private_names(source: str) -> set[str]:
     return found
 
 
-def test_each_private_name_is_there_and_in_the_table_alone() -> None:
+def test_private_names_exist_and_are_only_in_the_table() -> None:
     assert private.missing() is None
     assert private_names("from x import _a\nself.b._c\nz()._d.e") == {"_a", "_d"}
     allowed = {"_value_"}  # documented: https://docs.python.org/3/library/enum.html#supported-sunder-names

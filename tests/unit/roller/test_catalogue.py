@@ -17,7 +17,7 @@ async def session() -> AsyncIterator[ClientSession]:
         yield session
 
 
-async def test_only_names_that_can_be_names_are_passed_on(
+async def test_invalid_names_from_the_die_service_are_dropped(
     aiohttp_server: AiohttpServer, session: ClientSession
 ) -> None:
     async def dice(request: web.Request) -> web.Response:
@@ -34,7 +34,7 @@ async def test_only_names_that_can_be_names_are_passed_on(
     assert unknown.value.known == ["fair"]
 
 
-def test_each_way_to_fail_is_counted_from_zero() -> None:
+def test_each_failure_status_starts_at_zero() -> None:
     registry = CollectorRegistry()
     telemetry = DieServiceTelemetry(registry)
 

@@ -1,4 +1,4 @@
-"""The domain: how dice come up, how they fail, and what a batch makes of both."""
+"""The domain: faces and failures of dice, single and in batches."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ EXTREME = Die("extreme", (0, 0, 6, 6, 6, 6), 0.5)
 
 
 class Watcher:
-    """Notes what a batch tells of each of its rolls."""
+    """Records a batch's calls for each of its rolls."""
 
     def __init__(self) -> None:
         self.under_way = 0
@@ -44,7 +44,7 @@ async def faces_of(die: Die, rolls: int, seed: int) -> Counter[int | None]:
 
 
 @pytest.mark.parametrize("die", [FAIR, RISKY, EXTREME], ids=lambda die: die.name)
-async def test_faces_and_failures_come_as_the_die_promises(die: Die) -> None:
+async def test_faces_and_failures_follow_the_specification(die: Die) -> None:
     rolls = 6000
     seen = await faces_of(die, rolls, seed=20)
     expected: dict[int | None, float] = {None: rolls * die.error_rate}
@@ -55,14 +55,14 @@ async def test_faces_and_failures_come_as_the_die_promises(die: Die) -> None:
     assert chi_square < 13.8  # the 0.1 % quantile for the two degrees of freedom of extreme, the fewest
 
 
-async def test_a_seed_repeats_the_rolls() -> None:
+async def test_a_seed_makes_rolls_reproducible() -> None:
     assert await faces_of(RISKY, 50, seed=3) == await faces_of(RISKY, 50, seed=3)
     first, second = Table(0, seed=3), Table(0, seed=4)
     watcher = Watcher()
     assert await first.roll_batch(FAIR, 30, watcher) != await second.roll_batch(FAIR, 30, watcher)
 
 
-async def test_a_batch_runs_all_its_rolls_at_once_and_to_the_end() -> None:
+async def test_a_batch_runs_all_rolls_concurrently_to_completion() -> None:
     watcher = Watcher()
     rolls = await Table(max_delay=0.02, seed=5).roll_batch(EXTREME, 40, watcher)
     assert watcher.most_under_way == 40
@@ -91,7 +91,7 @@ async def test_a_cancelled_batch_cancels_every_roll() -> None:
     assert not watcher.faces
 
 
-async def test_a_defect_is_not_taken_for_a_failed_roll() -> None:
+async def test_an_unexpected_exception_is_not_a_failed_roll() -> None:
     @contextmanager
     def broken(index: int) -> Iterator[Callable[[int], None]]:
         raise ZeroDivisionError
@@ -102,6 +102,6 @@ async def test_a_defect_is_not_taken_for_a_failed_roll() -> None:
 
 
 @pytest.mark.parametrize(("faces", "error_rate"), [((), 0.0), ((1,), -0.1), ((1,), 1.1), ((1,), float("nan"))])
-def test_a_die_that_makes_no_sense_cannot_be_made(faces: tuple[int, ...], error_rate: float) -> None:
+def test_an_invalid_die_is_refused(faces: tuple[int, ...], error_rate: float) -> None:
     with pytest.raises(ValueError, match="odd"):
         Die("odd", faces, error_rate)

@@ -1,4 +1,4 @@
-"""Connections of a real server: hosts that are not ours, heads that never end, answers' headers."""
+"""Connections of a real server: foreign hosts, incomplete request heads, response headers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from web.application import add_common_routes, new_application
 from web.connection import Runner
 from web.hosts import AllowedHosts
 
-TIMEOUT = 0.4  # seconds that a head may take
+TIMEOUT = 0.4  # seconds that a request head may take
 
 
 async def slow(request: web.Request) -> web.Response:
@@ -62,9 +62,9 @@ async def exchange(port: int, *parts: bytes, pause: float = 0.0) -> bytes:
 
 
 @pytest.mark.parametrize("host", ["test", "test:80", "localhost:1", "127.0.0.1", "[::1]:8000"])
-async def test_own_hosts_are_answered(host: str) -> None:
+async def test_allowed_hosts_are_answered(host: str) -> None:
     async with running() as port:
-        for _ in range(2):  # the second time the host is known
+        for _ in range(2):  # the second time the host is cached
             answer = await exchange(
                 port, f"GET /healthz HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode()
             )
@@ -93,7 +93,7 @@ async def test_foreign_hosts_are_refused(path: str) -> None:
     ],
     ids=["nothing", "half a line", "half a header", "half of a second", "a second, half", "half during the first"],
 )
-async def test_heads_that_never_end_are_closed(parts: list[bytes]) -> None:
+async def test_incomplete_request_heads_time_out(parts: list[bytes]) -> None:
     async with running() as port:
         started = asyncio.get_running_loop().time()
         answer = await exchange(port, *parts, pause=0.1)
@@ -101,14 +101,14 @@ async def test_heads_that_never_end_are_closed(parts: list[bytes]) -> None:
         assert TIMEOUT <= asyncio.get_running_loop().time() - started < 5
 
 
-async def test_a_head_that_trickles_is_closed() -> None:
+async def test_a_trickling_request_head_times_out() -> None:
     async with running() as port:
         started = asyncio.get_running_loop().time()
         await exchange(port, b"GET /healthz HTTP/1.1\r\nHost: test\r\n", *[b"X: y\r\n"] * 100, pause=0.05)
         assert asyncio.get_running_loop().time() - started < 4
 
 
-async def test_slow_answers_bodies_and_idle_connections_are_left_alone() -> None:
+async def test_slow_responses_bodies_and_idle_connections_do_not_time_out() -> None:
     head = b"POST /slow HTTP/1.1\r\nHost: test\r\nContent-Length: 2\r\nConnection: close\r\n\r\n"
     last = b"GET /healthz HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n"
     async with running() as port:
@@ -117,7 +117,7 @@ async def test_slow_answers_bodies_and_idle_connections_are_left_alone() -> None
         assert [answers.count(b"HTTP/1.1 200 ") for answers in await asyncio.gather(idle, body)] == [2, 1]
 
 
-async def test_headers_that_protect_pages() -> None:
+async def test_pages_have_security_headers() -> None:
     async with running() as port, ClientSession(f"http://127.0.0.1:{port}") as session:
         async with session.get("/html") as page:
             assert page.headers["X-Content-Type-Options"] == "nosniff"

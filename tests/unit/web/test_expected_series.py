@@ -31,7 +31,7 @@ def die_service_application() -> web.Application:
     ],
     ids=["dice-roller", "die-service"],
 )
-async def test_each_status_that_a_route_describes_is_at_zero(
+async def test_each_documented_status_starts_at_zero(
     aiohttp_client: AiohttpClient, make_application: object, expected: dict[str, set[int]]
 ) -> None:
     assert callable(make_application)

@@ -18,7 +18,7 @@ def test_own_names_and_addresses_are_allowed(host: str) -> None:
     "host", ["evil.example", "localhost.evil.example", "notlocalhost", "127.0.0.1.evil.example", "x.lab.example", "",
              None],
 )  # fmt: skip
-def test_other_names_are_not(host: str | None) -> None:
+def test_other_names_are_refused(host: str | None) -> None:
     assert host not in AllowedHosts(["frontend", "lab.example"])
 
 
@@ -31,5 +31,5 @@ def test_a_star_allows_every_name() -> None:
     [("127.0.0.1", True), ("127.8.8.8", True), ("::1", True), ("localhost", True),
      ("0.0.0.0", False), ("::", False), ("192.168.1.2", False), ("lab.example", False)],
 )  # fmt: skip
-def test_loopback(host: str, loopback: bool) -> None:
+def test_loopback_addresses_are_recognised(host: str, loopback: bool) -> None:
     assert is_loopback(host) is loopback

@@ -10,7 +10,7 @@ from web.problems import Problem
 
 
 @pytest.mark.parametrize("name", ["fair", "🎲", "עברית", "مكعب", "naïve die", "👩‍👩‍👧"])
-def test_names_in_any_script(name: str) -> None:
+def test_names_in_any_script_are_accepted(name: str) -> None:
     assert die_name(make_mocked_request("GET", f"/roll?die={quote(name)}")) == name
 
 

@@ -48,14 +48,14 @@ async def test_a_ready_service_is_healthy(server: TestServer) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
-async def test_one_that_is_not_ready_is_not(server: TestServer) -> None:
+async def test_a_service_that_is_not_ready_is_unhealthy(server: TestServer) -> None:
     server.app[STATUS][0] = 503
     done = await run(server.port)
     assert done.returncode == 1
     assert done.stderr == "/readyz answers 'HTTP/1.0 503 Service Unavailable'\n"
 
 
-async def test_nor_is_one_that_does_not_listen() -> None:
+async def test_a_service_that_does_not_listen_is_unhealthy() -> None:
     done = await run(unused_port())
     assert done.returncode == 1
     assert "Connection refused" in done.stderr

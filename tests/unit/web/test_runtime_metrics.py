@@ -1,4 +1,4 @@
-"""What a process measures of itself: how late its event loop runs, and how many requests wait in it."""
+"""The metrics of a process: the lag of its event loop, and its requests in flight."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ async def client_of(
     return client
 
 
-async def test_requests_in_flight_are_counted_while_they_last() -> None:
+async def test_requests_in_flight_are_counted() -> None:
     registry, go_on = CollectorRegistry(), asyncio.Event()
 
     async def wait(request: web.Request) -> web.Response:
@@ -51,7 +51,7 @@ async def test_requests_in_flight_are_counted_while_they_last() -> None:
     await client.close()
 
 
-async def test_a_handler_that_blocks_shows_as_lag() -> None:
+async def test_a_blocking_handler_shows_as_lag() -> None:
     registry = CollectorRegistry()
 
     async def block(request: web.Request) -> web.Response:
@@ -72,7 +72,7 @@ async def test_a_handler_that_blocks_shows_as_lag() -> None:
     await client.close()
 
 
-async def test_the_build_is_named() -> None:
+async def test_build_info_has_the_version() -> None:
     registry = CollectorRegistry()
     runtime_metrics.add(web.Application(), registry)
     (sample,) = next(family for family in registry.collect() if family.name == "dicelab_build_info").samples

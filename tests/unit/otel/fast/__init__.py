@@ -1,1 +1,1 @@
-"""The fast room alone: what it encodes, remembers and queues."""
+"""Tests of ``otel.fast`` alone: its encoders, caches and queues."""

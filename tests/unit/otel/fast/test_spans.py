@@ -1,4 +1,4 @@
-"""Spans of ours against the SDK's and the instrumentation packages' own: the same content, on every way out."""
+"""Our spans against those of the SDK: the same content in every encoding."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def finished(content: dict[str, Any]) -> LeanSpan:
 
 
 def without_empty(value: Any) -> Any:
-    """As protobuf sees it: what is empty is not there."""
+    """As in protobuf, empty fields are absent."""
     if isinstance(value, dict):
         return {key: without_empty(entry) for key, entry in value.items() if entry not in ([], "", {})}
     return [without_empty(entry) for entry in value] if isinstance(value, list) else value
@@ -83,7 +83,7 @@ def without_empty(value: Any) -> Any:
 
 @settings(max_examples=100, deadline=None)
 @given(st.lists(CONTENT, min_size=1, max_size=3))
-def test_encoders_say_what_the_standard_ones_say(contents: list[dict[str, Any]]) -> None:
+def test_encoders_agree_with_the_standard_encoders(contents: list[dict[str, Any]]) -> None:
     batch = [finished(content) for content in contents]
     for span in batch:
         resource = span.tracer.resource
@@ -98,7 +98,7 @@ def test_encoders_say_what_the_standard_ones_say(contents: list[dict[str, Any]])
     assert sum(len(scope.spans) for scope in counted) == len(batch)
 
 
-def test_an_attribute_is_not_taken_for_an_equal_one_of_another_type() -> None:
+def test_attribute_cache_distinguishes_types() -> None:
     made, ended = provider()
     for value in (1, True, 1.0, "1", 0, False, 0.0, -0.0):
         made.get_tracer("t").start_span("s", attributes={"key": value}).end()
@@ -113,7 +113,7 @@ def test_an_attribute_is_not_taken_for_an_equal_one_of_another_type() -> None:
         assert ours == standard_protobuf([span.readable()])
 
 
-def test_text_that_is_no_unicode_is_written_all_the_same() -> None:
+def test_invalid_unicode_is_replaced() -> None:
     made, ended = provider()
     made.get_tracer("t").start_span("bad \udc80", attributes={"agent": "\udcff!"}).end()
     (span,) = ended
@@ -125,8 +125,8 @@ def test_text_that_is_no_unicode_is_written_all_the_same() -> None:
 
 
 @pytest.mark.parametrize("state", [None, TraceState([("a", "b")])])
-def test_such_text_reaches_the_standard_encoders_mended(state: TraceState | None) -> None:
-    """A caller with a trace state and a header that is no UTF-8: its span goes the standard way."""
+def test_invalid_unicode_is_replaced_for_the_standard_encoders(state: TraceState | None) -> None:
+    """A caller with a trace state and a header that is not UTF-8: its span is left to the standard encoders."""
     odd = "caf\udce9"
     content = {"scope": ("x", None), "above": (1, 2, state), "links": [], "name": odd, "kind": SpanKind.SERVER}
     span = finished(
@@ -151,7 +151,7 @@ def test_such_text_reaches_the_standard_encoders_mended(state: TraceState | None
     assert written.attributes[0].value.string_value == "caf?"
 
 
-def test_numbers_without_bounds_go_the_standard_way() -> None:
+def test_unusual_attribute_values_are_left_to_the_standard_encoders() -> None:
     made, ended = provider()
     values: list[Any] = [float("inf"), float("nan"), 2**70, None, ["a", 1]]
     for value in values:
@@ -160,7 +160,7 @@ def test_numbers_without_bounds_go_the_standard_way() -> None:
         assert "kept" in [entry["key"] for entry in json.loads(otlp.json_span(span))["attributes"]]
 
 
-def test_limits_of_the_environment_hold(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_limits_are_read_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT", "2")
     monkeypatch.setenv("OTEL_ATTRIBUTE_VALUE_LENGTH_LIMIT", "3")
     made, ended = provider()
@@ -173,7 +173,7 @@ def test_limits_of_the_environment_hold(monkeypatch: pytest.MonkeyPatch) -> None
     assert document["droppedAttributesCount"] == 1
 
 
-def test_more_than_the_standard_limits_is_dropped_as_by_the_sdk() -> None:
+def test_default_limits_are_those_of_the_sdk() -> None:
     made, ended = provider()
     span = made.get_tracer("t").start_span("s", attributes={f"k{number}": number for number in range(130)})
     for number in range(130):
@@ -184,7 +184,7 @@ def test_more_than_the_standard_limits_is_dropped_as_by_the_sdk() -> None:
     assert document["droppedAttributesCount"] == document["droppedEventsCount"] == 2
 
 
-def test_children_parents_and_errors() -> None:
+def test_child_spans_record_parent_and_exception() -> None:
     made, ended = provider()
     tracer = made.get_tracer("t")
     with tracer.start_as_current_span("root") as root:
@@ -204,7 +204,7 @@ def test_children_parents_and_errors() -> None:
     assert root.status_code is StatusCode.UNSET
 
 
-def test_an_ended_span_stays_as_it_is() -> None:
+def test_an_ended_span_ignores_changes() -> None:
     made, ended = provider()
     span = made.get_tracer("t").start_span("s")
     span.set_status(StatusCode.OK)
@@ -246,7 +246,7 @@ def test_samplers_decide_as_documented(
     with tracer.start_as_current_span("s", context) as span, tracer.start_as_current_span("below") as below:
         pass
     assert [span.name for span in ended] == (["below", "s"] if kept else [])
-    # Logs still say which trace they belong to.
+    # Log lines still get the trace id.
     assert span.get_span_context().trace_id == below.get_span_context().trace_id
     assert span.get_span_context().trace_flags.sampled is kept
     if above is not None:
@@ -271,7 +271,7 @@ async def test_spans_of_tasks_do_not_mix() -> None:
     assert all(by_id[span.parent_id].name == span.name.replace("inner", "outer") for span in inner)
 
 
-def test_a_span_that_cannot_be_written_costs_no_other() -> None:
+def test_a_span_that_cannot_be_encoded_is_dropped_alone() -> None:
     class Picky:
         def __init__(self) -> None:
             self.names: list[str] = []
@@ -301,7 +301,7 @@ def test_a_span_that_cannot_be_written_costs_no_other() -> None:
     assert queue.dropped == 2
 
 
-def test_spans_of_many_threads_are_sent_once_each() -> None:
+def test_spans_of_many_threads_are_exported_once() -> None:
     class Keeping:
         def __init__(self) -> None:
             self.names: list[str] = []

@@ -1,4 +1,4 @@
-"""Stack traces of ours against ``traceback``'s own, the first time and when they are known."""
+"""Our stack traces against those of ``traceback``, uncached and cached."""
 
 from __future__ import annotations
 
@@ -118,13 +118,13 @@ def raised(fail: Callable[[str], None], message: str) -> BaseException:
 
 
 @pytest.mark.parametrize("fail", KINDS)
-def test_as_the_standard_library_has_it(fail: Callable[[str], None]) -> None:
+def test_text_equals_that_of_traceback(fail: Callable[[str], None]) -> None:
     for message in ("one", "two!", "", "one"):
         error = raised(fail, message)
         assert stacktraces.stacktrace(error) == "".join(traceback.format_exception(error))
 
 
-def test_a_stack_is_made_into_text_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stack_is_formatted_once(monkeypatch: pytest.MonkeyPatch) -> None:
     expected = "".join(traceback.format_exception(raised(three_links, "two")))
     stacktraces.stacktrace(raised(three_links, "one"))
     for name in ("format_tb", "format_exception"):
@@ -132,12 +132,12 @@ def test_a_stack_is_made_into_text_once(monkeypatch: pytest.MonkeyPatch) -> None
     assert stacktraces.stacktrace(raised(three_links, "two")) == expected
 
 
-def test_one_that_was_never_raised() -> None:
+def test_an_exception_that_was_never_raised() -> None:
     error = ValueError("never raised")
     assert stacktraces.stacktrace(error) == "".join(traceback.format_exception(error)) == "ValueError: never raised\n"
 
 
-def test_more_different_ones_than_are_remembered() -> None:
+def test_cache_of_stacks_is_bounded() -> None:
     for number in range(stacktraces.MAX_STACKS + 10):
         names: dict[str, Callable[[str], None]] = {}
         exec(compile(f"def fail(message):\n    raise ValueError(message, {number})", f"file {number}", "exec"), names)
