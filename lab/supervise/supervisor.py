@@ -10,6 +10,7 @@ import signal
 import socket
 import time
 from collections.abc import Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -171,15 +172,16 @@ class Supervisor:
     def _links(self) -> dict[str, Link]:
         """The connections between services that an experiment can make slow."""
         processes = {supervised.name: supervised for supervised in self._services}
+        services = {service.name: service for service in self._plan.stage.services}
         links = {}
-        if "die-service" in processes:
-            service = next(service for service in self._plan.stage.services if service.name == "die-service")
-            url = URL(self._plan.url(service))
-            links["die-service"] = Link(
-                processes["dice-roller"],
-                (str(url.host), int(url.port or 0)),
-                lambda address: {service.url_variable: f"http://{address}"},
-            )
+        for user, name in (("frontend", "dice-roller"), ("dice-roller", "die-service")):
+            if user in processes and name in services:
+                url = URL(self._plan.url(services[name]))
+                links[name] = Link(
+                    processes[user],
+                    (str(url.host), int(url.port or 0)),
+                    partial(_proxied, services[name].url_variable),
+                )
         if self._postgres is not None:
             links["postgres"] = Link(
                 processes["die-service"],
@@ -290,6 +292,10 @@ async def _started(plan: ProcessPlan, on_lines: OnLines) -> SupervisedProcess:
     supervised = SupervisedProcess(plan.name, launch)
     await supervised.start()
     return supervised
+
+
+def _proxied(variable: str, address: str) -> dict[str, str]:
+    return {variable: f"http://{address}"}
 
 
 def _ignore(service: str, lines: list[bytes]) -> None:
