@@ -150,6 +150,29 @@ chaos.epilog = f"Experiments: {', '.join(EXPERIMENTS)}."
 
 
 @dicelab.command()
+@click.argument("words", nargs=-1, metavar="[ACTION] [N.M] [ANSWER]...")
+@click.option(
+    "--file", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE", help="Read the answer from this file."
+)
+@click.option("--json", is_flag=True, help="Print as JSON.")
+@options.run_dir
+def learn(**given: Any) -> int:
+    """Practise on the running lab: exercises that are checked.
+
+    \b
+    learn [list]           all exercises, and your progress
+    learn 1.1              begin exercise 1.1: the question
+    learn answer 1.1 42    check an answer
+    learn hint 1.1         a hint
+    learn solution 1.1     how to find the answer
+    learn reset [1.1]      forget the progress
+
+    Exit status: 0 right or done, 1 wrong, 2 not possible.
+    """
+    return _run("learn.command", given)
+
+
+@dicelab.command()
 @click.argument("what", nargs=-1, metavar="[signals|paths|scale]...")
 @click.option("--rounds", type=count(1, 100_000), default=5, metavar="N", help="How often each is measured.")
 @click.option(

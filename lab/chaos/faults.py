@@ -189,8 +189,10 @@ class _Faults:
 
     async def _set(self, name: str, variables: Mapping[str, str]) -> None:
         """Restart a service with these variables beside those that it has been given before."""
-        self._variables[name] = {**self._variables.get(name, {}), **variables}
-        await self._service(name).restart(self._variables[name])
+        added = {**self._variables.get(name, {}), **variables}
+        if added:
+            self._variables[name] = added
+        await self._service(name).restart(added)
 
     def _service(self, name: str) -> SupervisedProcess:
         part = self._parts.get(name)
