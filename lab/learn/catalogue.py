@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 from lab import LabError
-from lab.learn import stage1, stage2, stage3, stage4, stage5
+from lab.learn import stage1, stage2, stage3, stage4, stage5, stage6
 from lab.learn.exercise import Exercise
 
 EXERCISES: dict[str, Exercise] = {
     exercise.number: exercise
-    for exercise in (*stage1.EXERCISES, *stage2.EXERCISES, *stage3.EXERCISES, *stage4.EXERCISES, *stage5.EXERCISES)
+    for exercise in (
+        *stage1.EXERCISES,
+        *stage2.EXERCISES,
+        *stage3.EXERCISES,
+        *stage4.EXERCISES,
+        *stage5.EXERCISES,
+        *stage6.EXERCISES,
+    )
 }
 
 

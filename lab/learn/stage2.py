@@ -98,9 +98,9 @@ As the span id of the caller use {parent} in both. When you have sent them, answ
             lambda facts: "done",
             _in_the_wrong_header,
             name="another header",
-            hint="The context travels in the request header traceparent, and a header that is malformed is ignored: four"
-            " fields in small hexadecimal digits, joined by hyphens: version 00, trace id (32 digits), the caller's span"
-            " id (16), flags (2).",
+            hint="The context travels in the request header traceparent, and a header that is malformed is ignored:"
+            " four fields in small hexadecimal digits, joined by hyphens: version 00, trace id (32 digits), the"
+            " caller's span id (16), flags (2).",
         ),
         Mistake(
             lambda facts: "done",
@@ -116,8 +116,8 @@ As the span id of the caller use {parent} in both. When you have sent them, answ
             " parent-based sampler follows its caller, so 00 keeps the whole trace from being recorded.",
         ),
     ),
-    "A request header named traceparent with four fields: 00-<trace id>-<span id of the caller>-<flags>. The flags are 01"
-    " for sampled and 00 for not.",
+    "A request header named traceparent with four fields: 00-<trace id>-<span id of the caller>-<flags>. The flags are"
+    " 01 for sampled and 00 for not.",
     """\
     curl -H 'traceparent: 00-{sampled}-{parent}-01' '{front}/roll?die=fair'
     curl -H 'traceparent: 00-{unsampled}-{parent}-00' '{front}/roll?die=fair'
@@ -175,7 +175,8 @@ For the last {rolls} rolls since {since} one of the services ({services}) ran wi
 took a trace context from its callers nor passed one on. (Everything has been put back since.)
 
 Each of the {rolls} requests entered the frontend with a traceparent header; its trace id began with {prefix}.
-Which service was it? As evidence give the id of a trace that this service began itself although it was sent a context.""",
+Which service was it? As evidence give the id of a trace that this service began itself although it was sent a
+context.""",
     Fields(
         service=Word("the name of the service", SERVICES),
         trace_id=Hexadecimal("a trace id", 32),
@@ -186,15 +187,15 @@ Which service was it? As evidence give the id of a trace that this service began
         Mistake(
             lambda facts: f"{facts['other']} {facts['begun'][0]}",
             name="another service",
-            hint="Follow one request hop by hop. Does the first service continue the trace that the client sent? Does the"
-            " next one continue that of the first? The hop where the trace id changes although a context was sent"
+            hint="Follow one request hop by hop. Does the first service continue the trace that the client sent? Does"
+            " the next one continue that of the first? The hop where the trace id changes although a context was sent"
             " ends at the service. A service that was sent none has to begin a trace, and is not to blame.",
         ),
         Mistake(
             lambda facts: f"{facts['service']} {facts['sent']}",
             name="a trace of the client as evidence",
-            hint="That trace id is one that the client sent. A service that ignores the header begins a trace with an id"
-            " of its own: look for a trace whose first span is that service's.",
+            hint="That trace id is one that the client sent. A service that ignores the header begins a trace with an"
+            " id of its own: look for a trace whose first span is that service's.",
         ),
     ),
     "Compare the trace ids that the client sent with those in the spans and log lines of each service, hop by hop.",
@@ -204,8 +205,9 @@ span of its own for each request, with a new trace id:
 
     jq -r 'select(.timestamp >= "{since}") | [.logger, .trace_id] | @tsv' {run_dir}/logs/*.jsonl | sort | uniq -c
 
-If the frontend ignores the header, the ids with the prefix {prefix} are in no service, and the dice-roller, which is sent
-nothing, begins traces too. If it is the dice-roller, the frontend has the ids of the client and the dice-roller others.""",
+If the frontend ignores the header, the ids with the prefix {prefix} are in no service, and the dice-roller, which is
+sent nothing, begins traces too. If it is the dice-roller, the frontend has the ids of the client and the dice-roller
+others.""",
     accepted=lambda facts: [f"{facts['service']} {trace_id}" for trace_id in facts["begun"][1:]],
     final=True,
 )
@@ -268,8 +270,8 @@ in which one of its spans was open and it was not waiting for another service? A
         Mistake(
             lambda facts: str(100 - facts["share"]),
             name="the others' share",
-            hint="That is the share of everything else. The roller's own time is the duration of GET /roll, less what it"
-            " spent waiting for a service below it.",
+            hint="That is the share of everything else. The roller's own time is the duration of GET /roll, less what"
+            " it spent waiting for a service below it.",
         ),
         Mistake(
             lambda facts: str(facts["share"] / 100),
@@ -282,8 +284,8 @@ in which one of its spans was open and it was not waiting for another service? A
             hint="Those are milliseconds. Divide by the duration of the first span, and multiply by 100.",
         ),
     ),
-    "Divide the duration of the dice-roller's span GET /roll, less the client spans below it, by the duration of the first"
-    " span of the trace.",
+    "Divide the duration of the dice-roller's span GET /roll, less the client spans below it, by the duration of the"
+    " first span of the trace.",
     """\
 The root span HTTP GET lasts from the request to the answer. Within it lies the dice-roller's span GET /roll; from stage
 3 on a client span GET below it waits for the die-service, and that time is not the roller's own.
@@ -326,7 +328,8 @@ DEPENDENCIES = Exercise(
     "Dependencies: draw the service graph",
     "the page, jq, SQL, TraceQL",
     """\
-{requests} requests have just been made; their trace ids begin with {prefix}. Some entered at the frontend, some did not.
+{requests} requests have just been made; their trace ids begin with {prefix}. Some entered at the frontend, some did
+not.
 
 Which service called which, and how often? Give the edges between the services of the lab, each with its count.""",
     Edges(),
@@ -336,8 +339,8 @@ Which service called which, and how often? Give the edges between the services o
         Mistake(
             lambda facts: _edges(facts["with_direct"]),
             name="requests that did not pass the frontend are counted as its calls",
-            hint="Not every request entered at the frontend. An edge is a span whose parent is a span of another service:"
-            " count parent links, not traces.",
+            hint="Not every request entered at the frontend. An edge is a span whose parent is a span of another"
+            " service: count parent links, not traces.",
         ),
         Mistake(
             lambda facts: _edges(facts["edges"], 2),
@@ -353,7 +356,8 @@ derives its service graph (traces_service_graph_request_total) from pairs of cli
     cat {run_dir}/traces/*.jsonl | jq -rs '
       [.[].resourceSpans[] | (.resource.attributes[] | select(.key == "service.name") | .value.stringValue) as $service
        | .scopeSpans[].spans[] | select(.traceId | startswith("{prefix}")) | . + {{service: $service}}]
-      | INDEX(.spanId) as $by_id | .[] | select($by_id[.parentSpanId // ""] and $by_id[.parentSpanId].service != .service)
+      | INDEX(.spanId) as $by_id | .[]
+      | select($by_id[.parentSpanId // ""] and $by_id[.parentSpanId].service != .service)
       | $by_id[.parentSpanId].service + "->" + .service' | sort | uniq -c
 
 Requests that entered at the dice-roller have a parent in no service of the lab, and so no edge to it.""",

@@ -23,7 +23,7 @@ EXTREME = "extreme"
 
 
 async def rolls_of_unknown_dice(lesson: Lesson) -> Facts:
-    worlds = []
+    worlds: list[dict[str, Any]] = []
     for name in ("these requests", "other requests"):
         lesson.prefix = f"{lesson.chance.getrandbits(32) | 2**31:08x}"
         start = time.time()
@@ -62,8 +62,8 @@ MULTI_SERVICE = Exercise(
     "Multi-service traces: where was it not found?",
     "TraceQL",
     """\
-Since {since} users have asked for dice that do not exist, for pages that do not exist, and for ordinary rolls. The trace
-ids of these requests begin with {prefix}.
+Since {since} users have asked for dice that do not exist, for pages that do not exist, and for ordinary rolls. The
+trace ids of these requests begin with {prefix}.
 
 Write a TraceQL query that finds the traces in which the die-service answered 404, and no others. It is checked on these
 requests and on others that you do not see.""",
@@ -74,7 +74,8 @@ requests and on others that you do not see.""",
         Mistake(
             lambda facts: "{ span.http.response.status_code = 404 }",
             name="any service",
-            hint="The query also finds requests that the frontend itself answered with 404. Both conditions have to hold"
+            hint="The query also finds requests that the frontend itself answered with 404. Both conditions have to"
+            " hold"
             ' for the same span: add resource.service.name = "die-service" inside the same braces.',
         ),
         Mistake(
@@ -86,8 +87,8 @@ requests and on others that you do not see.""",
         Mistake(
             lambda facts: '{ resource.service.name = "die-service" && status = error }',
             name="the status of the span instead of the code of the answer",
-            hint="The query asks for spans that failed. A 404 is the client's mistake, so the server's span does not have"
-            " the status error. Ask for the attribute span.http.response.status_code.",
+            hint="The query asks for spans that failed. A 404 is the client's mistake, so the server's span does not"
+            " have the status error. Ask for the attribute span.http.response.status_code.",
         ),
     ),
     "One pair of braces describes one span: which service it is of (resource.service.name), and what it answered"
@@ -162,8 +163,8 @@ Which link was it, and by how many milliseconds did it delay an answer? The link
             hint="Those are seconds; the question asks for milliseconds.",
         ),
     ),
-    "The time on a link is the duration of the client span less that of the server span below it. A database has no server"
-    " span here: its SELECT span holds the link and the query.",
+    "The time on a link is the duration of the client span less that of the server span below it. A database has no"
+    " server span here: its SELECT span holds the link and the query.",
     """\
 Go down the waterfall from the root. At each hop subtract the server span from the client span above it:
 
@@ -171,7 +172,8 @@ Go down the waterfall from the root. At each hop subtract the server span from t
     dice-roller GET - die-service GET /dice     time between dice-roller and die-service
     die-service SELECT (from stage 5 on)        time to the database and in it
 
-All but one are a few milliseconds; {link} has about {milliseconds}. Most of the rest of a roll is the wait of the die.""",
+All but one are a few milliseconds; {link} has about {milliseconds}. Most of the rest of a roll is the wait of the
+die.""",
 )
 
 # --- 3.3 ---
@@ -253,8 +255,8 @@ one that you do not see (within 0.01 s), where the die-service is slow itself an
                 ' - sum(rate(http_request_duration_seconds_sum{job="die-service",handler="/dice"}[10m]))'
             ),
             name="sums instead of means",
-            hint="That subtracts seconds of waiting per second of time. The mean duration is the rate of _sum divided by"
-            " the rate of _count; take it on each side first, because the two sides do not count the same requests.",
+            hint="That subtracts seconds of waiting per second of time. The mean duration is the rate of _sum divided"
+            " by the rate of _count; take it on each side first, because the two sides do not count the same requests.",
         ),
     ),
     "Mean duration = rate of _sum divided by rate of _count. Take it at the client and at the server, and subtract.",
@@ -273,7 +275,8 @@ arrived. Their difference is what neither service can see alone. In this run it 
 
 ERROR_RATIO = """\
 sum by (die_type) (count_over_time({service_name="dice-roller"} | json | message="Roll failed" [10m]))
-  / sum by (die_type) (count_over_time({service_name="dice-roller"} | json | message=~"Roll failed|Roll completed" [10m]))"""
+  / sum by (die_type) (count_over_time({service_name="dice-roller"} | json | message=~"Roll failed|Roll completed"
+[10m]))"""
 
 
 async def lines_of_rolls(lesson: Lesson) -> Facts:
@@ -284,7 +287,7 @@ async def lines_of_rolls(lesson: Lesson) -> Facts:
         if {one.die for one in outcomes if one.status == 500} >= set(names) - {FAIR}:
             break
     await asyncio.sleep(0.2)
-    own = [
+    own: list[loki.Entry] = [
         ({"service_name": service, "level": line.level}, loki.nanoseconds(_at(line)), json.dumps(dict(line.fields)), {})
         for service in lesson.lab.services
         for line in await lesson.lines(service, lesson.began)
@@ -351,8 +354,8 @@ COMPLEX_LOGQL = Exercise(
     "Complex LogQL: the error ratio from lines alone",
     "LogQL",
     """\
-{rolls} rolls have just been made. A roll of the dice-roller ends with one line, "Roll completed" or "Roll failed", which
-has the field die_type.
+{rolls} rolls have just been made. A roll of the dice-roller ends with one line, "Roll completed" or "Roll failed",
+which has the field die_type.
 
 Write a LogQL query that computes the share of failed rolls by die (label die_type), over the last 10 minutes, from log
 lines alone. A die without failures may be missing. Streams have the labels service_name and level. The query is

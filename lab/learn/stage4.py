@@ -79,7 +79,8 @@ How many spans are below the span "async roll batch", and what is the span id of
             " parentSpanId names, one level above.",
         ),
     ),
-    'Each span names its parent in parentSpanId. The children of "async roll batch" are the spans that name its spanId.',
+    'Each span names its parent in parentSpanId. The children of "async roll batch" are the spans that name its'
+    " spanId.",
     """\
     cat {run_dir}/traces/dice-roller.jsonl | jq -r '.resourceSpans[].scopeSpans[].spans[]
       | select(.traceId == "{trace}") | [.name, .spanId, .parentSpanId] | @tsv'
@@ -145,11 +146,12 @@ takes? Give its number: the 3 of "roll 3".""",
         Mistake(
             lambda facts: f"{facts['peak']} {facts['last']}",
             name="the roll with the highest number",
-            hint="That is the roll with the highest number. The numbers are the order in which the rolls start; the batch"
-            " waits for the one that ends last.",
+            hint="That is the roll with the highest number. The numbers are the order in which the rolls start; the"
+            " batch waits for the one that ends last.",
         ),
     ),
-    "Go through starts and ends in the order of time, adding and taking off one. The batch ends when its last roll ends.",
+    "Go through starts and ends in the order of time, adding and taking off one. The batch ends when its last roll"
+    " ends.",
     """\
 The rolls start within a millisecond of each other and wait at the same time, so for a moment all of them are open: the
 peak is {peak}. Roll {deciding} ends last, and the batch can only end after it. Such a span is called the critical path:
@@ -192,8 +194,8 @@ COMPARISON = Exercise(
     "Comparing fairly: predict, then measure",
     "dicelab compare",
     f"""\
-Each roll waits a random time between 0 and {{delay:g}} seconds, every time equally likely. One can roll {{times}} times,
-one roll after the other, or ask for a batch of {{times}}, which wait at the same time.
+Each roll waits a random time between 0 and {{delay:g}} seconds, every time equally likely. One can roll {{times}}
+times, one roll after the other, or ask for a batch of {{times}}, which wait at the same time.
 
 By which factor is the batch faster, on average? First predict it from the two mean times. Then measure it, with ten
 rounds or more:
@@ -212,14 +214,14 @@ standard errors.""",
         Mistake(
             lambda facts: f"{facts['times']} {facts['measured']}",
             name="as many times as there are rolls",
-            hint="The batch would be that much faster if it took as long as one average roll. But it takes as long as its"
-            " longest roll, and the more rolls there are, the longer the longest of them waits.",
+            hint="The batch would be that much faster if it took as long as one average roll. But it takes as long as"
+            " its longest roll, and the more rolls there are, the longer the longest of them waits.",
         ),
         Mistake(
             lambda facts: f"{facts['half']} {facts['measured']}",
             name="the longest wait taken for the whole batch",
-            hint="You have compared with a batch that always takes the longest possible time. On average the longest of n"
-            " uniform waits of up to d is d n/(n+1).",
+            hint="You have compared with a batch that always takes the longest possible time. On average the longest"
+            " of n uniform waits of up to d is d n/(n+1).",
         ),
     ),
     "One after the other the mean waits add up: n d/2. The longest of n uniform waits is d n/(n+1) on average.",
@@ -280,22 +282,22 @@ Which run was it, and for how many milliseconds did the longest single wait of i
         Mistake(
             lambda facts: f"{facts['other']} {facts['longest']}",
             name="the other run",
-            hint="In that run the rolls of the batch overlap: each gives the loop back while it waits. Where the loop is"
-            " blocked, one roll can start only after the one before it has ended.",
+            hint="In that run the rolls of the batch overlap: each gives the loop back while it waits. Where the loop"
+            " is blocked, one roll can start only after the one before it has ended.",
         ),
         Mistake(
             lambda facts: f"{facts['run']} {facts['whole']}",
             name="the whole batch",
-            hint="That is how long the whole batch took. Between two rolls the loop is free for a moment; one block lasts"
-            " as long as one roll.",
+            hint="That is how long the whole batch took. Between two rolls the loop is free for a moment; one block"
+            " lasts as long as one roll.",
         ),
     ),
     "Compare the waterfalls of the two batches: do the rolls overlap, or does each start where the one before it ends?",
     """\
-In run {run} the rolls are a staircase: each starts where the one before it ends, although the code starts all of them at
-once. The batch takes the sum of the waits instead of the longest, and every other request of the process waits as well,
-/metrics and /healthz included. The metric that shows it is event_loop_lag_seconds: how much later than planned the loop
-ran a callback. Profilers see nothing, for a blocked loop uses no CPU.""",
+In run {run} the rolls are a staircase: each starts where the one before it ends, although the code starts all of them
+at once. The batch takes the sum of the waits instead of the longest, and every other request of the process waits as
+well, /metrics and /healthz included. The metric that shows it is event_loop_lag_seconds: how much later than planned
+the loop ran a callback. Profilers see nothing, for a blocked loop uses no CPU.""",
     final=True,
 )
 

@@ -63,14 +63,14 @@ Answer with the number, and yes or no.""",
         Mistake(
             lambda facts: f"{facts['each']} no",
             name="one query for each roll",
-            hint="That would be one query for each roll. A batch asks for its die once and rolls it many times: count the"
-            " SELECT spans.",
+            hint="That would be one query for each roll. A batch asks for its die once and rolls it many times: count"
+            " the SELECT spans.",
         ),
         Mistake(
             lambda facts: f"{facts['queries']} yes",
             name="the parameter is taken for part of the statement",
-            hint="Look at db.query.text again: the value is a placeholder, %s. The instrumentation records the statement as"
-            " the program wrote it, and the driver sends the values beside it.",
+            hint="Look at db.query.text again: the value is a placeholder, %s. The instrumentation records the"
+            " statement as the program wrote it, and the driver sends the values beside it.",
         ),
     ),
     "Count the spans named SELECT of the die-service in this trace, and read their attribute db.query.text.",
@@ -148,8 +148,8 @@ POOL = Exercise(
     "The connection pool: how small can it be?",
     "the page, jq, SQL, PromQL, then a check by load",
     """\
-The network to the database was slow for a moment, and {requests} requests to the die-service were made at {began}. Their
-queries show how long a connection was in use for each: in the log lines "Query executed" of the die-service
+The network to the database was slow for a moment, and {requests} requests to the die-service were made at {began}.
+Their queries show how long a connection was in use for each: in the log lines "Query executed" of the die-service
 (db_query_duration_ms), in its SELECT spans, in database_query_duration_seconds.
 
 Suppose that it stays so slow, and that {rate:g} requests a second come in at equal intervals. What is the smallest
@@ -162,14 +162,14 @@ DB_POOL_SIZE with which none of them has to wait for more than 0.2 s for a conne
         Mistake(
             lambda facts: str(facts["below"]),
             name="rounded down",
-            hint="Too small. Little's law: the connections in use on average are the rate times the time for which each is"
-            " used. A pool smaller than that is overloaded, and the queue grows without end: round up.",
+            hint="Too small. Little's law: the connections in use on average are the rate times the time for which"
+            " each is used. A pool smaller than that is overloaded, and the queue grows without end: round up.",
         ),
         Mistake(
             lambda facts: str(round(facts["rate"])),
             name="a connection for each request in a second",
-            hint="Too large. A connection is free again after each query, so it serves several requests a second: multiply"
-            " the rate by the time for which a query uses it.",
+            hint="Too large. A connection is free again after each query, so it serves several requests a second:"
+            " multiply the rate by the time for which a query uses it.",
         ),
     ),
     "Multiply the rate by the duration of one query, and round up.",
@@ -278,26 +278,27 @@ the lock.""",
         Mistake(
             lambda facts: _at(facts["first_error"], facts["certain"]),
             name="the time of the first error",
-            hint="That is when the first roll failed. A query waits for two seconds before it is cancelled, so the lock is"
-            " older than the first error: look at the start of the longest SELECT spans.",
+            hint="That is when the first roll failed. A query waits for two seconds before it is cancelled, so the"
+            " lock is older than the first error: look at the start of the longest SELECT spans.",
         ),
         Mistake(
             lambda facts: _at(facts["locked"], facts["unharmed"]),
             name="rolls that were answered before the lock",
-            hint="That roll was answered before the lock was taken. A victim has a long SELECT span, or none and a pool that"
-            " was exhausted, and starts while the lock is held.",
+            hint="That roll was answered before the lock was taken. A victim has a long SELECT span, or none and a"
+            " pool that was exhausted, and starts while the lock is held.",
         ),
     ),
     "Find the SELECT spans that lasted two seconds, and look at when the earliest of them began.",
     """\
     jq -r '.resourceSpans[].scopeSpans[].spans[] | select(.name == "SELECT")
-           | ((.endTimeUnixNano | tonumber) - (.startTimeUnixNano | tonumber)) / 1e9 as $seconds | select($seconds > 0.3)
+           | ((.endTimeUnixNano | tonumber) - (.startTimeUnixNano | tonumber)) / 1e9 as $seconds
+           | select($seconds > 0.3)
            | [(.startTimeUnixNano | tonumber / 1e9 | todate), $seconds, .traceId] | @tsv' \\
       {run_dir}/traces/die-service.jsonl | sort | head
 
-The first long SELECT starts when the lock was taken, at {locked_at}. The lines "Query failed" (db_query_duration_ms about
-2000) come two seconds later, when the first queries are cancelled; "Connection pool exhausted" comes when the waiting
-queries hold every connection. Errors tell when users noticed, spans tell when it began.""",
+The first long SELECT starts when the lock was taken, at {locked_at}. The lines "Query failed" (db_query_duration_ms
+about 2000) come two seconds later, when the first queries are cancelled; "Connection pool exhausted" comes when the
+waiting queries hold every connection. Errors tell when users noticed, spans tell when it began.""",
     judge=_judge_lock,
 )
 
@@ -390,21 +391,21 @@ values, and another job that always fails.""",
         Mistake(
             lambda facts: 'sum(increase(http_requests_total{job="frontend",status=~"5.."}[3s])) > 0',
             name="errors that belong to the ordinary state",
-            hint="It does not tell the fault from the ordinary state: dice fail by themselves (500), other jobs have errors of"
-            " their own, and the value of a counter depends on how long the process has run. What is different during the"
-            " fault?",
+            hint="It does not tell the fault from the ordinary state: dice fail by themselves (500), other jobs have"
+            " errors of their own, and the value of a counter depends on how long the process has run. What is"
+            " different during the fault?",
         ),
         Mistake(
             lambda facts: 'sum(http_requests_total{job="frontend",status=~"503|504"}) > ' + f"{facts['errors']:g}",
             name="a counter without a window",
-            hint="A counter never goes down again, so the condition stays true for good. Ask how much it has grown in the"
-            " last seconds: increase(…[3s]).",
+            hint="A counter never goes down again, so the condition stays true for good. Ask how much it has grown in"
+            " the last seconds: increase(…[3s]).",
         ),
         Mistake(
             lambda facts: 'sum(increase(http_requests_total{job="frontend",status=~"503|504"}[3s])) > 10000',
             name="a threshold that is never reached",
-            hint="Nothing in the run matches. Look at which statuses users got during the fault, and at how many requests"
-            " there are in a window.",
+            hint="Nothing in the run matches. Look at which statuses users got during the fault, and at how many"
+            " requests there are in a window.",
         ),
     ),
     "Compare the answers of the frontend by status before and during the fault; use increase() over a few seconds.",
