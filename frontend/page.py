@@ -19,7 +19,7 @@ from frontend.backend import Backend
 from frontend.browser.bridge import Bridge
 from frontend.browser.clock import Clock
 from frontend.browser.render import render
-from frontend.explorer.explorer import TABS, Explorer, parse_query
+from frontend.explorer.explorer import Explorer, parse_query
 from frontend.explorer.sources import Telemetry
 from frontend.panel_server import user_of
 from frontend.rolls import History, Roll
@@ -106,13 +106,12 @@ class RollPage:
         pn.state.on_session_destroyed(lambda _context: self._explorer.stop())
 
     def view(self) -> pn.Template:
-        parts = self._explorer.parts
-        names = [*REGIONS, *(name for names in parts.values() for name in names)]
+        views = self._explorer.views
+        names = [*REGIONS, *(name for view in views for name in view.regions)]
         body = render(
             "templates/body.html",
             regions={name: Markup(self._bridge.region(name)) for name in names},
-            tabs=TABS.items(),
-            parts=parts,
+            views=views,
             username=self._user.username if self._user else None,
         )
         self._bridge.page_sent()

@@ -41,6 +41,7 @@ class Line:
 class MapView:
     """Draws the map of the time range, with the same figures in a table."""
 
+    name, title = "map", "Service map"
     regions = ("map",)
 
     def __init__(self, context: Context) -> None:

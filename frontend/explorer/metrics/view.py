@@ -43,6 +43,7 @@ class MetricsView:
         promise: asks what a die promises; ``None`` when that cannot be had.
     """
 
+    name, title = "metrics", "Metrics"
     regions = ("figures", "heat", "charts", "faces")
 
     def __init__(self, context: Context, promise: Callable[[str], Awaitable[Promise | None]]) -> None:

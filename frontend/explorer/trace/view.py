@@ -45,6 +45,7 @@ class Difference:
 class TraceView:
     """Shows one trace at a time, beside another one where the user compares."""
 
+    name, title = "trace", "Trace"
     regions = ("trace", "spans", "detail")
 
     def __init__(self, context: Context) -> None:
