@@ -162,6 +162,7 @@ def learn(**given: Any) -> int:
     \b
     learn [list]           all exercises, and your progress
     learn 1.1              begin exercise 1.1: the question
+    learn question 1.1     the question again
     learn answer 1.1 42    check an answer
     learn hint 1.1         a hint
     learn solution 1.1     how to find the answer

@@ -12,6 +12,7 @@ from pathlib import Path
 from rich.console import Console
 
 from lab import LabError
+from lab.learn.catalogue import find
 from lab.learn.school import NEW, School
 from lab.terminal import say
 
@@ -66,26 +67,26 @@ def _run(school: School, options: Options, console: Console) -> int:
         else:
             say(console, verdict.text, "green" if verdict.right else "yellow")
         return 0 if verdict.right else WRONG
-    if action not in ("ask", "hint", "solution"):
-        raise LabError(f"no such action: {action[:40]!r}; there are list, N.M, answer, hint, solution and reset")
+    if action not in ("ask", "question", "hint", "solution"):
+        raise LabError(
+            f"no such action: {action[:40]!r}; there are list, N.M, question, answer, hint, solution and reset"
+        )
     _expect(rest, 1, 1, f"dicelab learn {'' if action == 'ask' else action + ' '}N.M")
     number = rest[0]
     if action == "ask":
         text = asyncio.run(school.ask(number))
-        text += f"\n\nAnswer: dicelab learn answer {number} ANSWER\n{_expected(number)}"
+    elif action == "question":
+        text = school.question(number)
     else:
         text = school.hint(number) if action == "hint" else school.solution(number)
+    expected = find(number).form.words
     if options.json:
-        print(json.dumps({"exercise": number, "text": text}))
-    else:
-        say(console, text)
+        print(json.dumps({"exercise": number, "text": text, "expected": expected}))
+        return 0
+    say(console, text)
+    if action in ("ask", "question"):
+        say(console, f"\nAnswer: dicelab learn answer {number} ANSWER\nANSWER is {expected}.", "dim")
     return 0
-
-
-def _expected(number: str) -> str:
-    from lab.learn.catalogue import find
-
-    return f"ANSWER is {find(number).form.words}."
 
 
 def _expect(words: Sequence[str], least: int, most: int, usage: str) -> None:

@@ -87,9 +87,15 @@ class School:
         return exercise.ask(facts)
 
     def question(self, number: str) -> str:
-        """The question of the attempt that is under way; empty where there is none."""
-        entry = self.progress.read().get(number, {})
-        return find(number).ask(entry["facts"]) if "facts" in entry else ""
+        """The question of the attempt that is under way.
+
+        Raises:
+            LabError: when none is.
+        """
+        exercise, entry = find(number), self.progress.read().get(number, {})
+        if "facts" not in entry:
+            raise LabError(f"exercise {number} has not been asked; begin with dicelab learn {number}")
+        return exercise.ask(entry["facts"])
 
     async def answer(self, number: str, text: str) -> Verdict:
         """Check an answer, and note the result.

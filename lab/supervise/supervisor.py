@@ -20,9 +20,10 @@ from yarl import URL
 
 from lab import LabError
 from lab.chaos.faults import FaultServer, Link
+from lab.learn.server import LearnServer
 from lab.supervise import postgres
 from lab.supervise.overview import print_overview
-from lab.supervise.plan import LabPlan, Port, ProcessPlan
+from lab.supervise.plan import LabPlan, Port, ProcessPlan, loopback
 from lab.supervise.private import private_directory
 from lab.supervise.processes import OnLines, Process
 from lab.supervise.readiness import TIMEOUT, readiness
@@ -46,6 +47,7 @@ class Supervisor:
         self._engines: list[SupervisedProcess] = []
         self._postgres: SupervisedPostgres | None = None
         self._faults: FaultServer | None = None
+        self._learn: LearnServer | None = None
         self._workers_dir: Path | None = None
         self._database_url = plan.external_database
 
@@ -97,6 +99,10 @@ class Supervisor:
             await self._postgres.start()
             self._database_url = self._postgres.url
         await self._start_engines()
+        if loopback(plan.options.host):  # exercises restart services: they are for the user of this machine alone
+            self._learn = LearnServer(self._run_dir.path)
+            await self._learn.open()
+            plan.learn_socket = self._learn.path
         if plan.options.workers > 1:
             self._workers_dir = private_directory()  # the path of a socket has to be short
         for process in plan.service_processes(self._database_url, self._workers_dir):
@@ -273,6 +279,8 @@ class Supervisor:
     # --- stop ---
 
     async def _stop(self) -> None:
+        if self._learn is not None:
+            await self._learn.close()
         if self._faults is not None:
             await self._faults.close()
         for supervised in [*reversed(self._services), *reversed(self._engines)]:
