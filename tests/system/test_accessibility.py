@@ -19,6 +19,7 @@ VIEWS = {
     "Metrics": "#charts svg",
     "Service map": ".map svg",
     "Recent traces": "table.traces tr",
+    "Learn": ".learn-list button",
 }
 
 
