@@ -3,3 +3,7 @@
 
 class LabError(Exception):
     """Something the user can mend; its text is one line that says what."""
+
+
+class InputError(LabError):
+    """The user asked for something that makes no sense here; the command ends with exit status 2."""

@@ -15,7 +15,7 @@ from typing import Any
 
 import click
 
-from lab import LabError, options
+from lab import InputError, LabError, options
 from lab.options import DELAY, DURATION, EXPERIMENTS, PROBABILITY, PROFILES, RATE, Dice, Number, Ratio, count
 
 INTERRUPTED = 130  # exit status, as shells have it
@@ -174,6 +174,34 @@ def learn(**given: Any) -> int:
 
 
 @dicelab.command()
+@click.argument("query", metavar="QUERY")
+@click.option("--json", is_flag=True, help="Print an array with an object a row.")
+@click.option("--csv", is_flag=True, help="Print comma-separated values.")
+@options.run_dir
+def sql(**given: Any) -> int:
+    """Query the spans and log lines of the run dir.
+
+    Tables: spans, lines. 'describe spans' lists columns.
+    """
+    return _run("sql", given)
+
+
+@dicelab.command()
+@click.argument("before", type=count(1, 6), metavar="A")
+@click.argument("after", type=count(1, 6), metavar="B")
+@click.option("--seed", type=int, default=7, metavar="N", help="Of the rolls in both stages.")
+@click.option("--no-run", "static", is_flag=True, help="Compare settings, services and panels; start nothing.")
+@click.option("--json", is_flag=True, help="Print the changes as JSON.")
+def diff(**given: Any) -> int:
+    """Compare two stages.
+
+    Starts both for a moment, beside any lab that runs, and compares settings, services, routes, metrics, log fields,
+    spans and panels, and the traces of one roll.
+    """
+    return _run("diff", given)
+
+
+@dicelab.command()
 @click.argument("what", nargs=-1, metavar="[signals|paths|scale]...")
 @click.option("--rounds", type=count(1, 100_000), default=5, metavar="N", help="How often each is measured.")
 @click.option(
@@ -209,7 +237,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return status or 0
     except LabError as error:
         print(f"dicelab: {error}", file=sys.stderr)
-        return 1
+        return 2 if isinstance(error, InputError) else 1
     except click.Abort:
         return INTERRUPTED
     except click.ClickException as error:

@@ -267,10 +267,8 @@ Which roll took longest? Give its trace id, its die, and the milliseconds that t
 A trace is a tree of spans. The one of the dice-roller is GET /roll, with the attribute die.type. Its duration is the
 difference of two times in nanoseconds:
 
-    jq -r '.resourceSpans[].scopeSpans[].spans[] | select(.name == "GET /roll")
-           | [((.endTimeUnixNano | tonumber) - (.startTimeUnixNano | tonumber)) / 1e6, .traceId,
-              (.attributes[] | select(.key == "die.type") | .value.stringValue)] | @tsv' \\
-      {run_dir}/traces/dice-roller.jsonl | tail -40 | sort -rn | head -1
+    dicelab sql "SELECT duration_ms, trace_id, attributes['die.type'] AS die FROM spans
+      WHERE service = 'dice-roller' AND name = 'GET /roll' AND start >= '{since}' ORDER BY 1 DESC LIMIT 1"
 
 From stage 2 on it is quicker in the page: the list of recent rolls is sorted by duration with a click, and the
 waterfall shows how much of the time each service took.""",

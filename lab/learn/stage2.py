@@ -203,7 +203,8 @@ context.""",
 A service that is sent a context and continues it has spans with the same trace id. One without propagation has a root
 span of its own for each request, with a new trace id:
 
-    jq -r 'select(.timestamp >= "{since}") | [.logger, .trace_id] | @tsv' {run_dir}/logs/*.jsonl | sort | uniq -c
+    dicelab sql "SELECT service, trace_id, count(*) AS lines FROM lines
+      WHERE timestamp >= '{since}' AND trace_id IS NOT NULL GROUP BY ALL ORDER BY ALL"
 
 If the frontend ignores the header, the ids with the prefix {prefix} are in no service, and the dice-roller, which is
 sent nothing, begins traces too. If it is the dice-roller, the frontend has the ids of the client and the dice-roller
@@ -290,6 +291,8 @@ in which one of its spans was open and it was not waiting for another service? A
 The root span HTTP GET lasts from the request to the answer. Within it lies the dice-roller's span GET /roll; from stage
 3 on a client span GET below it waits for the die-service, and that time is not the roller's own.
 
+    dicelab sql "SELECT service, name, kind, duration_ms FROM spans WHERE trace_id = '{trace}' ORDER BY start"
+
     own time = GET /roll - GET (if there is one) = {own_ms} ms
     share = own time / HTTP GET = {share} %
 
@@ -353,12 +356,9 @@ Which service called which, and how often? Give the edges between the services o
 Join each span with its parent by parentSpanId = spanId; where the services differ there is an edge. This is how Tempo
 derives its service graph (traces_service_graph_request_total) from pairs of client and server spans.
 
-    cat {run_dir}/traces/*.jsonl | jq -rs '
-      [.[].resourceSpans[] | (.resource.attributes[] | select(.key == "service.name") | .value.stringValue) as $service
-       | .scopeSpans[].spans[] | select(.traceId | startswith("{prefix}")) | . + {{service: $service}}]
-      | INDEX(.spanId) as $by_id | .[]
-      | select($by_id[.parentSpanId // ""] and $by_id[.parentSpanId].service != .service)
-      | $by_id[.parentSpanId].service + "->" + .service' | sort | uniq -c
+    dicelab sql "SELECT parent.service AS caller, child.service AS callee, count(*) AS requests
+      FROM spans child JOIN spans parent ON child.parent_id = parent.span_id AND child.trace_id = parent.trace_id
+      WHERE child.kind = 'server' AND child.trace_id LIKE '{prefix}%' GROUP BY ALL"
 
 Requests that entered at the dice-roller have a parent in no service of the lab, and so no edge to it.""",
 )

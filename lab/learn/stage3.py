@@ -172,6 +172,11 @@ Go down the waterfall from the root. At each hop subtract the server span from t
     dice-roller GET - die-service GET /dice     time between dice-roller and die-service
     die-service SELECT (from stage 5 on)        time to the database and in it
 
+    dicelab sql "SELECT client.service AS caller, server.service AS callee,
+        avg(client.duration_ms - server.duration_ms) AS link_ms
+      FROM spans client JOIN spans server ON server.parent_id = client.span_id
+      WHERE client.kind = 'client' AND server.kind = 'server' AND client.start >= '{since}' GROUP BY ALL"
+
 All but one are a few milliseconds; {link} has about {milliseconds}. Most of the rest of a roll is the wait of the
 die.""",
 )

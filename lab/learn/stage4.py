@@ -82,8 +82,7 @@ How many spans are below the span "async roll batch", and what is the span id of
     'Each span names its parent in parentSpanId. The children of "async roll batch" are the spans that name its'
     " spanId.",
     """\
-    cat {run_dir}/traces/dice-roller.jsonl | jq -r '.resourceSpans[].scopeSpans[].spans[]
-      | select(.traceId == "{trace}") | [.name, .spanId, .parentSpanId] | @tsv'
+    dicelab sql "SELECT name, span_id, parent_id FROM spans WHERE trace_id = '{trace}' ORDER BY start"
 
 The tree has one level a decision of the code: the server span GET /roll-async, below it "query die service" and "async
 roll batch", and below that one span for each roll. Its children are siblings: roll 7 is not a child of roll 6.""",
@@ -153,6 +152,9 @@ takes? Give its number: the 3 of "roll 3".""",
     "Go through starts and ends in the order of time, adding and taking off one. The batch ends when its last roll"
     " ends.",
     """\
+    dicelab sql "SELECT name, start_ns, end_ns FROM spans
+      WHERE trace_id = '{trace}' AND name LIKE 'roll %' ORDER BY end_ns DESC"
+
 The rolls start within a millisecond of each other and wait at the same time, so for a moment all of them are open: the
 peak is {peak}. Roll {deciding} ends last, and the batch can only end after it. Such a span is called the critical path:
 making any other roll faster would not make the batch faster. Durations of overlapping spans must not be added up; their

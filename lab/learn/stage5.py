@@ -75,8 +75,8 @@ Answer with the number, and yes or no.""",
     ),
     "Count the spans named SELECT of the die-service in this trace, and read their attribute db.query.text.",
     """\
-    jq -r '.resourceSpans[].scopeSpans[].spans[] | select(.traceId == "{trace}" and .name == "SELECT")
-           | .attributes[] | select(.key == "db.query.text") | .value.stringValue' {run_dir}/traces/die-service.jsonl
+    dicelab sql "SELECT attributes['db.query.text'] AS statement, count(*) AS times FROM spans
+      WHERE trace_id = '{trace}' AND name = 'SELECT' GROUP BY ALL"
 
 {queries} statements, each with the placeholder %s. The counter database_queries_total grew by as much. Parameters are
 left out of spans on purpose: they may be passwords or names, and one text for all values can be grouped by. What this
@@ -176,8 +176,8 @@ DB_POOL_SIZE with which none of them has to wait for more than 0.2 s for a conne
     """\
 Little's law: connections in use = rate x time in use = {rate:g} x about {seconds} = about {below}.5, so {size}.
 
-    jq 'select(.timestamp >= "{began}" and .message == "Query executed") | .db_query_duration_ms' \\
-      {run_dir}/logs/die-service.jsonl
+    dicelab sql "SELECT db_query_duration_ms FROM lines
+      WHERE timestamp >= '{began}' AND message = 'Query executed'"
 
 The law holds whatever the order of arrivals. Real arrivals are irregular and need some more; and the sum over all
 services must stay below the max_connections of the database.""",
@@ -290,11 +290,8 @@ the lock.""",
     ),
     "Find the SELECT spans that lasted two seconds, and look at when the earliest of them began.",
     """\
-    jq -r '.resourceSpans[].scopeSpans[].spans[] | select(.name == "SELECT")
-           | ((.endTimeUnixNano | tonumber) - (.startTimeUnixNano | tonumber)) / 1e9 as $seconds
-           | select($seconds > 0.3)
-           | [(.startTimeUnixNano | tonumber / 1e9 | todate), $seconds, .traceId] | @tsv' \\
-      {run_dir}/traces/die-service.jsonl | sort | head
+    dicelab sql "SELECT start, duration_ms, trace_id FROM spans
+      WHERE name = 'SELECT' AND duration_ms > 300 AND start >= '{since}' ORDER BY start LIMIT 5"
 
 The first long SELECT starts when the lock was taken, at {locked_at}. The lines "Query failed" (db_query_duration_ms
 about 2000) come two seconds later, when the first queries are cancelled; "Connection pool exhausted" comes when the

@@ -438,9 +438,9 @@ How many of these sessions signed in and never rolled, and whose were they?""",
     ),
     "Group the usage events by session_id. Keep the sessions that have sign_in and no roll.",
     """\
-    jq -s '[.[] | select(.usage == true and .timestamp >= "{since}")] | group_by(.session_id)
-           | map(select(all(.event_type != "roll"))) | {{sessions: length, users: map(.[0].username) | unique}}' \\
-      {run_dir}/logs/frontend.jsonl
+    dicelab sql "SELECT session_id, any_value(username) AS username FROM lines
+      WHERE usage AND timestamp >= '{since}'
+      GROUP BY session_id HAVING count(*) FILTER (event_type = 'roll') = 0"
 
 A question about the absence of an event needs the set of all who could have had it: first the sessions that signed in,
 then those among them without a roll. Rolls without a session, by people who are not signed in, do not matter here. In

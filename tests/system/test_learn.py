@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -9,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from lab import cli
 from lab.client import Lab as AnyLab
 from lab.learn.catalogue import EXERCISES
 from lab.learn.exercise import Exercise, Facts
@@ -60,11 +63,12 @@ class Learner:
         self.exercise = exercise
         self.lab = lab
         self.school = School(lab.run_dir, OUTAGE)
+        self.seconds = 0.0  # that the last question took
 
     async def ask(self) -> Facts:
         began = time.monotonic()
         question = await self.school.ask(self.exercise.number)
-        print(f"exercise {self.exercise.number}: asked in {time.monotonic() - began:.1f} s")
+        self.seconds = time.monotonic() - began
         assert question.strip()
         facts: Facts = self.school.progress.read()[self.exercise.number]["facts"]
         return facts
@@ -82,7 +86,7 @@ class Learner:
 
 @pytest.mark.parametrize("number", IN_ORDER)
 async def test_the_solution_is_right_and_each_mistake_gets_its_hint(
-    number: str, lab_of: Callable[[int, bool], Lab]
+    number: str, lab_of: Callable[[int, bool], Lab], capsys: pytest.CaptureFixture[str], record_property: Any
 ) -> None:
     exercise = EXERCISES[number]
     if missing := missing_programs(exercise):
@@ -104,5 +108,12 @@ async def test_the_solution_is_right_and_each_mistake_gets_its_hint(
     answer = await learner.act(facts, exercise.reference)
     verdict = await learner.school.answer(number, answer)
     assert verdict.right, (verdict.text, answer, facts)
-    assert learner.school.solution(number).endswith(answer)
+    solution = learner.school.solution(number)
+    assert solution.endswith(answer)
+    for statement in re.findall(r'dicelab sql "([^"]+)"', solution):
+        if "tempo" not in learner.lab.engines:
+            capsys.readouterr()
+            assert cli.main(["sql", "--json", "--run-dir", str(learner.lab.run_dir), statement]) == 0
+            assert json.loads(capsys.readouterr().out), statement
     assert learner.school.progress.read()[number]["done"]
+    record_property("seconds", learner.seconds)
