@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
@@ -13,7 +14,10 @@ from lab.learn.stage1 import FAIR, dice
 from lab.signals import Span
 from lab.waiting import within
 
+DEFAULT = "tracecontext,baggage"  # propagators of OpenTelemetry
 SERVICES = (FRONTEND, ROLLER, DIE_SERVICE)
+
+SETTLE = 1.0  # seconds: more than two batches of spans are apart
 
 # --- 2.1 ---
 
@@ -47,6 +51,8 @@ async def _judge_headers(exercise: Exercise, lesson: Lesson, facts: Facts, answe
         found = await lesson.arrived([facts["sampled"], facts["unsampled"]])
         if both <= {span.service for span in found.get(facts["sampled"], [])} or facts["unsampled"] in found:
             break
+    await asyncio.sleep(SETTLE)  # spans of the other request would come a moment later
+    found |= await lesson.arrived([facts["unsampled"]])
     if facts["unsampled"] in found:
         return Verdict(False, f"Trace {facts['unsampled'][:8]}… has spans. {both_sampled.hint}")
     if facts["sampled"] not in found:
@@ -136,7 +142,7 @@ async def one_service_without_propagation(lesson: Lesson) -> Facts:
     service = lesson.chance.choice(names)
     async with lesson.faults() as target:
         # Every service is restarted, so that a restart tells nothing.
-        await target.restart({name: {"OTEL_PROPAGATORS": "none"} if name == service else {} for name in names})
+        await target.restart({name: {"OTEL_PROPAGATORS": "none" if name == service else DEFAULT} for name in names})
         await lesson.ready()
         outcomes = await lesson.roll([FAIR] * 6)
         sent = {one.trace_id for one in outcomes}
@@ -159,7 +165,7 @@ async def one_service_without_propagation(lesson: Lesson) -> Facts:
 
 async def _begun(lesson: Lesson, service: str, upstream: str | None) -> list[str]:
     """The trace ids that a service has logged and the one before it, or the client, has not sent."""
-    own = {line.trace_id for line in await lesson.lines(service, lesson.began) if "die=" in str(line.fields)}
+    own = {line.trace_id for line in await lesson.lines(service, lesson.began) if FAIR in str(line.fields)}
     before = set()
     if upstream is not None:
         before = {line.trace_id for line in await lesson.lines(upstream, lesson.began)}

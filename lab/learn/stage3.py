@@ -197,6 +197,7 @@ async def a_slow_network(lesson: Lesson) -> Facts:
     async with lesson.faults() as target:
         await target.slow(DIE_SERVICE, 0)
         await lesson.ready()
+        await lesson.roll([FAIR] * 4)  # every series exists, and connections are made
         await target.slow(DIE_SERVICE, seconds)
         async with recording.of(lesson):
             outcomes = await lesson.roll([FAIR] * 30)

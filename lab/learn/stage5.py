@@ -322,6 +322,7 @@ async def a_hidden_fault(lesson: Lesson) -> Facts:
         await (target.lock() if fault == "locked table" else target.stop(DIE_SERVICE))
         await asyncio.sleep(DURING)
         await (target.unlock() if fault == "locked table" else target.start(DIE_SERVICE))
+        await lesson.ready()
         ended = time.time()
         await asyncio.sleep(AFTER)
     errors = sum(total(samples, "http_requests_total", {"status": status}) for status in ("503", "504"))

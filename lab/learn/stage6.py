@@ -294,14 +294,20 @@ async def lines_and_metrics(lesson: Lesson) -> Facts:
     for _ in range(2):
         await lesson.ask("/roll", {"die": FAIR}, headers={"Cookie": cookie})
     await _sign_out(lesson, cookie)
-    lines = [line for service in lesson.lab.services for line in await lesson.lines(service, lesson.began)]
-    usage = [dict(line.fields) for line in lines if line.fields.get("usage") is True]
+    usage: list[dict[str, Any]] = []
+    async for _ in within(PATIENCE, 0.1):
+        lines = [line for service in lesson.lab.services for line in await lesson.lines(service, lesson.began)]
+        usage = [dict(line.fields) for line in lines if line.fields.get("usage") is True]
+        if len(usage) == 4:  # sign_in, two rolls, sign_out
+            break
     other = [dict(line.fields) for line in lines if line.fields.get("usage") is not True]
-    of_usage = chance.randint(2, min(4, len(usage)))
+    chance.shuffle(other)
+    other.sort(key=lambda fields: fields["message"] != "Roll requested")  # one of these is always among them
+    of_usage = chance.randint(2, 4)
     business = chance.randint(1, 3)
     entries = [
         *((True, _shown(fields)) for fields in chance.sample(usage, of_usage)),
-        *((False, _shown(fields)) for fields in chance.sample(other, 6 - of_usage)),
+        *((False, _shown(fields)) for fields in (other[0], *chance.sample(other[1:], 5 - of_usage))),
         *((True, f"metric {name}") for name in chance.sample(BUSINESS_METRICS, business)),
         *((False, f"metric {name}") for name in chance.sample(OPERATIONAL_METRICS, 6 - business)),
     ]
