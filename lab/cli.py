@@ -161,6 +161,7 @@ def learn(**given: Any) -> int:
 
     \b
     learn [list]           all exercises, and your progress
+    learn guide 1          the guide of stage 1
     learn 1.1              begin exercise 1.1: the question
     learn question 1.1     the question again
     learn answer 1.1 42    check an answer

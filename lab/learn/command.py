@@ -67,9 +67,17 @@ def _run(school: School, options: Options, console: Console) -> int:
         else:
             say(console, verdict.text, "green" if verdict.right else "yellow")
         return 0 if verdict.right else WRONG
+    if action == "guide":
+        _expect(rest, 1, 1, "dicelab learn guide N")
+        text = school.guide(rest[0])
+        if options.json:
+            print(json.dumps({"stage": int(rest[0]), "text": text}))
+        else:
+            say(console, text)
+        return 0
     if action not in ("ask", "question", "hint", "solution"):
         raise LabError(
-            f"no such action: {action[:40]!r}; there are list, N.M, question, answer, hint, solution and reset"
+            f"no such action: {action[:40]!r}; there are list, guide, N.M, question, answer, hint, solution and reset"
         )
     _expect(rest, 1, 1, f"dicelab learn {'' if action == 'ask' else action + ' '}N.M")
     number = rest[0]

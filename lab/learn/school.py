@@ -22,6 +22,7 @@ from lab.learn.lesson import Lesson
 from lab.learn.progress import Progress
 from lab.supervise import engines
 
+GUIDES = Path(__file__).resolve().parents[2] / "docs" / "stages"
 NEW, ASKED, WRONG, RIGHT = "new", "asked", "wrong", "right"
 GET_IT = {"promtool": "Debian's package prometheus"} | {engine.name: engine.get_it for engine in engines.ENGINES}
 
@@ -137,6 +138,17 @@ class School:
             raise LabError(f"the solution is that of an attempt; begin one with dicelab learn {number}")
         answer = exercise.reference.text(entry["facts"])
         return f"{fill(exercise.solution, entry['facts'])}\n\nThe answer of this attempt: {answer}"
+
+    def guide(self, stage: str) -> str:
+        """The guide of a stage, in Markdown.
+
+        Raises:
+            LabError: when there is none.
+        """
+        found = sorted(GUIDES.glob(f"{stage}-*.md")) if stage.isdecimal() else []
+        if not found:
+            raise LabError(f"there is no guide of a stage {stage[:20]!r} in {GUIDES}")
+        return found[0].read_text()
 
     def reset(self, number: str | None = None) -> None:
         """Forget an exercise, or all of them."""

@@ -24,8 +24,8 @@ from aiohttp import web
 
 from lab.supervise.private import private_directory
 
-ACTIONS = ("list", "ask", "question", "answer", "hint", "solution", "reset")
-NUMBER = re.compile(r"[1-9]\.[1-9]")
+ACTIONS = ("list", "ask", "guide", "question", "answer", "hint", "solution", "reset")
+NUMBER = re.compile(r"[1-9](\.[1-9])?")  # of a stage or an exercise
 LARGEST = 64 * 1024  # bytes of a request
 TIMEOUT = 240.0  # seconds for one exercise
 

@@ -41,6 +41,7 @@ class LearnView:
         on("learn.ask", lambda _value: self._start("ask"))
         on("learn.answer", self._answered)
         on("learn.hint", lambda _value: self._start("hint"))
+        on("learn.guide", lambda _value: self._start("guide"))
         on("learn.solution", lambda _value: self._start("solution"))
 
     def read(self, query: Mapping[str, str]) -> None:
@@ -95,7 +96,8 @@ class LearnView:
             self._doing = "The exercise is being prepared …" if action == "ask" else "The answer is being checked …"
             self._verdict, self._message = None, ""
             self._draw_exercise()
-        reply = await self._exercises.do(action, self._number, answer=self._answer if action == "answer" else "")
+        about = self._number[0] if action == "guide" else self._number
+        reply = await self._exercises.do(action, about, answer=self._answer if action == "answer" else "")
         self._doing = ""
         self._take(action, reply)
         await self._fetch()

@@ -59,6 +59,8 @@ def test_the_list_says_what_is_needed(tmp_path: Path, capsys: pytest.CaptureFixt
         (["answer"], "usage: dicelab learn answer N.M ANSWER"),
         (["answer", "x", "42"], "there is no exercise 'x'"),
         (["solution", "1.1"], "begin one with dicelab learn 1.1"),
+        (["guide", "7"], "there is no guide of a stage '7'"),
+        (["guide", "../1"], "there is no guide of a stage '../1'"),
         (["hint"], "usage: dicelab learn hint N.M"),
         (["hint", "0.0"], "there is no exercise '0.0'"),
         (["reset", "1.1", "1.2"], "usage: dicelab learn reset [N.M]"),
