@@ -1,4 +1,4 @@
-"""What commands print for people."""
+"""Output of commands for people."""
 
 from __future__ import annotations
 
