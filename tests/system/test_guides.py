@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from lab import diff
+from lab.learn.catalogue import EXERCISES
 from tests.support.guides import GUIDES, Command, Shell, blocks, commands, environment, matches
 from tests.support.labs import free_base_port
 from tests.support.queries import parse
@@ -116,6 +117,7 @@ def test_a_guide_has_its_sections_and_its_four_exercises(stage: int) -> None:
     exercises = guide(stage).split("\n## Exercises")[1].split("\n## ")[0]
     rows = re.findall(r"^\| (\d\.\d)†? [^|]+\| [^|]+\?? [^|]*\| `dicelab learn (\d\.\d)` \|$", exercises, re.MULTILINE)
     assert rows == [(f"{stage}.{number}",) * 2 for number in range(1, 5)]
+    assert [number for number in EXERCISES if number.startswith(f"{stage}.")] == [number for number, _ in rows]
 
 
 @pytest.mark.parametrize("stage", STAGES)
