@@ -13,7 +13,7 @@ import sys
 from collections.abc import AsyncIterator
 from typing import Any
 
-from aiohttp import ClientSession, ClientTimeout, DummyCookieJar, web
+from aiohttp import ClientSession, ClientTimeout, DummyCookieJar, TCPConnector, web
 
 import dieservice.routes
 import dieservice.settings
@@ -22,8 +22,7 @@ import roller.settings
 from dieservice.postgres import PostgresCatalogue
 from roller.catalogue import RemoteCatalogue
 from roller.dice import Table
-from web import health, problems
-from web.client import MostRecentFirstConnector
+from web import health, problems, security_headers
 from web.connection import Runner
 from web.hosts import AllowedHosts
 from web.settings import EVENT_LOOPS, Environment, ServerSettings
@@ -49,15 +48,22 @@ class Silence:
 SILENCE: Any = Silence()
 
 
-def roller_app(settings: roller.settings.Settings) -> web.Application:
+def new_application() -> web.Application:
+    """As in ``web.application``, without the middleware that counts, times and logs requests."""
     app = web.Application(middlewares=[problems.middleware()])
+    app.on_response_prepare.append(security_headers.add)
+    return app
+
+
+def roller_app(settings: roller.settings.Settings) -> web.Application:
+    app = new_application()
     remote = settings.die_service
     assert remote is not None, "the reference needs a die-service"
     session = web.AppKey("session", ClientSession)
 
     async def sessions(app: web.Application) -> AsyncIterator[None]:
         async with ClientSession(
-            connector=MostRecentFirstConnector(limit=remote.connections),
+            connector=TCPConnector(limit=remote.connections),
             timeout=ClientTimeout(total=remote.timeout, connect=remote.connect_timeout),
             cookie_jar=DummyCookieJar(),
             auto_decompress=False,
@@ -75,7 +81,7 @@ def roller_app(settings: roller.settings.Settings) -> web.Application:
 
 
 def die_service_app(settings: dieservice.settings.Settings) -> web.Application:
-    app = web.Application(middlewares=[problems.middleware()])
+    app = new_application()
     assert settings.database is not None, "the reference needs a database"
     catalogue = PostgresCatalogue(settings.database, settings.dice, SILENCE, SILENCE)
 

@@ -47,6 +47,7 @@ TICK = 1 / os.sysconf("SC_CLK_TCK")
 HEAVY_SPANS = {"TRACES_FILE_MAX_BYTES": str(2**30), "TRACES_FILE_BACKUPS": "1"}
 NO_TRACES = {"OTEL_SDK_DISABLED": "true"}
 NO_LOGS = {"LOG_LEVEL": "CRITICAL"}
+A_TENTH = {"OTEL_TRACES_SAMPLER": "parentbased_traceidratio", "OTEL_TRACES_SAMPLER_ARG": "0.1"}
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,7 @@ SIGNALS = (
             ("logs alone", WITHOUT_METRICS, NO_TRACES),
             ("traces alone", WITHOUT_METRICS, NO_LOGS),
             ("all", SERVICE, {}),
+            ("all, a tenth of the traces", SERVICE, A_TENTH),
         )
     ),
 )
@@ -186,7 +188,7 @@ def _machine() -> str:
 
 
 class Bed:
-    """What the variants share: a directory, a database, and ports that are given once."""
+    """Shared by the variants: a directory, a database, and ports that are assigned once."""
 
     def __init__(self, directory: Path, database: str, postgres_pid: int | None) -> None:
         self.directory = directory
@@ -195,7 +197,7 @@ class Bed:
         self._given: set[int] = set()
 
     def free_port(self) -> int:
-        """A port that was not given before, below the ephemeral ports that the clients take by the thousand."""
+        """A port that was not assigned before, below the ephemeral ports, of which clients use thousands."""
         while True:
             port = random.randrange(10_000, 15_000)
             with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
@@ -478,11 +480,15 @@ async def _scale(args: Options, console: Console, bed: Bed, faults: list[str]) -
     sustained = {}
     for which, variant in FILES.items():
         async with Deployment(bed, variant, ROLL_DELAY="1") as deployment:
-            sustained[which] = await scale.with_delay(deployment)
+            await scale.with_delay(deployment, args.clients)
+            sustained[which] = await scale.with_delay(deployment, CROWD)
     console.print(_advice(sustained), soft_wrap=True)
+    for variant in FILES.values():
+        async with Deployment(bed, variant) as deployment:
+            await deployment.run(ROLL, args.clients, 1)  # warm up
+            await scale.by_batch_size(deployment)
     async with Deployment(bed, FILES[os.environ.get("TELEMETRY") or "standard"]) as deployment:
         await deployment.run(ROLL, args.clients, 1)  # warm up
-        await scale.by_batch_size(deployment)
         await scale.by_clients(deployment)
         await scale.by_time(deployment)
     return scale.runs
@@ -515,21 +521,22 @@ class _Scale:
         self.runs.append(asdict(run) | {"rolls": rolls} | more)
         return run.total / rolls
 
-    async def with_delay(self, deployment: Deployment) -> float:
+    async def with_delay(self, deployment: Deployment, clients: int) -> float:
         """Returns the share of the possible rolls that were sustained."""
         args = self._args
-        await deployment.run(ROLL, CROWD, 2)  # warm up
+        before = await deployment.dropped()
+        await deployment.run(ROLL, clients, 2)  # warm up
         async with Scraping(deployment, every=args.seconds / 3) as scraping:
-            run = await deployment.run(ROLL, CROWD, args.seconds * 10)
+            run = await deployment.run(ROLL, clients, args.seconds * 10)
         # The load generator counts neither the burst at the start nor the rolls in flight at the end correctly, so
         # the sustained rate comes from the dice-roller's counter.
         rate = scraping.rate(after=args.seconds)
         scrapes = scraping.took
-        dropped = await deployment.dropped()
+        dropped = await deployment.dropped() - before
         self._keep(run, 1, scrape_ms=max(scrapes), sustained=round(rate, 1), dropped=dropped)
-        possible = CROWD / 0.5
+        possible = clients / 0.5
         self._console.print(
-            f"{deployment.variant.name}, {CROWD} clients, each roll with its delay of up to 1 s:"
+            f"{deployment.variant.name}, {clients} clients, each roll with its delay of up to 1 s:"
             f" {rate:,.0f} rolls/s sustained,"
             f" {rate / possible:.1%} of the {possible:,.0f} that are possible, and {run.rate:,.0f} from the first"
             f" request to the last; {run.total:.0f} µs of CPU a roll."
@@ -538,14 +545,16 @@ class _Scale:
             soft_wrap=True,
         )
         if dropped:
-            self._faults.append(
-                f"{deployment.variant.name}: {CROWD} clients with the delay: {dropped:,.0f} spans or lines were dropped"
-            )
+            name = deployment.variant.name
+            self._faults.append(f"{name}, {clients} clients with the delay: {dropped:,.0f} spans or lines were dropped")
         return rate / possible
 
     async def by_batch_size(self, deployment: Deployment) -> None:
+        name = deployment.variant.name
         rows = Table(
-            "rolls in a batch", "rolls/s", "CPU µs a roll", "dropped", title="By batch size", title_justify="left"
+            *("rolls in a batch", "rolls/s", "CPU µs a roll", "dropped"),
+            title=f"By batch size, {name}",
+            title_justify="left",
         )
         rates: list[tuple[float, float]] = []  # rolls a second, spans and lines dropped
         for times in BATCHES:
@@ -560,11 +569,18 @@ class _Scale:
             rows.add_row(str(times), f"{rates[-1][0]:,.0f}", f"{cpu:.0f}", f"{dropped:,.0f}")
         self._console.print(rows)
         if limit := drop_limit(rates):
-            self._faults.append(limit)
+            self._faults.append(f"{name}: {limit}")
 
     async def by_clients(self, deployment: Deployment) -> None:
         before = await deployment.dropped()
-        rows = Table("clients", "rolls/s", "p99 ms", "CPU µs a roll", title="By clients", title_justify="left")
+        rows = Table(
+            "clients",
+            "rolls/s",
+            "p99 ms",
+            "CPU µs a roll",
+            title=f"By clients, {deployment.variant.name}",
+            title_justify="left",
+        )
         for clients in (8, 64, 256, CROWD):
             runs = [await deployment.run(ROLL, clients, self._args.seconds) for _ in range(self._args.rounds)]
             # Without a delay, more clients than usual exceed what the services accept: some requests are refused.
@@ -580,7 +596,9 @@ class _Scale:
         await asyncio.sleep(OVERLOAD_PAUSE)
         before = await deployment.dropped()
         minutes = self._args.minutes
-        rows = Table("after", "rolls/s", "CPU µs a roll", "MB", title="By time", title_justify="left")
+        rows = Table(
+            "after", "rolls/s", "CPU µs a roll", "MB", title=f"By time, {deployment.variant.name}", title_justify="left"
+        )
         slices = max(2, min(12, round(minutes * 6)))
         for number in range(slices):
             run = await deployment.run(ROLL, self._args.clients, minutes * 60 / slices)
@@ -595,7 +613,7 @@ class _Scale:
 
 
 def drop_limit(rates: Sequence[tuple[float, float]]) -> str:
-    """Where the limit lies at which spans and lines are dropped; empty if none were.
+    """The rate from which on spans and lines are dropped; empty if none were.
 
     Args:
         rates: rolls a second, and the spans and lines that were dropped at that rate.
@@ -663,7 +681,7 @@ class Scraping:
 def _table(title: str, console: Console) -> Table:
     rows = Table(title=f"{title}. {_machine()}", title_justify="left", box=SIMPLE_HEAD)
     rows.add_column("", no_wrap=True)
-    for column in ("req/s", "ratio", "p50 ms", "p99 ms", "CPU µs", "roller", "die-s.", "postgres", "MB"):
+    for column in ("req/s", "ratio", "by CPU", "p50 ms", "p99 ms", "CPU µs", "roller", "die-s.", "postgres", "MB"):
         rows.add_column(column, justify="right")
     return rows
 
@@ -680,6 +698,7 @@ def _row(rows: Table, name: str, runs: Sequence[Run], bare: Sequence[Run]) -> No
         name,
         f"{median(lambda run: run.rate):,.0f}",
         f"{ratio:.2f}",
+        f"{min(run.total for run in bare) / least.total:.2f}",
         f"{median(lambda run: run.p50):.1f}",
         f"{median(lambda run: run.p99):.1f}",
         f"{least.total:.0f}",

@@ -15,7 +15,7 @@ from typing import Any
 
 import click
 
-from lab import LabError, options
+from lab import InputError, LabError, options
 from lab.options import DELAY, DURATION, EXPERIMENTS, PROBABILITY, PROFILES, RATE, Dice, Number, Ratio, count
 
 INTERRUPTED = 130  # exit status, as shells have it
@@ -147,8 +147,15 @@ def load_db(**given: Any) -> int:
 @click.option("--compose", is_flag=True, help="Use the lab in containers, by docker or podman.")
 @click.option("--rate", type=RATE, default=50.0, metavar="N", help="Rolls a second during the experiment.")
 @click.option("--steady", type=DURATION, default=5.0, metavar="SECONDS", help="Duration before the fault.")
-@click.option("--fault", type=DURATION, default=20.0, metavar="SECONDS", help="Duration of the fault.")
+@click.option("--fault", type=DURATION, default=45.0, metavar="SECONDS", help="Duration of the fault.")
 @click.option("--recovery", type=DURATION, default=30.0, metavar="SECONDS", help="The time limit of the recovery.")
+@click.option(
+    "--silence",
+    type=Number(0, 600, " seconds"),
+    default=120.0,
+    metavar="SECONDS",
+    help="The longest wait for alerts to fall silent after the fault.",
+)
 @options.experiment
 def chaos(**given: Any) -> int:
     """Inject a fault into the lab, and check that telemetry shows it."""
@@ -156,6 +163,59 @@ def chaos(**given: Any) -> int:
 
 
 chaos.epilog = f"Experiments: {', '.join(EXPERIMENTS)}."
+
+
+@dicelab.command()
+@click.argument("words", nargs=-1, metavar="[ACTION] [N.M] [ANSWER]...")
+@click.option(
+    "--file", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE", help="Read the answer from this file."
+)
+@click.option("--json", is_flag=True, help="Print as JSON.")
+@options.run_dir
+def learn(**given: Any) -> int:
+    """Practise on the running lab: exercises that are checked.
+
+    \b
+    learn [list]           all exercises, and your progress
+    learn guide 1          the guide of stage 1
+    learn 1.1              begin exercise 1.1: the question
+    learn question 1.1     the question again
+    learn answer 1.1 42    check an answer
+    learn hint 1.1         a hint
+    learn solution 1.1     how to find the answer
+    learn reset [1.1]      forget the progress
+
+    Exit status: 0 right or done, 1 wrong, 2 not possible.
+    """
+    return _run("learn.command", given)
+
+
+@dicelab.command()
+@click.argument("query", metavar="QUERY")
+@click.option("--json", is_flag=True, help="Print an array with an object a row.")
+@click.option("--csv", is_flag=True, help="Print comma-separated values.")
+@options.run_dir
+def sql(**given: Any) -> int:
+    """Query the spans and log lines of the run dir.
+
+    Tables: spans, lines. 'describe spans' lists columns.
+    """
+    return _run("sql", given)
+
+
+@dicelab.command()
+@click.argument("before", type=count(1, 6), metavar="A")
+@click.argument("after", type=count(1, 6), metavar="B")
+@click.option("--seed", type=int, default=7, metavar="N", help="Of the rolls in both stages.")
+@click.option("--no-run", "static", is_flag=True, help="Compare settings, services and panels; start nothing.")
+@click.option("--json", is_flag=True, help="Print the changes as JSON.")
+def diff(**given: Any) -> int:
+    """Compare two stages.
+
+    Starts both for a moment, beside any lab that runs, and compares settings, services, routes, metrics, log fields,
+    spans and panels, and the traces of one roll.
+    """
+    return _run("diff", given)
 
 
 @dicelab.command()
@@ -198,7 +258,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return status or 0
     except LabError as error:
         print(f"dicelab: {error}", file=sys.stderr)
-        return 1
+        return 2 if isinstance(error, InputError) else 1
     except click.Abort:
         return INTERRUPTED
     except click.ClickException as error:

@@ -13,10 +13,12 @@ from prometheus_client.samples import Sample
 
 __all__ = [
     "OPENMETRICS",
+    "Family",
     "Line",
     "Sample",
     "Span",
     "parse_export",
+    "parse_families",
     "parse_line",
     "parse_samples",
     "parse_spans",
@@ -76,6 +78,15 @@ class Line:
     def has(self, **fields: Any) -> bool:
         """Whether the line has all these fields with these values."""
         return fields.items() <= self.fields.items()
+
+
+@dataclass(frozen=True)
+class Family:
+    """A metric: its name as queries have it (``…_total`` for a counter), its type, its labels without ``le``."""
+
+    name: str
+    kind: str
+    labels: tuple[str, ...]
 
 
 def parse_spans(lines: Iterable[str], trace_id: str | None = None) -> list[Span]:
@@ -162,6 +173,22 @@ def parse_samples(text: str) -> list[Sample]:
         ValueError: when the page is in another format.
     """
     return [sample for family in text_string_to_metric_families(text) for sample in family.samples]  # type: ignore[no-untyped-call]
+
+
+def parse_families(text: str) -> list[Family]:
+    """The metrics of a ``/metrics`` page in the OpenMetrics format.
+
+    Raises:
+        ValueError: when the page is in another format.
+    """
+    return [
+        Family(
+            f"{family.name}_total" if family.type == "counter" else family.name,
+            family.type,
+            tuple(sorted({label for sample in family.samples for label in sample.labels} - {"le"})),
+        )
+        for family in text_string_to_metric_families(text)  # type: ignore[no-untyped-call]
+    ]
 
 
 def total(samples: Iterable[Sample], name: str, labels: Mapping[str, str] | None = None) -> float:

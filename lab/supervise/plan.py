@@ -1,13 +1,15 @@
-"""What a lab consists of: its processes, each with its command, environment and files, and its ports.
+"""The plan of a lab: its processes, each with its command, environment and files, and its ports.
 
 Nothing here starts anything; :mod:`lab.supervise.supervisor` runs the plan.
 """
 
 from __future__ import annotations
 
+import socket
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
+from ipaddress import ip_address
 from pathlib import Path
 
 from lab.supervise import engines, stages
@@ -98,6 +100,7 @@ class LabPlan:
             else None
         )
         self._environ = dict(environ)
+        self.learn_socket: Path | None = None  # where the page finds the exercises
         self.external_database = environ.get("DATABASE_URL", "")
 
     @property
@@ -108,6 +111,16 @@ class LabPlan:
     @property
     def telemetry(self) -> str:
         return self.options.telemetry or self._environ.get("TELEMETRY") or TELEMETRY[0]
+
+    def workers_advice(self, cpus: int) -> str:
+        """What to do instead of more workers, where those of the two services take all CPUs; else empty."""
+        workers = 2 * self.options.workers
+        if self.options.workers == 1 or workers < cpus or self.telemetry == TELEMETRY[1]:
+            return ""
+        return (
+            f"--workers {self.options.workers}: {workers} processes take all {cpus} CPUs. More of them do not help;"
+            " --telemetry fast rolls about twice as often with the same CPUs."
+        )
 
     @property
     def roll_delay(self) -> float:
@@ -191,6 +204,8 @@ class LabPlan:
             environ[other.url_variable] = self.url(other)
         environ.setdefault("TELEMETRY_DIR", str(self.run_dir.path))
         environ.setdefault("SESSIONS_FILE", str(self.run_dir.path / "sessions"))
+        if self.learn_socket is not None:
+            environ["LEARN_SOCKET"] = str(self.learn_socket)
         if self.engines:
             for name, url in self.engines.urls().items():
                 environ.setdefault(name, url)
@@ -213,3 +228,12 @@ class LabPlan:
             "TRACES_FILE": str(self.run_dir.traces / f"{name}.jsonl"),
             "OTEL_BSP_SCHEDULE_DELAY": environ.get("OTEL_BSP_SCHEDULE_DELAY", FILE_EXPORT_DELAY_MS),
         }
+
+
+def loopback(host: str) -> bool:
+    """Whether an address can be reached from this machine only."""
+    try:
+        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+    except OSError:
+        return True  # no address at all; the ports' check says so
+    return all(ip_address(str(address[0]).partition("%")[0]).is_loopback for *_, address in found)

@@ -116,9 +116,8 @@ def of_client(method: str, url: str) -> Attributes:
             attributes["server.address"] = parts.hostname
         if parts.port:
             attributes["server.port"] = parts.port
-    if (
-        OLD_HTTP and NEW_HTTP
-    ):  # the package sets these if both conventions are chosen, but not for the older names alone
+    # The package sets these if both conventions are chosen, but not for the older names alone.
+    if OLD_HTTP and NEW_HTTP:
         attributes |= {
             old: attributes[new]
             for old, new in (("http.host", "server.address"), ("net.peer.port", "server.port"))

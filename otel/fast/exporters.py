@@ -16,7 +16,7 @@ from opentelemetry.util.re import parse_env_headers
 from otel.fast import otlp, spans
 from otel.fast.queue import Exporter
 from otel.standard import variables
-from otel.standard.export import RotatingFile
+from otel.standard.files import RotatingFile
 from otel.standard.variables import TraceFile
 
 COMPRESSIONS: dict[str, Callable[[bytes], bytes] | None] = {

@@ -12,22 +12,19 @@ its ``trace_id`` and ``span_id``; a line of ours carries its event's fields besi
 
 from __future__ import annotations
 
-import json
 import logging
 import os
-import sys
 import threading
 import time
 from collections import deque
 from collections.abc import Callable
 from functools import lru_cache, partial
-from types import TracebackType
 from typing import Any
 
-import orjson
 from opentelemetry.trace import Span
 
 from otel.fast import spans
+from otel.standard.lines import capture, dump, timestamp
 
 # A reader of stdout that stalls must neither block the event loop nor let memory grow for ever:
 # beyond this many waiting lines new ones are dropped and the loss is itself logged.
@@ -124,7 +121,9 @@ class LineWriter:
     def _made(self, event: Any) -> bytes:
         moment, level, message, span, fields = event
         try:
-            return _dump(_document(self._service, moment, level, message, span) | fields)
+            document = _document(self._service, moment, level, message, span)
+            document.update(fields)
+            return dump(document) + b"\n"
         except Exception as error:  # a value that cannot be turned into text must not end the thread
             return plain_line(self._service, f"unprintable log line {message!r}: {type(error).__name__}")
 
@@ -146,31 +145,14 @@ def dropped() -> int:
     return sum(writer.dropped for writer in _writers)
 
 
-@lru_cache(4)
-def _second(whole: int) -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(whole))
-
-
-def _timestamp(seconds: float) -> str:
-    """RFC 3339 in UTC with milliseconds, such as ``2026-01-02T03:04:05.678Z``."""
-    whole = int(seconds)
-    return f"{_second(whole)}.{int((seconds - whole) * 1000 + 1e-4):03d}Z"
-
-
-def _dump(document: dict[str, Any]) -> bytes:
-    try:
-        return orjson.dumps(document, default=str, option=orjson.OPT_APPEND_NEWLINE | orjson.OPT_NON_STR_KEYS)
-    except TypeError:
-        # Lone surrogates (bytes of a request that were no UTF-8) and integers beyond 64 bits:
-        # orjson refuses them, the standard encoder escapes them.
-        return json.dumps(document, default=str).encode() + b"\n"
+_level_name = lru_cache(16)(logging.getLevelName)
 
 
 def _document(service: str, moment: float, level: int, message: str, span: Span | None) -> dict[str, Any]:
     """The fields of every line."""
     document = {
-        "timestamp": _timestamp(moment),
-        "level": logging.getLevelName(level),
+        "timestamp": timestamp(moment),
+        "level": _level_name(level),
         "message": message,
         "logger": service,
     }
@@ -181,7 +163,7 @@ def _document(service: str, moment: float, level: int, message: str, span: Span 
 
 def plain_line(service: str, error: str) -> bytes:
     """An ERROR line about the logging itself."""
-    return _dump(_document(service, time.time(), logging.ERROR, error, None))
+    return dump(_document(service, time.time(), logging.ERROR, error, None)) + b"\n"
 
 
 class JsonHandler(logging.Handler):
@@ -201,7 +183,7 @@ class JsonHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
-            self._writer.write(_dump(self._document(record)))
+            self._writer.write(dump(self._document(record)) + b"\n")
         except Exception as error:  # a line that cannot be formatted must not vanish unseen
             unprintable = f"unprintable log line from {record.pathname}: {error!r}"
             self._writer.write(plain_line(self._service, unprintable))
@@ -258,38 +240,13 @@ def start(service: str, level: str = "INFO", descriptor: int = 1) -> Callable[[]
     """
     writer = LineWriter(descriptor, service)
     _writers.append(writer)
-    root = logging.getLogger()
-    handlers, root_level = root.handlers[:], root.level
-    root.handlers[:] = [JsonHandler(service, writer)]
-    root.setLevel(level)
-    _Events.writer, _Events.level = writer, root.level
-    # Libraries imported by now may have brought handlers of their own, which write past this one, and levels.
-    for name in list(logging.root.manager.loggerDict):
-        library = logging.getLogger(name)
-        library.handlers.clear()
-        library.propagate = True
-        library.setLevel(logging.NOTSET)
-    logging.captureWarnings(True)
-    # No line has these, and they take a fifth of the time of a record (Logging HOWTO, Optimization).
-    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
-
-    def uncaught(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
-        root.critical("Uncaught exception", exc_info=(kind, error, traceback))
-
-    def uncaught_in_thread(args: threading.ExceptHookArgs) -> None:
-        if args.exc_value is not None:
-            uncaught(args.exc_type, args.exc_value, args.exc_traceback)
-
-    hooks = sys.excepthook, threading.excepthook
-    sys.excepthook, threading.excepthook = uncaught, uncaught_in_thread
+    restore = capture(JsonHandler(service, writer), level)
+    _Events.writer, _Events.level = writer, logging.getLogger().level
 
     def stop() -> None:
         # From now on, log lines and uncaught exceptions go where they went before start().
         _Events.writer = None
-        root.handlers[:] = handlers
-        root.setLevel(root_level)
-        logging.captureWarnings(False)
-        sys.excepthook, threading.excepthook = hooks
+        restore()
         writer.stop()
 
     return stop

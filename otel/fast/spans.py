@@ -46,7 +46,7 @@ from opentelemetry.util.types import Attributes
 
 from otel.fast import private
 from otel.fast.stacktraces import stacktrace
-from otel.standard.export import utf8
+from otel.standard.text import utf8
 
 log = logging.getLogger(__name__)
 

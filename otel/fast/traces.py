@@ -17,29 +17,17 @@ from functools import lru_cache
 
 from opentelemetry import trace
 from opentelemetry.context import Context
-from opentelemetry.trace import Span, SpanKind, Status, StatusCode, Tracer
+from opentelemetry.trace import Span, SpanKind, Tracer
 from opentelemetry.util.types import Attributes
 
 from otel.fast import http_client, http_server, spans, sql
 from otel.fast.exporters import exporters
 from otel.fast.queue import FLUSH_TIMEOUT, Exporter, SpanQueue
 from otel.standard import variables
-from otel.standard.traces import resource
+from otel.standard.traces import record_failure, rename_span, resource
 from otel.standard.variables import TraceFile, TracingError
 
-__all__ = [
-    "TraceFile",
-    "TracingError",
-    "current_ids",
-    "dropped",
-    "instrument_session",
-    "record_failure",
-    "rename_span",
-    "root_span",
-    "set_attribute",
-    "span",
-    "start",
-]
+__all__ = ["TraceFile", "TracingError", "record_failure", "rename_span"]  # exported besides what is defined here
 
 log = logging.getLogger(__name__)
 
@@ -65,12 +53,12 @@ def start(service: str, file: TraceFile | None = None, untraced_paths: Sequence[
     """Set up this process's tracing; call it once, before any application or database pool is made.
 
     Args:
-        service: the ``service.name``, unless ``OTEL_SERVICE_NAME`` says another.
-        file: where spans go when no OTLP endpoint is set; ``None`` keeps the standard default endpoint.
+        service: the ``service.name``, unless ``OTEL_SERVICE_NAME`` is set.
+        file: where spans go when no OTLP endpoint is set; ``None``: to the exporter's default endpoint.
         untraced_paths: regular expressions of request paths that get no span.
 
     Returns:
-        A function that flushes the last spans, trying for :data:`FLUSH_TIMEOUT` seconds.
+        A function that exports the last spans, for at most :data:`FLUSH_TIMEOUT` seconds.
 
     Raises:
         TracingError: when a variable has a value that cannot be used.
@@ -126,23 +114,11 @@ def set_attribute(key: str, value: str | int | float | bool) -> None:
         span.set_attribute(key, value)
 
 
-def record_failure(error: BaseException) -> None:
-    """Mark the current span as failed because of ``error``: status ERROR and the exception event."""
-    span = trace.get_current_span()
-    span.record_exception(error)
-    span.set_status(Status(StatusCode.ERROR, f"{type(error).__name__}: {error}"))
-
-
 def span(name: str, attributes: Attributes = None) -> AbstractContextManager[Span]:
     """A business span around a block. An exception that leaves the block marks the span as failed."""
     return _tracer().start_as_current_span(name, attributes=attributes)
 
 
 def root_span(name: str) -> AbstractContextManager[Span]:
-    """The root of a new trace, for something that a user starts other than by an HTTP request."""
+    """The root of a new trace, for work that does not start with an HTTP request."""
     return _tracer().start_as_current_span(name, context=Context(), kind=SpanKind.SERVER)
-
-
-def rename_span(name: str) -> None:
-    """Give the current span another name than its instrumentation did."""
-    trace.get_current_span().update_name(name)

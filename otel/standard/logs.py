@@ -13,20 +13,15 @@ Lines of libraries, warnings and uncaught exceptions go the same way. A line wri
 
 from __future__ import annotations
 
-import json
 import logging
-import sys
-import threading
-import time
 from collections.abc import Callable
-from functools import lru_cache
-from types import TracebackType
 from typing import Any
 
-import orjson
-
 from otel.standard import traces
-from otel.standard.stdout import StdoutHandler
+from otel.standard.lines import capture, dump, timestamp
+from otel.standard.stdout import StdoutHandler, dropped
+
+__all__ = ["dropped"]  # exported besides what is defined here
 
 
 class JsonFormatter(logging.Formatter):
@@ -38,7 +33,7 @@ class JsonFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         document: dict[str, Any] = {
-            "timestamp": f"{_second(int(record.created))}.{int(record.msecs):03d}Z",
+            "timestamp": timestamp(record.created),
             "level": record.levelname,
             "message": record.getMessage(),
             "logger": self._service,
@@ -50,28 +45,7 @@ class JsonFormatter(logging.Formatter):
         document |= {"source": record.name} if fields is None else fields  # a library's line names the library
         if record.exc_info and record.exc_info[0] is not None:
             document["exception"] = self.formatException(record.exc_info)
-        return dump(document)
-
-
-@lru_cache(4)
-def _second(whole: int) -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(whole))
-
-
-def dump(document: dict[str, Any]) -> str:
-    """The document as JSON on one line; ``json`` takes the lone surrogates and the big integers that orjson refuses."""
-    try:
-        return orjson.dumps(document, default=str, option=orjson.OPT_NON_STR_KEYS).decode()
-    except TypeError:
-        return json.dumps(document, default=str)
-
-
-_handlers: list[StdoutHandler] = []
-
-
-def dropped() -> int:
-    """How many of this process's lines were dropped."""
-    return sum(handler.dropped for handler in _handlers)
+        return dump(document).decode()
 
 
 def events(service: str) -> Callable[..., None]:
@@ -80,7 +54,8 @@ def events(service: str) -> Callable[..., None]:
 
     def line(level: int, message: str, /, **fields: Any) -> None:
         if logger.isEnabledFor(level):
-            logger.log(level, message, extra={"fields": fields})  # without arguments a % is a %
+            # What logger.log() does, without a search of the stack for the caller's file and line, which no line has.
+            logger.handle(logger.makeRecord(service, level, "", 0, message, (), None, extra={"fields": fields}))
 
     return line
 
@@ -97,36 +72,10 @@ def start(service: str, level: str = "INFO", descriptor: int = 1) -> Callable[[]
         A function that writes the last lines and restores the logging there was before.
     """
     handler = StdoutHandler(JsonFormatter(service), descriptor)
-    _handlers.append(handler)
-    root = logging.getLogger()
-    handlers, root_level = root.handlers[:], root.level
-    root.handlers[:] = [handler]
-    root.setLevel(level)
-    # Libraries may have added handlers of their own, which bypass this one, and set levels.
-    for name in list(logging.root.manager.loggerDict):
-        library = logging.getLogger(name)
-        library.handlers.clear()
-        library.propagate = True
-        library.setLevel(logging.NOTSET)
-    logging.captureWarnings(True)
-    # No line has these, and they take a fifth of the time of a record (Logging HOWTO, Optimization).
-    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
-
-    def uncaught(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
-        root.critical("Uncaught exception", exc_info=(kind, error, traceback))
-
-    def uncaught_in_thread(args: threading.ExceptHookArgs) -> None:
-        if args.exc_value is not None:
-            uncaught(args.exc_type, args.exc_value, args.exc_traceback)
-
-    hooks = sys.excepthook, threading.excepthook
-    sys.excepthook, threading.excepthook = uncaught, uncaught_in_thread
+    restore = capture(handler, level)
 
     def stop() -> None:
-        root.handlers[:] = handlers
-        root.setLevel(root_level)
-        logging.captureWarnings(False)
-        sys.excepthook, threading.excepthook = hooks
+        restore()
         handler.stop()
 
     return stop

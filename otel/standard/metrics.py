@@ -8,7 +8,7 @@ Follows https://prometheus.io/docs/practices/instrumentation/. Usage::
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 from opentelemetry import trace
 from prometheus_client import (
@@ -21,10 +21,8 @@ from prometheus_client import (
     ProcessCollector,
     disable_created_metrics,
 )
-from prometheus_client.core import CounterMetricFamily
-from prometheus_client.registry import Collector
 
-from otel.standard import logs, traces
+from otel.standard.dropped import DroppedTelemetry, dropped
 
 __all__ = ["Counter", "Gauge", "Histogram", "exemplar", "new_registry"]
 
@@ -38,11 +36,6 @@ def exemplar() -> dict[str, str] | None:
     return {"trace_id": trace.format_trace_id(context.trace_id)} if context.trace_flags.sampled else None
 
 
-def dropped() -> dict[str, int]:
-    """The spans and log lines that this process dropped, by signal."""
-    return {"traces": traces.dropped(), "logs": logs.dropped()}
-
-
 def new_registry(dropped: Callable[[], dict[str, int]] = dropped) -> CollectorRegistry:
     """A registry that already holds the process's own metrics: CPU, memory, garbage collection, dropped telemetry."""
     # A *_created series for each counter would double /metrics and nothing here reads it.
@@ -51,20 +44,5 @@ def new_registry(dropped: Callable[[], dict[str, int]] = dropped) -> CollectorRe
     ProcessCollector(registry=registry)
     PlatformCollector(registry=registry)
     GCCollector(registry=registry)
-    registry.register(_Dropped(dropped))
+    registry.register(DroppedTelemetry(dropped))
     return registry
-
-
-class _Dropped(Collector):
-    """A collector computes its values at each scrape."""
-
-    def __init__(self, dropped: Callable[[], dict[str, int]]) -> None:
-        self._dropped = dropped
-
-    def collect(self) -> Iterator[CounterMetricFamily]:
-        family = CounterMetricFamily(
-            "telemetry_dropped", "Spans (traces) and log lines (logs) that were dropped.", labels=["signal"]
-        )
-        for signal, count in self._dropped().items():
-            family.add_metric([signal], count)
-        yield family

@@ -13,6 +13,14 @@ LINES_PER_WRITE = 1024
 WRITE_INTERVAL = 0.02  # seconds a line waits for others, so that one write takes many
 
 
+_handlers: list[StdoutHandler] = []
+
+
+def dropped() -> int:
+    """How many of this process's lines were dropped."""
+    return sum(handler.dropped for handler in _handlers)
+
+
 class StdoutHandler(logging.Handler):
     """Writes lines from a thread of its own: a reader of stdout that stalls must not block the event loop."""
 
@@ -26,6 +34,7 @@ class StdoutHandler(logging.Handler):
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="log-writer", daemon=True)
         self._thread.start()
+        _handlers.append(self)
 
     def emit(self, record: logging.LogRecord) -> None:
         if len(self._lines) >= MAX_WAITING_LINES:
@@ -34,7 +43,7 @@ class StdoutHandler(logging.Handler):
         try:
             line = self.format(record)
         except Exception as error:  # a line that cannot be formatted must not disappear
-            line = self._own_line(f"unprintable log line {record.msg!r} from {record.pathname}: {type(error).__name__}")
+            line = self._own_line(f"unprintable log line {record.msg!r} of {record.name}: {type(error).__name__}")
         self._lines.append(line.encode() + b"\n")
         if not self._filled.is_set():
             self._filled.set()

@@ -56,7 +56,7 @@ def test_signals_and_paths_are_measured(tmp_path: Path) -> None:
     assert document["faults"] == []
     assert document["load"] == "bench.load"
     signals, paths = document["signals"], document["paths"]
-    assert len({run["variant"] for run in signals}) == len(signals) == 9
+    assert len({run["variant"] for run in signals}) == len(signals) == 11
     assert len({(run["variant"], run["path"]) for run in paths}) == len(paths) == 20
     for run in signals + paths:
         assert run["requests"] > 0
@@ -67,8 +67,9 @@ def test_signals_and_paths_are_measured(tmp_path: Path) -> None:
 
 def test_scale_is_measured(tmp_path: Path) -> None:
     result, document = measured(tmp_path, "scale", "--minutes", "0.01", seconds=0.4)
-    crowd, fast, *others = document["scale"]
-    assert (crowd["variant"], fast["variant"]) == ("standard", "fast")
+    few, crowd, _, fast, *others = document["scale"]
+    assert (few["variant"], crowd["variant"], fast["variant"]) == ("standard", "standard", "fast")
+    assert few["clients"] == 4
     assert "TELEMETRY=" in result.stdout
     # A busy machine may refuse some of a thousand concurrent connections; that is reported.
     assert len(document["faults"]) == (crowd["failed"] > 0), document["faults"]
@@ -78,8 +79,9 @@ def test_scale_is_measured(tmp_path: Path) -> None:
     # Two ways to count the same rolls; the first of them start at the same time.
     assert crowd["rate"] / 2 < crowd["sustained"] < crowd["rate"] * 2
     assert crowd["scrape_ms"] > 0
-    assert [run["rolls"] for run in others] == [1, 2, 5, 10, 20, 50, 100] + [1] * 6
-    assert [run["clients"] for run in others[7:]] == [8, 64, 256, CROWD, 4, 4]
+    assert [run["rolls"] for run in others] == [1, 2, 5, 10, 20, 50, 100] * 2 + [1] * 6
+    assert [run["variant"] for run in others] == ["standard"] * 7 + ["fast"] * 7 + ["standard"] * 6
+    assert [run["clients"] for run in others[14:]] == [8, 64, 256, CROWD, 4, 4]
     assert others[-1]["resident_mb"] > 50
 
 

@@ -84,6 +84,18 @@ def test_telemetry_option_overrides_the_variable(
     assert environs(made)["dice-roller"].get("TELEMETRY") == (option or variable)
 
 
+@pytest.mark.parametrize(
+    ("workers", "telemetry", "advised"),
+    [(1, None, False), (2, None, True), (2, "standard", True), (2, "fast", False)],
+)
+def test_workers_that_take_all_cpus_are_advised_of_the_fast_telemetry(
+    tmp_path: Path, workers: int, telemetry: str | None, advised: bool
+) -> None:
+    made = plan(tmp_path, workers=workers, telemetry=telemetry)
+    assert ("--telemetry fast" in made.workers_advice(4)) == advised
+    assert made.workers_advice(8) == ""
+
+
 def test_roll_delay_is_read_from_option_then_variable(tmp_path: Path) -> None:
     assert plan(tmp_path).roll_delay == 1.0
     assert plan(tmp_path, {"ROLL_DELAY": "0.5"}).roll_delay == 0.5

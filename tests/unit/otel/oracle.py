@@ -259,8 +259,7 @@ async def main(directory: Path, ports: list[int]) -> None:
         served(other_app(), other_port),
         ClientSession() as session,
     ):
-        traces.instrument_session(session)
-        ask = Asking(session)
+        ask = Asking(traces.instrument_session(session))
         with suppress_http_instrumentation():
             while True:
                 async with session.get(f"http://127.0.0.1:{roller_port}/readyz") as answer:

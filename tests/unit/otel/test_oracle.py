@@ -198,6 +198,24 @@ def test_spans_are_equal(runs: tuple[Run, Run]) -> None:
     assert in_order(fast.spans) == in_order(standard.spans)
 
 
+STABLE = {
+    "http.request.method", "http.response.status_code", "url.path", "url.full", "server.address", "db.system.name",
+    "db.query.text",
+}  # fmt: skip
+OLDER = {"http.method", "http.status_code", "http.target", "http.url", "net.peer.name", "db.system", "db.statement"}
+BY_CHOICE = {"http,database": (STABLE, OLDER), "": (OLDER, STABLE), "http/dup,database/dup": (STABLE | OLDER, set())}
+
+
+def test_servers_clients_and_queries_follow_the_conventions_that_are_chosen(
+    request: pytest.FixtureRequest, runs: tuple[Run, Run]
+) -> None:
+    expected, excluded = BY_CHOICE[request.node.callspec.params["runs"]]
+    for run in runs:
+        names = {attribute["key"] for span in run.spans for attribute in span.get("attributes", [])}
+        assert expected <= names
+        assert not excluded & names
+
+
 def test_exception_events_have_no_deprecated_attribute(runs: tuple[Run, Run]) -> None:
     for run in runs:
         events = [event for span in run.spans for event in span.get("events", []) if event["name"] == "exception"]

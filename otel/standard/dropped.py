@@ -1,0 +1,30 @@
+"""The metric ``telemetry_dropped_total``: what this process had to report and could not deliver."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from prometheus_client.core import CounterMetricFamily
+from prometheus_client.registry import Collector
+
+from otel.standard import logs, traces
+
+
+def dropped() -> dict[str, int]:
+    """How many spans and lines were dropped, by signal."""
+    return {"traces": traces.dropped(), "logs": logs.dropped()}
+
+
+class DroppedTelemetry(Collector):
+    """A collector computes its values when it is asked for them, at each scrape."""
+
+    def __init__(self, dropped: Callable[[], dict[str, int]]) -> None:
+        self._dropped = dropped
+
+    def collect(self) -> Iterator[CounterMetricFamily]:
+        family = CounterMetricFamily(
+            "telemetry_dropped", "Spans (traces) and log lines (logs) that were dropped.", labels=["signal"]
+        )
+        for signal, count in self._dropped().items():
+            family.add_metric([signal], count)
+        yield family
