@@ -114,12 +114,7 @@ def _alertmanager(setting: Setting) -> list[str]:
 
 
 def _alert_receiver(setting: Setting) -> list[str]:
-    return [
-        *(setting.binary, "-m", "web.alert_receiver"),
-        f"--host={HOST}",
-        f"--port={setting.variables['ALERT_RECEIVER_PORT']}",
-        f"--log={Path(setting.variables['LOGS_DIR']) / 'alerts.jsonl'}",
-    ]
+    return [setting.binary, "-m", "alertreceiver"]
 
 
 def _postgres_exporter(setting: Setting) -> list[str]:
@@ -258,10 +253,10 @@ ENGINES = (
         ("ALERTMANAGER_PORT",),
         _alertmanager,
         "/-/ready",
-        "alerts are shown, but no notifications are sent",
+        "alerts are shown and nobody is notified",
         "Debian's package prometheus-alertmanager, or https://prometheus.io/download",
     ),
-    # Our own: the receiver of Alertmanager's notifications.
+    # Part of Dice Lab: what Alertmanager notifies.
     Engine(
         "alert-receiver",
         (sys.executable,),
@@ -305,7 +300,7 @@ class Plan:
 
     def urls(self) -> dict[str, str]:
         """The URLs of the engines that the page can query, by the frontend's variable."""
-        asked = {"tempo", "prometheus", "grafana"}
+        asked = {"tempo", "prometheus", "alertmanager", "grafana"}
         if self.has("alloy"):  # without Alloy no line reaches Loki
             asked.add("loki")
         return {f"{engine.name.upper()}_URL": self.url(engine) for engine, _ in self.found if engine.name in asked}
@@ -323,6 +318,7 @@ class Plan:
             "TEMPO_HOST": HOST,
             "TEMPO_DATA": str(self.directory / "tempo"),
             "COLLECTOR_HOST": HOST,
+            "COLLECTOR_DATA": str(self.directory / "otel-collector"),
             "PROMETHEUS_URL": f"http://{HOST}:{self.port('PROMETHEUS_PORT')}",
             "DATA_SOURCE_NAME": database_url,
             "LOKI_HOST": HOST,
@@ -332,6 +328,8 @@ class Plan:
             "TEMPO_URL": f"http://{HOST}:{self.port('TEMPO_PORT')}",
             "ALLOY_CONFIG": str(ALLOY),
             "LOGS_DIR": str(self.logs),
+            "ALERT_RECEIVER_HOST": HOST,
+            "ALERT_LOG": str(self.logs / "alerts.jsonl"),
             "LOG_ROUTE": self.stage.variables["LOG_ROUTE"],
             "GRAFANA_HOST": HOST,
             "GRAFANA_DATA": str(self.directory / "grafana"),

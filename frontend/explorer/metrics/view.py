@@ -11,6 +11,7 @@ from typing import Any
 from frontend.explorer.colours import colour
 from frontend.explorer.context import Context
 from frontend.explorer.grafana import explore_link
+from frontend.explorer.metrics import alerts
 from frontend.explorer.metrics.chart import Chart, Series, chart
 from frontend.explorer.model import BOUNDS, Cell, duration_text
 from frontend.explorer.sources.figures import ENOUGH, PERCENTILES, Figures
@@ -44,7 +45,7 @@ class MetricsView:
     """
 
     name, title = "metrics", "Metrics"
-    regions = ("figures", "heat", "charts", "faces")
+    regions = (alerts.REGION, "figures", "heat", "charts", "faces")
 
     def __init__(self, context: Context, specification: Callable[[str], Awaitable[Specification | None]]) -> None:
         self._context = context
@@ -100,6 +101,7 @@ class MetricsView:
     async def refresh(self) -> float | None:
         telemetry, die, service = self._context.telemetry, self._die, self._service
         since, until = self._context.range.bounds()
+        await alerts.refresh(self._context)
         if telemetry.traces is not None:  # first: available at once, while rates need two readings
             await self._refresh_heat(service, since, until)
         # Before the figures: this request to the die-service must not appear in them.

@@ -9,7 +9,9 @@ from aiohttp import ClientSession
 from markupsafe import Markup
 from yarl import URL
 
+from frontend.explorer.learn.client import Exercises
 from frontend.explorer.model import LogSource, TraceSource
+from frontend.explorer.sources.alerts import Alertmanager, AlertSource, PrometheusAlerts
 from frontend.explorer.sources.engines import Loki, Tempo
 from frontend.explorer.sources.figures import MetricSource
 from frontend.explorer.sources.files import Files
@@ -27,9 +29,11 @@ class Telemetry:
     traces: TraceSource | None
     logs: LogSource | None
     metrics: MetricSource
+    alerts: AlertSource | None
     pages: Pages
     files: Files | None
     grafana: URL | None
+    learn: Exercises | None = None
 
     @property
     def behind(self) -> int:
@@ -48,6 +52,8 @@ class Telemetry:
         await self.pages.close()
         if self.files is not None:
             await self.files.close()
+        if self.learn is not None:
+            await self.learn.close()
 
 
 def choose(session: Callable[[], ClientSession], settings: Settings) -> Telemetry:
@@ -56,14 +62,21 @@ def choose(session: Callable[[], ClientSession], settings: Settings) -> Telemetr
         services["die-service"] = settings.die_service_url
     files = Files(settings.telemetry_dir) if settings.telemetry_dir else None
     pages = Pages(session, services)
+    alerts: AlertSource | None = None
+    if settings.alertmanager_url:
+        alerts = Alertmanager(session, settings.alertmanager_url)
+    elif settings.prometheus_url:
+        alerts = PrometheusAlerts(session, settings.prometheus_url)
     return Telemetry(
         services=tuple(services),
         metrics=Prometheus(session, settings.prometheus_url) if settings.prometheus_url else pages,
+        alerts=alerts,
         pages=pages,
         traces=Tempo(session, settings.tempo_url) if settings.tempo_url else files,
         logs=Loki(session, settings.loki_url) if settings.loki_url else files,
         files=files,
         grafana=settings.grafana_url,
+        learn=Exercises(settings.learn_socket) if settings.learn_socket else None,
     )
 
 
