@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import re
 import secrets
 import shutil
 import tempfile
@@ -49,6 +50,8 @@ MAX_MESSAGE = 20 * 1024 * 1024  # bytes; Bokeh's own limit
 HEARTBEAT = 30.0  # seconds
 SUBPROTOCOL = "bokeh"
 TRACE = "trace"  # the query parameter that names the trace to show
+VERSION = "v"  # the query parameter of a static file: with it, browsers keep the file and do not ask for it again
+_VERSION = re.compile(r"[0-9A-Za-z.]{1,128}")
 USER_HEADER = "X-Dicelab-User"  # the signed-in user, for Panel; set here, never accepted from a browser
 # Page loads that wait while another page is built. The last of them waits some seconds; more are refused.
 MAX_WAITING = 16
@@ -233,10 +236,13 @@ class PanelServer:
         return browser
 
     def _url(self, scheme: str, request: web.Request) -> URL:
-        # The path, and the one thing that the page asks for: in the query Bokeh takes orders, a session to join
-        # among them, and two browsers in one session would act as one user.
-        trace_id = request.query.get(TRACE, "")
-        query = f"?{TRACE}={trace_id}" if TRACE_ID.fullmatch(trace_id) else ""
+        # The path, and only these parameters: in the query Bokeh takes orders, a session to join among them, and two
+        # browsers in one session would act as one user.
+        query = ""
+        for name, pattern in ((TRACE, TRACE_ID), (VERSION, _VERSION)):
+            value = request.query.get(name, "")
+            if pattern.fullmatch(value):
+                query = f"?{name}={value}"
         return URL(f"{scheme}://panel{request.rel_url.raw_path}{query}", encoded=True)
 
 

@@ -144,10 +144,10 @@ def load_db(**given: Any) -> int:
 
 @dicelab.command()
 @click.argument("experiment", type=click.Choice(EXPERIMENTS), metavar="EXPERIMENT")
-@click.option("--compose", is_flag=True, help="Break the lab in containers, by docker or podman.")
-@click.option("--rate", type=RATE, default=50.0, metavar="N", help="Rolls a second meanwhile.")
-@click.option("--steady", type=DURATION, default=5.0, metavar="SECONDS", help="Before the fault.")
-@click.option("--fault", type=DURATION, default=45.0, metavar="SECONDS", help="With the fault.")
+@click.option("--compose", is_flag=True, help="Use the lab in containers, by docker or podman.")
+@click.option("--rate", type=RATE, default=50.0, metavar="N", help="Rolls a second during the experiment.")
+@click.option("--steady", type=DURATION, default=5.0, metavar="SECONDS", help="Duration before the fault.")
+@click.option("--fault", type=DURATION, default=45.0, metavar="SECONDS", help="Duration of the fault.")
 @click.option("--recovery", type=DURATION, default=30.0, metavar="SECONDS", help="The time limit of the recovery.")
 @click.option(
     "--silence",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
+import re
 import stat
 import threading
 import time
@@ -40,6 +41,7 @@ async def serving(page: Callable[[], Any], max_sessions: int = 1000) -> AsyncIte
     app = web.Application(middlewares=[problems.middleware()])
     app.router.add_get("/", lambda request: panel.page(request, USER))
     app.router.add_get("/ws", lambda request: panel.websocket(request, USER))
+    app.router.add_get("/static/{path:.+}", panel.relay)
     app.router.add_get("/healthz", health)
     async with panel.running(), TestClient(TestServer(app)) as client:
         yield panel, client
@@ -174,6 +176,19 @@ async def test_sessions_are_limited() -> None:
         await until(lambda: panel.sessions == 0)
         async with client.get("/") as answer:
             assert answer.status == 200
+
+
+async def test_browsers_keep_the_files_whose_address_has_their_version() -> None:
+    async with serving(simple) as (_, client):
+        page = await (await client.get("/")).text()
+        files = re.findall(r'src="/?(static/[^"]*\?v=[^"]+)"', page)
+        assert len(files) >= 4
+        for file in files:
+            answer = await client.get(f"/{file}")
+            assert answer.status == 200
+            assert "max-age=31" in answer.headers["Cache-Control"]
+        unversioned = await client.get(f"/{files[0].partition('?')[0]}")
+        assert "Cache-Control" not in unversioned.headers
 
 
 async def test_panel_listens_on_a_private_socket_and_gets_the_user() -> None:
