@@ -166,6 +166,31 @@ chaos.epilog = f"Experiments: {', '.join(EXPERIMENTS)}."
 
 
 @dicelab.command()
+@click.argument("words", nargs=-1, metavar="[ACTION] [N.M] [ANSWER]...")
+@click.option(
+    "--file", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE", help="Read the answer from this file."
+)
+@click.option("--json", is_flag=True, help="Print as JSON.")
+@options.run_dir
+def learn(**given: Any) -> int:
+    """Practise on the running lab: exercises that are checked.
+
+    \b
+    learn [list]           all exercises, and your progress
+    learn guide 1          the guide of stage 1
+    learn 1.1              begin exercise 1.1: the question
+    learn question 1.1     the question again
+    learn answer 1.1 42    check an answer
+    learn hint 1.1         a hint
+    learn solution 1.1     how to find the answer
+    learn reset [1.1]      forget the progress
+
+    Exit status: 0 right or done, 1 wrong, 2 not possible.
+    """
+    return _run("learn.command", given)
+
+
+@dicelab.command()
 @click.argument("query", metavar="QUERY")
 @click.option("--json", is_flag=True, help="Print an array with an object a row.")
 @click.option("--csv", is_flag=True, help="Print comma-separated values.")

@@ -13,6 +13,7 @@ from frontend.browser.bridge import Bridge
 from frontend.browser.clock import DEFAULT_RANGE, RANGE_NAMES, Clock, TimeRange
 from frontend.browser.render import render
 from frontend.explorer.context import Context, View
+from frontend.explorer.learn.view import LearnView
 from frontend.explorer.logs.view import LogsView
 from frontend.explorer.map.view import MapView
 from frontend.explorer.metrics.view import MetricsView, Specification
@@ -67,6 +68,8 @@ class Explorer:
         self._metrics = MetricsView(context, specification)
         self._recent = RecentView(context)
         views: list[View] = [self._trace, self._logs, self._metrics, MapView(context), self._recent]
+        if telemetry.learn is not None:
+            views.append(LearnView(context, telemetry.learn))
         self._views = {view.name: view for view in views}  # the tabs, from left to right
         self._tab = "trace"
         self._wake = asyncio.Event()

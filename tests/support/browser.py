@@ -22,6 +22,7 @@ VIEWS = {  # each tab, and what is there once it is drawn
     "Metrics": "#charts svg",
     "Service map": ".map svg",
     "Recent traces": "table.traces tr",
+    "Learn": ".learn-list button",
 }
 AXE = Path(__file__).parents[1] / "axe" / "node_modules" / "axe-core" / "axe.min.js"
 # Only what is needed comes out of the browser: a whole result takes seconds to carry over.

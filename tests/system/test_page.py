@@ -302,7 +302,7 @@ async def test_colour_scheme_follows_browser_and_user(stage_lab: Callable[[int],
     for scheme in ("light", "dark"):  # as the system says
         await page.emulate_media(color_scheme=scheme)
         assert await page.evaluate(is_dark) is (scheme == "dark")
-    await page.get_by_role("button", name="Dark").click()  # the user's choice counts, and stays
+    await page.get_by_role("button", name="Dark").click()  # the user's choice takes precedence, and persists
     assert await page.evaluate(is_dark) is False
     await page.reload()
     assert await page.evaluate(is_dark) is False
@@ -371,7 +371,7 @@ async def test_a_page_reports_a_lost_connection_and_reconnects(own_lab: Callable
     await expect(page.get_by_role("alert")).to_contain_text("connection to the server is lost", timeout=3000)
     assert await violations(page) == []
     await expect(button(page)).to_be_disabled()
-    down.close()  # the lab starts it again
+    down.close()  # the lab restarts it
     await expect(page.get_by_role("alert")).to_have_count(0, timeout=60_000)
     await page.wait_for_function(CONNECTED)
     await expect(page.locator(ROLLS)).to_have_count(1)

@@ -6,6 +6,7 @@ import asyncio
 import gc
 import os
 import re
+import socket
 import stat
 import threading
 import time
@@ -28,12 +29,15 @@ from frontend.threads import fields_on_loop, on_loop
 from frontend.usage import User
 from web import problems
 
+LARGE = 6_000_000  # bytes; more than the buffers of a connection
 USER = User("00000000-0000-0000-0000-000000000001", 'Ä "quoted" 🎲')
 
 
 @asynccontextmanager
-async def serving(page: Callable[[], Any], max_sessions: int = 1000) -> AsyncIterator[tuple[PanelServer, TestClient]]:  # type: ignore[type-arg]
-    panel = PanelServer(page, max_sessions, unused_lifetime=1.0)
+async def serving(
+    page: Callable[[], Any], max_sessions: int = 1000, unused_lifetime: float = 1.0
+) -> AsyncIterator[tuple[PanelServer, TestClient]]:  # type: ignore[type-arg]
+    panel = PanelServer(page, max_sessions, unused_lifetime)
 
     async def health(request: web.Request) -> web.Response:
         return web.Response()
@@ -164,6 +168,35 @@ async def test_page_requests_beyond_the_queue_get_retry_after(
         answers = await asyncio.gather(*(load() for _ in range(8)))
         assert sorted(answers) == [(200, None)] * 3 + [(503, "3")] * 5
         assert len(built) == 3
+
+
+async def test_a_browser_that_reads_nothing_delays_no_other() -> None:
+    def large() -> pn.Template:
+        return pn.Template("x" * LARGE)
+
+    async with serving(large) as (_, client):
+        with socket.socket() as stalled:
+            stalled.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            stalled.connect(("127.0.0.1", client.port))
+            stalled.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            await asyncio.to_thread(stalled.recv, 1, socket.MSG_PEEK)  # its answer has begun
+            async with asyncio.timeout(20), client.get("/") as answer:
+                assert answer.status == 200
+                assert len(await answer.read()) == LARGE
+
+
+async def test_pages_that_wait_count_as_sessions() -> None:
+    def slow() -> pn.Column:
+        time.sleep(0.2)
+        return simple()
+
+    async with serving(slow, max_sessions=3, unused_lifetime=60) as (_, client):
+
+        async def load() -> int:
+            async with client.get("/") as answer:
+                return answer.status
+
+        assert sorted(await asyncio.gather(*(load() for _ in range(6)))) == [200] * 3 + [503] * 3
 
 
 async def test_sessions_are_limited() -> None:
