@@ -455,7 +455,7 @@ async def _rounds(
         deployments = [await stack.enter_async_context(Deployment(bed, variant)) for variant in variants]
         for one in deployments:  # warm up: connections, caches
             for path in paths:
-                await load(one.url(path), clients[path], min(1, args.seconds))
+                await one.run(path, clients[path], min(1, args.seconds))
         for _ in range(args.rounds):
             for path in paths:
                 for one in shuffled.sample(deployments, len(deployments)):
