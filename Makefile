@@ -28,7 +28,7 @@ GRAMMAR := tests/grammar/node_modules/.package-lock.json
 AXE := tests/axe/node_modules/.package-lock.json
 
 .DEFAULT_GOAL := help
-.PHONY: help up down compose compose-down lock sbom test test-unit dashboards fmt lint clean
+.PHONY: help up down compose compose-down lock sbom test test-unit dashboards telemetry-docs fmt lint clean
 
 help:  ## list these targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -80,6 +80,9 @@ test-unit: $(VENV)/installed-test  ## run the tests that need no running lab
 
 dashboards: $(VENV)/installed-test  ## write the dashboards' JSON from their code
 	$(BIN)/python -m grafana
+
+telemetry-docs: $(VENV)/installed-test  ## write docs/telemetry.md from otel/registry
+	$(BIN)/python -m lab.schema $(CONVENTIONS)
 
 fmt: $(VENV)/installed-test  ## format the code
 	$(BIN)/ruff format .

@@ -32,6 +32,7 @@ class Settings:
     tempo_url: URL | None
     loki_url: URL | None
     prometheus_url: URL | None
+    alertmanager_url: URL | None
     grafana_url: URL | None
 
     @classmethod
@@ -55,5 +56,6 @@ class Settings:
             tempo_url=env.optional_url("TEMPO_URL"),
             loki_url=env.optional_url("LOKI_URL"),
             prometheus_url=env.optional_url("PROMETHEUS_URL"),
+            alertmanager_url=env.optional_url("ALERTMANAGER_URL"),
             grafana_url=env.optional_url("GRAFANA_URL"),
         )

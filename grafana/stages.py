@@ -57,7 +57,7 @@ OWN_DATABASES = 'datname!~"template.*|postgres|"'
 
 
 def _share(part: str, whole: str) -> str:
-    """Of counters that are there, at zero, before they first count."""
+    """The ratio of two counters that exist, at zero, before their first increment."""
     return f"sum(increase({part}[$__range])) / sum(increase({whole}[$__range]))"
 
 

@@ -188,7 +188,7 @@ def _machine() -> str:
 
 
 class Bed:
-    """What the variants share: a directory, a database, and ports that are given once."""
+    """Shared by the variants: a directory, a database, and ports that are assigned once."""
 
     def __init__(self, directory: Path, database: str, postgres_pid: int | None) -> None:
         self.directory = directory
@@ -197,7 +197,7 @@ class Bed:
         self._given: set[int] = set()
 
     def free_port(self) -> int:
-        """A port that was not given before, below the ephemeral ports that the clients take by the thousand."""
+        """A port that was not assigned before, below the ephemeral ports, of which clients use thousands."""
         while True:
             port = random.randrange(10_000, 15_000)
             with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
@@ -610,7 +610,7 @@ class _Scale:
 
 
 def drop_limit(rates: Sequence[tuple[float, float]]) -> str:
-    """Where the limit lies at which spans and lines are dropped; empty if none were.
+    """The rate from which on spans and lines are dropped; empty if none were.
 
     Args:
         rates: rolls a second, and the spans and lines that were dropped at that rate.

@@ -100,16 +100,20 @@ class Options:
         stage: what the lab is checked against; ``None`` for the stage that runs.
         timeout: the time limit of each feature, in seconds.
         compose: whether the lab runs in containers.
+        schema: check what the lab has shown against the registry, instead of its features.
+        samples: with ``schema``, the file to write that to for Weaver.
     """
 
     run_dir: Path
     stage: int | None
     timeout: float
     compose: bool
+    schema: bool = False
+    samples: Path | None = None
 
 
 def run(options: Options, console: Console) -> int:
-    """Run the command; returns 0 when nothing is missing, else 1.
+    """Run the command; returns 0 when nothing is missing or violated, else 1.
 
     Raises:
         LabError: when no lab runs there, the stage does not exist, or none is given for containers.
@@ -123,6 +127,10 @@ def run(options: Options, console: Console) -> int:
     stage = lab.stage if options.stage is None else options.stage
     if stage not in STAGES:
         raise LabError(f"there is no stage {stage}; stages are {STAGES[0]} to {STAGES[-1]}")
+    if options.schema:
+        from lab.schema import command  # imported here: the registry takes a while to read
+
+        return command.run(lab, stage, options.samples, console)
     return asyncio.run(_check(lab, stage, options.timeout, console))
 
 

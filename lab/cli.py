@@ -15,7 +15,7 @@ from typing import Any
 
 import click
 
-from lab import LabError, options
+from lab import InputError, LabError, options
 from lab.options import DELAY, DURATION, EXPERIMENTS, PROBABILITY, PROFILES, RATE, Dice, Number, Ratio, count
 
 INTERRUPTED = 130  # exit status, as shells have it
@@ -59,9 +59,18 @@ def up(no_tail: bool, **given: Any) -> int:
 @click.option("--stage", type=int, metavar="1..6", help="The stage to check against [default: the running one]")
 @click.option("--timeout", type=DELAY, default=20.0, metavar="SECONDS", help="The time limit of one feature.")
 @click.option("--compose", is_flag=True, help="Check the lab in containers, by docker or podman.")
+@click.option("--schema", is_flag=True, help="Check what the lab has shown so far against its registry, instead.")
+@click.option(
+    "--samples",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="With --schema: write it there as samples for weaver registry live-check.",
+)
 @options.run_dir
 def check(**given: Any) -> int:
     """Check whether every feature of the stage works."""
+    if given["samples"] and not given["schema"]:
+        raise click.UsageError("--samples needs --schema")
     return _run("check", given)
 
 
@@ -135,11 +144,18 @@ def load_db(**given: Any) -> int:
 
 @dicelab.command()
 @click.argument("experiment", type=click.Choice(EXPERIMENTS), metavar="EXPERIMENT")
-@click.option("--compose", is_flag=True, help="Use the lab in containers, by docker or podman.")
-@click.option("--rate", type=RATE, default=50.0, metavar="N", help="Rolls a second during the experiment.")
-@click.option("--steady", type=DURATION, default=5.0, metavar="SECONDS", help="Duration before the fault.")
-@click.option("--fault", type=DURATION, default=20.0, metavar="SECONDS", help="Duration of the fault.")
+@click.option("--compose", is_flag=True, help="Break the lab in containers, by docker or podman.")
+@click.option("--rate", type=RATE, default=50.0, metavar="N", help="Rolls a second meanwhile.")
+@click.option("--steady", type=DURATION, default=5.0, metavar="SECONDS", help="Before the fault.")
+@click.option("--fault", type=DURATION, default=45.0, metavar="SECONDS", help="With the fault.")
 @click.option("--recovery", type=DURATION, default=30.0, metavar="SECONDS", help="The time limit of the recovery.")
+@click.option(
+    "--silence",
+    type=Number(0, 600, " seconds"),
+    default=120.0,
+    metavar="SECONDS",
+    help="The longest wait for alerts to fall silent after the fault.",
+)
 @options.experiment
 def chaos(**given: Any) -> int:
     """Inject a fault into the lab, and check that telemetry shows it."""
@@ -147,6 +163,34 @@ def chaos(**given: Any) -> int:
 
 
 chaos.epilog = f"Experiments: {', '.join(EXPERIMENTS)}."
+
+
+@dicelab.command()
+@click.argument("query", metavar="QUERY")
+@click.option("--json", is_flag=True, help="Print an array with an object a row.")
+@click.option("--csv", is_flag=True, help="Print comma-separated values.")
+@options.run_dir
+def sql(**given: Any) -> int:
+    """Query the spans and log lines of the run dir.
+
+    Tables: spans, lines. 'describe spans' lists columns.
+    """
+    return _run("sql", given)
+
+
+@dicelab.command()
+@click.argument("before", type=count(1, 6), metavar="A")
+@click.argument("after", type=count(1, 6), metavar="B")
+@click.option("--seed", type=int, default=7, metavar="N", help="Of the rolls in both stages.")
+@click.option("--no-run", "static", is_flag=True, help="Compare settings, services and panels; start nothing.")
+@click.option("--json", is_flag=True, help="Print the changes as JSON.")
+def diff(**given: Any) -> int:
+    """Compare two stages.
+
+    Starts both for a moment, beside any lab that runs, and compares settings, services, routes, metrics, log fields,
+    spans and panels, and the traces of one roll.
+    """
+    return _run("diff", given)
 
 
 @dicelab.command()
@@ -189,7 +233,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return status or 0
     except LabError as error:
         print(f"dicelab: {error}", file=sys.stderr)
-        return 1
+        return 2 if isinstance(error, InputError) else 1
     except click.Abort:
         return INTERRUPTED
     except click.ClickException as error:

@@ -1,6 +1,6 @@
 """A running lab, seen from outside: where its parts are, and the spans, log lines and samples that they have written.
 
-Everything that looks at a lab uses this one model: ``dicelab check``, ``chaos``, ``traffic``, ``compare``,
+Everything that observes a lab uses this model: ``dicelab check``, ``chaos``, ``traffic``, ``compare``,
 ``load-db``, ``bench`` and the tests. Build it with :meth:`Lab.in_run_dir`, :meth:`Lab.find` or
 :meth:`Lab.in_containers`. Methods that begin with ``fetch_`` ask over HTTP and need an open session::
 
@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -32,8 +33,10 @@ from lab.supervise.stages import SERVICES
 
 ROLLER, DIE_SERVICE, FRONTEND = "dice-roller", "die-service", "frontend"
 TIMEOUT = 10.0  # seconds for one answer
-LOKI_RANGE = 600.0  # seconds back that Loki is asked for
+LOKI_RANGE = 600.0  # seconds that a Loki query covers
 LOKI_LIMIT = 1000  # lines
+LOKI_MOST_LINES = 5000  # that Loki answers with
+TENANTS = ("operations", "usage")
 BASE_PORT = 8000  # the port from which the compose file counts
 
 
@@ -270,6 +273,13 @@ class Lab:
         """``None`` when a service is ready, else the reason in words."""
         return await readiness(self.session, f"{self.url(service)}/readyz")
 
+    async def fetch_ready(self, name: str) -> bool:
+        """Whether a service or an engine answers that it is ready."""
+        if name in self.services:
+            return await self.fetch_not_ready(name) is None
+        path = next(one.ready_path for one in engines.ENGINES if one.name == name)
+        return await readiness(self.session, self.engine(name) + path) is None
+
     async def fetch_samples(self, service: str) -> list[Sample]:
         """The samples on a service's ``/metrics``.
 
@@ -335,6 +345,39 @@ class Lab:
         values = [value for stream in response.json["data"]["result"] for value in stream["values"]]
         lines = (parse_line(text) for _, text, *_ in sorted(values, reverse=True))
         return [line for line in lines if line.has(**fields)]
+
+    async def fetch_loki_texts(self, start: float, end: float) -> Counter[str]:
+        """How often Loki has each line of a time range, in all tenants.
+
+        Args:
+            start, end: in seconds since 1970.
+
+        Raises:
+            NotRunning: when there is no Loki, or no Alloy to fill it.
+            Missing: when Loki refuses the query.
+        """
+        self.engine("alloy")
+        url = f"{self.engine('loki')}/loki/api/v1/query_range"
+        found: Counter[str] = Counter()
+        pending = [(tenant, start, end) for tenant in TENANTS]
+        while pending:
+            tenant, since, until = pending.pop()
+            query = {
+                "query": '{service_name=~".+"}',
+                "start": str(int(since * 1e9)),
+                "end": str(int(until * 1e9)),
+                "limit": str(LOKI_MOST_LINES),
+            }
+            response = await self.fetch(url, query, **{"X-Scope-OrgID": tenant})
+            if response.status != 200:
+                raise Missing(f"{url} answers {response.status}: {response.text[:200]}")
+            texts = [text for stream in response.json["data"]["result"] for _, text, *_ in stream["values"]]
+            if len(texts) < LOKI_MOST_LINES:
+                found.update(texts)
+            else:  # there may be more
+                middle = (since + until) / 2
+                pending += [(tenant, since, middle), (tenant, middle, until)]
+        return found
 
     async def fetch_alerts(self) -> dict[str, str]:
         """The state of each alert that Prometheus has a rule for: inactive, pending or firing.

@@ -18,6 +18,10 @@ EXPERIMENTS = (
     "collector-down",
     "pool-exhausted",
     "roller-killed",
+    "tempo-killed",
+    "loki-down",
+    "alloy-killed",
+    "prometheus-down",
 )
 RUN_DIR = Path(".dicelab")
 MAX_USERS = 5000

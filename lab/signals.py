@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
@@ -13,10 +13,12 @@ from prometheus_client.samples import Sample
 
 __all__ = [
     "OPENMETRICS",
+    "Family",
     "Line",
     "Sample",
     "Span",
     "parse_export",
+    "parse_families",
     "parse_line",
     "parse_samples",
     "parse_spans",
@@ -39,6 +41,8 @@ class Span:
         kind, status: as OTLP numbers them.
         start, end: nanoseconds since 1970.
         events: the names of the events.
+        event_attributes: those of each event, in the same order.
+        resource: the attributes of the process.
     """
 
     service: str
@@ -52,6 +56,8 @@ class Span:
     status: int
     attributes: dict[str, Any]
     events: list[str]
+    event_attributes: list[dict[str, Any]] = field(default_factory=list)
+    resource: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def failed(self) -> bool:
@@ -74,6 +80,15 @@ class Line:
         return fields.items() <= self.fields.items()
 
 
+@dataclass(frozen=True)
+class Family:
+    """A metric: its name as queries have it (``…_total`` for a counter), its type, its labels without ``le``."""
+
+    name: str
+    kind: str
+    labels: tuple[str, ...]
+
+
 def parse_spans(lines: Iterable[str], trace_id: str | None = None) -> list[Span]:
     """The spans of the lines of a trace file, of one trace where ``trace_id`` is given.
 
@@ -94,15 +109,15 @@ def parse_export(document: Mapping[str, Any], trace_id: str | None = None) -> li
         span
         for resource in document.get("resourceSpans", [])
         for scope in resource["scopeSpans"]
-        for span in _spans(_attributes(resource["resource"]["attributes"])["service.name"], scope["spans"])
+        for span in _spans(_attributes(resource["resource"]["attributes"]), scope["spans"])
         if trace_id in (None, span.trace_id)
     ]
 
 
-def _spans(service: str, entries: Iterable[Mapping[str, Any]]) -> Iterable[Span]:
+def _spans(resource: Mapping[str, Any], entries: Iterable[Mapping[str, Any]]) -> Iterable[Span]:
     for entry in entries:
         yield Span(
-            service=service,
+            service=resource["service.name"],
             name=entry["name"],
             trace_id=_hexadecimal(entry["traceId"], 32),
             span_id=_hexadecimal(entry["spanId"], 16),
@@ -113,6 +128,8 @@ def _spans(service: str, entries: Iterable[Mapping[str, Any]]) -> Iterable[Span]
             status=_number(entry.get("status", {}).get("code", 0), STATUSES),
             attributes=_attributes(entry.get("attributes", [])),
             events=[event["name"] for event in entry.get("events", [])],
+            event_attributes=[_attributes(event.get("attributes", [])) for event in entry.get("events", [])],
+            resource=resource,
         )
 
 
@@ -156,6 +173,22 @@ def parse_samples(text: str) -> list[Sample]:
         ValueError: when the page is in another format.
     """
     return [sample for family in text_string_to_metric_families(text) for sample in family.samples]  # type: ignore[no-untyped-call]
+
+
+def parse_families(text: str) -> list[Family]:
+    """The metrics of a ``/metrics`` page in the OpenMetrics format.
+
+    Raises:
+        ValueError: when the page is in another format.
+    """
+    return [
+        Family(
+            f"{family.name}_total" if family.type == "counter" else family.name,
+            family.type,
+            tuple(sorted({label for sample in family.samples for label in sample.labels} - {"le"})),
+        )
+        for family in text_string_to_metric_families(text)  # type: ignore[no-untyped-call]
+    ]
 
 
 def total(samples: Iterable[Sample], name: str, labels: Mapping[str, str] | None = None) -> float:

@@ -1,8 +1,9 @@
-"""What commands print for people."""
+"""Output of commands for people."""
 
 from __future__ import annotations
 
 import asyncio
+import re
 import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -10,6 +11,12 @@ from contextlib import asynccontextmanager
 from rich.console import Console
 
 REFRESH = 0.2  # seconds
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
+
+def printable(text: str) -> str:
+    """Escape control characters: text may contain user input, which must not control the terminal."""
+    return _CONTROL.sub(lambda match: f"\\x{ord(match[0]):02x}", text)
 
 
 def say(console: Console, text: str, style: str = "") -> None:

@@ -33,7 +33,7 @@ class RollOutcomes:
         requests = metrics.Counter(
             "roll_requests_total",
             "Requests for a roll or a batch, by outcome: success, die_failed (the die's own error rate), refused"
-            "  (no such die), error (the service's fault) or abandoned (the caller disconnected).",
+            " (no such die), error (the service's fault) or abandoned (the caller disconnected).",
             ["outcome"],
             registry=registry,
         )

@@ -119,7 +119,7 @@ def middleware() -> Middleware:
 
 
 async def answer(request: web.Request, problem: Problem) -> web.Response:
-    """The answer to a request that failed: a page where a browser asks for one, JSON everywhere else.
+    """The response to a failed request: HTML if a browser requests it, else JSON.
 
     A service without :data:`ERROR_PAGE` and a described route of the API always answer JSON.
     """

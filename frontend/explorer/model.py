@@ -174,7 +174,7 @@ class Edge:
 
 @dataclass(frozen=True)
 class Volume:
-    """How many lines of a level there are in a stretch of time that starts here."""
+    """The number of lines of a level in the period that starts here."""
 
     start: int  # nanoseconds since 1970
     level: str

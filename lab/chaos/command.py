@@ -21,6 +21,7 @@ import aiohttp
 from rich.console import Console
 
 from lab import LabError, containers, telemetry
+from lab.chaos import expectations as expect
 from lab.chaos import observations
 from lab.chaos.expectations import Expectation
 from lab.chaos.experiments import EXPERIMENTS, Experiment
@@ -39,6 +40,7 @@ SETTLE = 2.0  # seconds of traffic after the recovery
 GOOD_SHARE = 0.99  # of the answers must be 200 in a steady state
 TELEMETRY_PATIENCE = 15.0  # seconds for telemetry to arrive
 PUT_BACK_TIMEOUT = 60.0
+ALERTS_SILENT = 120.0  # seconds after the end of a fault
 TRAFFIC_SECONDS = 24 * 3600.0  # longer than any experiment, whose end stops the traffic
 DETECTIONS = 6  # that are printed
 
@@ -53,6 +55,7 @@ class Options:
         compose: whether the lab runs in containers.
         rate: rolls a second.
         steady, fault, recovery: seconds of each phase; the last one is an upper limit.
+        silence: the longest wait for alerts to fall silent, in seconds after the end of the fault.
         timeout: seconds for one request.
     """
 
@@ -63,6 +66,7 @@ class Options:
     steady: float
     fault: float
     recovery: float
+    silence: float
     seed: int | None
     timeout: float
     json: bool
@@ -97,7 +101,12 @@ async def _experiment(options: Options, lab: Lab) -> dict[str, Any]:
                 _log(logging.INFO, "Experiment done", experiment=options.experiment, all_ready=put_back)
             run.phase = "checking the telemetry"
             deadline = time.monotonic() + TELEMETRY_PATIENCE
-            verdicts = [] if stop.is_set() else [await _verdict(e, observed, deadline) for e in experiment.expectations]
+            expectations = [
+                *experiment.expectations,
+                experiment.expected_alert,
+                expect.alerts_fall_silent(ALERTS_SILENT),
+            ]
+            verdicts = [] if stop.is_set() else [await _verdict(e, observed, deadline) for e in expectations]
     return _summary(options, observed, verdicts) | {
         "seed": seed,
         "interrupted": stop.is_set(),
@@ -178,6 +187,8 @@ class _Run:
             self.phase = "recovery"
             await self._recovered()
             await sleep(min(SETTLE, self._options.steady), stop)
+            self.phase = "waiting for the alerts"
+            await self._alerts_settled()
             observed.processes_after = await target.processes()
         finally:
             end_of_traffic.set()
@@ -204,11 +215,32 @@ class _Run:
             raise LabError(f"no steady state to begin with: {good} of {len(answers)} answers were 200")
 
     async def _restarted(self, target: Target) -> None:
-        """Wait until the supervisor has restarted what was killed."""
+        """Wait until the supervisor has restarted what was killed, and it is ready.
+
+        How long a process takes to start depends on what else the machine does.
+        """
+        before = self._observed.processes_before
         async for _ in within(self._options.recovery, POLL):
-            if await target.processes() != self._observed.processes_before or self._stop.is_set():
+            now = await target.processes()
+            restarted = [name for name in before if now.get(name) not in (None, before[name])]
+            ready = [await self._observed.lab.fetch_ready(name) for name in restarted]
+            if (restarted and all(ready)) or self._stop.is_set():
                 return
-        raise LabError(f"what was killed has not been restarted after {self._options.recovery:g} s")
+        raise LabError(f"what was killed is not ready again after {self._options.recovery:g} s")
+
+    async def _alerts_settled(self) -> None:
+        """Wait for the alert of a fault that is already over, and until every alert is silent again."""
+        observed, experiment, options = self._observed, self._experiment, self._options
+        if "prometheus" not in observed.lab.engines:
+            return
+        if experiment.restore is None and experiment.first_alert:
+            async for _ in until(observed.injected + experiment.alert_within, POLL):
+                if observed.firing or self._stop.is_set():
+                    break
+        async for _ in until(observed.restored + options.silence, POLL):
+            if observed.silent or self._stop.is_set():
+                break
+        observed.watched = time.monotonic() - observed.restored
 
     async def _recovered(self) -> None:
         """Wait until answers are 200 again and all services are ready, but no longer than the options allow."""
@@ -257,6 +289,13 @@ def _summary(options: Options, observed: Observations, verdicts: list[Verdict]) 
             what: round(seconds, 2) for what, seconds in sorted(observed.signs.items(), key=lambda sign: sign[1])
         },
         "first_good_seconds": None if first is None else round(first, 3),
+        "alerts": {
+            name: {
+                "fired_seconds": round(one.since - observed.injected, 1),
+                "silent_seconds": None if one.until is None else round(one.until - observed.restored, 1),
+            }
+            for name, one in observed.firing.items()
+        },
         "all_ready_seconds": None if observed.recovered is None else round(observed.recovered - observed.restored, 2),
     }
 
@@ -280,6 +319,10 @@ def _show(summary: dict[str, Any], console: Console) -> None:
         say(console, f"Users noticed after {summary['noticed_by_users_seconds']:.2f} s")
     for what, seconds in list(summary["detected_seconds"].items())[:DETECTIONS]:
         say(console, f"Detected after {seconds:5.2f} s by: {what}")
+    for name, times in summary["alerts"].items():
+        silent = times["silent_seconds"]
+        end = "still fires" if silent is None else f"was silent {silent:.0f} s after the end of the fault"
+        say(console, f"Alert {name} fired after {times['fired_seconds']:.0f} s, {end}")
     if summary["first_good_seconds"] is not None:
         say(console, f"First 200 {summary['first_good_seconds']:.2f} s after the end of the fault")
     if summary["all_ready_seconds"] is not None:

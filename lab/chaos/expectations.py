@@ -10,6 +10,7 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import pairwise
@@ -19,6 +20,7 @@ from lab.chaos.observations import Observations, snapshot
 from lab.client import DIE_SERVICE, Missing, NotRunning
 from lab.load.generator import Answer
 from lab.load.latency import Latencies
+from lab.signals import parse_line
 
 # Memory is back if it is within this share of what it was before, and this many bytes.
 MEMORY_SHARE = 1.25
@@ -26,6 +28,7 @@ MEMORY_SLACK = 24 * 1024 * 1024
 PROMPT = 1.0  # seconds
 # Seconds; a request that waits for a connection is refused after a whole second.
 REFUSED_AT_ONCE = 0.5
+LOOK_UPS = 4  # of traces at a time
 POOL_SIZE, POOL_AVAILABLE = "database_connection_pool_size", "database_connection_pool_available"
 MEMORY = "process_resident_memory_bytes"
 
@@ -290,14 +293,20 @@ def logged(service: str, level: str, message: str, **fields: Any) -> Expectation
 
 def span_failed(service: str, name: str, status: str = "503") -> Expectation:
     async def question(observed: Observations) -> str:
-        tried = [answer for answer in observed.during if answer.status == status][-3:]
-        if not tried:
+        # The last three for each reason: a service that sheds load refuses requests without asking the next one.
+        by_reason: dict[str, list[Answer]] = {}
+        for answer in observed.during:
+            if answer.status == status:
+                by_reason.setdefault(str(answer.document.get("detail")), []).append(answer)
+        if not by_reason:
             raise Missing(f"no answer was {status}")
+        tried = [answer for answers in by_reason.values() for answer in answers[-3:]]
         for answer in tried:
-            spans = await observed.lab.fetch_trace(answer.trace_id)
-            if any((span.service, span.name, span.failed) == (service, name, True) for span in spans):
-                return f"trace {answer.trace_id}"
-        raise Missing(f"not in the trace of an answer of {status}, {tried[-1].trace_id}")
+            with suppress(Missing):
+                spans = await observed.lab.fetch_trace(answer.trace_id)
+                if any((span.service, span.name, span.failed) == (service, name, True) for span in spans):
+                    return f"trace {answer.trace_id}"
+        raise Missing(f"not in the traces of {len(tried)} answers of {status}, such as {tried[-1].trace_id}")
 
     return Expectation(f"in the trace of a {status} the span {name!r} of the {service} has status ERROR", question)
 
@@ -345,6 +354,81 @@ def none_dropped() -> Expectation:
     return Expectation("telemetry_dropped_total does not grow: the services' queues hold the spans", question)
 
 
+def lines_arrive(doubled: float = 0.0) -> Expectation:
+    """Every line from before the fault to its end is in Loki; at most this share of them is there twice."""
+
+    async def question(observed: Observations) -> str:
+        lab = observed.lab
+        start, end = observed.injected + observed.wall - 2, observed.restored + observed.wall + 1
+        written: Counter[str] = Counter()
+        for service in lab.services:
+            for text in await asyncio.to_thread(lab.log_lines, service):
+                with suppress(ValueError):  # a killed process may have left half a line
+                    if start <= datetime.fromisoformat(parse_line(text).timestamp).timestamp() < end:
+                        written[text] += 1
+        stored = await lab.fetch_loki_texts(start - 1, end + 1)
+        lost = (written - stored).total()
+        again = sum(max(0, stored[text] - count) for text, count in written.items())
+        found = f"{lost} of {written.total()} lost, {again} doubled"
+        if not written or lost or again > doubled * written.total():
+            raise Missing(found)
+        return found
+
+    bound = f"at most {doubled:.0%} of them twice" if doubled else "none twice"
+    return Expectation(f"every log line of that time is in Loki, {bound}", question)
+
+
+def traces_lost(seconds: float) -> Expectation:
+    """Only traces of the last seconds before the fault lack spans."""
+
+    async def question(observed: Observations) -> str:
+        near = [
+            answer
+            for answer in observed.answers
+            if answer.status == "200"
+            and observed.injected - 2 * seconds < answer.started + answer.seconds
+            and answer.started < observed.restored + seconds
+        ]
+        wanted = {"traffic", *observed.lab.services}
+        slots = asyncio.Semaphore(LOOK_UPS)
+
+        async def lacks(answer: Answer) -> bool:
+            async with slots:
+                try:
+                    return bool(wanted - {span.service for span in await observed.lab.fetch_trace(answer.trace_id)})
+                except Missing:
+                    return True
+
+        whole = await asyncio.gather(*map(lacks, near))
+        hurt = [
+            answer.started + answer.seconds - observed.injected
+            for answer, lacking in zip(near, whole, strict=True)
+            if lacking
+        ]
+        if not hurt:
+            return f"none of {len(near)}"
+        found = f"{len(hurt)} of {len(near)}, answered {-min(hurt):.1f} to {-max(hurt):.1f} s before it"
+        if min(hurt) < -seconds or max(hurt) > 0:
+            raise Missing(found)
+        return found
+
+    return Expectation(f"only traces of the last {seconds:g} s before the fault lack spans", question)
+
+
+def counters_catch_up(service: str, name: str, **labels: str) -> Expectation:
+    """Prometheus ends up with the value that the service says, whatever it missed meanwhile."""
+
+    async def question(observed: Observations) -> str:
+        selector = _selector(name, {"job": service, **labels})
+        said = (await snapshot(observed.lab, service)).value(name, **labels)
+        rows = await observed.lab.fetch_prometheus(f"sum({selector}) == {said}")
+        seconds = int(observed.fault)
+        gap = await observed.lab.fetch_prometheus(f'scalar(count_over_time(up{{job="{service}"}}[{seconds + 20}s]))')
+        return f"{float(rows[0]['value'][1]):g}, from {float(gap[1]):g} scrapes in {seconds + 20} s"
+
+    return Expectation(f"afterwards {name} is in Prometheus what the {service} says", question)
+
+
 def alert(name: str, after: float = 20.0) -> Expectation:
     """The alert becomes pending or fires; not checked when the fault is shorter than ``after`` seconds."""
 
@@ -364,13 +448,53 @@ def alert(name: str, after: float = 20.0) -> Expectation:
     return Expectation(f"the alert {name} is pending or fires", question)
 
 
-def alert_stays_quiet(name: str) -> Expectation:
-    async def question(observed: Observations) -> str:
-        state = (await observed.lab.fetch_alerts()).get(name)
-        if state is None:
-            raise NotRunning("Prometheus has no such rule")
-        if state == "firing":
-            raise Missing("it fires")
-        return f"it is {state}"
+def first_alert(*names: str, within: float, during: bool) -> Expectation:
+    """One of these alerts is the first that fires.
 
-    return Expectation(f"the alert {name} does not fire", question)
+    Args:
+        names: none: no alert may fire.
+        within: seconds after the injection.
+        during: whether it needs the fault to last that long.
+    """
+
+    async def question(observed: Observations) -> str:
+        observed.lab.engine("prometheus")
+        if not observed.alerts_before:
+            raise NotRunning("Prometheus has no rules")
+        fired = {name: one.since - observed.injected for name, one in observed.firing.items()}
+        said = ", ".join(f"{name} after {seconds:.0f} s" for name, seconds in fired.items())
+        if not names:
+            if fired:
+                raise Missing(said)
+            return "none fired"
+        if not fired and during and observed.fault < within:
+            raise NotRunning(f"it takes a fault of {within:g} s")
+        if all(observed.alerts_before.get(name, "inactive") != "inactive" for name in names):
+            raise NotRunning("it was not inactive before")
+        first = next(iter(fired), None)
+        if first not in names or fired[first] > within:
+            raise Missing(said or "none fired")
+        return said
+
+    what = f"{' or '.join(names)} is the first alert that fires, within {within:g} s" if names else "no alert fires"
+    return Expectation(what, question)
+
+
+def alerts_fall_silent(within: float) -> Expectation:
+    """Every alert that has fired is silent again, this many seconds after the end of the fault at the latest."""
+
+    async def question(observed: Observations) -> str:
+        observed.lab.engine("prometheus")
+        if not observed.firing:
+            raise NotRunning("no alert has fired")
+        silent = {n: None if one.until is None else one.until - observed.restored for n, one in observed.firing.items()}
+        found = ", ".join(
+            f"{n} {'still fires' if s is None else f'after {max(0.0, s):.0f} s'}" for n, s in silent.items()
+        )
+        if observed.watched < within and not observed.silent:
+            raise NotRunning(f"that takes up to {within:g} s; it was watched for {observed.watched:.0f}")
+        if any(seconds is None or seconds > within for seconds in silent.values()):
+            raise Missing(found)
+        return found
+
+    return Expectation(f"alerts fall silent within {within:g} s of the end of the fault", question)

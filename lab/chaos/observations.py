@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 
@@ -40,6 +40,19 @@ class Snapshot:
 
 
 @dataclass
+class Firing:
+    """When an alert fired that was not firing before the fault; times on the monotonic clock.
+
+    Attributes:
+        since: when it was first seen firing.
+        until: when it was first seen silent again; ``None`` while it fires.
+    """
+
+    since: float
+    until: float | None = None
+
+
+@dataclass
 class Observations:
     """Everything recorded of one experiment. Times are on the monotonic clock.
 
@@ -47,8 +60,10 @@ class Observations:
         wall: the difference from the monotonic clock to the time of day, in seconds.
         injected, restored: when the fault was put in, and when it was taken out.
         recovered: when an answer was 200 again and every service ready.
+        watched: how long the alerts were watched after the end of the fault, in seconds.
         signs: what showed the fault, and how many seconds after the injection.
-        alerts_before: the state of each alert before the fault.
+        alerts_before: the state of each alert before the fault; empty where there is no Prometheus.
+        firing: the alerts that have fired since the injection, by name, the first one first.
     """
 
     lab: Lab
@@ -57,10 +72,12 @@ class Observations:
     injected: float = 0.0
     restored: float = 0.0
     recovered: float | None = None
+    watched: float = 0.0
     processes_before: dict[str, int | None] = field(default_factory=dict)
     processes_after: dict[str, int | None] = field(default_factory=dict)
     signs: dict[str, float] = field(default_factory=dict)
     alerts_before: dict[str, str] = field(default_factory=dict)
+    firing: dict[str, Firing] = field(default_factory=dict)
     wall: float = field(default_factory=lambda: time.time() - time.monotonic())
 
     @property
@@ -87,6 +104,26 @@ class Observations:
         """Seconds from the end of the fault to the first 200 of a request that started after it."""
         ends = [answer.started + answer.seconds for answer in self.after if answer.status == "200"]
         return min(ends) - self.restored if ends else None
+
+    @property
+    def silent(self) -> bool:
+        """Whether every alert that has fired since the injection is silent again."""
+        return all(one.until is not None for one in self.firing.values())
+
+    def note_alerts(self, states: Mapping[str, str], now: float) -> None:
+        """Note the state of every alert at a time."""
+        if not self.injected:
+            self.alerts_before = dict(states)
+            return
+        for name, state in states.items():
+            if self.alerts_before.get(name, "inactive") != "inactive":
+                continue
+            if state != "inactive":
+                self.sign(f"alert {name} pending", now - self.injected)
+            if state == "firing":
+                self.firing.setdefault(name, Firing(now)).until = None
+            elif name in self.firing and self.firing[name].until is None:
+                self.firing[name].until = now
 
     def sign(self, what: str, seconds: float) -> None:
         """Note what showed the fault, and how many seconds after its injection; the earliest time counts."""
@@ -156,17 +193,12 @@ async def record_services(observations: Observations) -> None:
 
 
 async def record_alerts(observations: Observations) -> None:
-    """Note when an alert that was inactive before the fault becomes pending, until cancelled."""
+    """Note the state of every alert in Prometheus at intervals, until cancelled."""
     if "prometheus" not in observations.lab.engines:
         return
     while True:
-        try:
-            alerts = await observations.lab.fetch_alerts()
-        except (aiohttp.ClientError, asyncio.TimeoutError, KeyError, ValueError):
-            alerts = {}
-        for name, state in alerts.items():
-            if not observations.injected:
-                observations.alerts_before[name] = state
-            elif state != "inactive" and observations.alerts_before.get(name) in (None, "inactive"):
-                observations.sign(f"alert {name} pending", time.monotonic() - observations.injected)
+        with suppress(aiohttp.ClientError, asyncio.TimeoutError, OSError, KeyError, ValueError):
+            async with asyncio.timeout(PATIENCE):
+                states = await observations.lab.fetch_alerts()
+            observations.note_alerts(states, time.monotonic())
         await asyncio.sleep(ALERT_INTERVAL)

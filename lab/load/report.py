@@ -1,4 +1,4 @@
-"""What the commands that generate load print of their results."""
+"""The printed results of the commands that generate load."""
 
 from __future__ import annotations
 

@@ -90,7 +90,7 @@ class Engine:
 def _prometheus(setting: Setting) -> list[str]:
     return [
         setting.binary,
-        # A copy of compose/prometheus beside which the targets stand.
+        # A copy of compose/prometheus with the targets beside it.
         f"--config.file={setting.data / 'config' / 'prometheus.yml'}",
         f"--storage.tsdb.path={setting.data / 'data'}",
         "--storage.tsdb.retention.time=31d",  # the objectives look back 30 days
@@ -114,12 +114,7 @@ def _alertmanager(setting: Setting) -> list[str]:
 
 
 def _alert_receiver(setting: Setting) -> list[str]:
-    return [
-        *(setting.binary, "-m", "web.alert_receiver"),
-        f"--host={HOST}",
-        f"--port={setting.variables['ALERT_RECEIVER_PORT']}",
-        f"--log={Path(setting.variables['LOGS_DIR']) / 'alerts.jsonl'}",
-    ]
+    return [setting.binary, "-m", "alertreceiver"]
 
 
 def _postgres_exporter(setting: Setting) -> list[str]:
@@ -181,7 +176,7 @@ def _grafana(setting: Setting) -> list[str]:
 
 
 def _grafana_home(binary: Path) -> Path:
-    """Where Grafana's own files are: above ``bin`` in its archive, elsewhere in a distribution's package."""
+    """The directory of Grafana's own files: above ``bin`` in its archive, elsewhere in a distribution's package."""
     above = binary.resolve().parent.parent
     homes = (above, above / "share" / "grafana", Path("/usr/share/grafana"))
     return next((home for home in homes if (home / "conf" / "defaults.ini").exists()), above)
@@ -258,10 +253,10 @@ ENGINES = (
         ("ALERTMANAGER_PORT",),
         _alertmanager,
         "/-/ready",
-        "alerts are shown, but no notifications are sent",
+        "alerts are shown and nobody is notified",
         "Debian's package prometheus-alertmanager, or https://prometheus.io/download",
     ),
-    # Our own: the receiver of Alertmanager's notifications.
+    # Part of Dice Lab: what Alertmanager notifies.
     Engine(
         "alert-receiver",
         (sys.executable,),
@@ -304,9 +299,9 @@ class Plan:
         return f"http://{HOST}:{self.port(engine.ports[0])}"
 
     def urls(self) -> dict[str, str]:
-        """The URLs of the engines that the page can query, by the frontend's variable."""
-        asked = {"tempo", "prometheus", "grafana"}
-        if self.has("alloy"):  # without Alloy no line reaches Loki
+        """Where the page finds the engines that it can ask, by the variable that says so."""
+        asked = {"tempo", "prometheus", "alertmanager", "grafana"}
+        if self.has("alloy"):  # without it no line gets to Loki
             asked.add("loki")
         return {f"{engine.name.upper()}_URL": self.url(engine) for engine, _ in self.found if engine.name in asked}
 
@@ -323,6 +318,7 @@ class Plan:
             "TEMPO_HOST": HOST,
             "TEMPO_DATA": str(self.directory / "tempo"),
             "COLLECTOR_HOST": HOST,
+            "COLLECTOR_DATA": str(self.directory / "otel-collector"),
             "PROMETHEUS_URL": f"http://{HOST}:{self.port('PROMETHEUS_PORT')}",
             "DATA_SOURCE_NAME": database_url,
             "LOKI_HOST": HOST,
@@ -332,6 +328,8 @@ class Plan:
             "TEMPO_URL": f"http://{HOST}:{self.port('TEMPO_PORT')}",
             "ALLOY_CONFIG": str(ALLOY),
             "LOGS_DIR": str(self.logs),
+            "ALERT_RECEIVER_HOST": HOST,
+            "ALERT_LOG": str(self.logs / "alerts.jsonl"),
             "LOG_ROUTE": self.stage.variables["LOG_ROUTE"],
             "GRAFANA_HOST": HOST,
             "GRAFANA_DATA": str(self.directory / "grafana"),
@@ -346,7 +344,7 @@ class Plan:
         return engine.command(Setting(binary, self.directory / engine.name, variables))
 
     def otlp_endpoint(self, protocol: str = "http/protobuf") -> str | None:
-        """Where the services send spans in this OTLP protocol: the collector, else Tempo, else nowhere."""
+        """The endpoint for the services' spans in this OTLP protocol: the collector, else Tempo, else none."""
         if not self.has("tempo"):
             return None
         kind = "GRPC" if protocol == "grpc" else "HTTP"

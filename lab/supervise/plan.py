@@ -1,4 +1,4 @@
-"""What a lab consists of: its processes, each with its command, environment and files, and its ports.
+"""The plan of a lab: its processes, each with its command, environment and files, and its ports.
 
 Nothing here starts anything; :mod:`lab.supervise.supervisor` runs the plan.
 """

@@ -1,4 +1,4 @@
-"""Where the embedded PostgreSQL's programs and data are, and as which system user it runs.
+"""The location of the embedded PostgreSQL's programs and data, and the system user it runs as.
 
 PostgreSQL refuses to run as root. Where the lab does, the server runs as a system user of its own, which enters
 neither the virtual environment nor the run dir: both may be below directories that it cannot enter.

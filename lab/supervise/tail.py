@@ -13,6 +13,8 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
+from lab.terminal import printable
+
 COLOURS = {"dice-roller": "cyan", "die-service": "magenta", "frontend": "green"}
 LEVELS = {"DEBUG": "dim", "INFO": "", "WARNING": "yellow", "ERROR": "red", "CRITICAL": "bold red"}
 # Shown in front or not at all; everything else is a field of the event.
@@ -23,12 +25,6 @@ INTERVAL = 0.1  # seconds between prints
 HEAD = 80  # bytes of a line in which its level is
 _Line = tuple[int, str, bytes]  # how many lines came before it, the service, the line
 _ERROR = re.compile(rb'"level": ?"(?:ERROR|CRITICAL)"')
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
-
-
-def _printable(text: str) -> str:
-    """Escape control characters: log lines contain user input, which must not control the terminal."""
-    return _CONTROL.sub(lambda match: f"\\x{ord(match[0]):02x}", text)
 
 
 def render(service: str, line: bytes) -> Text:
@@ -40,7 +36,7 @@ def render(service: str, line: bytes) -> Text:
         return Text.assemble(
             f"{'':12} ",
             (f"{service:11} ", COLOURS.get(service, "")),
-            (_printable(line.decode(errors="replace")), "red"),
+            (printable(line.decode(errors="replace")), "red"),
         )
     text = Text.assemble(
         (clock, "dim"),
@@ -50,14 +46,14 @@ def render(service: str, line: bytes) -> Text:
         (f"{level:8}", LEVELS.get(level, "")),
         " ",
     )
-    text.append(_printable(message), LEVELS.get(level, ""))
+    text.append(printable(message), LEVELS.get(level, ""))
     for name, value in document.items():
         if name not in FIXED:
-            text.append(f" {_printable(name)}=", "dim").append(_printable(str(value)))
+            text.append(f" {printable(name)}=", "dim").append(printable(str(value)))
     if "trace_id" in document:
         text.append(f" trace={str(document['trace_id'])[:8]}", "dim")
     if "exception" in document:
-        text.append("\n" + _printable(str(document["exception"])), "red")
+        text.append("\n" + printable(str(document["exception"])), "red")
     return text
 
 

@@ -189,7 +189,6 @@ class LeanSpan(Span):
                 "exception.type": named,
                 "exception.message": str(exception),
                 "exception.stacktrace": stacktrace(exception),
-                "exception.escaped": str(escaped),
                 **(attributes or {}),
             },
             timestamp,

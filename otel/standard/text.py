@@ -12,15 +12,28 @@ from typing import Any
 from opentelemetry.sdk.trace import Event, ReadableSpan
 from opentelemetry.trace import Status
 
+# The SDK sets it on each exception event, as text. The semantic conventions have it as a boolean, and deprecated.
+ESCAPED = "exception.escaped"
+
 
 def encodable(span: ReadableSpan) -> ReadableSpan:
-    """The span, with text that UTF-8 cannot encode replaced."""
+    """The span without :data:`ESCAPED` in its events, and with text that UTF-8 cannot encode replaced."""
     texts = [span.name, span.status.description, *plain(span.attributes).values()]
     for event in span.events:
         texts += (event.name, *plain(event.attributes).values())
-    if "".join([text for text in texts if type(text) is str]).isascii():
+    # A copy has no counts of what a limit dropped: a span that has some keeps the attribute.
+    limited = span.dropped_attributes or span.dropped_events
+    escaped = not limited and any(ESCAPED in plain(event.attributes) for event in span.events)
+    if not escaped and "".join([text for text in texts if type(text) is str]).isascii():
         return span
-    events = [Event(utf8(event.name), utf8(event.attributes or {}), event.timestamp) for event in span.events]
+    events = [
+        Event(
+            utf8(event.name),
+            {key: value for key, value in utf8(event.attributes or {}).items() if key != ESCAPED},
+            event.timestamp,
+        )
+        for event in span.events
+    ]
     return ReadableSpan(
         name=utf8(span.name),
         context=span.context,

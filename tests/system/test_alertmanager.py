@@ -1,4 +1,4 @@
-"""Alertmanager with the shipped configuration, and its receiver: which alerts are notified, which are muted."""
+"""Alertmanager with the configuration that is shipped, and the alert receiver: which alerts are notified."""
 
 from __future__ import annotations
 
@@ -15,10 +15,13 @@ from typing import Any
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
+from yarl import URL
 
+from alertreceiver.app import create_app
+from alertreceiver.settings import Settings
 from lab.supervise import engines, stages
-from tests.support.labs import free_base_port, get, wait_for
-from web.alert_receiver import create_app
+from tests.support.labs import clean_environ, free_base_port, get, wait_for
+from web.settings import Environment
 
 SHIPPED = engines.COMPOSE / "alertmanager" / "alertmanager.yml"
 ALERTMANAGER = next(engine for engine in engines.ENGINES if engine.name == "alertmanager")
@@ -47,7 +50,7 @@ class Running:
             if alert["status"]["inhibitedBy"]
         }
 
-    def notifications(self) -> list[dict[str, Any]]:
+    def notified(self) -> list[dict[str, Any]]:
         return [json.loads(line) for line in self.log.read_text().splitlines()] if self.log.exists() else []
 
 
@@ -62,8 +65,16 @@ def alertmanager(tmp_path: Path) -> Iterator[Running]:
     processes = []
     for engine, binary in plan.found:
         if engine in (ALERTMANAGER, RECEIVER):
-            command = plan.command(engine, binary, plan.variables(""))
-            processes.append(subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL))
+            variables = plan.variables("")
+            command = plan.command(engine, binary, variables)
+            processes.append(
+                subprocess.Popen(
+                    command,
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.DEVNULL,
+                    env=clean_environ(**variables),
+                )
+            )
     try:
         for engine in (ALERTMANAGER, RECEIVER):
             wait_for(lambda engine=engine: answers(plan.url(engine) + engine.ready_path))  # type: ignore[misc]
@@ -87,7 +98,7 @@ def test_the_configuration_is_valid() -> None:
     assert checked.returncode == 0, checked.stdout + checked.stderr
 
 
-def test_the_cause_is_notified_and_its_symptoms_are_muted(alertmanager: Running) -> None:
+def test_a_cause_is_notified_and_its_symptoms_are_muted(alertmanager: Running) -> None:
     page = {"severity": "page"}
     alertmanager.fire(
         {"alertname": "DatabaseDown", **page},
@@ -97,16 +108,16 @@ def test_the_cause_is_notified_and_its_symptoms_are_muted(alertmanager: Running)
         {"alertname": "ExporterDown", "job": "postgres-exporter", "severity": "ticket"},
         {"alertname": "TelemetryDropped", "job": "frontend", "signal": "traces", "severity": "ticket"},
     )
-    wait_for(lambda: len(alertmanager.notifications()) >= 2, say="the notifications")
-    notifications = alertmanager.notifications()
-    assert sorted(line["alert"] for line in notifications) == ["DatabaseDown", "TelemetryDropped"]
+    wait_for(lambda: len(alertmanager.notified()) >= 2, say="the notifications")
+    lines = alertmanager.notified()
+    assert sorted(line["alert"] for line in lines) == ["DatabaseDown", "TelemetryDropped"]
     assert alertmanager.muted() == {
         ("HighErrorRatio", "frontend"),
         ("HighErrorRatio", "die-service"),
         ("RollAvailabilityBurn", ""),
         ("ExporterDown", "postgres-exporter"),
     }
-    (line,) = [line for line in notifications if line["alert"] == "DatabaseDown"]
+    (line,) = [line for line in lines if line["alert"] == "DatabaseDown"]
     assert line["message"] == "DatabaseDown fires: it is wrong"
     assert (line["level"], line["logger"], line["status"]) == ("WARNING", "alerts", "firing")
     assert line["runbook_url"] == "docs/runbooks/X.md"
@@ -116,8 +127,8 @@ def test_without_a_cause_the_deepest_symptom_is_notified(alertmanager: Running) 
     alertmanager.fire(
         *({"alertname": "HighErrorRatio", "job": job, "severity": "page"} for job in ("frontend", "dice-roller"))
     )
-    wait_for(alertmanager.notifications, say="the notification")
-    assert [line["labels"]["job"] for line in alertmanager.notifications()] == ["dice-roller"]
+    wait_for(alertmanager.notified, say="the notification")
+    assert [line["labels"]["job"] for line in alertmanager.notified()] == ["dice-roller"]
     assert alertmanager.muted() == {("HighErrorRatio", "frontend")}
 
 
@@ -127,8 +138,8 @@ def test_an_engine_alert_does_not_mute_user_symptoms(alertmanager: Running) -> N
         {"alertname": "PipelineBacklog", "job": "otel-collector", "severity": "ticket"},
         {"alertname": "HighErrorRatio", "job": "frontend", "severity": "page"},
     )
-    wait_for(lambda: len(alertmanager.notifications()) == 2, say="two notifications")
-    assert {line["alert"] for line in alertmanager.notifications()} == {"ServiceDown", "HighErrorRatio"}
+    wait_for(lambda: len(alertmanager.notified()) == 2, say="two notifications")
+    assert {line["alert"] for line in alertmanager.notified()} == {"ServiceDown", "HighErrorRatio"}
     assert alertmanager.muted() == {("PipelineBacklog", "otel-collector")}
 
 
@@ -145,7 +156,25 @@ NOTIFICATION = {
 }
 
 
-async def test_notifications_are_forwarded_and_failures_are_retried(tmp_path: Path) -> None:
+def receiver_settings(log: Path, webhook: URL) -> Settings:
+    return Settings.read(Environment({"ALERT_LOG": str(log), "ALERT_WEBHOOK_URL": str(webhook)}))
+
+
+def test_an_address_that_is_no_webhook_stops_the_start_and_is_not_shown() -> None:
+    for address in ("ftp://chat.example/secret", "chat.example/secret", "http://"):
+        process = subprocess.run(
+            [sys.executable, "-m", "alertreceiver"],
+            check=False,
+            capture_output=True,
+            text=True,
+            env=clean_environ(ALERT_WEBHOOK_URL=address),
+        )
+        assert process.returncode == 2
+        assert process.stderr.startswith("alerts: ALERT_WEBHOOK_URL: must be a URL")
+        assert "secret" not in process.stderr
+
+
+async def test_a_webhook_gets_each_notification_and_a_failure_is_reported(tmp_path: Path) -> None:
     passed_on: list[Any] = []
     status = 200
 
@@ -158,18 +187,22 @@ async def test_notifications_are_forwarded_and_failures_are_retried(tmp_path: Pa
     log = tmp_path / "alerts.jsonl"
     async with (
         TestServer(webhook) as server,
-        TestClient(TestServer(create_app(str(log), str(server.make_url("/hook"))))) as receiver,
+        TestClient(TestServer(create_app(receiver_settings(log, server.make_url("/hook"))))) as receiver,
     ):
         assert (await receiver.post("/", json=NOTIFICATION)).status == 200
         assert passed_on == [NOTIFICATION]
         (line,) = [json.loads(text) for text in log.read_text().splitlines()]
-        assert line["message"] == "ServiceDown is over: frontend is down"
+        assert line["message"] == "ServiceDown is resolved: frontend is down"
         assert (line["level"], line["ends_at"]) == ("INFO", "2026-01-02T03:05:05Z")
         metrics = await (await receiver.get("/metrics")).text()
         assert 'alerts_received_total{alertname="ServiceDown",status="resolved"} 1.0' in metrics
         # Alertmanager takes a 502 for a failure, counts it and tries again; nothing is written twice.
         status = 500
         assert (await receiver.post("/", json=NOTIFICATION)).status == 502
+        assert len(log.read_text().splitlines()) == 1
+        # A page of another site can send text, but no JSON.
+        text = {"Content-Type": "text/plain"}
+        assert (await receiver.post("/", data=json.dumps(NOTIFICATION), headers=text)).status == 415
         assert len(log.read_text().splitlines()) == 1
         wrongs: list[Any] = [{}, [], {"alerts": [{}]}]
         for wrong in wrongs:
@@ -179,7 +212,10 @@ async def test_notifications_are_forwarded_and_failures_are_retried(tmp_path: Pa
 def test_without_a_file_the_receiver_writes_to_stdout() -> None:
     port = free_base_port()
     process = subprocess.Popen(
-        [sys.executable, "-m", "web.alert_receiver", f"--port={port}"], stdout=subprocess.PIPE, text=True
+        [sys.executable, "-m", "alertreceiver"],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=clean_environ(ALERT_RECEIVER_PORT=str(port)),
     )
     try:
         wait_for(lambda: answers(f"http://127.0.0.1:{port}/readyz"))

@@ -24,7 +24,7 @@ SHORT = ("--steady", "1", "--fault", "3", "--rate", "25")
 
 def experiment(lab: Lab, name: str, *arguments: str) -> dict[str, Any]:
     process = dicelab("chaos", name, "--run-dir", lab.run_dir, "--json", *SHORT, *arguments)
-    output, _ = process.communicate(timeout=90)
+    output, _ = process.communicate(timeout=180)
     summary: dict[str, Any] = json.loads(output)
     unmet = [one for one in summary["expectations"] if one["met"] is False]
     assert unmet == [], summary
@@ -50,8 +50,8 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Any:
     lab.stop()
 
 
-@pytest.mark.parametrize("name", [name for name in EXPERIMENTS if name != "collector-down"])
-def test_an_experiment_meets_expectations_and_undoes_its_faults(lab: Lab, name: str) -> None:
+@pytest.mark.parametrize("name", [name for name in EXPERIMENTS if not EXPERIMENTS[name].needs])
+def test_an_experiment_holds_and_puts_everything_back(lab: Lab, name: str) -> None:
     assert tuple(EXPERIMENTS) == NAMES
     summary = experiment(lab, name)
     assert summary["put_back"]
@@ -59,7 +59,11 @@ def test_an_experiment_meets_expectations_and_undoes_its_faults(lab: Lab, name: 
     assert set(summary["answers"]["fault"]) & {"503", "504"}
     assert summary["detected_seconds"]
     assert summary["first_good_seconds"] is not None
-    # As before the experiment: every part runs, is reached directly and at its usual speed.
+    alerts = [one for one in summary["expectations"] if "alert" in one["text"]]
+    assert alerts
+    assert {(one["met"], one["seen"]) for one in alerts} == {(None, "not checked, prometheus is not running")}
+    assert summary["alerts"] == {}
+    # As if nothing had been: every part there, reached directly, at its usual speed.
     assert get(f"{lab.front}/readyz").status == 200
     state = json.loads((lab.run_dir / "state.json").read_text())
     for service in ("dice-roller", "die-service"):
@@ -69,7 +73,72 @@ def test_an_experiment_meets_expectations_and_undoes_its_faults(lab: Lab, name: 
         assert f"DATABASE_URL={state['postgres']['url']}" in environ
 
 
-def test_faults_of_a_killed_experiment_are_undone(lab: Lab) -> None:
+# --- experiments on engines ---
+
+ENGINES_TIMEOUT = pytest.mark.timeout(300)  # starting all engines takes a while on a busy machine
+
+
+@pytest.fixture(scope="module")
+def lab_with_engines(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """One for all experiments on engines; its alerts are evaluated every second."""
+    from tests.support import labs
+
+    lab = labs.start(tmp_path_factory.mktemp("chaos-engines") / "run", 6, "--engines", roll_delay=0.1)
+    labs.scrape_every_second(lab)
+    yield lab
+    lab.stop()
+
+
+def verdict(summary: dict[str, Any], text: str) -> dict[str, Any]:
+    return next(one for one in summary["expectations"] if text in one["text"])
+
+
+@ENGINES_TIMEOUT
+def test_a_cause_fires_first_and_is_silent_again(lab_with_engines: Lab) -> None:
+    """With Prometheus alone, which every machine of the tests has."""
+    summary = experiment(lab_with_engines, "database-down", "--fault", "18")
+    first = verdict(summary, "DatabaseDown is the first alert")
+    assert first["met"], first
+    assert next(iter(summary["alerts"])) == "DatabaseDown"
+    assert summary["alerts"]["DatabaseDown"]["fired_seconds"] < 30
+    assert verdict(summary, "alerts fall silent")["met"]
+    assert all(times["silent_seconds"] < 120 for times in summary["alerts"].values())
+
+
+@ENGINES_TIMEOUT
+@pytest.mark.engines("tempo", "otel-collector")
+def test_tempo_loses_the_last_seconds_and_an_alert_tells_of_it(lab_with_engines: Lab) -> None:
+    summary = experiment(lab_with_engines, "tempo-killed", "--silence", "0")
+    assert next(iter(summary["alerts"])) == "TempoRestarted"
+    assert verdict(summary, "is the first alert")["met"]
+    assert verdict(summary, "fall silent")["met"] is None
+
+
+@ENGINES_TIMEOUT
+@pytest.mark.engines("tempo", "otel-collector")
+def test_spans_wait_for_the_collector(lab_with_engines: Lab) -> None:
+    summary = experiment(lab_with_engines, "collector-down", "--silence", "0")
+    assert verdict(summary, "spans of that time arrive afterwards")["met"]
+
+
+@ENGINES_TIMEOUT
+@pytest.mark.engines("loki", "alloy")
+def test_lines_wait_for_loki_and_alloy(lab_with_engines: Lab) -> None:
+    down = experiment(lab_with_engines, "loki-down", "--silence", "0")
+    assert verdict(down, "is in Loki, none twice")["seen"].endswith("lost, 0 doubled")
+    killed = experiment(lab_with_engines, "alloy-killed", "--silence", "0")
+    assert verdict(killed, "is in Loki, at most")["seen"].startswith("0 of ")
+    assert killed["alerts"] == {}
+
+
+@ENGINES_TIMEOUT
+def test_counters_catch_up_with_prometheus(lab_with_engines: Lab) -> None:
+    summary = experiment(lab_with_engines, "prometheus-down")
+    assert verdict(summary, "afterwards roll_requests_total")["met"]
+    assert summary["alerts"] == {}
+
+
+def test_a_killed_experiment_is_put_back_all_the_same(lab: Lab) -> None:
     process = dicelab("chaos", "database-down", "--run-dir", lab.run_dir, "--steady", "0.5", "--fault", "60")
     wait_for(lambda: get(f"{lab.front}/readyz").status == 503)
     process.kill()
@@ -100,7 +169,8 @@ def refused(*arguments: str | Path) -> str:
 
 def test_an_impossible_experiment_is_reported(lab: Lab, stage_lab: Callable[[int], Lab]) -> None:
     assert "database-down needs stage 5 or later" in refused("database-down", "--run-dir", stage_lab(2).run_dir)
-    assert "--engines" in refused("collector-down", "--run-dir", lab.run_dir)
+    for name in ("collector-down", "tempo-killed", "loki-down", "alloy-killed", "prometheus-down"):
+        assert "--engines" in refused(name, "--run-dir", lab.run_dir)
     with closing(Held(lab, "postgres")):
         wait_for(lambda: get(f"{lab.front}/readyz").status == 503)
         assert "not ready to begin with" in refused("roller-killed", "--run-dir", lab.run_dir)

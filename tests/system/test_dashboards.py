@@ -255,8 +255,8 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
         roll_delay=0.02,
     )
     try:
-        scrape_and_evaluate_every_second(lab)
-        # Scrape each counter at zero before it counts.
+        labs.scrape_every_second(lab)
+        # Each counter's start at zero is seen before it counts.
         wait_for(lambda: len(ask(lab, 'roll_requests_total{outcome="error"} == 0')) == 2, say="first scrapes")
         traffic.use_every_feature(lab, traffic.EVERY_SIZE)
         os.kill(lab.pid("die-service"), signal.SIGSTOP)
@@ -277,13 +277,6 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
 def caught_rolling(lab: Lab) -> bool:
     traffic.roll_at_once(lab, ["/roll-async?die=fair&times=20"] * 4)
     return any(value > 0 for row in ask(lab, "max_over_time(async_rolls_in_progress[20s])") for value in row)
-
-
-def scrape_and_evaluate_every_second(lab: Lab) -> None:
-    config = lab.run_dir / "engines" / "prometheus" / "config"
-    for path in (config / "prometheus.yml", *(config / "rules").iterdir()):
-        path.write_text(re.sub(r"((?:interval|timeout): )\d+s", r"\g<1>1s", path.read_text()))
-    os.kill(engine(lab, "prometheus")["pid"], signal.SIGHUP)
 
 
 def engine(lab: Lab, name: str) -> dict[str, Any]:
@@ -329,8 +322,11 @@ EXPOSED_BY = {
     "loki_": "loki",
     "alertmanager_": "alertmanager",
 }
-# Absent before the first loss, or for hours.
-NOT_YET = re.compile(r"loki_discarded_samples_total|roll:window_complete:\w+")
+# Not there before the first loss, or for hours.
+NOT_YET = re.compile(
+    r"otelcol_exporter_(?:send|enqueue)_failed_spans_total|tempo_discarded_spans_total|loki_discarded_samples_total"
+    r"|prometheus_remote_storage_samples_dropped_total|job:pipeline_lost:total|roll:window_complete:\w+"
+)
 
 
 def can_be_there(selector: Selector) -> bool:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import mmap
 import os
 import re
 import socket
 import subprocess
 import time
+import urllib.error
+import urllib.request
 from collections import Counter
 from collections.abc import Callable
 from functools import partial
@@ -18,9 +21,11 @@ from urllib.parse import urlencode
 from urllib.request import HTTPCookieProcessor, ProxyHandler, build_opener
 
 import pytest
+import yaml
 
 from lab.supervise import engines, stages
 from tests.support.labs import Lab, dicelab, free_base_port, get, wait_for
+from tests.support.queries import DASHBOARDS, parse, queries
 
 ENGINES = [engine.name for engine in engines.ENGINES]
 
@@ -129,6 +134,38 @@ def test_a_roll_is_complete_in_tempo_and_in_the_service_graph(lab: Lab) -> None:
     wait_for(graph, timeout=60)
 
 
+@pytest.mark.engines("tempo")
+def test_a_batch_makes_no_series_for_each_of_its_rolls(lab: Lab) -> None:
+    """Its spans `roll 1` to `roll 100` are internal ones; span metrics are those of servers and clients."""
+    calls = 'traces_spanmetrics_calls_total{service="dice-roller",span_name="GET /roll-async"}'
+
+    def counted() -> float:
+        return sum(float(row["value"][1]) for row in query(lab, calls))
+
+    before = counted()
+    trace_id = get(f"{lab.front}/roll-async?die=fair&times=100").trace_id
+    wait_for(lambda: counted() > before, timeout=60, say="the batch in the span metrics")
+    kinds = {row["metric"]["span_kind"] for row in query(lab, "count by (span_kind) (traces_spanmetrics_calls_total)")}
+    assert kinds == {"SPAN_KIND_SERVER", "SPAN_KIND_CLIENT"}
+    (series,) = query(lab, 'count({__name__=~"traces_spanmetrics_.+"})')
+    assert float(series["value"][1]) < 500
+    # Their exemplars lead to the trace, by the name under which Grafana's data source looks for it.
+    provisioned = yaml.safe_load((engines.GRAFANA / "provisioning" / "datasources" / "dicelab.yml").read_text())
+    (prometheus,) = [one for one in provisioned["datasources"] if one["type"] == "prometheus"]
+    names = {one["name"] for one in prometheus["jsonData"]["exemplarTraceIdDestinations"]}
+    now = time.time()
+    arguments = urlencode({"query": "traces_spanmetrics_latency_bucket", "start": now - 120, "end": now + 60})
+    answer = get(f"{engine_url(lab, 'prometheus')}/api/v1/query_exemplars?{arguments}").json
+    labels = [exemplar["labels"] for series in answer["data"] for exemplar in series["exemplars"]]
+    assert trace_id in {label[name] for label in labels for name in names & label.keys()}
+
+
+def test_every_engine_has_a_memory_limit(lab: Lab) -> None:
+    for entry in lab.state["engines"]:
+        environ = Path(f"/proc/{entry['pid']}/environ").read_bytes().split(b"\0")
+        assert f"GOMEMLIMIT={engines.MEMORY_LIMIT}".encode() in environ, entry["name"]
+
+
 def in_loki(lab: Lab, tenant: str, expression: str) -> list[tuple[dict[str, str], str]]:
     """Labels (structured metadata among them) and text of the lines that a LogQL query finds, the oldest first."""
     arguments = urlencode(
@@ -218,6 +255,103 @@ def test_malformed_lines_are_kept_and_marked(lab: Lab) -> None:
     assert lines[odd_time] == {**service, "level": "INFO"}
     assert any(line == long[: 1024 * 1024] for line in lines)
     assert not in_loki(lab, "usage", query)
+
+
+# How the names of each engine's metrics begin. Tempo writes to Prometheus with Prometheus's own code.
+PREFIXES = {
+    "otelcol_": "otel-collector",
+    "tempo_": "tempo",
+    "loki_write_": "alloy",
+    "loki_source_": "alloy",
+    "loki_": "loki",
+    "alloy_": "alloy",
+    "alertmanager_": "alertmanager",
+    "prometheus_remote_storage_": "tempo",
+    "prometheus_": "prometheus",
+    "pg_": "postgres-exporter",
+}
+# Counters that are not exposed before the first loss, by the part of the name that stands in the engine's program.
+AFTER_A_LOSS = {
+    "otelcol_exporter_send_failed_spans_total": "otelcol_exporter_send_failed_spans",
+    "otelcol_exporter_enqueue_failed_spans_total": "otelcol_exporter_enqueue_failed_spans",
+    "tempo_discarded_spans_total": "discarded_spans_total",
+    "loki_discarded_samples_total": "discarded_samples_total",
+    "prometheus_remote_storage_samples_dropped_total": "samples_dropped_total",
+}
+
+
+def owner(metric: str) -> str:
+    """The engine whose metric this is, else empty."""
+    return next((engine for prefix, engine in PREFIXES.items() if metric.startswith(prefix)), "")
+
+
+def metrics_read() -> set[str]:
+    """Every metric of an engine that a rule, a dashboard or a runbook reads."""
+    rules = [
+        rule["expr"]
+        for path in (engines.COMPOSE / "prometheus" / "rules").glob("*.yml")
+        for group in yaml.safe_load(path.read_text())["groups"]
+        for rule in group["rules"]
+    ]
+    runbooks = [
+        query
+        for path in (engines.ROOT / "docs" / "runbooks").glob("*.md")
+        for query in re.findall(r"```promql\n(.+?)\n```", path.read_text(), re.DOTALL)
+    ]
+    shown = [
+        query.filled()
+        for path in DASHBOARDS.glob("*.json")
+        for query in queries(path.stem)
+        if query.language == "promql"
+    ]
+    parsed = parse([("promql", text) for text in (*rules, *runbooks, *shown)])
+    names = set()
+    for selector in (selector for one in parsed for selector in one.selectors):
+        among = [value for name, _, value in selector.matchers if name == "__name__"]
+        names |= set(among[0].split("|")) if among else {selector.name}
+    return {name for name in names if owner(name)}
+
+
+@pytest.mark.engines("tempo", "otel-collector", "loki", "alloy", "alertmanager")
+def test_the_metrics_that_rules_and_dashboards_read_are_those_of_the_engines(lab: Lab) -> None:
+    get(f"{lab.front}/roll?die=fair")
+    read = metrics_read()
+    assert {owner(name) for name in read} >= set(PREFIXES.values()) - {"alloy"}
+    targets = json.loads((lab.run_dir / "engines" / "prometheus" / "config" / "targets" / "lab.yml").read_text())
+    pages = {target["labels"]["job"]: f"http://{target['targets'][0]}/metrics" for target in targets}
+    binaries = {engine.name: engine.find() for engine in engines.ENGINES}
+
+    def missing() -> set[str]:
+        # As they stand on the page: prometheus_client's parser gives counters the ending _total.
+        exposed = {
+            engine: set(re.findall(r"^(\w+)[ {]", get(url).body.decode(), re.MULTILINE))
+            for engine, url in pages.items()
+            if engine in PREFIXES.values()
+        }
+        return {name for name in read - AFTER_A_LOSS.keys() if name not in exposed[owner(name)]}
+
+    wait_for(lambda: not missing(), timeout=30, say=f"metrics: {missing()}")
+    for name in read & AFTER_A_LOSS.keys():
+        binary = binaries[owner(name)]
+        assert binary
+        with open(binary, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as program:
+            assert program.find(AFTER_A_LOSS[name].encode()) >= 0, name
+
+
+@pytest.mark.engines("loki", "alloy", "alertmanager")
+def test_a_line_that_loki_refuses_is_counted_and_alerted(lab: Lab) -> None:
+    """The counter appears with the first loss; a rate of it would not see that one."""
+    url, now = engine_url(lab, "loki"), time.time_ns()
+    wait_for(lambda: query(lab, 'up{job="loki"} offset 1m == 1'), timeout=90, say="a minute of history")
+    body = {"streams": [{"stream": {"service_name": "test"}, "values": [[str(now + 3600 * 10**9), "from the future"]]}]}
+    request = urllib.request.Request(f"{url}/loki/api/v1/push", json.dumps(body).encode(), method="POST")
+    request.add_header("Content-Type", "application/json")
+    request.add_header("X-Scope-OrgID", "operations")
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        urllib.request.build_opener(ProxyHandler({})).open(request)
+    assert refused.value.code == 400
+    alert = 'ALERTS{alertname="PipelineLoss",alertstate="firing",job="loki",signal="logs"}'
+    wait_for(lambda: query(lab, alert), timeout=30, say="the alert")
 
 
 def listening(pid: int) -> set[str]:

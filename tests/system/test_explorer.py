@@ -9,6 +9,7 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
+from aiohttp import ClientSession
 from playwright.async_api import Page, expect
 
 from tests.support import labs
@@ -440,3 +441,35 @@ async def test_engines_are_queried_when_they_run(engines_lab: Lab, open_page: Op
     await expect(page.locator("#heat button").first).to_be_visible(timeout=30_000)
     await open_tab(page, "Service map")
     await expect(page.locator("table.calls tr").filter(has_text="postgresql").first).to_be_visible(timeout=30_000)
+
+
+@pytest.mark.engines("alertmanager")
+async def test_the_page_says_which_alerts_fire_and_which_are_muted(engines_lab: Lab, open_page: Open) -> None:
+    lab = engines_lab
+    page = await open_page(lab)
+    await open_tab(page, "Metrics")
+    alerts = page.get_by_role("region", name="Alerts that fire now")
+    await expect(alerts.locator("[data-source]")).to_have_text("from Alertmanager")
+    await expect(alerts.locator("[data-alert=DatabaseDown]")).to_have_count(0)
+    alertmanager = next(entry["url"] for entry in lab.state["engines"] if entry["name"] == "alertmanager")
+    annotations = {"summary": "<b>of the test</b>", "description": "", "runbook_url": "docs/runbooks/X.md"}
+    body: list[dict[str, Any]] = [
+        {"labels": {"alertname": name, "severity": "page"}, "annotations": annotations}
+        for name in ("DatabaseDown", "HighErrorRatio")
+    ]
+    async with ClientSession() as session:
+        assert (await session.post(f"{alertmanager}/api/v2/alerts", json=body)).status == 200
+        firing = alerts.locator("[data-alert]")
+        await expect(firing).to_have_count(2)
+        assert await firing.evaluate_all("all => all.map(one => one.dataset.alert)") == [
+            "DatabaseDown",
+            "HighErrorRatio",
+        ]
+        await expect(firing.first).to_contain_text("<b>of the test</b>")
+        await expect(firing.first).not_to_contain_text("muted")
+        await expect(firing.last).to_contain_text("page, muted")
+        await expect(alerts).to_contain_text("2 alerts firing")
+        for alert in body:
+            alert["endsAt"] = "2026-01-01T00:00:00Z"
+        assert (await session.post(f"{alertmanager}/api/v2/alerts", json=body)).status == 200
+        await expect(alerts).to_contain_text("No alert fires.")

@@ -16,8 +16,11 @@ import pytest
 from tests.support.labs import clean_environ, free_base_port, get
 
 ROOT = Path(__file__).parents[2]
-PACKAGES = ("alloy", "bench", "compose", "dieservice", "frontend", "grafana", "lab", "otel", "roller", "web")
-# Needed only by `make compose`, in a checkout.
+PACKAGES = (
+    *("alertreceiver", "alloy", "bench", "compose", "dieservice", "frontend", "grafana", "lab", "otel", "roller"),
+    "web",
+)
+# What `make compose` needs, in a checkout.
 CHECKOUT_ONLY = {path for path in (ROOT / "compose").iterdir() if path.is_file()}
 PIP = (sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check")
 

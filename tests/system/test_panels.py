@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
-import signal
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -120,14 +118,12 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Run, Run]]:
     lab = labs.start(directory / "run", 6, "--engines", roll_delay=0.05, RANDOM_SEED="7")
     try:
         config = lab.run_dir / "engines" / "prometheus" / "config"
-        for path in (config / "prometheus.yml", *(config / "rules").iterdir()):
-            path.write_text(re.sub(r"((?:interval|timeout): )\d+s", r"\g<1>1s", path.read_text()))
         targets = json.loads((config / "targets" / "lab.yml").read_text())
         for target in targets:
             if target["labels"]["job"] == "postgres-exporter":  # it needs a second to notice that its database is down
                 target["labels"] |= {"__scrape_interval__": "3s", "__scrape_timeout__": "3s"}
         (config / "targets" / "lab.yml").write_text(json.dumps(targets))
-        os.kill(next(e["pid"] for e in lab.state["engines"] if e["name"] == "prometheus"), signal.SIGHUP)
+        labs.scrape_every_second(lab)
         everything: list[Answer] = []
 
         def run(asked: list[tuple[str, int | None]]) -> Run:

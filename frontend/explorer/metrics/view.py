@@ -11,6 +11,7 @@ from typing import Any
 from frontend.explorer.colours import colour
 from frontend.explorer.context import Context
 from frontend.explorer.grafana import explore_link
+from frontend.explorer.metrics import alerts
 from frontend.explorer.metrics.chart import Chart, Series, chart
 from frontend.explorer.model import BOUNDS, Cell, duration_text
 from frontend.explorer.sources.figures import ENOUGH, PERCENTILES, Figures
@@ -43,7 +44,7 @@ class MetricsView:
         specification: fetches a die's specification; returns ``None`` when that fails.
     """
 
-    regions = ("figures", "heat", "charts", "faces")
+    regions = (alerts.REGION, "figures", "heat", "charts", "faces")
 
     def __init__(self, context: Context, specification: Callable[[str], Awaitable[Specification | None]]) -> None:
         self._context = context
@@ -99,7 +100,8 @@ class MetricsView:
     async def refresh(self) -> float | None:
         telemetry, die, service = self._context.telemetry, self._die, self._service
         since, until = self._context.range.bounds()
-        if telemetry.traces is not None:  # first: available at once, while rates need two readings
+        await alerts.refresh(self._context)
+        if telemetry.traces is not None:  # first: it is there at once, while rates need two readings
             await self._refresh_heat(service, since, until)
         # Before the figures: this request to the die-service must not appear in them.
         specification = await self._specification(die) if die else None
@@ -220,7 +222,7 @@ class MetricsView:
 
 
 def _shade(cell: Cell, most: int) -> int:
-    """How dark a cell is, in percent: by the logarithm of its count."""
+    """The darkness of a cell, in percent: by the logarithm of its count."""
     return 14 + round(40 * math.log1p(cell.count) / math.log1p(most))
 
 

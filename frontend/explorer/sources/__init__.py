@@ -10,6 +10,7 @@ from markupsafe import Markup
 from yarl import URL
 
 from frontend.explorer.model import LogSource, TraceSource
+from frontend.explorer.sources.alerts import Alertmanager, AlertSource, PrometheusAlerts
 from frontend.explorer.sources.engines import Loki, Tempo
 from frontend.explorer.sources.figures import MetricSource
 from frontend.explorer.sources.files import Files
@@ -27,6 +28,7 @@ class Telemetry:
     traces: TraceSource | None
     logs: LogSource | None
     metrics: MetricSource
+    alerts: AlertSource | None
     pages: Pages
     files: Files | None
     grafana: URL | None
@@ -56,9 +58,15 @@ def choose(session: Callable[[], ClientSession], settings: Settings) -> Telemetr
         services["die-service"] = settings.die_service_url
     files = Files(settings.telemetry_dir) if settings.telemetry_dir else None
     pages = Pages(session, services)
+    alerts: AlertSource | None = None
+    if settings.alertmanager_url:
+        alerts = Alertmanager(session, settings.alertmanager_url)
+    elif settings.prometheus_url:
+        alerts = PrometheusAlerts(session, settings.prometheus_url)
     return Telemetry(
         services=tuple(services),
         metrics=Prometheus(session, settings.prometheus_url) if settings.prometheus_url else pages,
+        alerts=alerts,
         pages=pages,
         traces=Tempo(session, settings.tempo_url) if settings.tempo_url else files,
         logs=Loki(session, settings.loki_url) if settings.loki_url else files,

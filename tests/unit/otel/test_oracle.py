@@ -216,6 +216,15 @@ def test_servers_clients_and_queries_follow_the_conventions_that_are_chosen(
         assert not excluded & names
 
 
+def test_exception_events_have_no_deprecated_attribute(runs: tuple[Run, Run]) -> None:
+    for run in runs:
+        events = [event for span in run.spans for event in span.get("events", []) if event["name"] == "exception"]
+        keys = [{attribute["key"] for attribute in event["attributes"]} for event in events]
+        assert len(keys) > 20
+        assert all({"exception.type", "exception.message", "exception.stacktrace"} <= one for one in keys)
+        assert not any("exception.escaped" in one for one in keys)
+
+
 def test_lines_are_equal(runs: tuple[Run, Run]) -> None:
     standard, fast = runs
     assert len(standard.lines) > 200

@@ -1,36 +1,36 @@
-"""``python -m web.alert_receiver``: writes Alertmanager's notifications to a log file and forwards them to a webhook.
+"""Alertmanager's webhook receiver: a log line in the services' format for each alert.
 
-``ALERT_WEBHOOK_URL`` is the URL to which each notification is forwarded unchanged.
+https://prometheus.io/docs/alerting/latest/configuration/#webhook_config
 """
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import json
-import os
 import sys
 from collections.abc import AsyncIterator, Iterator
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 from aiohttp import ClientError, ClientSession, ClientTimeout, web
 from prometheus_client import CollectorRegistry, Counter
 from prometheus_client.aiohttp import make_aiohttp_handler
 
-SERVICE = "alerts"
+from alertreceiver.settings import Settings
+
+SERVICE = "alerts"  # what its lines are called in Loki and in the page
 WEBHOOK_TIMEOUT = 5.0  # seconds
 
-ALERT_LOG = web.AppKey("alert_log", str)
-WEBHOOK_URL = web.AppKey("webhook_url", str)
+SETTINGS = web.AppKey("settings", Settings)
 SESSION = web.AppKey("session", ClientSession)
 RECEIVED = web.AppKey("received", Counter)
 
 
-def create_app(alert_log: str = "", webhook_url: str = "") -> web.Application:
+def create_app(settings: Settings) -> web.Application:
     app = web.Application()
     registry = CollectorRegistry()
-    app[ALERT_LOG], app[WEBHOOK_URL] = alert_log, webhook_url
+    app[SETTINGS] = settings
     app[RECEIVED] = Counter(
         "alerts_received_total",
         "Alerts received, by their name and status.",
@@ -55,28 +55,31 @@ async def ready(request: web.Request) -> web.Response:
 
 
 async def receive(request: web.Request) -> web.Response:
-    """Receive one notification: https://prometheus.io/docs/alerting/latest/configuration/#webhook_config."""
-    app = request.app
+    """Receive one notification: pass it on, count its alerts, write their lines."""
+    app, settings = request.app, request.app[SETTINGS]
+    # A page of another site can send a form or plain text to this address, but no JSON.
+    if request.content_type != "application/json":
+        raise web.HTTPUnsupportedMediaType(text="a notification is application/json\n")
     try:
         notification = await request.json()
         lines = list(log_lines(notification))
     except (ValueError, KeyError, TypeError):
         raise web.HTTPBadRequest(text="not a notification of Alertmanager\n") from None
-    if app[WEBHOOK_URL]:
+    if settings.webhook_url is not None:
         try:
-            async with app[SESSION].post(app[WEBHOOK_URL], json=notification) as answer:
+            async with app[SESSION].post(settings.webhook_url, json=notification) as answer:
                 answer.raise_for_status()
         except (ClientError, TimeoutError) as error:
             # Alertmanager counts the failure and sends the notification again.
-            raise web.HTTPBadGateway(text=f"{app[WEBHOOK_URL]}: {error or type(error).__name__}\n") from error
+            raise web.HTTPBadGateway(text=f"the webhook failed: {type(error).__name__}\n") from error
     for alert in notification["alerts"]:
         app[RECEIVED].labels(alert["labels"]["alertname"], alert["status"]).inc()
-    await asyncio.to_thread(_write, app[ALERT_LOG], "".join(line + "\n" for line in lines))
+    await asyncio.to_thread(_write, settings.alert_log, "".join(line + "\n" for line in lines))
     return web.Response()
 
 
-def _write(path: str, text: str) -> None:
-    if not path:
+def _write(path: Path | None, text: str) -> None:
+    if path is None:
         sys.stdout.write(text)
         sys.stdout.flush()
         return
@@ -85,7 +88,7 @@ def _write(path: str, text: str) -> None:
 
 
 def log_lines(notification: dict[str, Any]) -> Iterator[str]:
-    """A line in the services' format for each alert of a notification."""
+    """A line for each alert of a notification."""
     now = datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
     for alert in notification["alerts"]:
         labels, annotations = alert["labels"], alert["annotations"]
@@ -94,7 +97,7 @@ def log_lines(notification: dict[str, Any]) -> Iterator[str]:
             {
                 "timestamp": now,
                 "level": "WARNING" if fires else "INFO",
-                "message": f"{labels['alertname']} {'fires' if fires else 'is over'}: {annotations['summary']}",
+                "message": f"{labels['alertname']} {'fires' if fires else 'is resolved'}: {annotations['summary']}",
                 "logger": SERVICE,
                 "alert": labels["alertname"],
                 "status": alert["status"],
@@ -105,13 +108,3 @@ def log_lines(notification: dict[str, Any]) -> Iterator[str]:
                 "runbook_url": annotations["runbook_url"],
             }
         )
-
-
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(prog="python -m web.alert_receiver")
-    parser.add_argument("--host", default="127.0.0.1")
-    parser.add_argument("--port", type=int, required=True)
-    parser.add_argument("--log", default="", help="the file that gets a line for each alert; default: standard output")
-    given = parser.parse_args()
-    app = create_app(given.log, os.environ.get("ALERT_WEBHOOK_URL", ""))
-    web.run_app(app, host=given.host, port=given.port, print=None, access_log=None)

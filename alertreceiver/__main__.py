@@ -1,0 +1,16 @@
+import os
+import sys
+
+from aiohttp import web
+
+from alertreceiver.app import SERVICE, create_app
+from alertreceiver.settings import Settings
+from web.settings import Environment, SettingsError
+
+if __name__ == "__main__":
+    try:
+        settings = Settings.read(Environment(os.environ))
+    except SettingsError as error:
+        print(f"{SERVICE}: {error}", file=sys.stderr)
+        sys.exit(2)
+    web.run_app(create_app(settings), host=settings.host, port=settings.port, print=None, access_log=None)

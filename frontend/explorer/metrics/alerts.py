@@ -1,0 +1,23 @@
+"""The part of the metrics view that says which alerts fire now."""
+
+from __future__ import annotations
+
+from frontend.explorer.context import Context
+from frontend.explorer.model import SourceError
+
+REGION = "alerts"
+
+
+async def refresh(context: Context) -> None:
+    """Fetch and show the alerts that fire; shows nothing where no engine knows of any.
+
+    A source that does not answer is said here: the figures come from elsewhere.
+    """
+    source = context.telemetry.alerts
+    if source is None:
+        return
+    try:
+        alerts, failure = await source.alerts(), ""
+    except SourceError as error:
+        alerts, failure = [], str(error)
+    context.show(REGION, "metrics/alerts.html", alerts=alerts, failure=failure, source=source)

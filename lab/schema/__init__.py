@@ -1,0 +1,1 @@
+"""The registry of everything observable (``otel/registry/``): read, held against a running lab, and documented."""

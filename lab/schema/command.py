@@ -1,0 +1,116 @@
+"""``dicelab check --schema``: whether all that a running lab has shown of itself is in the registry.
+
+It reads the spans, log lines and metrics that are there, and makes no rolls of its own: run ``dicelab check`` or
+``dicelab traffic`` before it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from textwrap import fill
+
+from rich.console import Console
+
+from lab import LabError
+from lab.client import Lab, Missing
+from lab.schema import weaver
+from lab.schema.judge import Judge
+from lab.schema.registry import Registry
+from lab.signals import OPENMETRICS, Line, Span
+from lab.terminal import say
+
+MAX_TRACES = 300  # the latest that are asked of Tempo
+PARALLEL = 8
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a lab has shown: ``metrics`` are pages of metrics by service."""
+
+    spans: list[Span]
+    lines: list[Line]
+    metrics: dict[str, str]
+
+    def judge(self, registry: Registry, stage: int, services: list[str]) -> Judge:
+        """A judge that has looked at all of it."""
+        judge = Judge(registry, stage, services)
+        for span in self.spans:
+            judge.span(span)
+        for line in self.lines:
+            judge.line(line)
+        for service, page in self.metrics.items():
+            judge.metrics(service, page)
+        return judge
+
+
+async def _look(lab: Lab) -> Seen:
+    async with lab:
+        return await look(lab)
+
+
+async def look(lab: Lab) -> Seen:
+    """Read what a running lab has shown.
+
+    Raises:
+        LabError: when a service has no page of metrics.
+    """
+    lines = [line for service in lab.services for line in lab.lines(service)]
+    metrics = {}
+    for service in lab.services:
+        response = await lab.fetch(f"{lab.url(service)}/metrics", Accept=OPENMETRICS)
+        if response.status != 200:
+            raise LabError(f"{lab.url(service)}/metrics answers {response.status}")
+        metrics[service] = response.text
+    spans = await _spans_of(lab, lines) if "tempo" in lab.engines else lab.spans()
+    return Seen(spans, lines, metrics)
+
+
+async def _spans_of(lab: Lab, lines: list[Line]) -> list[Span]:
+    """The spans that Tempo has of the traces in these lines."""
+    latest = list(dict.fromkeys(line.trace_id for line in reversed(lines) if line.trace_id))[:MAX_TRACES]
+    limit = asyncio.Semaphore(PARALLEL)
+
+    async def fetch(trace_id: str) -> list[Span]:
+        async with limit:
+            with suppress(Missing):  # not sampled, or not there yet
+                return await lab.fetch_trace(trace_id)
+        return []
+
+    return [span for spans in await asyncio.gather(*map(fetch, latest)) for span in spans]
+
+
+def run(lab: Lab, stage: int, samples: Path | None, console: Console) -> int:
+    """Print the verdict; returns 0 when there is no violation, else 1.
+
+    Args:
+        samples: where to write what was seen, as input for Weaver.
+
+    Raises:
+        LabError: when that cannot be written.
+    """
+    registry = Registry.read()
+    seen = asyncio.run(_look(lab))
+    judge = seen.judge(registry, stage, list(lab.services))
+    if samples is not None:
+        found = weaver.samples(registry, seen.spans, seen.lines, seen.metrics)
+        try:
+            samples.write_text(json.dumps(found))
+        except OSError as error:
+            raise LabError(f"{samples}: {error.strerror}") from None
+    say(console, f"Seen: {judge.spans} spans, {judge.lines} lines, {judge.samples} samples.")
+    for row in judge.coverage():
+        say(console, f"{row.signal:8} {row.seen:3} of {row.declared:3} declared for stage {stage} were seen.")
+        if row.unseen:
+            say(console, fill(", ".join(row.unseen), 110, initial_indent="  not: ", subsequent_indent="  "))
+    if judge.unstable:
+        say(console, f"Not stable in OpenTelemetry's conventions: {', '.join(sorted(judge.unstable))}.")
+    for finding in judge.findings:
+        say(console, f"✘ {finding}", "red")
+    count = len(judge.findings)
+    conclusion = f"{count} kinds of violations of the registry" if count else "No violation of the registry"
+    say(console, f"{conclusion}.", "red" if count else "green")
+    return 1 if count else 0

@@ -1,0 +1,114 @@
+"""``dicelab sql``: a question about the spans and log lines of a run dir, in SQL."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import date, datetime, time
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from lab import InputError
+from lab.tables import Result, Tables
+from lab.terminal import printable, say
+
+PLAIN_WIDTH = 10_000  # columns; where no terminal is, nothing is wrapped
+MAX_ROWS = 1000  # of a table for people; --json and --csv print all
+
+
+@dataclass(frozen=True)
+class Options:
+    run_dir: Path
+    query: str
+    json: bool = False
+    csv: bool = False
+
+
+def run(options: Options, console: Console) -> int:
+    """Print the result of the query; what the tables do not hold is said on stderr.
+
+    Raises:
+        InputError: when there is no run dir, or the query is refused.
+    """
+    if options.json and options.csv:
+        raise InputError("give --json or --csv, not both")
+    with Tables.of(options.run_dir) as tables:
+        for note in tables.left_out:
+            print(f"dicelab: left out: {printable(note)}", file=sys.stderr)
+        result = tables.query(options.query)
+    if options.json:
+        _print_json(result)
+    elif options.csv:
+        _print_csv(result)
+    else:
+        _print_table(result, console)
+    return 0
+
+
+def _print_json(result: Result) -> None:
+    """An array with an object a row, a row a line. Of columns with the same name the last one counts."""
+    rows = [
+        json.dumps(dict(zip(result.columns, map(_plain, row), strict=True)), ensure_ascii=False) for row in result.rows
+    ]
+    print("[\n" + ",\n".join(rows) + "\n]" if rows else "[]")
+
+
+def _print_csv(result: Result) -> None:
+    writer = csv.writer(sys.stdout, lineterminator="\n")
+    writer.writerow(result.columns)
+    writer.writerows([_cell(value) for value in row] for row in result.rows)
+
+
+def _print_table(result: Result, console: Console) -> None:
+    # Without a terminal plain columns, so that the lines can be cut and compared.
+    terminal = console.is_terminal
+    table = Table(box=box.SIMPLE_HEAD if terminal else None, show_edge=False, pad_edge=False)
+    for place, name in enumerate(result.columns):
+        values = [row[place] for row in result.rows[:MAX_ROWS] if row[place] is not None]
+        numeric = bool(values) and all(isinstance(value, int | float | Decimal) for value in values)
+        table.add_column(Text(printable(name)), justify="right" if numeric else "left", overflow="fold")
+    for row in result.rows[:MAX_ROWS]:
+        table.add_row(*(Text(printable(_cell(value)).replace("\n", "\\n")) for value in row))
+    if not terminal:
+        console.width = PLAIN_WIDTH  # a console without a terminal has 80 columns
+    console.print(table, highlight=False)
+    count = len(result.rows)
+    shown = f", the first {MAX_ROWS} are shown; --json and --csv print all" if count > MAX_ROWS else ""
+    say(console, f"({count:,} {'row' if count == 1 else 'rows'}{shown})", "dim")
+
+
+def _cell(value: Any) -> str:
+    """A value as text: nothing for NULL, floats to six significant digits of their fraction, nested values as JSON."""
+    plain = _plain(value)
+    if plain is None:
+        return ""
+    if isinstance(plain, float):
+        return f"{round(plain, 6)}"
+    return plain if isinstance(plain, str) else json.dumps(plain, ensure_ascii=False)
+
+
+def _plain(value: Any) -> Any:
+    """A value as JSON has it; NULL for what is no number."""
+    if isinstance(value, datetime) and value.tzinfo is None:
+        return f"{value.isoformat(timespec='microseconds' if value.microsecond % 1000 else 'milliseconds')}Z"
+    if isinstance(value, datetime | date | time):
+        return value.isoformat()
+    if isinstance(value, Decimal):
+        return float(value)
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {_cell(key): _plain(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(entry) for entry in value]
+    return value if isinstance(value, bool | int | str | None) else str(value)

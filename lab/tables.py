@@ -1,0 +1,311 @@
+"""The spans and log lines of a run dir as two SQL tables, ``spans`` and ``lines``.
+
+A table holds what stood in the files when it was loaded; it lives in memory and can only be read::
+
+    with Tables.of(Path(".dicelab")) as tables:
+        result = tables.query("SELECT count(*) FROM spans WHERE status = 'error'")
+
+``docs/sql.md`` documents the columns.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO, NamedTuple, Self
+
+import duckdb
+
+from lab import InputError
+from lab.signals import Line, Span, parse_line, parse_spans
+from lab.supervise.rundir import RunDir
+
+MEMORY = "1GB"  # for the tables and a query; what does not fit goes to the temporary directory
+MAX_DISK = "1GB"
+MAX_MESSAGE = 200  # characters of an error that are shown
+KINDS = ("unspecified", "internal", "server", "client", "producer", "consumer")  # as OTLP numbers them
+STATUSES = ("unset", "ok", "error")
+LISTINGS = 5  # how often the run dir is listed again because a file was rotated meanwhile
+
+
+class Column(NamedTuple):
+    """A column: its name, its SQL type, and the expression that makes it of a loaded row."""
+
+    name: str
+    type: str
+    source: str = ""
+
+
+SPANS = (
+    Column("trace_id", "VARCHAR"),
+    Column("span_id", "VARCHAR"),
+    Column("parent_id", "VARCHAR"),
+    Column("service", "VARCHAR"),
+    Column("name", "VARCHAR"),
+    Column("kind", "VARCHAR"),
+    Column("status", "VARCHAR"),
+    Column("start", "TIMESTAMP", "make_timestamp(start_ns // 1000)"),
+    Column("duration_ms", "DOUBLE", "(end_ns - start_ns) / 1e6"),
+    Column("start_ns", "BIGINT"),
+    Column("end_ns", "BIGINT"),
+    Column("attributes", "MAP(VARCHAR, VARCHAR)"),
+    Column("events", "VARCHAR[]"),
+)
+FIELDS = {
+    "die_type": "VARCHAR",
+    "roll_value": "BIGINT",
+    "backend_status": "BIGINT",
+    "backend_url": "VARCHAR",
+    "die_identifier": "VARCHAR",
+    "die_found": "BOOLEAN",
+    "async_batch_size": "BIGINT",
+    "async_roll_index": "BIGINT",
+    "async_total_result": "BIGINT",
+    "db_query_type": "VARCHAR",
+    "db_query_duration_ms": "DOUBLE",
+    "db_result_count": "BIGINT",
+    "usage": "BOOLEAN",
+    "event_type": "VARCHAR",
+    "session_id": "VARCHAR",
+    "username": "VARCHAR",
+    "http_method": "VARCHAR",
+    "http_target": "VARCHAR",
+    "http_status": "BIGINT",
+    "duration_ms": "DOUBLE",
+}
+LINES = (
+    Column("timestamp", "TIMESTAMP", "TRY_CAST(fields['timestamp'] AS TIMESTAMP)"),
+    Column("level", "VARCHAR"),
+    Column("service", "VARCHAR"),
+    Column("message", "VARCHAR"),
+    Column("trace_id", "VARCHAR"),
+    Column("span_id", "VARCHAR"),
+    *(Column(name, type, f"TRY_CAST(fields['{name}'] AS {type})") for name, type in FIELDS.items()),
+    Column("fields", "MAP(VARCHAR, VARCHAR)"),
+)
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Result:
+    """The rows of a query; ``columns`` are their names, in order."""
+
+    columns: tuple[str, ...]
+    rows: list[tuple[Any, ...]]
+
+
+class Tables:
+    """The tables of one run dir.
+
+    Attributes:
+        left_out: what the tables do not hold and why, a sentence each.
+    """
+
+    def __init__(self, database: duckdb.DuckDBPyConnection, left_out: list[str], close: Callable[[], None]) -> None:
+        self._database = database
+        self._close = close
+        self.left_out = left_out
+
+    @classmethod
+    def of(cls, run_dir: Path) -> Self:
+        """Load the files of a run dir, which a lab may be writing to.
+
+        Raises:
+            InputError: when there is no run dir, or it cannot be read.
+        """
+        directory = RunDir(run_dir)
+        if not directory.logs.is_dir() and not directory.traces.is_dir():
+            raise InputError(f"no logs and no traces in {directory.path}; dicelab up makes them there")
+        with ExitStack() as stack:
+            try:
+                scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="dicelab-sql-")))
+                database = stack.enter_context(_database(scratch))
+                left_out: list[str] = []
+                _load(database, "spans", SPANS, scratch, _span_rows, directory.traces, left_out)
+                _load(database, "lines", LINES, scratch, _line_rows, directory.logs, left_out)
+            except OSError as error:
+                raise InputError(f"{error.filename or directory.path}: {error.strerror}") from None
+            except duckdb.Error as error:
+                raise InputError(f"the tables cannot be made: {_message(error)}") from None
+            engines = [engine["name"] for engine in (directory.state() or {}).get("engines", [])]
+            if "tempo" in engines or "otel-collector" in engines:
+                left_out.append("spans: this lab sends its spans to an engine; the table holds those in files only")
+            # From here on no statement reaches a file, and none changes that.
+            for setting in ("enable_external_access = false", "lock_configuration = true"):
+                database.execute(f"SET {setting}")
+            return cls(database, left_out, stack.pop_all().close)
+
+    def query(self, sql: str) -> Result:
+        """The result of one SELECT statement (or DESCRIBE, SHOW, SUMMARIZE, VALUES).
+
+        Raises:
+            InputError: when it is another statement, or DuckDB refuses it; the text is DuckDB's, shortened.
+        """
+        try:
+            statements = self._database.extract_statements(sql)
+            if len(statements) != 1 or statements[0].type != duckdb.StatementType.SELECT:
+                raise InputError("the tables can only be read: give one SELECT statement")
+            result = self._database.execute(statements[0])
+            columns = tuple(str(column[0]) for column in result.description or ())
+            return Result(columns, result.fetchall())
+        except (
+            duckdb.Error,
+            ValueError,
+            OverflowError,
+        ) as error:  # the latter two: a value that Python has no type for
+            raise InputError(_message(error)) from None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._close()
+
+
+def _database(scratch: Path) -> duckdb.DuckDBPyConnection:
+    return duckdb.connect(
+        ":memory:",
+        config={
+            "threads": 2,
+            "memory_limit": MEMORY,
+            "temp_directory": str(scratch),
+            "max_temp_directory_size": MAX_DISK,
+            "autoload_known_extensions": False,
+            "autoinstall_known_extensions": False,
+            "python_enable_replacements": False,
+        },
+    )
+
+
+def _message(error: Exception) -> str:
+    """DuckDB's own message in one line, without the picture of the place."""
+    said = str(error).partition("\nLINE ")[0].partition("\nPossible solutions")[0]
+    return " ".join(said.split())[:MAX_MESSAGE]
+
+
+# --- loading ---
+
+
+def _load(
+    database: duckdb.DuckDBPyConnection,
+    table: str,
+    columns: Iterable[Column],
+    scratch: Path,
+    rows_of: Callable[[str, str], Iterable[Row]],
+    directory: Path,
+    left_out: list[str],
+) -> None:
+    """Make a table of the files of a directory; ``rows_of`` makes rows of a line and its file's name."""
+    file = scratch / "rows.jsonl"
+    broken: Counter[str] = Counter()
+    with ExitStack() as stack, open(file, "wb") as rows:
+        for name, opened in _opened(directory, stack, left_out):
+            for line in _whole_lines(opened):
+                try:
+                    found = [_encoded(row) for row in rows_of(line.decode(), name)]
+                except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError):
+                    broken[name] += 1
+                    continue
+                rows.writelines(found)
+    plain = ", ".join(f"{column.name}: '{column.type}'" for column in columns if not column.source)
+    made = ", ".join(f"{column.source or column.name} AS {column.name}" for column in columns)
+    database.execute(
+        f"CREATE TABLE {table} AS SELECT {made} FROM read_json($file, format = 'newline_delimited', "
+        f"maximum_object_size = 134217728, columns = {{{plain}}})",
+        {"file": str(file)},
+    )
+    file.unlink()
+    what = "is no OTLP JSON" if table == "spans" else "is no JSON object"
+    for name, count in broken.items():
+        lines = f"1 line {what}" if count == 1 else f"{count} lines: each {what}"
+        left_out.append(f"{directory.name}/{name}: {lines}")
+
+
+def _opened(directory: Path, stack: ExitStack, left_out: list[str]) -> Iterator[tuple[str, BinaryIO]]:
+    """The open files of a directory, each once, older ones first, though they may be rotated meanwhile."""
+    files: dict[int, tuple[str, BinaryIO]] = {}
+    for _ in range(LISTINGS):
+        complete = True
+        for path in directory.glob("*.jsonl*"):
+            if not path.suffix.removeprefix(".").isdigit() and path.suffix != ".jsonl":
+                continue
+            try:
+                opened = stack.enter_context(open(path, "rb"))
+            except FileNotFoundError:  # renamed since the directory was listed
+                complete = False
+                continue
+            except OSError as error:
+                note = f"{directory.name}/{path.name}: {error.strerror}"
+                if note not in left_out:
+                    left_out.append(note)
+                continue
+            complete &= files.setdefault(os.fstat(opened.fileno()).st_ino, (path.name, opened))[1] is not opened
+        if complete:  # the last listing showed nothing new
+            break
+    yield from sorted(files.values(), key=lambda file: file[0], reverse=True)
+
+
+def _whole_lines(file: BinaryIO) -> Iterator[bytes]:
+    """The lines that were complete when reading began: the last one may be half written."""
+    left = os.fstat(file.fileno()).st_size
+    while left > 0 and (line := file.readline()):
+        left -= len(line)
+        if line.endswith(b"\n") and line.strip():
+            yield line
+
+
+def _encoded(row: Row) -> bytes:
+    # A lone surrogate, which JSON can escape and UTF-8 cannot encode, becomes a question mark.
+    return json.dumps(row, ensure_ascii=False).encode(errors="replace") + b"\n"
+
+
+def _span_rows(line: str, file: str) -> Iterator[Row]:
+    return map(_span_row, parse_spans([line]))
+
+
+def _span_row(span: Span) -> Row:
+    if not 0 <= span.start <= span.end < 1 << 63 or (len(span.trace_id), len(span.span_id)) != (32, 16):
+        raise ValueError("not the times or ids of a span")
+    return {
+        "trace_id": span.trace_id,
+        "span_id": span.span_id,
+        "parent_id": span.parent_id or None,
+        "service": str(span.service),
+        "name": str(span.name),
+        "kind": KINDS[span.kind],
+        "status": STATUSES[span.status],
+        "start_ns": span.start,
+        "end_ns": span.end,
+        "attributes": _texts(span.attributes),
+        "events": [str(event) for event in span.events],
+    }
+
+
+def _line_rows(text: str, file: str) -> Iterator[Row]:
+    line: Line = parse_line(text)
+    yield {
+        "level": line.level,
+        "service": line.service or file.partition(".")[0],
+        "message": line.message,
+        "trace_id": line.trace_id or None,
+        "span_id": _text(line.fields.get("span_id")) or None,
+        "fields": _texts(line.fields),
+    }
+
+
+def _texts(values: Mapping[str, Any]) -> dict[str, str | None]:
+    return {name: _text(value) for name, value in values.items()}
+
+
+def _text(value: Any) -> str | None:
+    """A value as SQL sees it: a string as it is, everything else as JSON writes it."""
+    return value if value is None or isinstance(value, str) else json.dumps(value, ensure_ascii=False)

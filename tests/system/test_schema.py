@@ -1,0 +1,184 @@
+"""What running labs show is in the registry: by the lab's own judge, and by Weaver where it is."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lab.schema import weaver as samples
+from lab.schema.command import Seen, look
+from lab.schema.judge import Judge
+from lab.schema.registry import Registry
+from lab.signals import Span, parse_line
+from tests.support import schema
+from tests.support.labs import Held, Lab, dicelab, get, sign_in, wait_for
+from tests.support.matrix import STAGES, has
+from tests.support.schema import MISTAKES
+
+REGISTRY = Registry.read()
+# Short, so that what does not answer times out soon.
+PATIENCE = {
+    "DIE_SERVICE_TIMEOUT": "0.3",
+    "ROLLER_TIMEOUT": "0.6",
+    "DB_CONNECT_TIMEOUT": "0.3",
+    "DB_QUERY_TIMEOUT": "0.3",
+}
+BAD_INPUT = ("/roll", "/roll?die=nosuch", "/roll?die=", "/roll-async?die=fair&times=0", "/nowhere", "/roll?die=%FF")
+
+
+def ask(lab: Lab, path: str, status: int) -> None:
+    """Ask the lab's front, repeatedly where it is a matter of luck or time, until it answers with this status."""
+    wait_for(lambda: get(lab.front + path).status == status, say=f"{status} from {path}")
+
+
+@contextmanager
+def stopped(pid: int) -> Iterator[None]:
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
+
+
+def exercise(lab: Lab) -> None:
+    """Success, designed failure, bad input, time-out and the loss of the database, as far as the stage has them."""
+    stage = lab.stage
+    ask(lab, "/roll?die=fair", 200)
+    ask(lab, "/roll?die=risky", 500)
+    for service in lab.services:
+        for path in BAD_INPUT:
+            get(lab.url(service) + path)
+        get(lab.url(service) + "/", method="POST")
+        get(lab.url(service) + "/", headers={"Host": "elsewhere.example"})
+    if has("GET /roll-async", stage):
+        ask(lab, "/roll-async?die=fair&times=3", 200)
+        ask(lab, "/roll-async?die=extreme&times=5", 500)
+    if has("usage tracking logs", stage):
+        cookie = {"Cookie": sign_in(lab)}
+        get(f"{lab.front}/roll?die=fair", headers=cookie)
+        get(f"{lab.front}/sign-out", method="POST", headers=cookie)
+    elif has("frontend", stage):
+        get(lab.front + "/")
+    if has("die service", stage):
+        get(lab.url("die-service") + "/dice")
+        with stopped(lab.pid("die-service")):
+            ask(lab, "/roll?die=fair", 504)
+    elif has("frontend", stage):
+        with stopped(lab.pid("dice-roller")):
+            ask(lab, "/roll?die=fair", 504)
+    if has("postgres", stage):
+        with closing(Held(lab, "postgres")):
+            ask(lab, "/roll?die=fair", 503)
+        ask(lab, "/roll?die=fair", 200)
+    lab.settle()
+
+
+SEEN: dict[tuple[int, str], Seen] = {}
+
+
+@pytest.fixture(params=STAGES)
+def seen(request: pytest.FixtureRequest, telemetry: str, own_lab: Callable[..., Lab]) -> tuple[Seen, Judge]:
+    """What a lab of this stage and telemetry has shown, and the judge that has looked at it."""
+    stage: int = request.param
+    lab = own_lab(stage, roll_delay=0.0, TELEMETRY=telemetry, **PATIENCE)
+    exercise(lab)
+    # The last spans are exported when the services end; the metrics are there as long as they run.
+    running = asyncio.run(_look(lab))
+    lab.stop()
+    SEEN[stage, telemetry] = found = Seen(lab.spans(), [*map(parse_line, _lines(lab))], running.metrics)
+    return found, found.judge(REGISTRY, stage, list(lab.services))
+
+
+async def _look(lab: Lab) -> Seen:
+    async with lab:
+        return await look(lab)
+
+
+def _lines(lab: Lab) -> list[str]:
+    return [text for service in lab.services for text in lab.log_lines(service)]
+
+
+def test_nothing_that_a_lab_shows_violates_the_registry(seen: tuple[Seen, Judge]) -> None:
+    shown, judge = seen
+    assert [str(finding) for finding in judge.findings] == []
+    assert judge.unstable <= {
+        *("db.response.returned_rows", "session.id", "user.name"),
+        *("process.pid", "process.runtime.name", "process.runtime.version"),
+    }
+    spans, _, metrics = judge.coverage()
+    assert spans.unseen in ((), ("dicelab.http.client",))  # stage 1 asks nobody
+    assert metrics.unseen == ()
+    assert any(span.events for span in shown.spans)
+
+
+def test_the_command_shows_what_was_seen_and_each_violation(stage_lab: Callable[[int], Lab], tmp_path: Path) -> None:
+    lab = stage_lab(6)
+    trace_id = get(f"{lab.front}/roll?die=fair").trace_id
+    lab.trace(trace_id, 6)
+    file = tmp_path / "samples.json"
+    process = dicelab("check", "--schema", "--samples", file, "--run-dir", lab.run_dir)
+    output = process.communicate(timeout=60)[0].decode()
+    assert process.returncode == 0, output
+    assert re.search(r"Seen: \d+ spans, \d+ lines, \d+ samples", output)
+    assert re.search(r"metrics +(\d+) of +\1 declared for stage 6 were seen", output)
+    assert output.rstrip().endswith("No violation of the registry.")
+    assert file.stat().st_size > 1000
+    # The same lab is no stage 3: what came later violates the registry, with an example.
+    process = dicelab("check", "--schema", "--stage", "3", "--run-dir", lab.run_dir)
+    output = process.communicate(timeout=60)[0].decode()
+    assert process.returncode == 1, output
+    assert re.search(
+        r"✘ wrong_stage: die-service span 'SELECT' \(client\): comes with stage 5 \(.*trace [0-9a-f]{32}\)", output
+    )
+
+
+# --- Weaver ---
+
+
+@pytest.fixture(scope="module")
+def local_registry(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return schema.local_registry(tmp_path_factory.mktemp("weaver"))
+
+
+def test_weaver_accepts_the_registry(local_registry: Path) -> None:
+    ended = schema.run("registry", "check", "--registry", local_registry, "--diagnostic-format", "json")
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+
+
+def test_weaver_finds_no_violation_in_what_labs_have_shown(local_registry: Path, tmp_path: Path) -> None:
+    schema.needed()
+    if not SEEN:
+        pytest.skip("the tests above did not run")
+    shown: list[dict[str, Any]] = []
+    for one in SEEN.values():
+        shown += samples.samples(REGISTRY, one.spans, one.lines, one.metrics)
+    report = schema.live_check(local_registry, shown, tmp_path)
+    violations = [one["message"] for one in schema.advice(report) if one["level"] == "violation"]
+    assert sorted(set(violations)) == []
+
+
+def test_weaver_finds_the_planted_mistakes(local_registry: Path, tmp_path: Path) -> None:
+    planted: list[dict[str, Any]] = []
+    rows: list[int] = []  # the mistake that a sample belongs to
+    for number, (_, mistake, _, _) in enumerate(MISTAKES):
+        spans = [mistake] if isinstance(mistake, Span) else []
+        pages = {"dice-roller": mistake} if isinstance(mistake, str) else {}
+        lines = [] if isinstance(mistake, Span | str) else [mistake]
+        found = samples.samples(REGISTRY, spans, lines, pages)
+        planted += found
+        rows += [number] * len(found)
+    report = schema.live_check(local_registry, planted, tmp_path)
+    for number, (name, _, kind, by_weaver) in enumerate(MISTAKES):
+        advice = schema.advice([sample for sample, row in zip(report, rows, strict=True) if row == number])
+        if by_weaver:
+            assert kind in {one["id"] for one in advice}, name
+        else:
+            assert not [one for one in advice if one["level"] == "violation"], name

@@ -1,0 +1,121 @@
+"""What an experiment concludes from what it has observed: alerts, and traces that lack spans."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+
+from lab.chaos import expectations as expect
+from lab.chaos.expectations import Expectation
+from lab.chaos.observations import Observations
+from lab.client import Lab, Missing, NotRunning
+from lab.load.generator import Answer
+from lab.signals import Span
+from lab.supervise.rundir import RunDir
+
+SILENT = {"DatabaseDown": "inactive", "HighErrorRatio": "inactive"}
+
+
+def observed(tmp_path: Path, *states: tuple[float, dict[str, str]], fault: float = 45.0) -> Observations:
+    """An experiment whose fault began at 100; ``states`` are the alerts at seconds after that."""
+    lab = Lab(RunDir(tmp_path), "", {"frontend": ""}, {"prometheus": ""})
+    found = Observations(lab)
+    found.note_alerts(SILENT, 99.0)
+    found.injected, found.restored, found.watched = 100.0, 100.0 + fault, 120.0
+    for seconds, alerts in states:
+        found.note_alerts(SILENT | alerts, 100.0 + seconds)
+    return found
+
+
+async def met(expectation: Expectation, observations: Observations) -> str:
+    try:
+        return await expectation.question(observations)
+    except Missing as missing:
+        return f"not met: {missing}"
+
+
+def first(*names: str, within: float = 30.0, during: bool = True) -> Expectation:
+    return expect.first_alert(*names, within=within, during=during)
+
+
+DOWN = {"DatabaseDown": "firing"}
+
+
+async def test_the_first_alert_is_the_one_that_fired_first_and_in_time(tmp_path: Path) -> None:
+    seen = observed(tmp_path, (10, {"DatabaseDown": "pending"}), (20, DOWN), (26, DOWN | {"HighErrorRatio": "firing"}))
+    assert await met(first("DatabaseDown"), seen) == "DatabaseDown after 20 s, HighErrorRatio after 26 s"
+    assert seen.signs["alert DatabaseDown pending"] == pytest.approx(10)
+    assert (await met(first("HighErrorRatio"), seen)).startswith("not met: DatabaseDown after 20 s")
+    assert (await met(first("DatabaseDown", within=15), seen)).startswith("not met")
+    assert (await met(first(), seen)).startswith("not met: DatabaseDown")
+
+
+async def test_an_alert_that_a_short_fault_cannot_raise_is_not_checked(tmp_path: Path) -> None:
+    short = observed(tmp_path, (3, {}), fault=5.0)
+    with pytest.raises(NotRunning, match="takes a fault of 30 s"):
+        await first("DatabaseDown").question(short)
+    assert await met(first("DatabaseDown", during=False), short) == "not met: none fired"
+    assert await met(first(), short) == "none fired"
+    with pytest.raises(NotRunning, match="no alert has fired"):
+        await expect.alerts_fall_silent(120).question(short)
+
+
+async def test_an_alert_that_fired_before_the_fault_is_nobodys_sign(tmp_path: Path) -> None:
+    seen = observed(tmp_path)
+    seen.alerts_before = SILENT | {"DatabaseDown": "firing"}
+    seen.note_alerts(SILENT | DOWN, 120.0)
+    assert seen.firing == {}
+    with pytest.raises(NotRunning, match="not inactive before"):
+        await first("DatabaseDown").question(seen)
+
+
+async def test_silence_is_measured_from_the_end_of_the_fault(tmp_path: Path) -> None:
+    silent = expect.alerts_fall_silent(120)
+    seen = observed(tmp_path, (20, DOWN), (60, {}))
+    assert await met(silent, seen) == "DatabaseDown after 15 s"
+    again = observed(tmp_path, (20, DOWN), (30, {}), (40, DOWN), (70, {}))  # it counts from the last time
+    assert await met(silent, again) == "DatabaseDown after 25 s"
+    assert (await met(silent, observed(tmp_path, (20, DOWN), (200, {})))).startswith(
+        "not met: DatabaseDown after 155 s"
+    )
+    still = observed(tmp_path, (20, DOWN))
+    assert await met(silent, still) == "not met: DatabaseDown still fires"
+    still.watched = 0.0
+    with pytest.raises(NotRunning, match="takes up to 120 s"):
+        await silent.question(still)
+
+
+async def test_without_prometheus_no_alert_is_checked(tmp_path: Path) -> None:
+    seen = observed(tmp_path)
+    seen.lab.engines = {}
+    for expectation in (first("DatabaseDown"), first(), expect.alerts_fall_silent(120)):
+        with pytest.raises(NotRunning, match="prometheus is not running"):
+            await expectation.question(seen)
+
+
+class LabWithTraces(Lab):
+    """A lab that has the spans of these services for each trace."""
+
+    services_of: ClassVar[dict[str, set[str]]] = {}
+
+    async def fetch_trace(self, trace_id: str) -> list[Span]:
+        spans = self.services_of.get(trace_id, set())
+        if not spans:
+            raise Missing(f"no trace {trace_id}")
+        return [Span(service, "", trace_id, "", "", 1, 0, 0, 0, {}, []) for service in spans]
+
+
+async def test_only_traces_of_the_last_seconds_may_lack_spans(tmp_path: Path) -> None:
+    lab = LabWithTraces(RunDir(tmp_path), "", {"frontend": ""})
+    seen = Observations(lab, injected=100.0, restored=105.0)
+    seen.answers = [Answer("/roll", "200", {}, f"{at:g}", 0.1, at) for at in (95.0, 97.0, 98.0, 99.5, 101.0)]
+    whole = {"traffic", "frontend"}
+    LabWithTraces.services_of = {answer.trace_id: whole for answer in seen.answers}
+    assert await met(expect.traces_lost(4), seen) == "none of 5"
+    LabWithTraces.services_of = {**LabWithTraces.services_of, "98": {"traffic"}, "99.5": set()}
+    assert await met(expect.traces_lost(4), seen) == "2 of 5, answered 1.9 to 0.4 s before it"
+    assert (await met(expect.traces_lost(1), seen)).startswith("not met: 2 of ")
+    LabWithTraces.services_of = {**LabWithTraces.services_of, "101": set()}
+    assert (await met(expect.traces_lost(4), seen)).startswith("not met: 3 of 5")
