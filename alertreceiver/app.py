@@ -14,23 +14,29 @@ from pathlib import Path
 from typing import Any
 
 from aiohttp import ClientError, ClientSession, ClientTimeout, web
+from aiohttp.typedefs import Handler
 from prometheus_client import CollectorRegistry, Counter
 from prometheus_client.aiohttp import make_aiohttp_handler
 
 from alertreceiver.settings import Settings
+from web.hosts import AllowedHosts
+from web.origin import is_foreign
 
 SERVICE = "alerts"  # what its lines are called in Loki and in the page
+CONTAINER = "alert-receiver"  # its name in the compose project
 WEBHOOK_TIMEOUT = 5.0  # seconds
 
 SETTINGS = web.AppKey("settings", Settings)
 SESSION = web.AppKey("session", ClientSession)
 RECEIVED = web.AppKey("received", Counter)
+HOSTS = web.AppKey("hosts", AllowedHosts)
 
 
 def create_app(settings: Settings) -> web.Application:
-    app = web.Application()
+    app = web.Application(middlewares=[refuse_browsers_of_other_sites])
     registry = CollectorRegistry()
     app[SETTINGS] = settings
+    app[HOSTS] = AllowedHosts([CONTAINER, *settings.allowed_hosts])
     app[RECEIVED] = Counter(
         "alerts_received_total",
         "Alerts received, by their name and status.",
@@ -48,6 +54,20 @@ async def _session(app: web.Application) -> AsyncIterator[None]:
     async with ClientSession(timeout=ClientTimeout(total=WEBHOOK_TIMEOUT)) as session:
         app[SESSION] = session
         yield
+
+
+@web.middleware
+async def refuse_browsers_of_other_sites(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Refuse foreign hosts with 421 (DNS rebinding) and what another site's page posts with 403."""
+    try:
+        known = "Host" not in request.headers or request.url.host in request.app[HOSTS]
+    except ValueError:
+        raise web.HTTPBadRequest(text="the Host header makes no sense\n") from None
+    if not known:
+        raise web.HTTPMisdirectedRequest(text=f"no alerts are received for {request.host[:256]}; see ALLOWED_HOSTS\n")
+    if request.method == "POST" and is_foreign(request):
+        raise web.HTTPForbidden(text="this is for Alertmanager, not for another site's page\n")
+    return await handler(request)
 
 
 async def ready(request: web.Request) -> web.Response:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,6 +17,7 @@ class Settings:
     port: int
     alert_log: Path | None  # the file that gets a line for each alert; None: standard output
     webhook_url: URL | None = field(default=None, repr=False)  # may hold a token; None: nothing is passed on
+    allowed_hosts: Sequence[str] = ()  # further host names under which Alertmanager reaches it
 
     @classmethod
     def read(cls, env: Environment) -> Settings:
@@ -24,6 +26,7 @@ class Settings:
             port=env.integer("ALERT_RECEIVER_PORT", 8025, 0, 65535),
             alert_log=Path(file) if (file := env.text("ALERT_LOG")) else None,
             webhook_url=_webhook_url(env.text("ALERT_WEBHOOK_URL")),
+            allowed_hosts=env.names("ALLOWED_HOSTS"),
         )
 
 

@@ -10,6 +10,7 @@ from aiohttp import web
 
 from frontend import routes, telemetry
 from frontend.backend import BUILTIN_DICE, Backend
+from frontend.browser.render import load_templates
 from frontend.explorer import sources
 from frontend.page import page_function
 from frontend.panel_server import PanelServer
@@ -74,7 +75,9 @@ def create_app(settings: Settings) -> web.Application:
         panel = app[routes.PANEL] = PanelServer(page, settings.max_pages)
         async with panel.running():
             telemetry.started(settings.server.port)
+            prepared = asyncio.create_task(asyncio.to_thread(load_templates))
             yield
+            await prepared
         await telemetry_sources.close()
 
     app.cleanup_ctx.append(client_session(settings.connect_timeout, settings.timeout, settings.connections))

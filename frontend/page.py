@@ -13,13 +13,14 @@ from typing import Any
 
 import panel as pn
 from markupsafe import Markup
+from panel.io.resources import parse_template
 
 from frontend import drawing
 from frontend.backend import Backend
 from frontend.browser.bridge import Bridge
 from frontend.browser.clock import Clock
 from frontend.browser.render import render
-from frontend.explorer.explorer import TABS, Explorer, parse_query
+from frontend.explorer.explorer import Explorer, parse_query
 from frontend.explorer.sources import Telemetry
 from frontend.panel_server import user_of
 from frontend.rolls import History, Roll
@@ -106,17 +107,16 @@ class RollPage:
         pn.state.on_session_destroyed(lambda _context: self._explorer.stop())
 
     def view(self) -> pn.Template:
-        parts = self._explorer.parts
-        names = [*REGIONS, *(name for names in parts.values() for name in names)]
+        views = self._explorer.views
+        names = [*REGIONS, *(name for view in views for name in view.regions)]
         body = render(
             "templates/body.html",
             regions={name: Markup(self._bridge.region(name)) for name in names},
-            tabs=TABS.items(),
-            parts=parts,
+            views=views,
             username=self._user.username if self._user else None,
         )
         self._bridge.page_sent()
-        template = pn.Template(TEMPLATE.read_text())
+        template = pn.Template(parse_template(TEMPLATE.read_text()))
         template.add_variable("page", body)
         template.add_variable("style", (BROWSER / "page.css").read_text())
         template.add_variable("script", _script())

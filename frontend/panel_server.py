@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import re
 import secrets
 import shutil
 import tempfile
@@ -23,6 +24,7 @@ from weakref import WeakSet
 import panel as pn
 from aiohttp import (
     ClientError,
+    ClientResponse,
     ClientSession,
     ClientTimeout,
     ClientWebSocketResponse,
@@ -49,6 +51,8 @@ MAX_MESSAGE = 20 * 1024 * 1024  # bytes; Bokeh's own limit
 HEARTBEAT = 30.0  # seconds
 SUBPROTOCOL = "bokeh"
 TRACE = "trace"  # the query parameter that names the trace to show
+VERSION = "v"  # the query parameter of a static file: with it, browsers keep the file and do not ask for it again
+_VERSION = re.compile(r"[0-9A-Za-z.]{1,128}")
 USER_HEADER = "X-Dicelab-User"  # the signed-in user, for Panel; set here, never accepted from a browser
 # Page loads that wait while another page is built. The last of them waits some seconds; more are refused.
 MAX_WAITING = 16
@@ -160,37 +164,49 @@ class PanelServer:
             Problem: 503 when too many pages are open or are waiting to be built.
         """
         if self._waiting >= MAX_WAITING or self.sessions >= self._max_sessions:
-            raise unavailable("Too many pages are open or loading.", retry_after=RETRY_AFTER)
+            raise self._no_room()
         self._waiting += 1
         try:
             async with self._one_at_a_time:
-                return await self.relay(request, user)
+                if self.sessions >= self._max_sessions:
+                    raise self._no_room()
+                # The next page is built before the browser has read this one: a slow reader delays no other.
+                async with self._answer(request, user) as answer:
+                    return web.Response(status=answer.status, headers=_headers(answer), body=await answer.read())
         finally:
             self._waiting -= 1
 
-    async def relay(self, request: web.Request, user: User | None = None) -> web.StreamResponse:
-        """Answer a request for the page or a static file with Panel's response."""
+    @staticmethod
+    def _no_room() -> Problem:
+        return unavailable("Too many pages are open or loading.", retry_after=RETRY_AFTER)
+
+    async def relay(self, request: web.Request) -> web.StreamResponse:
+        """Answer a request for a static file with Panel's response."""
+        async with self._answer(request, None) as answer:
+            response = web.StreamResponse(status=answer.status, headers=_headers(answer))
+            await response.prepare(request)
+            async for chunk in answer.content.iter_chunked(64 * 1024):
+                await response.write(chunk)
+            await response.write_eof()
+            return response
+
+    @asynccontextmanager
+    async def _answer(self, request: web.Request, user: User | None) -> AsyncIterator[ClientResponse]:
+        """Panel's response to a request.
+
+        Raises:
+            Problem: 404 or 500 when Panel refuses it, 503 when Panel does not answer or its answer breaks off.
+        """
         headers = {name: request.headers[name] for name in PASSED_TO_PANEL if name in request.headers}
         try:
             with suppress_http_instrumentation():
                 async with self._client.get(
                     self._url("http", request), headers=headers | _user_header(user), timeout=ClientTimeout(total=60)
                 ) as answer:
-                    response = web.StreamResponse(
-                        status=answer.status,
-                        headers={name: answer.headers[name] for name in PASSED_TO_BROWSER if name in answer.headers},
-                    )
                     if answer.status >= 400:
                         kind = "not-found" if answer.status < 500 else "internal"
                         raise Problem(answer.status, "The page has no such part.", kind=kind)
-                    trace_id, _ = traces.current_ids()
-                    if trace_id:
-                        response.headers[TRACE_ID_HEADER] = trace_id
-                    await response.prepare(request)
-                    async for chunk in answer.content.iter_chunked(64 * 1024):
-                        await response.write(chunk)
-                    await response.write_eof()
-                    return response
+                    yield answer
         except (ClientError, asyncio.TimeoutError) as error:
             raise unavailable("The page cannot be made just now.", error) from error
 
@@ -233,10 +249,13 @@ class PanelServer:
         return browser
 
     def _url(self, scheme: str, request: web.Request) -> URL:
-        # The path, and the one thing that the page asks for: in the query Bokeh takes orders, a session to join
-        # among them, and two browsers in one session would act as one user.
-        trace_id = request.query.get(TRACE, "")
-        query = f"?{TRACE}={trace_id}" if TRACE_ID.fullmatch(trace_id) else ""
+        # The path, and only these parameters: in the query Bokeh takes orders, a session to join among them, and two
+        # browsers in one session would act as one user.
+        query = ""
+        for name, pattern in ((TRACE, TRACE_ID), (VERSION, _VERSION)):
+            value = request.query.get(name, "")
+            if pattern.fullmatch(value):
+                query = f"?{name}={value}"
         return URL(f"{scheme}://panel{request.rel_url.raw_path}{query}", encoded=True)
 
 
@@ -259,6 +278,13 @@ def _leaves_no_watcher(page: Callable[[], Any]) -> Callable[[], Any]:
         return view
 
     return build
+
+
+def _headers(answer: ClientResponse) -> dict[str, str]:
+    """The headers of Panel's answer that the browser gets, and the trace id."""
+    headers = {name: answer.headers[name] for name in PASSED_TO_BROWSER if name in answer.headers}
+    trace_id, _ = traces.current_ids()
+    return headers | {TRACE_ID_HEADER: trace_id} if trace_id else headers
 
 
 def _user_header(user: User | None) -> dict[str, str]:

@@ -29,6 +29,7 @@ class Settings:
     list_timeout: float  # for the list of dice, which a page load waits for
     # The explorer's sources: the running engines, and files for signals without one.
     telemetry_dir: Path | None
+    learn_socket: Path | None  # where the exercises are; None: there are none
     tempo_url: URL | None
     loki_url: URL | None
     prometheus_url: URL | None
@@ -53,6 +54,7 @@ class Settings:
             connections=env.integer("ROLLER_CONNECTIONS", 2000, 1, 100_000),
             list_timeout=env.number("DICE_LIST_TIMEOUT", 2.0, 0.01, 60.0),
             telemetry_dir=Path(directory) if (directory := env.text("TELEMETRY_DIR")) else None,
+            learn_socket=Path(path) if (path := env.text("LEARN_SOCKET")) else None,
             tempo_url=env.optional_url("TEMPO_URL"),
             loki_url=env.optional_url("LOKI_URL"),
             prometheus_url=env.optional_url("PROMETHEUS_URL"),

@@ -45,7 +45,7 @@ def targets() -> list[Panel]:
         over_time(
             "Scrape duration",
             "How long each scrape takes. Prometheus gives up after 4 s, and the target counts as down.",
-            "A service that needs longer than a second to say its metrics is saturated.",
+            "A service whose scrape takes longer than a second is saturated.",
             [query("max by (job) (scrape_duration_seconds)", "{{job}}")],
             unit="s",
             steps=[(1, AMBER), (4, RED)],
@@ -57,7 +57,7 @@ def losses() -> list[Panel]:
     return [
         over_time(
             "Dropped by the services",
-            "Spans and log lines per second that found no room in a service's queue.",
+            "Spans and log lines per second that a service dropped because its queue was full.",
             "Any at all: see the runbook TelemetryDropped.",
             [per_second("telemetry_dropped_total", "{{job}} {{signal}}", by="job, signal")],
             unit="cps",
@@ -65,20 +65,20 @@ def losses() -> list[Panel]:
         ),
         over_time(
             "Spans: Collector and Tempo",
-            "Spans per second that the Collector takes and sends on, those that it gave up, and what Tempo takes.",
-            "Taken and not sent: they wait in the queue. Failed: they are lost, see the runbook PipelineLoss.",
+            "Spans per second that the Collector receives, sends and gives up, and that Tempo receives.",
+            "Received and not sent: they wait in the queue. Given up: they are lost, see the runbook PipelineLoss.",
             [
-                per_second("otelcol_receiver_accepted_spans_total", "Collector takes"),
+                per_second("otelcol_receiver_accepted_spans_total", "Collector receives"),
                 per_second("otelcol_exporter_sent_spans_total", "Collector sends"),
                 per_second("otelcol_exporter_send_failed_spans_total", "Collector gives up"),
-                per_second("tempo_distributor_spans_received_total", "Tempo takes"),
+                per_second("tempo_distributor_spans_received_total", "Tempo receives"),
             ],
             unit="cps",
         ),
         over_time(
             "Collector's queue",
             "How full the queue to Tempo is, which holds 2000 requests of the services.",
-            "It fills while Tempo is away; see the runbook PipelineBacklog.",
+            "It fills while Tempo is down or slow; see the runbook PipelineBacklog.",
             [query("sum(otelcol_exporter_queue_size) / sum(otelcol_exporter_queue_capacity)", "used")],
             unit="percentunit",
             steps=[(0.5, AMBER), (0.9, RED)],
@@ -86,13 +86,13 @@ def losses() -> list[Panel]:
         ),
         over_time(
             "Lines: Alloy and Loki",
-            "Log lines per second that Alloy reads and sends, and that Loki takes.",
-            "Read and not sent: Loki is away or slow; they wait in the files. Loki takes more than Alloy reads:"
+            "Log lines per second that Alloy reads and sends, and that Loki receives.",
+            "Read and not sent: Loki is down or slow; lines wait in the files. Loki receives more than Alloy reads:"
             " lines are read again after a crash.",
             [
                 per_second("loki_source_file_read_lines_total", "Alloy reads"),
                 per_second("loki_write_sent_entries_total", "Alloy sends"),
-                per_second("loki_distributor_lines_received_total", "Loki takes"),
+                per_second("loki_distributor_lines_received_total", "Loki receives"),
             ],
             unit="cps",
         ),
@@ -110,11 +110,11 @@ def losses() -> list[Panel]:
         ),
         over_time(
             "Alerts and notifications",
-            "Alerts that fire, and notifications that Alertmanager sent or could not send, per second.",
-            "Alerts without notifications are muted by their cause, or nobody can be told: see the runbook"
+            "Firing alerts, and notifications per second that Alertmanager sent or failed to send.",
+            "Alerts without notifications: their cause mutes them, or delivery fails: see the runbook"
             " NotificationsFailing.",
             [
-                query('count(ALERTS{alertstate="firing"}) or vector(0)', "alerts that fire"),
+                query('count(ALERTS{alertstate="firing"}) or vector(0)', "firing alerts"),
                 per_second("alertmanager_notifications_total", "sent"),
                 per_second("alertmanager_notifications_failed_total", "failed"),
             ],
@@ -137,7 +137,7 @@ def saturation() -> list[Panel]:
         ),
         (
             "Descriptors",
-            "Open files and connections, as a share of what a process may have.",
+            "Open files and connections, as a share of the process's limit.",
             "Near 100 %: connections are refused. What do the requests in flight wait for?",
         ),
         (
@@ -160,8 +160,8 @@ def saturation() -> list[Panel]:
         ),
         over_time(
             "Requests in flight",
-            "Requests that each service is answering at the moment of a scrape.",
-            "It must come back to what is usual after a burst; what stays waits for something.",
+            "Requests in flight in each service at the time of a scrape.",
+            "It must return to its usual level after a burst; requests that remain wait for something.",
             [query("sum by (job) (http_requests_in_flight)", "{{job}}")],
             unit="short",
             steps=[(500, AMBER)],
@@ -169,8 +169,7 @@ def saturation() -> list[Panel]:
         over_time(
             "Memory of the engines",
             "Resident memory of each engine.",
-            "Tempo may need a gigabyte for a moment when many traces are looked up at once. Growing for ever: see"
-            " its log.",
+            "Tempo may briefly need a gigabyte when many traces are looked up at once. Growing for ever: see its log.",
             [query(f'sum by (job) (process_resident_memory_bytes{{job!~"{SERVICES}"}})', "{{job}}")],
             unit="bytes",
             steps=[(1.5e9, RED)],
@@ -191,4 +190,4 @@ def _resource(title: str) -> str:
     return title if title == "CPU" else title.lower()
 
 
-ROWS = (Row("Targets", targets), Row("Telemetry on its way", losses), Row("Saturation", saturation))
+ROWS = (Row("Targets", targets), Row("Telemetry pipelines", losses), Row("Saturation", saturation))

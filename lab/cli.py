@@ -144,10 +144,10 @@ def load_db(**given: Any) -> int:
 
 @dicelab.command()
 @click.argument("experiment", type=click.Choice(EXPERIMENTS), metavar="EXPERIMENT")
-@click.option("--compose", is_flag=True, help="Break the lab in containers, by docker or podman.")
-@click.option("--rate", type=RATE, default=50.0, metavar="N", help="Rolls a second meanwhile.")
-@click.option("--steady", type=DURATION, default=5.0, metavar="SECONDS", help="Before the fault.")
-@click.option("--fault", type=DURATION, default=45.0, metavar="SECONDS", help="With the fault.")
+@click.option("--compose", is_flag=True, help="Use the lab in containers, by docker or podman.")
+@click.option("--rate", type=RATE, default=50.0, metavar="N", help="Rolls a second during the experiment.")
+@click.option("--steady", type=DURATION, default=5.0, metavar="SECONDS", help="Duration before the fault.")
+@click.option("--fault", type=DURATION, default=45.0, metavar="SECONDS", help="Duration of the fault.")
 @click.option("--recovery", type=DURATION, default=30.0, metavar="SECONDS", help="The time limit of the recovery.")
 @click.option(
     "--silence",
@@ -163,6 +163,31 @@ def chaos(**given: Any) -> int:
 
 
 chaos.epilog = f"Experiments: {', '.join(EXPERIMENTS)}."
+
+
+@dicelab.command()
+@click.argument("words", nargs=-1, metavar="[ACTION] [N.M] [ANSWER]...")
+@click.option(
+    "--file", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE", help="Read the answer from this file."
+)
+@click.option("--json", is_flag=True, help="Print as JSON.")
+@options.run_dir
+def learn(**given: Any) -> int:
+    """Practise on the running lab: exercises that are checked.
+
+    \b
+    learn [list]           all exercises, and your progress
+    learn guide 1          the guide of stage 1
+    learn 1.1              begin exercise 1.1: the question
+    learn question 1.1     the question again
+    learn answer 1.1 42    check an answer
+    learn hint 1.1         a hint
+    learn solution 1.1     how to find the answer
+    learn reset [1.1]      forget the progress
+
+    Exit status: 0 right or done, 1 wrong, 2 not possible.
+    """
+    return _run("learn.command", given)
 
 
 @dicelab.command()

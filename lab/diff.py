@@ -216,7 +216,7 @@ async def _temporary_lab(stage: int, seed: int) -> AsyncIterator[tuple[Lab, Call
             if status == 0:
                 break
             if "already in use" not in said or attempt == ATTEMPTS - 1:
-                reason = said.splitlines()[-1:] or ["it says nothing"]
+                reason = said.splitlines()[-1:] or ["it printed nothing"]
                 raise LabError(f"stage {stage} does not start: {reason[0].removeprefix('dicelab: ')}")
         yield Lab.in_run_dir(run_dir.path), stop
     finally:

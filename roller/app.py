@@ -22,7 +22,7 @@ def create_app(settings: Settings) -> web.Application:
     remote = settings.die_service
     dice = [] if remote else [die.name for die in BUILTIN]
 
-    app[routes.TABLE] = Table(settings.max_delay, settings.seed)
+    app[routes.TABLE] = Table(settings.max_delay, settings.seed, settings.blocking_wait)
     app[routes.ROLLS] = telemetry.RollTelemetry(registry, dice)
     app.router.add_get("/roll", routes.roll, allow_head=False)
     if settings.async_rolls:

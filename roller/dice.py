@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -38,10 +39,13 @@ class Table:
     Args:
         max_delay: seconds; each roll waits a uniform random time up to this. 0 switches the wait off.
         seed: makes the sequence of rolls repeatable.
+        blocking: wait without yielding to the event loop, so that nothing else runs meanwhile: a mistake that learners
+            are to find.
     """
 
-    def __init__(self, max_delay: float = 1.0, seed: int | None = None) -> None:
+    def __init__(self, max_delay: float = 1.0, seed: int | None = None, blocking: bool = False) -> None:
         self._max_delay = max_delay
+        self._blocking = blocking
         self._random = random.Random(seed)
 
     async def roll(self, die: Die) -> int:
@@ -56,7 +60,10 @@ class Table:
         fails = self._random.random() < die.error_rate
         face = self._random.choice(die.faces)
         # Without a delay this still yields to the event loop, so that all rolls of a batch start before the first ends.
-        await asyncio.sleep(delay)
+        if self._blocking:
+            time.sleep(delay)  # noqa: ASYNC251
+        else:
+            await asyncio.sleep(delay)
         if fails:
             raise RollFailed(f"The {die.name} die failed to roll.")
         return face

@@ -26,6 +26,7 @@ class Settings:
     async_rolls: bool
     max_rolls: int  # of one batch
     max_delay: float  # seconds; each roll waits a uniform random time up to this
+    blocking_wait: bool  # whether that wait blocks the event loop: a mistake to be found
     seed: int | None
 
     @classmethod
@@ -44,5 +45,6 @@ class Settings:
             async_rolls=env.flag("ASYNC_ROLLS", False),
             max_rolls=env.integer("MAX_ROLLS", 100, 1, 10_000),
             max_delay=env.number("ROLL_DELAY", 1.0, 0.0, 60.0),
+            blocking_wait=env.flag("BLOCKING_WAIT", False),
             seed=env.optional_integer("RANDOM_SEED"),
         )

@@ -177,7 +177,14 @@ class BatchRoll:
     def _completed(self, face: int) -> None:
         self._telemetry.count(self._die, face)
         traces.set_attribute("die.result", face)
-        self._log(logging.INFO, "Roll of a batch completed", roll_value=face)
+        _line(
+            logging.INFO,
+            "Roll of a batch completed",
+            die_type=self._die,
+            roll_value=face,
+            async_batch_size=self._size,
+            async_roll_index=self._index,
+        )
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
@@ -185,19 +192,15 @@ class BatchRoll:
         if isinstance(error, RollFailed):
             self._telemetry.count(self._die, None)
             traces.set_attribute("die.error", str(error))
-            self._log(logging.ERROR, "Roll of a batch failed")
+            _line(
+                logging.ERROR,
+                "Roll of a batch failed",
+                die_type=self._die,
+                async_batch_size=self._size,
+                async_roll_index=self._index,
+            )
         self._span.__exit__(kind, error, traceback)
         self._telemetry.roll_ended()
-
-    def _log(self, level: int, message: str, **fields: int) -> None:
-        _line(
-            level,
-            message,
-            die_type=self._die,
-            **fields,
-            async_batch_size=self._size,
-            async_roll_index=self._index,
-        )
 
 
 class DieServiceTelemetry:

@@ -12,8 +12,7 @@ document.addEventListener("pointermove", (event) => {
   if (!chart) return
   const {labels, series} = JSON.parse(chart.dataset.series)
   const box = chart.getBoundingClientRect()
-  const {left, width} = chart.dataset
-  const within = ((event.clientX - box.left) / box.width - Number(left)) / Number(width)
+  const within = (event.clientX - box.left) / box.width
   const place = Math.round(within * (labels.length - 1))
   if (!labels.length || place < 0 || place >= labels.length) return (shownAt.hidden = true)
   shownAt.textContent = [labels[place], ...series.map(([name, values]) => `${name}: ${values[place] ?? "–"}`)].join("\n")

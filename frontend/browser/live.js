@@ -220,6 +220,8 @@ function connectionLost() {
   if (lost) return
   lost = true
   delete document.body.dataset.connected
+  $("roll-state").replaceChildren() // nobody knows what became of a roll that was under way
+  $("roll").disabled = true
   $("connection").innerHTML =
     '<p role="alert">The connection to the server is lost. The page reconnects by itself as soon as the server answers.</p>'
   const retry = () =>

@@ -45,6 +45,14 @@ class View(Protocol):
     """One tab. :meth:`refresh` fetches its content, only while it is open."""
 
     @property
+    def name(self) -> str:
+        """What the address calls it."""
+
+    @property
+    def title(self) -> str:
+        """What its tab says."""
+
+    @property
     def regions(self) -> tuple[str, ...]:
         """The regions of the page that it fills, from top to bottom."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from contextlib import suppress
 from typing import Any
 from urllib.parse import parse_qsl, urlencode
@@ -13,6 +13,7 @@ from frontend.browser.bridge import Bridge
 from frontend.browser.clock import DEFAULT_RANGE, RANGE_NAMES, Clock, TimeRange
 from frontend.browser.render import render
 from frontend.explorer.context import Context, View
+from frontend.explorer.learn.view import LearnView
 from frontend.explorer.logs.view import LogsView
 from frontend.explorer.map.view import MapView
 from frontend.explorer.metrics.view import MetricsView, Specification
@@ -23,7 +24,6 @@ from frontend.explorer.trace.view import TraceView
 
 log = logging.getLogger(__name__)
 
-TABS = {"trace": "Trace", "logs": "Logs", "metrics": "Metrics", "map": "Service map", "recent": "Recent traces"}
 RETRY = 2.0  # seconds until a source that did not answer is queried again
 MAX_ADDRESS = 4000  # characters of a query that are parsed
 
@@ -67,13 +67,10 @@ class Explorer:
         self._logs = LogsView(context)
         self._metrics = MetricsView(context, specification)
         self._recent = RecentView(context)
-        self._views: dict[str, View] = {
-            "trace": self._trace,
-            "logs": self._logs,
-            "metrics": self._metrics,
-            "map": MapView(context),
-            "recent": self._recent,
-        }
+        views: list[View] = [self._trace, self._logs, self._metrics, MapView(context), self._recent]
+        if telemetry.learn is not None:
+            views.append(LearnView(context, telemetry.learn))
+        self._views = {view.name: view for view in views}  # the tabs, from left to right
         self._tab = "trace"
         self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
@@ -93,9 +90,9 @@ class Explorer:
         self._draw_range()
 
     @property
-    def parts(self) -> dict[str, tuple[str, ...]]:
-        """The regions of each tab."""
-        return {name: view.regions for name, view in self._views.items()}
+    def views(self) -> Collection[View]:
+        """The tabs, from left to right."""
+        return self._views.values()
 
     def start(self, query: Mapping[str, str]) -> None:
         """The browser is connected, with the view of this address."""
@@ -158,7 +155,7 @@ class Explorer:
         self._wake.set()
 
     def _tab_chosen(self, name: Any) -> None:
-        if name in TABS and name != self._tab:
+        if name in self._views and name != self._tab:
             self._tab = name
             self._changed(True)
 
@@ -191,7 +188,7 @@ class Explorer:
     # --- the address ---
 
     def _read(self, query: Mapping[str, str]) -> None:
-        self._tab = query.get("tab", "") if query.get("tab") in TABS else "trace"
+        self._tab = query.get("tab", "") if query.get("tab") in self._views else "trace"
         self._context.range = TimeRange.read(query.get("range", DEFAULT_RANGE))
         # The trace stays while another tab is open; all other parameters belong to the open tab.
         self._trace.read(query if self._tab == "trace" else {"trace": query.get("trace", "")})

@@ -6,6 +6,8 @@ requests, each a JSON object on a line with one as its answer::
     {"hold": "die-service"}                 kill it and keep it down
     {"release": "die-service"}              start it again
     {"slow": "die-service", "seconds": 3}   delay its answers, with a proxy in front of it
+    {"restart": {"dice-roller": {"OTEL_PROPAGATORS": "none"}}}   restart services with these variables added
+    {"end": true}                           take all faults out, and answer once that is done
 
 The faults last as long as the connection: when it closes, be it by ``kill -9``, they are taken out.
 """
@@ -28,6 +30,8 @@ from lab.supervise.private import private_directory
 from lab.supervise.supervised import Supervised, SupervisedProcess
 
 SLOWEST = 60.0  # seconds
+# The variables that a service may be restarted with.
+VARIABLES = {"BLOCKING_WAIT", "DB_POOL_SIZE", "DB_POOL_TIMEOUT", "OTEL_PROPAGATORS"}
 
 
 @dataclass(frozen=True)
@@ -111,6 +115,7 @@ class _Faults:
         self._links = links
         self._held: set[str] = set()
         self._proxies: dict[str, Proxy] = {}
+        self._variables: dict[str, dict[str, str]] = {}  # added to a service's environment, by its name
 
     async def __aenter__(self) -> Self:
         return self
@@ -118,12 +123,7 @@ class _Faults:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        for name in self._held:
-            self._parts[name].release()
-        for name, proxy in self._proxies.items():
-            proxy.delay = 0
-            await self._links[name].user.restart({})
-            await proxy.close()
+        await self._end()
 
     async def answer(self, line: bytes) -> dict[str, Any]:
         try:
@@ -132,15 +132,31 @@ class _Faults:
                 await self._hold(request["hold"])
             elif "release" in request:
                 self._release(request["release"])
+            elif "restart" in request:
+                await self._restart(request["restart"])
+            elif "end" in request:
+                await self._end()
             else:
                 await self._slow(request["slow"], float(request["seconds"]))
-        except (LabError, ValueError, KeyError, TypeError) as error:
+        except (LabError, ValueError, KeyError, TypeError, AttributeError) as error:
             return {
                 "error": str(error)
                 if isinstance(error, LabError)
                 else f"no such request: {line.decode(errors='replace')[:200]}"
             }
         return {"done": True}
+
+    async def _end(self) -> None:
+        for name in self._held:
+            self._parts[name].release()
+        self._held.clear()
+        for proxy in self._proxies.values():
+            proxy.delay = 0
+        await asyncio.gather(*(self._service(name).restart({}) for name in self._variables))
+        self._variables.clear()
+        for proxy in self._proxies.values():
+            await proxy.close()
+        self._proxies.clear()
 
     async def _hold(self, name: str) -> None:
         if name not in self._parts:
@@ -161,8 +177,28 @@ class _Faults:
         if name not in self._proxies:
             link = self._links[name]
             proxy = self._proxies[name] = Proxy(link.server)
-            await link.user.restart(link.variables(await proxy.open()))
+            await self._set(link.user.name, link.variables(await proxy.open()))
         self._proxies[name].delay = seconds
+
+    async def _restart(self, services: Mapping[str, Mapping[str, str]]) -> None:
+        for name, variables in services.items():
+            self._service(name)
+            if unknown := set(variables) - VARIABLES:
+                raise LabError(f"{', '.join(sorted(unknown))} cannot be set in a running lab")
+        await asyncio.gather(*(self._set(name, variables) for name, variables in services.items()))
+
+    async def _set(self, name: str, variables: Mapping[str, str]) -> None:
+        """Restart a service with these variables beside those that it has been given before."""
+        added = {**self._variables.get(name, {}), **variables}
+        if added:
+            self._variables[name] = added
+        await self._service(name).restart(added)
+
+    def _service(self, name: str) -> SupervisedProcess:
+        part = self._parts.get(name)
+        if not isinstance(part, SupervisedProcess):
+            raise LabError(f"this lab runs no {name} of its own")
+        return part
 
 
 class Faults:

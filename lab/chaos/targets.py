@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from contextlib import suppress
 from types import TracebackType
 from typing import Any, Self
@@ -99,6 +100,15 @@ class RunDirTarget(Target):
 
     async def slow(self, name: str, seconds: float) -> None:
         await self._faults.ask(slow=name, seconds=seconds)
+
+    async def restart(self, services: Mapping[str, Mapping[str, str]]) -> None:
+        """Restart services at the same time, each with these variables added to its environment."""
+        await self._faults.ask(restart=services)
+
+    async def end(self) -> None:
+        """Take every fault out."""
+        await self.unlock()
+        await self._faults.ask(end=True)
 
     async def lock(self) -> None:
         def take() -> Any:

@@ -299,9 +299,9 @@ class Plan:
         return f"http://{HOST}:{self.port(engine.ports[0])}"
 
     def urls(self) -> dict[str, str]:
-        """Where the page finds the engines that it can ask, by the variable that says so."""
+        """The URLs of the engines that the page can query, by the frontend's variable."""
         asked = {"tempo", "prometheus", "alertmanager", "grafana"}
-        if self.has("alloy"):  # without it no line gets to Loki
+        if self.has("alloy"):  # without Alloy no line reaches Loki
             asked.add("loki")
         return {f"{engine.name.upper()}_URL": self.url(engine) for engine, _ in self.found if engine.name in asked}
 

@@ -5,9 +5,11 @@ Nothing here starts anything; :mod:`lab.supervise.supervisor` runs the plan.
 
 from __future__ import annotations
 
+import socket
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
+from ipaddress import ip_address
 from pathlib import Path
 
 from lab.supervise import engines, stages
@@ -98,6 +100,7 @@ class LabPlan:
             else None
         )
         self._environ = dict(environ)
+        self.learn_socket: Path | None = None  # where the page finds the exercises
         self.external_database = environ.get("DATABASE_URL", "")
 
     @property
@@ -201,6 +204,8 @@ class LabPlan:
             environ[other.url_variable] = self.url(other)
         environ.setdefault("TELEMETRY_DIR", str(self.run_dir.path))
         environ.setdefault("SESSIONS_FILE", str(self.run_dir.path / "sessions"))
+        if self.learn_socket is not None:
+            environ["LEARN_SOCKET"] = str(self.learn_socket)
         if self.engines:
             for name, url in self.engines.urls().items():
                 environ.setdefault(name, url)
@@ -223,3 +228,12 @@ class LabPlan:
             "TRACES_FILE": str(self.run_dir.traces / f"{name}.jsonl"),
             "OTEL_BSP_SCHEDULE_DELAY": environ.get("OTEL_BSP_SCHEDULE_DELAY", FILE_EXPORT_DELAY_MS),
         }
+
+
+def loopback(host: str) -> bool:
+    """Whether an address can be reached from this machine only."""
+    try:
+        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+    except OSError:
+        return True  # no address at all; the ports' check says so
+    return all(ip_address(str(address[0]).partition("%")[0]).is_loopback for *_, address in found)

@@ -8,6 +8,7 @@ import json
 import os
 import stat
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -85,9 +86,20 @@ class RunDir:
         else:
             os.close(lock)
             raise LabError(f"run dir {self.path} is in use by process {self.owner()}; dicelab down stops it") from None
+        self._close_files_to_others()
         os.truncate(lock, 0)
         os.write(lock, str(os.getpid()).encode())
         self.state_file.unlink(missing_ok=True)
+
+    def _close_files_to_others(self) -> None:
+        """Take from other users what an earlier version let them read; no link is followed."""
+        for parent, directories, files in os.walk(self.path):
+            for name in (*directories, *files):
+                path = Path(parent, name)
+                with suppress(FileNotFoundError):
+                    status = path.lstat()
+                    if status.st_uid == os.geteuid() and not stat.S_ISLNK(status.st_mode) and status.st_mode & 0o077:
+                        path.chmod(stat.S_IMODE(status.st_mode) & ~0o077)
 
     def release(self) -> None:
         """Remove the state file, by which others find the lab; the lock itself ends with the process."""

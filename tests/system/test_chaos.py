@@ -51,7 +51,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 @pytest.mark.parametrize("name", [name for name in EXPERIMENTS if not EXPERIMENTS[name].needs])
-def test_an_experiment_holds_and_puts_everything_back(lab: Lab, name: str) -> None:
+def test_an_experiment_meets_expectations_and_undoes_its_faults(lab: Lab, name: str) -> None:
     assert tuple(EXPERIMENTS) == NAMES
     summary = experiment(lab, name)
     assert summary["put_back"]
@@ -63,7 +63,7 @@ def test_an_experiment_holds_and_puts_everything_back(lab: Lab, name: str) -> No
     assert alerts
     assert {(one["met"], one["seen"]) for one in alerts} == {(None, "not checked, prometheus is not running")}
     assert summary["alerts"] == {}
-    # As if nothing had been: every part there, reached directly, at its usual speed.
+    # As before the experiment: every part runs, is reached directly and at its usual speed.
     assert get(f"{lab.front}/readyz").status == 200
     state = json.loads((lab.run_dir / "state.json").read_text())
     for service in ("dice-roller", "die-service"):
@@ -138,7 +138,7 @@ def test_counters_catch_up_with_prometheus(lab_with_engines: Lab) -> None:
     assert summary["alerts"] == {}
 
 
-def test_a_killed_experiment_is_put_back_all_the_same(lab: Lab) -> None:
+def test_faults_of_a_killed_experiment_are_undone(lab: Lab) -> None:
     process = dicelab("chaos", "database-down", "--run-dir", lab.run_dir, "--steady", "0.5", "--fault", "60")
     wait_for(lambda: get(f"{lab.front}/readyz").status == 503)
     process.kill()

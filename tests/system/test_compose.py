@@ -138,6 +138,15 @@ def test_the_readme_states_the_memory_limits() -> None:
     assert f"their memory limits add up to {total / 1024:.1f} GB" in (engines.ROOT / "README.md").read_text()
 
 
+def test_the_override_in_the_readme_builds_the_image_from_one_base() -> None:
+    """All services that are built share one image: one with another base would replace it."""
+    text = (engines.ROOT / "README.md").read_text()
+    (example,) = (block for block in re.findall(r"```yaml\n(.+?)```", text, re.DOTALL) if "BASE" in block)
+    builds = {name: service["build"] for name, service in yaml.safe_load(example)["services"].items()}
+    assert builds.keys() == {name for name, service in SERVICES.items() if "build" in service}
+    assert len({yaml.safe_dump(build) for build in builds.values()}) == 1
+
+
 def test_the_file_contains_no_secret() -> None:
     for name in SERVICES:
         for key, value in environment(name).items():

@@ -28,8 +28,6 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Containers]:
             project = stack.enter_context(containers.project(tmp_path_factory.mktemp("containers")))
         except containers.Unavailable as error:
             pytest.skip(str(error))
-        for service, why in project.left_out.items():
-            print(f"{service} is left out: {why}")
         yield project
 
 
@@ -46,6 +44,12 @@ def test_a_stage_is_healthy_and_complete(project: Containers, stage: int) -> Non
         assert container["RestartCount"] == 0, name
     checked = project.dicelab("check", "--compose", f"--stage={stage}", "--timeout=60")
     assert checked.returncode == 0, f"{checked.stdout}\n{checked.stderr}\n{project.last_words()}"
+
+
+def test_no_service_is_left_out(project: Containers) -> None:
+    """Says in the summary of the tests what the others did not see."""
+    if project.left_out:
+        pytest.skip("; ".join(f"{service} is left out: {why}" for service, why in project.left_out.items()))
 
 
 def test_down_and_up_keep_the_data(project: Containers) -> None:

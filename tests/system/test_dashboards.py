@@ -256,7 +256,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     )
     try:
         labs.scrape_every_second(lab)
-        # Each counter's start at zero is seen before it counts.
+        # Scrape each counter at zero before it counts.
         wait_for(lambda: len(ask(lab, 'roll_requests_total{outcome="error"} == 0')) == 2, say="first scrapes")
         traffic.use_every_feature(lab, traffic.EVERY_SIZE)
         os.kill(lab.pid("die-service"), signal.SIGSTOP)
@@ -322,7 +322,7 @@ EXPOSED_BY = {
     "loki_": "loki",
     "alertmanager_": "alertmanager",
 }
-# Not there before the first loss, or for hours.
+# Absent before the first loss, or for hours.
 NOT_YET = re.compile(
     r"otelcol_exporter_(?:send|enqueue)_failed_spans_total|tempo_discarded_spans_total|loki_discarded_samples_total"
     r"|prometheus_remote_storage_samples_dropped_total|job:pipeline_lost:total|roll:window_complete:\w+"

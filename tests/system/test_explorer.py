@@ -135,7 +135,80 @@ async def test_concurrent_rolls_overlap_and_failures_are_marked(
     await expect(page.locator("#result")).to_contain_text(
         f"of the {100 - failed_rolls} rolls that came out; {failed_rolls} failed"
     )
-    await expect(page.locator(".minimap")).to_be_visible()
+    # A drag over the minimap looks closer at that stretch; a button goes back to the whole.
+    minimap = page.locator(".minimap")
+    box = await minimap.bounding_box()
+    assert box
+    await page.mouse.move(box["x"] + box["width"] / 4, box["y"] + 10)
+    await page.mouse.down()
+    await page.mouse.move(box["x"] + box["width"] / 2, box["y"] + 10)
+    await page.mouse.up()
+    scale = "grid => Number(grid.style.getPropertyValue('--scale'))"
+    assert await page.locator("#spans").evaluate(scale) == pytest.approx(4, rel=0.05)
+    await page.get_by_role("button", name="Whole time line").click()
+    assert await page.locator("#spans").evaluate(scale) == 1
+
+
+async def test_a_span_leads_to_the_metrics_of_its_service(stage_lab: Callable[[int], Lab], open_page: Open) -> None:
+    lab = stage_lab(4)
+    page = await open_page(lab)
+    _, trace_id = await roll(page, "fair")
+    await waterfall(page, 6)
+    await page.locator("summary").filter(has_text="critical path").click()
+    await expect(page.get_by_text("The critical path determines the duration")).to_be_visible()
+    await select(page, "GET /dice")
+    await expect(page.locator("#detail")).to_contain_text(re.compile(r"self \d.* on the critical path"))
+    await page.get_by_role("button", name="Metrics of die-service").click()
+    await expect(page.get_by_role("tabpanel", name="Metrics")).to_be_visible()
+    await expect(page.locator("#heat-service")).to_have_value("die-service")
+    await expect(page).to_have_url(f"{lab.front}/?tab=metrics&trace={trace_id}&service=die-service")
+    await page.go_back()
+    await expect(page.locator("#detail")).to_contain_text("die-service: GET /dice")
+
+
+async def test_the_time_range_is_that_of_all_views(stage_lab: Callable[[int], Lab], open_page: Open) -> None:
+    lab = stage_lab(4)
+    get(f"{lab.front}/roll?die=fair")
+    page = await open_page(lab, path="/?tab=recent&range=1000000000000-1000000060000", timezone_id="Europe/Berlin")
+    await expect(page.get_by_label("from", exact=True)).to_have_value("2001-09-09T03:46:40")
+    empty = {
+        "Recent traces": "No trace matches",
+        "Logs": "No line matches",
+        "Metrics": "No requests of dice-roller",
+        "Service map": "No spans in this time range",
+    }
+    for tab, words in empty.items():
+        await open_tab(page, tab)
+        await expect(page.get_by_role("tabpanel", name=tab)).to_contain_text(words)
+    await page.get_by_label("Time range").select_option("5m")
+    await expect(page.locator("table.calls tbody tr").first).to_be_visible()
+    for tab, drawn in {"Recent traces": TRACES, "Logs": LINES, "Metrics": "#heat td button"}.items():
+        await open_tab(page, tab)
+        await expect(page.locator(drawn).first).to_be_visible()
+
+
+async def test_a_step_of_the_histogram_is_a_stretch_of_time(stage_lab: Callable[[int], Lab], open_page: Open) -> None:
+    lab = stage_lab(4)
+    trace_id = get(f"{lab.front}/roll?die=fair").trace_id
+    await asyncio.to_thread(lab.settle)
+    page = await open_page(lab, path="/?tab=logs&range=5m")
+    await page.get_by_label("Text", exact=True).fill(trace_id)
+    lines = page.locator(LINES)
+    await expect(lines.filter(has_text="Roll completed")).to_have_count(1)
+    count = await lines.count()
+    bars = page.locator(".histogram button:has(i)")
+    total = "bars => bars.map(bar => Number(bar.title.match(/: (\\d+) line/)[1])).reduce((a, b) => a + b, 0)"
+    await expect(bars.first).to_be_attached()
+    for _ in range(50):  # the histogram follows the lines every few seconds
+        if await bars.evaluate_all(total) == count:
+            break
+        await page.wait_for_timeout(100)
+    assert await bars.evaluate_all(total) == count
+    await bars.first.click()
+    await expect(page.get_by_label("Time range")).to_have_value("fixed")
+    await expect(page).to_have_url(re.compile(r"range=\d{13}-\d{13}"))
+    await expect(lines.first).to_be_visible()
+    assert 0 < await lines.count() <= count
 
 
 async def test_the_waterfall_is_a_keyboard_accessible_tree(stage_lab: Callable[[int], Lab], open_page: Open) -> None:
@@ -356,6 +429,8 @@ async def test_figures_come_from_the_services_metrics(stage_lab: Callable[[int],
     assert expected == pytest.approx([1 / 6] * 6)
     await expect(page.locator("[data-collecting]")).to_have_count(0)
     await expect(figures.locator(".tile").first).to_contain_text("over 10 s")
+    await expect(figures.locator(".objective")).to_have_count(2)
+    await expect(figures.locator(".objective").first).to_contain_text("of the error budget left")
     # Opening the view caused no requests that are counted here, except for static files.
     after = await asyncio.to_thread(lab.value, "frontend", "http_requests_total")
     static = await asyncio.to_thread(lab.value, "frontend", "http_requests_total", handler="/static/{path}")

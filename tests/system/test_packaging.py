@@ -20,7 +20,7 @@ PACKAGES = (
     *("alertreceiver", "alloy", "bench", "compose", "dieservice", "frontend", "grafana", "lab", "otel", "roller"),
     "web",
 )
-# What `make compose` needs, in a checkout.
+# Needed only by `make compose`, in a checkout.
 CHECKOUT_ONLY = {path for path in (ROOT / "compose").iterdir() if path.is_file()}
 PIP = (sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check")
 

@@ -17,8 +17,8 @@ from typing import Any
 import psycopg2
 import pytest
 
+from lab.supervise.plan import loopback
 from lab.supervise.postgres import EmbeddedPostgres
-from lab.supervise.up import loopback
 from tests.support.labs import Lab, dicelab, free_base_port, get, wait_for
 
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root acts as other users")

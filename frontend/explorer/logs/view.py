@@ -48,6 +48,7 @@ class Bar:
 class LogsView:
     """Shows the lines that match its controls."""
 
+    name, title = "logs", "Logs"
     regions = ("logs-controls", "logs-volume", "logs-head", "lines")
 
     def __init__(self, context: Context) -> None:

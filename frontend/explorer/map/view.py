@@ -13,7 +13,7 @@ from frontend.explorer.model import Edge
 FOLLOW = 3.0  # seconds between two fetches
 OUTSIDE = "users"
 WIDTH, HEIGHT = 130, 44  # pixels of a node
-ACROSS, DOWN = 290, 96  # pixels from a node to the next
+ACROSS, DOWN = 236, 96  # pixels from a node to the next
 LANE = 54  # pixels between lines that pass below nodes
 
 
@@ -41,6 +41,7 @@ class Line:
 class MapView:
     """Draws the map of the time range, with the same figures in a table."""
 
+    name, title = "map", "Service map"
     regions = ("map",)
 
     def __init__(self, context: Context) -> None:

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 
 import orjson
 
-WIDTH, HEIGHT = 480, 190  # of the drawing, which is scaled to the room there is
-LEFT, RIGHT, TOP, BOTTOM = 46, 10, 8, 22  # margins
+WIDTH, HEIGHT = 1000, 100  # of the drawing, which is stretched to the room there is; labels stand beside it
 DASHES = ("", "7 4", "2 3", "10 3 2 3", "1 5")  # lines are distinguishable without their colour
 
 
@@ -40,8 +39,8 @@ class Chart:
     title: str
     over: str
     lines: Sequence[Drawn]
-    across: Sequence[tuple[float, str]]  # grid lines with their labels
-    along: Sequence[tuple[float, str]]  # times
+    across: Sequence[tuple[float, str]]  # grid lines with their labels: percent of the height, from the top
+    along: Sequence[str]  # the first, the middle and the last time
     series: str  # JSON for the values under the pointer
     empty: bool
 
@@ -69,10 +68,10 @@ def chart(
     start, span = (times[0], max(times[-1] - times[0], 1.0)) if times else (0.0, 1.0)
 
     def x(at: float) -> float:
-        return round(LEFT + (at - start) / span * (WIDTH - LEFT - RIGHT), 1)
+        return round((at - start) / span * WIDTH, 1)
 
     def y(value: float) -> float:
-        return round(HEIGHT - BOTTOM - value / top * (HEIGHT - TOP - BOTTOM), 1)
+        return round(HEIGHT - value / top * HEIGHT, 1)
 
     lines = []
     for place, line in enumerate(series):
@@ -99,7 +98,7 @@ def chart(
             for line in series
         ],
     }
-    along = [(x(start + part / 2 * span), time_text(start + part / 2 * span)) for part in range(3)] if times else []
+    along = [time_text(start + part / 2 * span) for part in range(3)] if len(times) > 1 else []
     across = [(y(top * part / 2), number(top * part / 2)) for part in range(3)]
     return Chart(title, over, lines, across, along, orjson.dumps(shown).decode(), not values)
 

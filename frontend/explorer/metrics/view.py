@@ -44,6 +44,7 @@ class MetricsView:
         specification: fetches a die's specification; returns ``None`` when that fails.
     """
 
+    name, title = "metrics", "Metrics"
     regions = (alerts.REGION, "figures", "heat", "charts", "faces")
 
     def __init__(self, context: Context, specification: Callable[[str], Awaitable[Specification | None]]) -> None:
@@ -101,7 +102,7 @@ class MetricsView:
         telemetry, die, service = self._context.telemetry, self._die, self._service
         since, until = self._context.range.bounds()
         await alerts.refresh(self._context)
-        if telemetry.traces is not None:  # first: it is there at once, while rates need two readings
+        if telemetry.traces is not None:  # first: available at once, while rates need two readings
             await self._refresh_heat(service, since, until)
         # Before the figures: this request to the die-service must not appear in them.
         specification = await self._specification(die) if die else None

@@ -17,6 +17,7 @@ MAX_MILLISECONDS = 1e9
 class RecentView:
     """Lists the traces that match its controls."""
 
+    name, title = "recent", "Recent traces"
     regions = ("recent-controls", "recent-head", "traces")
 
     def __init__(self, context: Context) -> None:

@@ -9,6 +9,7 @@ from aiohttp import ClientSession
 from markupsafe import Markup
 from yarl import URL
 
+from frontend.explorer.learn.client import Exercises
 from frontend.explorer.model import LogSource, TraceSource
 from frontend.explorer.sources.alerts import Alertmanager, AlertSource, PrometheusAlerts
 from frontend.explorer.sources.engines import Loki, Tempo
@@ -32,6 +33,7 @@ class Telemetry:
     pages: Pages
     files: Files | None
     grafana: URL | None
+    learn: Exercises | None = None
 
     @property
     def behind(self) -> int:
@@ -50,6 +52,8 @@ class Telemetry:
         await self.pages.close()
         if self.files is not None:
             await self.files.close()
+        if self.learn is not None:
+            await self.learn.close()
 
 
 def choose(session: Callable[[], ClientSession], settings: Settings) -> Telemetry:
@@ -72,6 +76,7 @@ def choose(session: Callable[[], ClientSession], settings: Settings) -> Telemetr
         logs=Loki(session, settings.loki_url) if settings.loki_url else files,
         files=files,
         grafana=settings.grafana_url,
+        learn=Exercises(settings.learn_socket) if settings.learn_socket else None,
     )
 
 

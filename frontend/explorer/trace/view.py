@@ -45,7 +45,8 @@ class Difference:
 class TraceView:
     """Shows one trace at a time, or two when the user compares."""
 
-    regions = ("trace", "spans", "detail")
+    name, title = "trace", "Trace"
+    regions = ("trace", "waterfalls", "detail")
 
     def __init__(self, context: Context) -> None:
         self._context = context
@@ -173,7 +174,7 @@ class TraceView:
         trace, compared = self._trace, self._compared
         both = trace is not None and trace.rows and compared is not None and compared.rows
         self._context.show(
-            "spans",
+            "waterfalls",
             "trace/spans.html",
             first=_drawn(trace) if trace and trace.rows else None,
             second=_drawn(compared) if compared and compared.rows else None,

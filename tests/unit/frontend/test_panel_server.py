@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
+import re
+import socket
 import stat
 import threading
 import time
@@ -27,12 +29,15 @@ from frontend.threads import fields_on_loop, on_loop
 from frontend.usage import User
 from web import problems
 
+LARGE = 6_000_000  # bytes; more than the buffers of a connection
 USER = User("00000000-0000-0000-0000-000000000001", 'Ä "quoted" 🎲')
 
 
 @asynccontextmanager
-async def serving(page: Callable[[], Any], max_sessions: int = 1000) -> AsyncIterator[tuple[PanelServer, TestClient]]:  # type: ignore[type-arg]
-    panel = PanelServer(page, max_sessions, unused_lifetime=1.0)
+async def serving(
+    page: Callable[[], Any], max_sessions: int = 1000, unused_lifetime: float = 1.0
+) -> AsyncIterator[tuple[PanelServer, TestClient]]:  # type: ignore[type-arg]
+    panel = PanelServer(page, max_sessions, unused_lifetime)
 
     async def health(request: web.Request) -> web.Response:
         return web.Response()
@@ -40,6 +45,7 @@ async def serving(page: Callable[[], Any], max_sessions: int = 1000) -> AsyncIte
     app = web.Application(middlewares=[problems.middleware()])
     app.router.add_get("/", lambda request: panel.page(request, USER))
     app.router.add_get("/ws", lambda request: panel.websocket(request, USER))
+    app.router.add_get("/static/{path:.+}", panel.relay)
     app.router.add_get("/healthz", health)
     async with panel.running(), TestClient(TestServer(app)) as client:
         yield panel, client
@@ -164,6 +170,35 @@ async def test_page_requests_beyond_the_queue_get_retry_after(
         assert len(built) == 3
 
 
+async def test_a_browser_that_reads_nothing_delays_no_other() -> None:
+    def large() -> pn.Template:
+        return pn.Template("x" * LARGE)
+
+    async with serving(large) as (_, client):
+        with socket.socket() as stalled:
+            stalled.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            stalled.connect(("127.0.0.1", client.port))
+            stalled.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            await asyncio.to_thread(stalled.recv, 1, socket.MSG_PEEK)  # its answer has begun
+            async with asyncio.timeout(20), client.get("/") as answer:
+                assert answer.status == 200
+                assert len(await answer.read()) == LARGE
+
+
+async def test_pages_that_wait_count_as_sessions() -> None:
+    def slow() -> pn.Column:
+        time.sleep(0.2)
+        return simple()
+
+    async with serving(slow, max_sessions=3, unused_lifetime=60) as (_, client):
+
+        async def load() -> int:
+            async with client.get("/") as answer:
+                return answer.status
+
+        assert sorted(await asyncio.gather(*(load() for _ in range(6)))) == [200] * 3 + [503] * 3
+
+
 async def test_sessions_are_limited() -> None:
     async with serving(simple, max_sessions=2) as (panel, client):
         statuses = []
@@ -174,6 +209,19 @@ async def test_sessions_are_limited() -> None:
         await until(lambda: panel.sessions == 0)
         async with client.get("/") as answer:
             assert answer.status == 200
+
+
+async def test_browsers_keep_the_files_whose_address_has_their_version() -> None:
+    async with serving(simple) as (_, client):
+        page = await (await client.get("/")).text()
+        files = re.findall(r'src="/?(static/[^"]*\?v=[^"]+)"', page)
+        assert len(files) >= 4
+        for file in files:
+            answer = await client.get(f"/{file}")
+            assert answer.status == 200
+            assert "max-age=31" in answer.headers["Cache-Control"]
+        unversioned = await client.get(f"/{files[0].partition('?')[0]}")
+        assert "Cache-Control" not in unversioned.headers
 
 
 async def test_panel_listens_on_a_private_socket_and_gets_the_user() -> None:

@@ -6,6 +6,7 @@ import math
 
 import pytest
 
+from frontend.browser.render import plural
 from frontend.explorer.attributes import attribute
 from frontend.explorer.explorer import parse_query
 from frontend.explorer.map.view import place_nodes, rate_text
@@ -69,3 +70,12 @@ def test_logql_quotes_its_values() -> None:
     assert query.logql() == (
         '{service_name=~".+"} |~ "(?i)a\\"b" != "\\"GET /static/" | trace_id=~"0af7.*" | json | die!="x\\""'
     )
+
+
+def test_a_number_has_its_noun() -> None:
+    assert [plural(count, "line") for count in (0, 1, 2, 12_345)] == [
+        "0 lines",
+        "1 line",
+        "2 lines",
+        "12\u202f345 lines",
+    ]

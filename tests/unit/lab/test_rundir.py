@@ -3,9 +3,29 @@
 from __future__ import annotations
 
 import json
+import stat
 from pathlib import Path
 
-from lab.supervise.rundir import RotatingFile
+from lab.supervise.rundir import RotatingFile, RunDir
+
+
+def test_files_of_an_earlier_lab_are_closed_to_other_users(tmp_path: Path) -> None:
+    run, outside = tmp_path / "run", tmp_path / "outside"
+    for directory in (run / "logs", run / "engines" / "tempo"):
+        directory.mkdir(parents=True)
+    files = [run / "dicelab.log", run / "logs" / "frontend.jsonl.1", run / "engines" / "tempo" / "program", outside]
+    for file in files:
+        file.write_text("")
+        file.chmod(0o755)
+    (run / "logs" / "link").symlink_to(outside)
+    for directory in (run, run / "logs", run / "engines"):
+        directory.chmod(0o755)
+    RunDir(run).claim()
+    assert {stat.S_IMODE(path.lstat().st_mode) for path in (run, *run.rglob("*")) if not path.is_symlink()} == {
+        0o700,  # directories, and the program
+        0o600,  # the lock
+    }
+    assert stat.S_IMODE(outside.stat().st_mode) == 0o755
 
 
 def test_log_files_rotate_at_line_ends(tmp_path: Path) -> None:

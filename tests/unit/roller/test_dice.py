@@ -105,3 +105,11 @@ async def test_an_unexpected_exception_is_not_a_failed_roll() -> None:
 def test_an_invalid_die_is_refused(faces: tuple[int, ...], error_rate: float) -> None:
     with pytest.raises(ValueError, match="odd"):
         Die("odd", faces, error_rate)
+
+
+async def test_a_blocking_table_keeps_the_loop_from_everything_else() -> None:
+    table, watcher = Table(max_delay=0.01, seed=1, blocking=True), Watcher()
+    await table.roll_batch(FAIR, 5, watcher)
+    assert watcher.most_under_way == 1
+    await Table(max_delay=0.01, seed=1).roll_batch(FAIR, 5, watcher)
+    assert watcher.most_under_way == 5

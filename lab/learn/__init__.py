@@ -1,0 +1,1 @@
+"""Exercises that are checked against the lab: ``dicelab learn``."""

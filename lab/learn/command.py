@@ -1,0 +1,142 @@
+"""``dicelab learn``: exercises on the running lab."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+
+from lab import LabError
+from lab.learn.catalogue import find
+from lab.learn.school import NEW, School
+from lab.terminal import say
+
+LARGEST = 1024 * 1024  # bytes of an answer in a file
+WRONG, BAD_INPUT = 1, 2
+MARKS = {True: ("✔", "green"), False: (" ", "")}
+
+
+@dataclass(frozen=True)
+class Options:
+    """The options of the command.
+
+    Attributes:
+        words: what to do: nothing or ``list``, the number of an exercise, or an action with a number and an answer.
+        file: holds the answer.
+    """
+
+    run_dir: Path
+    words: Sequence[str]
+    file: Path | None
+    json: bool
+
+
+def run(options: Options, console: Console) -> int:
+    """Run the command; returns 0 for done or right, 1 for wrong, 2 for what cannot be done."""
+    try:
+        return _run(School(options.run_dir), options, console)
+    except LabError as error:
+        print(f"dicelab: {error}", file=sys.stderr)
+        return BAD_INPUT
+
+
+def _run(school: School, options: Options, console: Console) -> int:
+    action, *rest = options.words or ("list",)
+    if action[:1].isdigit():
+        action, rest = "ask", [action, *rest]
+    if options.file is not None and action != "answer":
+        raise LabError("--file holds an answer: dicelab learn answer N.M --file FILE")
+    if action == "list":
+        _expect(rest, 0, 0, "dicelab learn list")
+        return _list(school, options.json, console)
+    if action == "reset":
+        _expect(rest, 0, 1, "dicelab learn reset [N.M]")
+        school.reset(rest[0] if rest else None)
+        say(console, f"Exercise {rest[0]} is forgotten." if rest else "All progress is forgotten.")
+        return 0
+    if action == "answer":
+        _expect(rest, 1, 10_000, "dicelab learn answer N.M ANSWER")
+        verdict = asyncio.run(school.answer(rest[0], _answer(rest[1:], options.file)))
+        if options.json:
+            print(json.dumps({"exercise": rest[0], "right": verdict.right, "text": verdict.text}))
+        else:
+            say(console, verdict.text, "green" if verdict.right else "yellow")
+        return 0 if verdict.right else WRONG
+    if action == "guide":
+        _expect(rest, 1, 1, "dicelab learn guide N")
+        text = school.guide(rest[0])
+        if options.json:
+            print(json.dumps({"stage": int(rest[0]), "text": text}))
+        else:
+            say(console, text)
+        return 0
+    if action not in ("ask", "question", "hint", "solution"):
+        raise LabError(
+            f"no such action: {action[:40]!r}; there are list, guide, N.M, question, answer, hint, solution and reset"
+        )
+    _expect(rest, 1, 1, f"dicelab learn {'' if action == 'ask' else action + ' '}N.M")
+    number = rest[0]
+    if action == "ask":
+        text = asyncio.run(school.ask(number))
+    elif action == "question":
+        text = school.question(number)
+    else:
+        text = school.hint(number) if action == "hint" else school.solution(number)
+    expected = find(number).form.words
+    if options.json:
+        print(json.dumps({"exercise": number, "text": text, "expected": expected}))
+        return 0
+    say(console, text)
+    if action in ("ask", "question"):
+        say(console, f"\nAnswer: dicelab learn answer {number} ANSWER\nANSWER is {expected}.", "dim")
+    return 0
+
+
+def _expect(words: Sequence[str], least: int, most: int, usage: str) -> None:
+    if not least <= len(words) <= most:
+        raise LabError(f"usage: {usage}")
+
+
+def _answer(words: Sequence[str], file: Path | None) -> str:
+    if file is None:
+        return " ".join(words)
+    if words:
+        raise LabError("the answer is given twice: on the command line and by --file")
+    try:
+        with open(file, "rb") as stream:
+            content = stream.read(LARGEST + 1)
+    except OSError as error:
+        raise LabError(f"{file}: {error.strerror}") from None
+    if len(content) > LARGEST:
+        raise LabError(f"{file}: longer than {LARGEST} bytes")
+    try:
+        return content.decode()
+    except UnicodeDecodeError:
+        raise LabError(f"{file}: not a text in UTF-8") from None
+
+
+def _list(school: School, as_json: bool, console: Console) -> int:
+    entries = school.list()
+    if as_json:
+        print(json.dumps(entries, indent=2))
+        return 0
+    stage = 0
+    for entry in entries:
+        if entry["stage"] != stage:
+            stage = entry["stage"]
+            say(console, f"Stage {stage}", "bold")
+        mark, style = MARKS[entry["done"]]
+        state = "" if entry["state"] == NEW else f"{entry['state']}, {entry['tries']} tries"
+        engines = f"needs {', '.join(entry['engines'])}" if entry["engines"] else ""
+        say(console, f" {mark} {entry['exercise']}  {entry['title']:52} {state or engines}".rstrip(), style)
+    done = sum(entry["done"] for entry in entries)
+    say(console, f"{done} of {len(entries)} done. Begin with dicelab learn N.M")
+    obstacles = {entry["needs"] for entry in entries if entry["needs"] and not entry["done"]}
+    if len({entry["needs"] for entry in entries}) == 1 and obstacles:
+        say(console, obstacles.pop(), "yellow")
+    return 0

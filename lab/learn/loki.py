@@ -1,0 +1,95 @@
+"""LogQL that is checked by the Loki of the lab, each world in a tenant of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from typing import Any
+
+import aiohttp
+
+from lab import LabError
+from lab.client import Lab
+from lab.learn.exercise import Exercise, Facts, Judge, Verdict
+from lab.learn.forms import BadAnswer
+from lab.learn.lesson import Lesson
+from lab.learn.promql import Rows, alike, compare, refused
+
+# A log line: the labels of its stream, its time in nanoseconds since 1970, its text, its structured metadata.
+Entry = tuple[Mapping[str, str], int, str, Mapping[str, str]]
+
+
+async def push(lab: Lab, tenant: str, entries: Iterable[Entry]) -> None:
+    """Send lines to a tenant.
+
+    Raises:
+        LabError: when Loki does not take them.
+    """
+    streams = [
+        {"stream": dict(labels), "values": [[str(at), text, dict(metadata)]]} for labels, at, text, metadata in entries
+    ]
+    url = f"{lab.engine('loki')}/loki/api/v1/push"
+    async with lab.session.post(url, json={"streams": streams}, headers={"X-Scope-OrgID": tenant}) as response:
+        if response.status >= 300:
+            raise LabError(f"Loki does not take the lines of this exercise: {(await response.text())[:200]}")
+
+
+async def rows(lab: Lab, tenant: str, query: str, at: float, label: str = "") -> Rows:
+    """The result of a metric query by the values of a label; what is 0 or NaN is left out.
+
+    Raises:
+        BadAnswer: when Loki refuses the query, with its own message.
+        LabError: when it does not answer.
+    """
+    parameters = {"query": query, "time": str(int(at * 1e9)), "limit": "5000"}
+    try:
+        url = f"{lab.engine('loki')}/loki/api/v1/query"
+        async with lab.session.get(url, params=parameters, headers={"X-Scope-OrgID": tenant}) as response:
+            text = await response.text()
+            if response.status != 200:
+                raise refused("Loki", text)
+            data: dict[str, Any] = (await response.json())["data"]
+    except (aiohttp.ClientError, asyncio.TimeoutError, OSError, ValueError) as error:
+        raise LabError(f"loki went away: {error or type(error).__name__}") from None
+    kind, result = data["resultType"], data["result"]
+    if kind not in ("vector", "scalar"):
+        raise BadAnswer("the query gives log lines; expected a metric query, which gives numbers")
+    found: Rows = {}
+    for metric, value in [({}, result[1])] if kind == "scalar" else [(r["metric"], r["value"][1]) for r in result]:
+        key = str(metric.get(label, "")) if label else ""
+        while key in found:
+            key += " (again)"
+        if not math.isnan(float(value)) and float(value) != 0:
+            found[key] = float(value)
+    return found
+
+
+def by_label(label: str) -> Judge:
+    """Compares the result of a query, by a label, with what is expected in each world.
+
+    The facts hold ``worlds``, each with ``name``, ``tenant``, ``at``, ``expected`` and ``tolerance``.
+    """
+
+    async def judge(exercise: Exercise, lesson: Lesson, facts: Facts, answer: str) -> Verdict:
+        async def results(query: str) -> list[Rows]:
+            return [await rows(lesson.lab, world["tenant"], query, world["at"], label) for world in facts["worlds"]]
+
+        found = await results(answer)
+        verdict = compare(found, facts["worlds"])
+        if verdict.right:
+            return verdict
+        for mistake in exercise.mistakes:
+            with suppress(BadAnswer):
+                if alike(found, await results(mistake.text(facts))):
+                    return Verdict(False, f"{verdict.text} {mistake.hint}")
+        return Verdict(False, f"{verdict.text} {exercise.hint}")
+
+    return judge
+
+
+def nanoseconds(seconds: float | None = None) -> int:
+    """A time in seconds since 1970, by default now, in nanoseconds."""
+    return int((time.time() if seconds is None else seconds) * 1e9)

@@ -1,0 +1,310 @@
+"""PromQL that is checked: recorded and made-up samples, evaluated by a real Prometheus.
+
+Two worlds lie :data:`APART` in one database: the run of the attempt, sampled from ``/metrics``, and one that is made
+up. A Prometheus is started for the moment of a check, on a loopback port, with nothing to scrape.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import random
+import shutil
+import socket
+import tempfile
+import time
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+
+from lab import LabError
+from lab.learn.exercise import Exercise, Facts, Judge, Verdict
+from lab.learn.forms import BadAnswer
+from lab.learn.lesson import Lesson
+from lab.supervise.processes import Process
+from lab.waiting import within
+
+APART = 6 * 3600.0  # seconds between two worlds
+INTERVAL = 0.5  # seconds between two samples of the recorded run
+START_TIMEOUT = 30.0
+COUNTERS = ("_total", "_count", "_sum", "_bucket")
+LONGEST_ERROR = 160  # characters of an engine's message
+
+Rows = dict[str, float]  # the result of a query: values by the label that matters
+
+
+class Series:
+    """Samples, written in the OpenMetrics format."""
+
+    def __init__(self) -> None:
+        self.samples: list[tuple[str, dict[str, str], float, float]] = []
+
+    def add(self, name: str, labels: Mapping[str, str], value: float, at: float) -> None:
+        """Add a sample; those of one series in the order of their time, in seconds since 1970."""
+        self.samples.append((name, dict(labels), float(value), at))
+
+    def text(self) -> str:
+        lines = []
+        for name, labels, value, at in self.samples:
+            pairs = ",".join(f'{key}="{_escaped(text)}"' for key, text in sorted(labels.items()))
+            lines.append(f"{name}{{{pairs}}} {value!r} {at:.3f}\n")
+        return "".join(lines)
+
+
+def _escaped(text: str) -> str:
+    return text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+
+
+class Recording(Series):
+    """What the services' ``/metrics`` show while traffic runs, as Prometheus would scrape them.
+
+    Attributes:
+        start, end: when the first and the last sample were taken, in seconds since 1970.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.start = time.time()
+        self.end = 0.0
+
+    @asynccontextmanager
+    async def of(self, lesson: Lesson) -> AsyncIterator[None]:
+        """Sample while the block runs, once before it and once after it."""
+        await self._sample(lesson)
+        task = asyncio.ensure_future(self._keep_sampling(lesson))
+        try:
+            yield
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+            await self._sample(lesson)
+
+    def moved(self, seconds: float, chance: random.Random) -> str:
+        """The same run at another time, as text: counters have other values, and a job that always fails is added."""
+        other = Series()
+        grown: dict[str, float] = {}  # all counters of a histogram by the same
+        for name, labels, value, at in self.samples:
+            more = 0.0
+            if name.endswith(COUNTERS):
+                more = grown.setdefault(name.rpartition("_")[0], float(chance.randint(100, 10_000)))
+            other.add(name, labels, value + more, at + seconds)
+        for index, at in enumerate(sorted({at for *_, at in self.samples})):
+            labels = {"job": "shop", "instance": "127.0.0.1:2", "handler": "/buy", "method": "GET", "status": "503"}
+            other.add("http_requests_total", labels, 3.0 * index, at + seconds)
+            other.add("up", {"job": "shop", "instance": "127.0.0.1:2"}, 0.0, at + seconds)
+        return other.text()
+
+    async def _keep_sampling(self, lesson: Lesson) -> None:
+        while True:
+            await asyncio.sleep(INTERVAL)
+            await self._sample(lesson)
+
+    async def _sample(self, lesson: Lesson) -> None:
+        async def one(service: str, url: str) -> None:
+            labels = {"job": service, "instance": url.removeprefix("http://")}
+            up = 0.0
+            at = time.time()
+            with suppress(aiohttp.ClientError, asyncio.TimeoutError, OSError, ValueError):
+                async with asyncio.timeout(4 * INTERVAL):
+                    samples = await lesson.lab.fetch_samples(service)
+                for sample in samples:
+                    if not sample.name.endswith("_created"):
+                        self.add(sample.name, {**sample.labels, **labels}, float(sample.value), at)
+                up = 1.0
+            self.add("up", labels, up, at)
+            self.end = max(self.end, at)
+
+        await asyncio.gather(*(one(service, url) for service, url in lesson.lab.services.items()))
+
+
+def save(lesson: Lesson, number: str, text: str) -> str:
+    """Keep the samples of an attempt beside the progress; returns the name of the file."""
+    path = lesson.directory / f"{number}.samples"
+    path.write_text(text + "# EOF\n")
+    return path.name
+
+
+class Prometheus:
+    """A Prometheus that answers queries on the samples of one attempt."""
+
+    def __init__(self, session: aiohttp.ClientSession, url: str) -> None:
+        self._session = session
+        self._url = url
+
+    @classmethod
+    @asynccontextmanager
+    async def on(cls, samples: Path) -> AsyncIterator[Prometheus]:
+        """Run one while the block runs.
+
+        Raises:
+            LabError: when it is not on PATH, the samples are gone, or it does not start.
+        """
+        prometheus, promtool = shutil.which("prometheus"), shutil.which("promtool")
+        if prometheus is None or promtool is None:
+            raise LabError("this needs prometheus and promtool on PATH: Debian's package prometheus")
+        if not await asyncio.to_thread(samples.exists):
+            raise LabError(f"{samples} is gone; ask for the exercise again")
+        directory = Path(tempfile.mkdtemp(prefix="dicelab-learn-"))
+        process: Process | None = None
+        try:
+            await _command(promtool, "tsdb", "create-blocks-from", "openmetrics", str(samples), str(directory / "data"))
+            (directory / "prometheus.yml").write_text("{}\n")
+            port = free_port()
+            process = await Process.start(
+                "prometheus",
+                [
+                    prometheus,
+                    f"--config.file={directory / 'prometheus.yml'}",
+                    f"--storage.tsdb.path={directory / 'data'}",
+                    "--storage.tsdb.retention.time=100y",
+                    f"--web.listen-address=127.0.0.1:{port}",
+                    "--log.level=error",
+                ],
+                {},
+                directory / "log",
+                directory / "log",
+                lambda name, lines: None,
+            )
+            async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=30)) as session:
+                await ready(session, f"http://127.0.0.1:{port}/-/ready", "prometheus", process)
+                yield cls(session, f"http://127.0.0.1:{port}")
+        finally:
+            if process is not None:
+                process.kill()
+                await process.ended()
+            shutil.rmtree(directory, ignore_errors=True)
+
+    async def rows(self, query: str, at: float, label: str = "") -> Rows:
+        """The result of an instant query by the values of a label; NaN is left out.
+
+        Raises:
+            BadAnswer: when Prometheus refuses the query, with its own message.
+        """
+        document = await self._ask("query", {"query": query, "time": f"{at:.3f}"})
+        kind, result = document["resultType"], document["result"]
+        if kind not in ("vector", "scalar"):
+            raise BadAnswer(f"the query gives a {kind}; expected one value for each series")
+        rows: Rows = {}
+        for metric, value in [({}, result[1])] if kind == "scalar" else [(r["metric"], r["value"][1]) for r in result]:
+            key = str(metric.get(label, "")) if label else ""
+            while key in rows:  # a second series with the same label
+                key += " (again)"
+            if not math.isnan(float(value)):
+                rows[key] = float(value)
+        return rows
+
+    async def times(self, query: str, start: float, end: float, step: float) -> set[int]:
+        """The steps, from 0, at which a query has a result."""
+        document = await self._ask(
+            "query_range", {"query": query, "start": f"{start:.3f}", "end": f"{end:.3f}", "step": str(step)}
+        )
+        return {round((float(at) - start) / step) for series in document["result"] for at, _ in series["values"]}
+
+    async def _ask(self, path: str, parameters: Mapping[str, str]) -> dict[str, Any]:
+        try:
+            async with self._session.post(f"{self._url}/api/v1/{path}", data=parameters) as response:
+                document = await response.json()
+        except (aiohttp.ClientError, asyncio.TimeoutError, OSError, ValueError) as error:
+            raise LabError(f"prometheus went away: {error or type(error).__name__}") from None
+        if document.get("status") != "success":
+            raise refused("Prometheus", str(document.get("error", "")))
+        data: dict[str, Any] = document["data"]
+        return data
+
+
+def refused(engine: str, message: str) -> BadAnswer:
+    """The answer to a query that an engine refuses, with the engine's own message on one line."""
+    message = " ".join(message.split())
+    return BadAnswer(f"{engine}: {message[:LONGEST_ERROR] + '…' if len(message) > LONGEST_ERROR else message}")
+
+
+async def ready(session: aiohttp.ClientSession, url: str, name: str, process: Process) -> None:
+    """Wait until an engine answers 200.
+
+    Raises:
+        LabError: when it does not in time, or has ended.
+    """
+    async for _ in within(START_TIMEOUT):
+        with suppress(aiohttp.ClientError, asyncio.TimeoutError, OSError):
+            async with session.get(url) as response:
+                if response.status == 200:
+                    return
+        if not process.running:
+            break
+    said = " ".join(process.last_lines()[-1:])[:300]
+    raise LabError(f"{name} does not start: {said or 'it does not answer'}")
+
+
+def free_port() -> int:
+    """A loopback port that is free now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+async def _command(*command: str) -> None:
+    process = await asyncio.create_subprocess_exec(
+        *command, stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
+    )
+    output, _ = await process.communicate()
+    if process.returncode:
+        raise LabError(f"{Path(command[0]).name}: {' '.join(output.decode(errors='replace').split())[-300:]}")
+
+
+def by_label(label: str) -> Judge:
+    """Compares the result of a query, by a label, with what is expected in each world.
+
+    The facts hold ``samples``, the file, and ``worlds``, each with ``name``, ``at``, ``expected`` (value by label) and
+    ``tolerance``. A wrong query whose results are those of a typical mistake in every world gets its hint.
+    """
+
+    async def judge(exercise: Exercise, lesson: Lesson, facts: Facts, answer: str) -> Verdict:
+        async with Prometheus.on(lesson.directory / facts["samples"]) as engine:
+
+            async def results(query: str) -> list[Rows]:
+                return [await engine.rows(query, world["at"], label) for world in facts["worlds"]]
+
+            found = await results(answer)
+            verdict = compare(found, facts["worlds"])
+            if verdict.right:
+                return verdict
+            for mistake in exercise.mistakes:
+                with suppress(BadAnswer):
+                    if alike(found, await results(mistake.text(facts))):
+                        return Verdict(False, f"{verdict.text} {mistake.hint}")
+        return Verdict(False, f"{verdict.text} {exercise.hint}")
+
+    return judge
+
+
+def compare(found: Sequence[Rows], worlds: Sequence[Mapping[str, Any]]) -> Verdict:
+    """Whether the results are those expected in every world; else the first that differs, in words."""
+    for rows, world in zip(found, worlds, strict=True):
+        expected: Rows = world["expected"]
+        near = all(
+            abs(rows[key] - value) <= max(world["tolerance"], world.get("relative", 0.0) * abs(value)) + 1e-9
+            for key, value in expected.items()
+            if key in rows
+        )
+        if rows.keys() != expected.keys() or not near:
+            return Verdict(False, f"Not right on {world['name']}, where the query gives {shown(rows)}.")
+    return Verdict(True, f"Right on {' and on '.join(str(world['name']) for world in worlds)}.")
+
+
+def alike(one: Sequence[Rows], other: Sequence[Rows]) -> bool:
+    """Whether two queries gave the same in every world."""
+    return all(
+        a.keys() == b.keys() and all(math.isclose(a[key], b[key], rel_tol=1e-6, abs_tol=1e-9) for key in a)
+        for a, b in zip(one, other, strict=True)
+    )
+
+
+def shown(rows: Rows) -> str:
+    """A result in a few words."""
+    if not rows:
+        return "nothing"
+    words = [f"{key}: {value:.4g}" if key else f"{value:.4g}" for key, value in sorted(rows.items())]
+    return ", ".join(words[:6]) + (f" and {len(words) - 6} more" if len(words) > 6 else "")

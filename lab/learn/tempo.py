@@ -1,0 +1,64 @@
+"""TraceQL that is checked by the Tempo of the lab: each world is a set of traces with a prefix of its own."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any
+
+import aiohttp
+
+from lab import LabError
+from lab.client import Lab
+from lab.learn.exercise import Exercise, Facts, Verdict
+from lab.learn.forms import BadAnswer
+from lab.learn.lesson import Lesson
+from lab.learn.promql import refused
+
+LIMIT = 1000  # traces
+
+
+async def search(lab: Lab, query: str, world: Mapping[str, Any]) -> set[str]:
+    """The ids of the traces of a world that a query finds.
+
+    Raises:
+        BadAnswer: when Tempo refuses the query, with its own message.
+        LabError: when it does not answer.
+    """
+    parameters = {"q": query, "start": str(int(world["start"]) - 2), "end": str(int(world["end"]) + 2)}
+    try:
+        url = f"{lab.engine('tempo')}/api/search"
+        async with lab.session.get(url, params={**parameters, "limit": str(LIMIT), "spss": "1"}) as response:
+            if response.status != 200:
+                raise refused("Tempo", await response.text())
+            document = await response.json()
+    except (aiohttp.ClientError, asyncio.TimeoutError, OSError, ValueError) as error:
+        raise LabError(f"tempo went away: {error or type(error).__name__}") from None
+    # Tempo leaves out zeros at the front.
+    found = {str(trace["traceID"]).rjust(32, "0") for trace in document.get("traces") or []}
+    return {trace_id for trace_id in found if trace_id.startswith(world["prefix"])}
+
+
+async def judge(exercise: Exercise, lesson: Lesson, facts: Facts, answer: str) -> Verdict:
+    """Compares the traces that a query finds with the expected ones of each of the ``worlds``."""
+
+    async def results(query: str) -> list[set[str]]:
+        return [await search(lesson.lab, query, world) for world in facts["worlds"]]
+
+    found = await results(answer)
+    for ids, world in zip(found, facts["worlds"], strict=True):
+        missing, surplus = set(world["expected"]) - ids, ids - set(world["expected"])
+        if missing or surplus:
+            text = (
+                f"Not right on {world['name']}: of the traces asked for the query misses {len(missing)},"
+                f" and it finds {len(surplus)} others."
+            )
+            break
+    else:
+        return Verdict(True, f"Right on {' and on '.join(world['name'] for world in facts['worlds'])}.")
+    for mistake in exercise.mistakes:
+        with suppress(BadAnswer):
+            if await results(mistake.text(facts)) == found:
+                return Verdict(False, f"{text} {mistake.hint}")
+    return Verdict(False, f"{text} {exercise.hint}")

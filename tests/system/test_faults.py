@@ -1,0 +1,54 @@
+"""Services restarted with changed settings, through the socket that experiments use."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from lab import LabError
+from lab.chaos.faults import Faults
+from lab.client import FRONTEND, ROLLER
+from tests.support.labs import Lab, get, wait_for
+
+
+def environ(lab: Lab, service: str) -> set[str]:
+    state = json.loads((lab.run_dir / "state.json").read_text())
+    pid = next(entry["pid"] for entry in state["services"] if entry["name"] == service)
+    try:
+        return set(Path(f"/proc/{pid}/environ").read_bytes().decode().split("\0"))
+    except OSError:  # it is being restarted
+        return set()
+
+
+async def test_settings_last_as_long_as_the_connection(own_lab: Callable[..., Lab]) -> None:
+    lab = own_lab(2)
+    async with Faults(lab.state["faults"]) as faults:
+        await faults.ask(restart={ROLLER: {"BLOCKING_WAIT": "true"}, FRONTEND: {}})
+        await asyncio.to_thread(wait_for, lambda: "BLOCKING_WAIT=true" in environ(lab, ROLLER))
+        # A proxy adds to what was set before.
+        await faults.ask(slow=ROLLER, seconds=0)
+        await faults.ask(restart={ROLLER: {"OTEL_PROPAGATORS": "none"}})
+        await asyncio.to_thread(
+            wait_for, lambda: {"BLOCKING_WAIT=true", "OTEL_PROPAGATORS=none"} <= environ(lab, ROLLER)
+        )
+        for request, message in (
+            ({"restart": {ROLLER: {"LD_PRELOAD": "x"}}}, "LD_PRELOAD cannot be set in a running lab"),
+            ({"restart": {"nobody": {}}}, "this lab runs no nobody"),
+            ({"restart": [ROLLER]}, "no such request"),
+        ):
+            with pytest.raises(LabError, match=message):
+                await faults.ask(**request)
+    await asyncio.to_thread(wait_for, lambda: environ(lab, ROLLER) and "BLOCKING_WAIT=true" not in environ(lab, ROLLER))
+    await asyncio.to_thread(wait_for, lambda: f"DICE_ROLLER_URL={lab.url(ROLLER)}" in environ(lab, FRONTEND))
+    await asyncio.to_thread(wait_for, lambda: answered(lab))
+
+
+def answered(lab: Lab) -> bool:
+    try:
+        return get(f"{lab.front}/roll?die=fair").status == 200
+    except OSError:
+        return False

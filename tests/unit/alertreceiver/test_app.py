@@ -1,0 +1,46 @@
+"""The alert receiver accepts notifications from Alertmanager only."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from aiohttp.test_utils import TestClient, TestServer
+
+from alertreceiver.app import create_app
+from alertreceiver.settings import Settings
+
+ALERT = {
+    "status": "firing",
+    "labels": {"alertname": "ServiceDown"},
+    "annotations": {"summary": "It is down.", "description": "It does not answer.", "runbook_url": "http://localhost/"},
+    "startsAt": "2026-01-01T00:00:00Z",
+    "endsAt": "0001-01-01T00:00:00Z",
+}
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({}, 200),
+        ({"Host": "alert-receiver:8000"}, 200),
+        ({"Host": "alerts.lab.example"}, 200),
+        ({"Host": "evil.example"}, 421),
+        ({"Host": "evil:port"}, 400),
+        ({"Origin": "http://evil.example"}, 403),
+        ({"Sec-Fetch-Site": "cross-site"}, 403),
+        ({"Content-Type": "text/plain"}, 415),
+    ],
+)
+async def test_other_sites_pages_raise_no_alert(tmp_path: Path, headers: dict[str, str], status: int) -> None:
+    log = tmp_path / "alerts.jsonl"
+    app = create_app(Settings("127.0.0.1", 0, log, allowed_hosts=["alerts.lab.example"]))
+    headers = {"Content-Type": "application/json", **headers}
+    async with TestClient(TestServer(app)) as client:
+        async with client.post("/", data=json.dumps({"alerts": [ALERT]}), headers=headers) as answer:
+            assert answer.status == status
+        async with client.get("/metrics", headers={"Host": "evil.example"}) as answer:
+            assert answer.status == 421
+    lines = log.read_text().splitlines() if log.exists() else []
+    assert [json.loads(line)["alert"] for line in lines] == (["ServiceDown"] if status == 200 else [])
