@@ -23,7 +23,6 @@ VIEWS = {  # each tab, and what is there once it is drawn
     "Service map": ".map svg",
     "Recent traces": "table.traces tr",
     "Learn": ".learn-list button",
-    "Learn": ".learn-list button",
 }
 AXE = Path(__file__).parents[1] / "axe" / "node_modules" / "axe-core" / "axe.min.js"
 # Only what is needed comes out of the browser: a whole result takes seconds to carry over.
