@@ -218,8 +218,16 @@ class Faults:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if self._streams is not None:
-            self._streams[1].close()
+        if self._streams is None:
+            return
+        reader, writer = self._streams
+        try:
+            # The lab hangs up once the faults are taken out; until then it would refuse the next experiment.
+            with suppress(OSError):
+                writer.write_eof()
+                await reader.read()
+        finally:
+            writer.close()
 
     async def ask(self, **request: Any) -> None:
         """Send a request and wait until it is carried out.

@@ -47,6 +47,19 @@ async def test_settings_last_as_long_as_the_connection(own_lab: Callable[..., La
     await asyncio.to_thread(wait_for, lambda: answered(lab))
 
 
+async def test_one_experiment_can_follow_another_at_once(own_lab: Callable[..., Lab]) -> None:
+    lab = own_lab(1)
+    for _ in range(20):
+        async with Faults(lab.state["faults"]) as faults:
+            await faults.ask(end=True)
+    async with Faults(lab.state["faults"]) as faults:
+        await faults.ask(restart={ROLLER: {"BLOCKING_WAIT": "true"}})
+    async with Faults(lab.state["faults"]) as faults:  # the first one has been put back by now
+        await faults.ask(restart={ROLLER: {}})
+    await asyncio.to_thread(wait_for, lambda: answered(lab))
+    assert "BLOCKING_WAIT=true" not in environ(lab, ROLLER)
+
+
 def answered(lab: Lab) -> bool:
     try:
         return get(f"{lab.front}/roll?die=fair").status == 200

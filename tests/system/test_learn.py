@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 import shutil
 import time
@@ -24,6 +25,7 @@ from tests.support.labs import Lab
 
 # Exercises that need engines in the lab come last, so that each lab is started once.
 IN_ORDER = sorted(EXERCISES, key=lambda number: (len(EXERCISES[number].running) > 0, number))
+log = logging.getLogger(__name__)
 OUTAGE = 6.0  # seconds; a learner waits for a minute
 
 
@@ -63,12 +65,11 @@ class Learner:
         self.exercise = exercise
         self.lab = lab
         self.school = School(lab.run_dir, OUTAGE)
-        self.seconds = 0.0  # that the last question took
 
     async def ask(self) -> Facts:
         began = time.monotonic()
         question = await self.school.ask(self.exercise.number)
-        self.seconds = time.monotonic() - began
+        log.info("exercise %s was asked in %.1f s", self.exercise.number, time.monotonic() - began)
         assert question.strip()
         facts: Facts = self.school.progress.read()[self.exercise.number]["facts"]
         return facts
@@ -86,7 +87,7 @@ class Learner:
 
 @pytest.mark.parametrize("number", IN_ORDER)
 async def test_the_solution_is_right_and_each_mistake_gets_its_hint(
-    number: str, lab_of: Callable[[int, bool], Lab], capsys: pytest.CaptureFixture[str], record_property: Any
+    number: str, lab_of: Callable[[int, bool], Lab], capsys: pytest.CaptureFixture[str]
 ) -> None:
     exercise = EXERCISES[number]
     if missing := missing_programs(exercise):
@@ -116,4 +117,3 @@ async def test_the_solution_is_right_and_each_mistake_gets_its_hint(
             assert cli.main(["sql", "--json", "--run-dir", str(learner.lab.run_dir), statement]) == 0
             assert json.loads(capsys.readouterr().out), statement
     assert learner.school.progress.read()[number]["done"]
-    record_property("seconds", learner.seconds)

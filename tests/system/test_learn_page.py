@@ -7,6 +7,7 @@ import json
 import socket
 import stat
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -104,9 +105,10 @@ def ask(path: Path, body: str) -> tuple[int, Any]:
     connection = http.client.HTTPConnection("lab")
     connection.sock = socket.socket(socket.AF_UNIX)
     connection.sock.connect(str(path))
-    connection.request("POST", "/", body)
-    answered = connection.getresponse()
-    return answered.status, json.loads(answered.read())
+    with closing(connection):
+        connection.request("POST", "/", body)
+        answered = connection.getresponse()
+        return answered.status, json.loads(answered.read())
 
 
 def test_the_socket_is_private_and_takes_actions_of_learn_only(stage_lab: Callable[[int], Lab]) -> None:

@@ -14,6 +14,7 @@ NUMBER = re.compile(r"[1-9]\.[1-9]")
 TRACE_ID = re.compile(r"\b([0-9a-f]{32})\b")
 MAX_ANSWER = 20_000  # characters
 POLL = 1.0  # seconds, while an exercise is being prepared for another page
+DOING = {"ask": "The exercise is being prepared …", "answer": "The answer is being checked …"}
 
 
 class LearnView:
@@ -92,15 +93,15 @@ class LearnView:
             self._task = asyncio.create_task(self._do(action))
 
     async def _do(self, action: str) -> None:
-        if action in ("ask", "answer"):
-            self._doing = "The exercise is being prepared …" if action == "ask" else "The answer is being checked …"
-            self._verdict, self._message = None, ""
-            self._draw_exercise()
+        self._doing = DOING.get(action, "One moment …")
+        self._verdict, self._message = None, ""
+        self._draw_exercise()
         about = self._number[0] if action == "guide" else self._number
         reply = await self._exercises.do(action, about, answer=self._answer if action == "answer" else "")
-        self._doing = ""
         self._take(action, reply)
-        await self._fetch()
+        if action in DOING:
+            await self._fetch()
+        self._doing = ""  # not before: until then another click would be lost
         self.draw()
         if self._message:
             self._context.bridge.send(say=self._message)
