@@ -450,12 +450,12 @@ async def _rounds(
     clients = {path: min(args.clients, BATCH_CLIENTS) if "times=" in path else args.clients for path in paths}
     runs: dict[tuple[str, str], list[Run]] = {(variant.name, path): [] for variant in variants for path in paths}
     shuffled = random.Random(0)
-    deployments = [Deployment(bed, variant) for variant in variants]
-    try:
-        await asyncio.gather(*(one.__aenter__() for one in deployments))
+    async with contextlib.AsyncExitStack() as stack:
+        # One after the other: all at once, each would take too long to start.
+        deployments = [await stack.enter_async_context(Deployment(bed, variant)) for variant in variants]
         for one in deployments:  # warm up: connections, caches
             for path in paths:
-                await load(one.url(path), clients[path], min(1, args.seconds))
+                await one.run(path, clients[path], min(1, args.seconds))
         for _ in range(args.rounds):
             for path in paths:
                 for one in shuffled.sample(deployments, len(deployments)):
@@ -469,9 +469,6 @@ async def _rounds(
             for path in paths:
                 for run in runs[one.variant.name, path]:
                     run.memory = one.memory()
-    finally:
-        for one in deployments:
-            await one.__aexit__(None, None, None)
     return runs
 
 

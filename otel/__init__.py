@@ -1,7 +1,7 @@
 """Telemetry shared by every service: traces, JSON logs and metrics.
 
 ``from otel import logs, metrics, traces`` gives the modules of one of two packages with the same interface:
-``otel.standard`` uses the standard packages as their documentation shows them, ``otel.fast`` does the same at a third
+``otel.standard`` uses the standard packages as their documentation shows them, ``otel.fast`` does the same at a quarter
 of the cost. The variable ``TELEMETRY`` chooses.
 """
 

@@ -97,7 +97,7 @@ class Client:
             cookie_jar=aiohttp.DummyCookieJar(),  # each user has a cookie of its own
         )
         if self._traced:
-            traces.instrument_session(self._session)
+            self._session = traces.instrument_session(self._session)
         return self
 
     async def __aexit__(

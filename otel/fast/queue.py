@@ -9,17 +9,12 @@ from collections import deque
 from typing import Any, Protocol
 
 from otel.fast import spans
+from otel.standard.processor import FLUSH_TIMEOUT, RETRY_FOR, RETRY_INTERVAL
 
 log = logging.getLogger(__name__)
 
 # Spans encoded at a time. One at a time costs twice as much, because of cold caches.
 ENCODED_AT_ONCE = 32
-# A batch that is not accepted is retried every second, for five minutes: a restart of the collector loses
-# nothing, and a batch that is never accepted does not block the others for ever.
-RETRY_INTERVAL = 1.0
-RETRY_FOR = 300.0
-# Seconds that a process waits at its end for its last spans to be exported.
-FLUSH_TIMEOUT = 5.0
 
 
 class Exporter(Protocol):

@@ -22,8 +22,9 @@ from opentelemetry.util.types import Attributes
 
 from otel.fast import http_client, http_server, spans, sql
 from otel.fast.exporters import exporters
-from otel.fast.queue import FLUSH_TIMEOUT, Exporter, SpanQueue
+from otel.fast.queue import Exporter, SpanQueue
 from otel.standard import variables
+from otel.standard.processor import FLUSH_TIMEOUT
 from otel.standard.traces import record_failure, rename_span, resource
 from otel.standard.variables import TraceFile, TracingError
 

@@ -96,3 +96,12 @@ def test_private_names_exist_and_are_only_in_the_table() -> None:
     for package in otel.CHOICES:
         for path in (ROOT / "otel" / package).glob("*.py"):
             assert private_names(path.read_text()) <= allowed, path
+
+
+def test_nothing_but_this_package_imports_one_of_the_two() -> None:
+    for folder in ("bench", "dieservice", "frontend", "lab", "roller", "web"):
+        for path in (ROOT / folder).rglob("*.py"):
+            assert not re.search(r"otel\.(standard|fast)\b", path.read_text()), path
+    for path in (*(ROOT / "otel").glob("*.py"), *(ROOT / "otel" / "standard").glob("*.py")):
+        if path.name != "__init__.py":
+            assert "otel.fast" not in path.read_text(), path
