@@ -8,6 +8,7 @@ process's user can open.
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import logging
 import re
@@ -57,6 +58,7 @@ USER_HEADER = "X-Dicelab-User"  # the signed-in user, for Panel; set here, never
 # Page loads that wait while another page is built. The last of them waits some seconds; more are refused.
 MAX_WAITING = 16
 RETRY_AFTER = 3  # seconds after which a page load that was refused may be tried again
+COLLECT_AFTER = 25  # ended sessions; each leaves 0.2 MB and more of garbage until the next collection
 UNUSED_SESSION_LIFETIME = 15.0  # seconds that Panel keeps a session without a WebSocket
 START_TIMEOUT = 30.0  # seconds
 
@@ -73,12 +75,13 @@ class PanelServer:
     def __init__(
         self, page: Callable[[], Any], max_sessions: int, unused_lifetime: float = UNUSED_SESSION_LIFETIME
     ) -> None:
-        self._page = _leaves_no_watcher(page)
+        self._page = self._followed(_leaves_no_watcher(page))
         self._max_sessions = max_sessions
         self._unused_lifetime = unused_lifetime
         self._browsers: WeakSet[web.WebSocketResponse] = WeakSet()
         self._one_at_a_time = asyncio.Semaphore(1)
         self._waiting = 0
+        self._ended = 0  # sessions that ended since the last garbage collection
         self._directory = ""
         self._server: Any = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -146,6 +149,22 @@ class PanelServer:
         self._started.set()
         await self._stop.wait()
         self._server.stop()
+
+    def _followed(self, page: Callable[[], Any]) -> Callable[[], Any]:
+        """A page function whose sessions are counted when they end."""
+
+        def build() -> Any:
+            pn.state.on_session_destroyed(self._session_ended)
+            return page()
+
+        return build
+
+    def _session_ended(self, _context: Any) -> None:
+        # A page is full of reference cycles, and the service leaves few automatic collections (web/tuning.py).
+        self._ended += 1
+        if self._ended >= COLLECT_AFTER:
+            self._ended = 0
+            gc.collect()
 
     @property
     def sessions(self) -> int:

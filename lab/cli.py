@@ -59,12 +59,12 @@ def up(no_tail: bool, **given: Any) -> int:
 @click.option("--stage", type=int, metavar="1..6", help="The stage to check against [default: the running one]")
 @click.option("--timeout", type=DELAY, default=20.0, metavar="SECONDS", help="The time limit of one feature.")
 @click.option("--compose", is_flag=True, help="Check the lab in containers, by docker or podman.")
-@click.option("--schema", is_flag=True, help="Check what the lab has shown so far against its registry, instead.")
+@click.option("--schema", is_flag=True, help="Compare the telemetry so far with otel/registry instead.")
 @click.option(
     "--samples",
     type=click.Path(path_type=Path, dir_okay=False),
     metavar="FILE",
-    help="With --schema: write it there as samples for weaver registry live-check.",
+    help="With --schema: write it as samples for weaver registry live-check.",
 )
 @options.run_dir
 def check(**given: Any) -> int:

@@ -160,7 +160,7 @@ async def _observe(portrait: Portrait, seed: int) -> None:
     """Start the stage, and add what it shows."""
     async with _temporary_lab(portrait.number, seed) as (lab, stop):
         async with lab:
-            ids = await _use(lab)
+            used = await _use(lab)
             documents = {
                 service: (await lab.fetch(f"{url}/openapi.json")).json for service, url in lab.services.items()
             }
@@ -169,7 +169,9 @@ async def _observe(portrait: Portrait, seed: int) -> None:
                 for service, url in lab.services.items()
             }
         await stop()  # and so the last spans and lines are written
-        spans = lab.spans()
+        ids = {request.trace_id for request in used}
+        # In the order of their start, and none of the requests with which this command looks around.
+        spans = sorted((span for span in lab.spans() if span.trace_id in ids), key=lambda span: span.start)
         sections = {
             "Routes": _routes(documents),
             "Metrics": _metrics(pages),
@@ -181,8 +183,10 @@ async def _observe(portrait: Portrait, seed: int) -> None:
     portrait.sections |= sections | {"Panels": panels}
     names = [{name.partition(" ")[2] for name in sections["Metrics"] if _service(name) == service} for service in pages]
     portrait.common = frozenset(set.intersection(*names))
-    for request, (answer, trace_id) in ids.items():
-        portrait.traces[request] = Trace(answer, tuple(_tree([span for span in spans if span.trace_id == trace_id])))
+    for request in used:
+        if request.path in (ROLL, BATCH):
+            tree = _tree([span for span in spans if span.trace_id == request.trace_id])
+            portrait.traces[request.path] = Trace(request.answer, tuple(tree))
 
 
 @asynccontextmanager
@@ -242,33 +246,44 @@ def _free_base_port() -> int:
     raise LabError("no free ports from 20000 to 32000")
 
 
-async def _use(lab: Lab) -> dict[str, tuple[str, str]]:
-    """Use every feature; returns answer and trace id of the requests whose traces are compared."""
+@dataclass(frozen=True)
+class Used:
+    """A request that was made: its answer, and the id of its trace."""
+
+    path: str
+    status: int
+    answer: str
+    trace_id: str
+
+
+async def _use(lab: Lab) -> list[Used]:
+    """Use every feature; the requests of :data:`ROLL` and :data:`BATCH` come before the others that draw."""
     capabilities = await lab.fetch_capabilities()
-    async with aiohttp.ClientSession(lab.front, cookie_jar=aiohttp.CookieJar(unsafe=True)) as user:
+    used: list[Used] = []
+    async with aiohttp.ClientSession(cookie_jar=aiohttp.CookieJar(unsafe=True)) as user:
 
-        async def get(path: str) -> tuple[int, str, str]:
-            async with user.get(path) as response:
-                return response.status, (await response.text()).strip(), response.headers.get("X-Trace-Id", "")
+        async def request(method: str, path: str, base: str = lab.front, **form: str) -> Used:
+            async with user.request(method, f"{base}{path}", data=form or None, allow_redirects=False) as response:
+                answer = (await response.text()).strip()
+                used.append(Used(path, response.status, answer, response.headers.get("X-Trace-Id", "")))
+                return used[-1]
 
         if capabilities.sign_in:
-            async with user.post("/sign-in", data={"name": "dicelab diff"}, allow_redirects=False):
-                pass
-        compared = [ROLL] + ([BATCH] if capabilities.max_times else [])
-        found = {path: (await get(path))[1:] for path in compared}
-        for _ in range(MAX_ROLLS):
-            if (await get("/roll?die=risky"))[0] == 500:
-                break
-        for path in ("/roll?die=nosuch", "/"):
-            await get(path)
-        if DIE_SERVICE in lab.services:
-            await lab.fetch(f"{lab.url(DIE_SERVICE)}/dice")
+            await request("POST", "/sign-in", name="dicelab diff")
+        await request("GET", ROLL)
         if capabilities.max_times:
-            await get("/roll-async?die=risky&times=30")
+            await request("GET", BATCH)
+        for _ in range(MAX_ROLLS):
+            if (await request("GET", "/roll?die=risky")).status == 500:
+                break
+        await request("GET", "/roll?die=nosuch")
+        if DIE_SERVICE in lab.services:
+            await request("GET", "/dice", lab.url(DIE_SERVICE))
+        if capabilities.max_times:
+            await request("GET", "/roll-async?die=risky&times=30")
         if capabilities.sign_in:
-            async with user.post("/sign-out", allow_redirects=False):
-                pass
-    return found
+            await request("POST", "/sign-out")
+    return used
 
 
 def _routes(documents: Mapping[str, Any]) -> Section:
@@ -297,6 +312,8 @@ def _log_fields(lab: Lab) -> Section:
     writers: dict[str, list[str]] = defaultdict(list)
     for service in reversed(list(lab.services)):
         for line in lab.lines(service):
+            if "source" in line.fields:  # a library's line
+                continue
             for name, value in line.fields.items():
                 if service not in writers[name]:
                     writers[name].append(service)
@@ -309,7 +326,11 @@ def _spans(spans: Iterable[Span]) -> Section:
 
 
 def _attributes(spans: Iterable[Span]) -> Section:
-    return {name: Item(note=f"on {span.service} {_name(span)}") for span in spans for name in sorted(span.attributes)}
+    found: Section = {}
+    for span in spans:
+        for name in sorted(span.attributes):
+            found.setdefault(name, Item(note=f"on {span.service} {_name(span)}"))
+    return found
 
 
 def _name(span: Span) -> str:

@@ -22,6 +22,7 @@ from types import TracebackType
 from typing import Any, BinaryIO, NamedTuple, Self
 
 import duckdb
+import orjson
 
 from lab import InputError
 from lab.signals import Line, Span, parse_line, parse_spans
@@ -264,8 +265,10 @@ def _whole_lines(file: BinaryIO) -> Iterator[bytes]:
 
 
 def _encoded(row: Row) -> bytes:
-    # A lone surrogate, which JSON can escape and UTF-8 cannot encode, becomes a question mark.
-    return json.dumps(row, ensure_ascii=False).encode(errors="replace") + b"\n"
+    try:
+        return orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE)
+    except orjson.JSONEncodeError:  # a lone surrogate, which JSON can escape and UTF-8 cannot encode
+        return json.dumps(row, ensure_ascii=False).encode(errors="replace") + b"\n"
 
 
 def _span_rows(line: str, file: str) -> Iterator[Row]:
@@ -308,4 +311,6 @@ def _texts(values: Mapping[str, Any]) -> dict[str, str | None]:
 
 def _text(value: Any) -> str | None:
     """A value as SQL sees it: a string as it is, everything else as JSON writes it."""
-    return value if value is None or isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    if value is None or isinstance(value, str):
+        return value
+    return str(value) if type(value) is int else json.dumps(value, ensure_ascii=False)

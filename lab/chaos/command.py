@@ -101,11 +101,9 @@ async def _experiment(options: Options, lab: Lab) -> dict[str, Any]:
                 _log(logging.INFO, "Experiment done", experiment=options.experiment, all_ready=put_back)
             run.phase = "checking the telemetry"
             deadline = time.monotonic() + TELEMETRY_PATIENCE
-            expectations = [
-                *experiment.expectations,
-                experiment.expected_alert,
-                expect.alerts_fall_silent(ALERTS_SILENT),
-            ]
+            expectations = [*experiment.expectations, experiment.expected_alert]
+            if experiment.first_alert:
+                expectations.append(expect.alerts_fall_silent(ALERTS_SILENT))
             verdicts = [] if stop.is_set() else [await _verdict(e, observed, deadline) for e in expectations]
     return _summary(options, observed, verdicts) | {
         "seed": seed,

@@ -58,6 +58,7 @@ class Lesson:
         self.chance = random.Random(seed)
         self.outage = outage
         self.began = time.time()
+        self._callers = {""}  # the span ids that requests have carried, and none
         self.prefix = f"{self.chance.getrandbits(32):08x}"  # of every trace id of this attempt
 
     @property
@@ -100,7 +101,9 @@ class Lesson:
         """
         sent = dict(headers or {})
         if trace_id:
-            sent["traceparent"] = f"00-{trace_id}-{self.chance.getrandbits(64) | 1:016x}-{flags}"
+            caller = f"{self.chance.getrandbits(64) | 1:016x}"
+            self._callers.add(caller)
+            sent["traceparent"] = f"00-{trace_id}-{caller}-{flags}"
         die = (query or {}).get("die", "")
         began, at = time.monotonic(), time.time()
         try:
@@ -159,8 +162,8 @@ class Lesson:
     async def traces(self, trace_ids: Collection[str], services: Collection[str] = ()) -> dict[str, list[Span]]:
         """The spans of traces once they are complete, each in the order of their start.
 
-        A trace is complete when it has spans of these services (by default of all), its tree has one root, and each
-        client span of HTTP has a server span below it.
+        A trace is complete when it has spans of these services (by default of all), its tree has one root, which has
+        no parent or the one that the request carried, and each client span of HTTP has a server span below it.
 
         Raises:
             LabError: when they are not in time.
@@ -169,7 +172,7 @@ class Lesson:
         found: dict[str, list[Span]] = {}
         async for _ in within(PATIENCE, SETTLE):
             for trace_id, spans in (await self.arrived(set(trace_ids) - set(found))).items():
-                if _complete(spans, wanted):
+                if complete(spans, wanted, self._callers):
                     found[trace_id] = sorted(spans, key=lambda span: (span.start, -span.end))
             if len(found) == len(set(trace_ids)):
                 return found
@@ -197,7 +200,8 @@ class Lesson:
         return [line for line in self.lab.lines(service) if since <= _seconds(line.timestamp) <= until]
 
 
-def _complete(spans: list[Span], services: set[str]) -> bool:
+def complete(spans: list[Span], services: set[str], callers: set[str]) -> bool:
+    """Whether a trace is complete, as :meth:`Lesson.traces` says."""
     ids = {span.span_id for span in spans}
     parents = {span.parent_id for span in spans}
     roots = [span for span in spans if span.parent_id not in ids]
@@ -206,7 +210,9 @@ def _complete(spans: list[Span], services: set[str]) -> bool:
         for span in spans
         if span.kind == CLIENT_KIND and "http.request.method" in span.attributes
     )
-    return len(roots) == 1 and answered and services <= {span.service for span in spans}
+    return (
+        len(roots) == 1 and roots[0].parent_id in callers and answered and services <= {span.service for span in spans}
+    )
 
 
 def _document(body: bytes) -> dict[str, Any]:

@@ -1,1 +1,1 @@
-"""The registry of everything observable (``otel/registry/``): read, held against a running lab, and documented."""
+"""The registry of everything observable (``otel/registry/``): read, compared with a running lab, and documented."""

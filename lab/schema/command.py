@@ -1,7 +1,7 @@
-"""``dicelab check --schema``: whether all that a running lab has shown of itself is in the registry.
+"""``dicelab check --schema``: compares the telemetry of a running lab with the registry.
 
-It reads the spans, log lines and metrics that are there, and makes no rolls of its own: run ``dicelab check`` or
-``dicelab traffic`` before it.
+It reads the spans, log lines and metrics that exist, and rolls no dice: run ``dicelab check`` or ``dicelab traffic``
+before it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Holds spans, log lines and metrics against the registry.
+"""Compares spans, log lines and metrics with the registry.
 
 Findings have the names that ``weaver registry live-check`` gives them, where Weaver looks at the same thing. It does
 not look at the names of spans, at required attributes of spans, at levels of lines and at stages.

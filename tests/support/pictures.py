@@ -98,7 +98,7 @@ def main(chromium: str = "/usr/bin/chromium") -> None:
         finally:
             lab.stop()
     for name in ("page.png", "logs.png", "metrics.png", "map.png"):
-        picture = Image.open(DOCS / name).convert("P", palette=Image.Palette.ADAPTIVE, colors=128)
+        picture = Image.open(DOCS / name).convert("P", palette=Image.Palette.ADAPTIVE, colors=256)
         picture.save(DOCS / name, optimize=True)
 
 

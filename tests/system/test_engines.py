@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import mmap
 import os
@@ -23,6 +24,9 @@ from urllib.request import HTTPCookieProcessor, ProxyHandler, build_opener
 import pytest
 import yaml
 
+from lab.schema.command import Seen, look
+from lab.schema.judge import Judge
+from lab.schema.registry import Registry
 from lab.supervise import engines, stages
 from tests.support.labs import Lab, dicelab, free_base_port, get, wait_for
 from tests.support.queries import DASHBOARDS, parse, queries
@@ -132,6 +136,26 @@ def test_a_roll_is_complete_in_tempo_and_in_the_service_graph(lab: Lab) -> None:
         return pairs <= {(row["metric"]["client"], row["metric"]["server"]) for row in rows}
 
     wait_for(graph, timeout=60)
+
+
+@pytest.mark.engines("tempo")
+def test_spans_in_tempo_are_those_of_the_registry(lab: Lab) -> None:
+    get(f"{lab.front}/roll-async?die=extreme&times=5")
+
+    async def seen() -> Seen:
+        async with lab:
+            return await look(lab)
+
+    names: set[str] = set()
+
+    def judged() -> Judge | None:
+        found = asyncio.run(seen())
+        names.update(span.name for span in found.spans)
+        judge = found.judge(Registry.read(), 6, [*lab.services])
+        return judge if {"HTTP GET", "async roll batch", "SELECT"} <= names else None
+
+    judge = wait_for(judged, timeout=30, say="spans in Tempo")
+    assert [str(finding) for finding in judge.findings] == []
 
 
 @pytest.mark.engines("tempo")

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from lab import diff
+from lab.learn.catalogue import EXERCISES
 from tests.support.guides import GUIDES, Command, Shell, blocks, commands, environment, matches
 from tests.support.labs import free_base_port
 from tests.support.queries import parse
@@ -63,20 +64,17 @@ def follow(stage: int, directory: Path) -> Outcome:
 
 @pytest.fixture(scope="module")
 def outcomes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[int, Future[Outcome]]]:
-    """What the commands of each guide printed. Two guides at a time: much of their time is spent waiting."""
-    with ThreadPoolExecutor(2) as pool:
+    """What the commands of each guide printed. Three guides at a time: much of their time is spent waiting."""
+    with ThreadPoolExecutor(3) as pool:
         yield {stage: pool.submit(follow, stage, tmp_path_factory.mktemp(f"guide{stage}")) for stage in STAGES}
 
 
 @pytest.fixture(scope="module")
 def portraits(outcomes: dict[int, Future[Outcome]]) -> list[diff.Portrait]:
-    """What ``dicelab diff`` sees of each stage, two labs at a time."""
+    """What ``dicelab diff`` sees of each stage, once the guides' labs have stopped."""
     for outcome in outcomes.values():
         outcome.exception()
-    found = []
-    for first in (1, 3, 5):
-        found += asyncio.run(diff.portray((first, first + 1), SEED))
-    return found
+    return [portrait for half in ((1, 2, 3), (4, 5, 6)) for portrait in asyncio.run(diff.portray(half, SEED))]
 
 
 def test_each_stage_has_a_guide_of_readable_length() -> None:
@@ -117,8 +115,9 @@ def test_a_guide_has_its_sections_and_its_four_exercises(stage: int) -> None:
     headings = re.findall(r"^## (.*)", guide(stage), re.MULTILINE)
     assert headings == ["The idea", "Look", "Do", "Exercises", "What changed", "Read on"]
     exercises = guide(stage).split("\n## Exercises")[1].split("\n## ")[0]
-    rows = re.findall(r"^\| (\d\.\d) [^|]+\| [^|]+\?? [^|]*\| `dicelab learn (\d\.\d)` \|$", exercises, re.MULTILINE)
+    rows = re.findall(r"^\| (\d\.\d)†? [^|]+\| [^|]+\?? [^|]*\| `dicelab learn (\d\.\d)` \|$", exercises, re.MULTILINE)
     assert rows == [(f"{stage}.{number}",) * 2 for number in range(1, 5)]
+    assert [number for number in EXERCISES if number.startswith(f"{stage}.")] == [number for number, _ in rows]
 
 
 @pytest.mark.parametrize("stage", STAGES)

@@ -13,7 +13,7 @@ from frontend.explorer.model import Edge
 FOLLOW = 3.0  # seconds between two fetches
 OUTSIDE = "users"
 WIDTH, HEIGHT = 130, 44  # pixels of a node
-ACROSS, DOWN = 236, 96  # pixels from a node to the next
+ACROSS, DOWN = 244, 96  # pixels from a node to the next
 LANE = 54  # pixels between lines that pass below nodes
 
 
@@ -36,6 +36,7 @@ class Line:
     x: float  # of the middle, where its figures are
     y: float
     rate: str  # requests in a time; empty where the time is not known
+    straight: bool  # its figures stand above and below it; else on it
 
 
 class MapView:
@@ -69,7 +70,7 @@ class MapView:
         seconds = ((until or now) - since) / 1e9 if since else None
         named = [_named(edge) for edge in edges]
         nodes = place_nodes(named)
-        lines = [_line(edge, nodes, seconds) for edge in sorted(named, key=lambda edge: (edge.caller, edge.service))]
+        lines = draw_edges(sorted(named, key=lambda edge: (edge.caller, edge.service)), nodes, seconds)
         self._context.show(
             "map",
             "map/map.html",
@@ -112,27 +113,44 @@ def place_nodes(edges: Sequence[Edge]) -> dict[str, Node]:
     return nodes
 
 
-def _line(edge: Edge, nodes: Mapping[str, Node], seconds: float | None) -> Line:
-    start, end = nodes[edge.caller], nodes[edge.service]
-    x1, y1, x2, y2 = float(start.x + WIDTH), start.y + HEIGHT / 2, float(end.x - 8), end.y + HEIGHT / 2
-    skipped = (end.x - start.x) // ACROSS - 1
-    if skipped <= 0:
-        bend = (x2 - x1) / 2
-        path = f"M{x1} {y1} C{x1 + bend} {y1} {x2 - bend} {y2} {x2} {y2}"
-        return Line(edge, path, (x1 + x2) / 2, (y1 + y2) / 2, rate_text(edge.count, seconds))
-    # It passes below the nodes in between, deeper the more there are, so that the middles of two such lines differ.
-    low = max(node.y for node in nodes.values()) + HEIGHT + LANE * (skipped - 0.4)
-    x1, y1, y2 = start.x + WIDTH / 2, start.y + HEIGHT, end.y + HEIGHT + 8
-    x2 = end.x + WIDTH / 2 - 14 * skipped
-    path = f"M{x1} {y1} C{x1} {low + 14} {x1 + 60} {low} {(x1 + x2) / 2} {low} S{x2} {low + 14} {x2} {y2}"
-    return Line(edge, path, (x1 + x2) / 2, low, rate_text(edge.count, seconds))
+def draw_edges(edges: Sequence[Edge], nodes: Mapping[str, Node], seconds: float | None) -> list[Line]:
+    """Draw each edge: straight to the next column; below all nodes, in a lane of its own, to a column further right."""
+    busiest = max((edge.count for edge in edges), default=0)
+    bottom = max((node.y + HEIGHT for node in nodes.values()), default=0)
+
+    def skipped(edge: Edge) -> int:
+        return (nodes[edge.service].x - nodes[edge.caller].x) // ACROSS - 1
+
+    lanes = sorted((edge for edge in edges if skipped(edge) > 0), key=skipped)
+    lines = []
+    for edge in edges:
+        start, end = nodes[edge.caller], nodes[edge.service]
+        rate = rate_text(edge.count, seconds, busiest)
+        if edge in lanes:
+            lane = lanes.index(edge)
+            low = bottom + LANE * (lane + 0.8)
+            x1, x2 = start.x + WIDTH / 2 + 14 * lane, end.x + WIDTH / 2 - 14 * (lane + 1)
+            path = f"M{x1} {start.y + HEIGHT} C{x1} {low} {x1} {low} {x1 + 50} {low} H{x2 - 50}"
+            path += f" C{x2} {low} {x2} {low} {x2} {end.y + HEIGHT + 8}"
+            lines.append(Line(edge, path, (x1 + x2) / 2, low, rate, straight=False))
+        else:
+            x1, y1, x2, y2 = float(start.x + WIDTH), start.y + HEIGHT / 2, float(end.x - 8), end.y + HEIGHT / 2
+            bend = (x2 - x1) / 2
+            path = f"M{x1} {y1} C{x1 + bend} {y1} {x2 - bend} {y2} {x2} {y2}"
+            lines.append(Line(edge, path, (x1 + x2) / 2, (y1 + y2) / 2, rate, straight=True))
+    return lines
 
 
-def rate_text(count: int, seconds: float | None) -> str:
-    """Requests a second, minute or hour: the shortest unit that gives at least 1."""
+def rate_text(count: int, seconds: float | None, busiest: int | None = None) -> str:
+    """Requests a second, minute or hour.
+
+    The unit is the shortest that gives at least 1; with ``busiest``, the shortest that gives that count at least 10, so
+    that counts which are compared with it have its unit.
+    """
     if not seconds:
         return ""
+    most = count if busiest is None else busiest / 10
     unit, size = next(
-        ((unit, size) for unit, size in (("s", 1), ("min", 60), ("h", 3600)) if count * size >= seconds), ("h", 3600)
+        ((unit, size) for unit, size in (("s", 1), ("min", 60), ("h", 3600)) if most * size >= seconds), ("h", 3600)
     )
     return f"{count * size / seconds:.3g}/{unit}"

@@ -10,7 +10,7 @@ import socket
 import stat
 import threading
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -28,6 +28,7 @@ from frontend.panel_server import PanelServer, user_of
 from frontend.threads import fields_on_loop, on_loop
 from frontend.usage import User
 from web import problems
+from web.tuning import reduce_garbage_collection
 
 LARGE = 6_000_000  # bytes; more than the buffers of a connection
 USER = User("00000000-0000-0000-0000-000000000001", 'Ä "quoted" 🎲')
@@ -112,6 +113,28 @@ def simple() -> pn.Column:
     page = pn.Column(pn.pane.HTML("hello"))
     pn.state.param.watch(lambda _event: page.param.trigger("visible"), "busy")
     return page
+
+
+@pytest.fixture
+def rare_collections() -> Iterator[None]:
+    """Garbage collection as a service has it."""
+    before = gc.get_threshold()
+    reduce_garbage_collection()
+    yield
+    gc.set_threshold(*before)
+    gc.unfreeze()
+
+
+@pytest.mark.usefixtures("rare_collections")
+async def test_ended_sessions_are_collected_while_the_service_runs() -> None:
+    count = 2 * panel_server.COLLECT_AFTER
+    async with serving(simple) as (panel, client):
+        for _ in range(count):
+            async with client.get("/") as answer:
+                assert answer.status == 200
+        await until(lambda: panel.sessions == 0)
+        left = sum(isinstance(entry, Document) for entry in gc.get_objects())
+        assert left <= panel_server.COLLECT_AFTER
 
 
 async def test_closed_pages_are_freed() -> None:

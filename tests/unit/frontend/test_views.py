@@ -9,7 +9,7 @@ import pytest
 from frontend.browser.render import plural
 from frontend.explorer.attributes import attribute
 from frontend.explorer.explorer import parse_query
-from frontend.explorer.map.view import place_nodes, rate_text
+from frontend.explorer.map.view import draw_edges, place_nodes, rate_text
 from frontend.explorer.metrics.chart import Series, chart
 from frontend.explorer.model import Edge, FieldFilter, LogQuery
 from frontend.explorer.sources.figures import Objective
@@ -79,3 +79,12 @@ def test_a_number_has_its_noun() -> None:
         "2 lines",
         "12\u202f345 lines",
     ]
+
+
+def test_lines_that_pass_below_nodes_have_a_lane_each_and_all_rates_one_unit() -> None:
+    counts = {("a", "b"): 600, ("b", "c"): 600, ("a", "c"): 1, ("c", "d"): 600, ("b", "d"): 30, ("a", "d"): 2}
+    edges = [Edge(*names, count, 0, 1.0, 1.0, "") for names, count in counts.items()]
+    lines = draw_edges(edges, place_nodes(edges), 600)
+    assert [line.edge.count for line in lines if line.straight] == [600, 600, 600]
+    assert len({line.y for line in lines if not line.straight}) == 3
+    assert [line.rate for line in lines] == ["60/min", "60/min", "0.1/min", "60/min", "3/min", "0.2/min"]
