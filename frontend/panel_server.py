@@ -58,7 +58,9 @@ USER_HEADER = "X-Dicelab-User"  # the signed-in user, for Panel; set here, never
 # Page loads that wait while another page is built. The last of them waits some seconds; more are refused.
 MAX_WAITING = 16
 RETRY_AFTER = 3  # seconds after which a page load that was refused may be tried again
-COLLECT_AFTER = 25  # ended sessions; each leaves 0.2 MB and more of garbage until the next collection
+COLLECT_AFTER = (
+    25  # ended sessions, and as many as are open; each leaves 0.2 MB and more of garbage until the next collection
+)
 UNUSED_SESSION_LIFETIME = 15.0  # seconds that Panel keeps a session without a WebSocket
 START_TIMEOUT = 30.0  # seconds
 
@@ -162,7 +164,8 @@ class PanelServer:
     def _session_ended(self, _context: Any) -> None:
         # A page is full of reference cycles, and the service leaves few automatic collections (web/tuning.py).
         self._ended += 1
-        if self._ended >= COLLECT_AFTER:
+        # A collection takes time in proportion to the pages that are open: the more there are, the rarer it is.
+        if self._ended >= max(COLLECT_AFTER, self.sessions):
             self._ended = 0
             gc.collect()
 
