@@ -42,7 +42,7 @@ from lab.waiting import sleep, within
 
 READY_TIMEOUT = 60.0  # seconds
 SCRAPE_TIMEOUT = 60.0  # seconds; a service under a thousand clients answers late
-TABLE_WIDTH = 120  # columns
+TABLE_WIDTH = 150  # columns
 TICK = 1 / os.sysconf("SC_CLK_TCK")
 HEAVY_SPANS = {"TRACES_FILE_MAX_BYTES": str(2**30), "TRACES_FILE_BACKUPS": "1"}
 NO_TRACES = {"OTEL_SDK_DISABLED": "true"}
@@ -152,7 +152,8 @@ def run(args: Options, console: Console) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # clean up as after Ctrl-C
     schedule_batch()  # as dicelab up does
     directory = Path(tempfile.mkdtemp(prefix="dicelab-bench-"))
-    postgres = EmbeddedPostgres(directory / "postgres")
+    # All variants run at the same time, each with a pool.
+    postgres = EmbeddedPostgres(directory / "postgres", max_connections=20 * max(len(SIGNALS), len(COMPARED)))
     try:
         url = os.environ.get("DATABASE_URL", "")
         if not url:

@@ -82,8 +82,8 @@ class Signal:
     uses: Mapping[str, Use]
 
     def stage_of(self, service: str) -> int:
-        """The first stage at which this service shows it."""
-        return max(self.stage, EVERY_SERVICE.get(service, 1))
+        """The first stage at which this service, or a command, shows it; commands run at every stage."""
+        return max(self.stage, EVERY_SERVICE[service]) if service in EVERY_SERVICE else 1
 
 
 @dataclass(frozen=True)

@@ -58,8 +58,9 @@ class EmbeddedPostgres:
         socket_directory: where the server's socket is, the same after each restart, once it has been started.
     """
 
-    def __init__(self, data: Path) -> None:
+    def __init__(self, data: Path, max_connections: int = 100) -> None:
         self._data = data
+        self._max_connections = max_connections
         self._process: subprocess.Popen[bytes] | None = None
         self.socket_directory: Path | None = None
 
@@ -158,7 +159,7 @@ class EmbeddedPostgres:
 
     def _open_socket_directory(self, home: Home) -> Path:
         if self.socket_directory is None:
-            self.socket_directory = private_directory()
+            self.socket_directory = private_directory(shared=home.account is not None)
             if home.account:
                 os.chown(self.socket_directory, home.account.pw_uid, home.account.pw_gid)
         _remove_socket(self.socket_directory)  # left by a server that was killed
@@ -171,6 +172,7 @@ class EmbeddedPostgres:
                 [
                     *(home.programs / "postgres", "-D", home.data),
                     *("-c", "listen_addresses=", "-c", f"port={PORT}"),
+                    *("-c", f"max_connections={self._max_connections}"),
                     # A list of directories; the quotes keep a comma in one.
                     *("-c", f'unix_socket_directories="{socket_directory}"', "-c", "unix_socket_permissions=0700"),
                 ],

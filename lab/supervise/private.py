@@ -10,11 +10,16 @@ from pathlib import Path
 LONGEST = 80
 
 
-def private_directory() -> Path:
+def private_directory(shared: bool = False) -> Path:
     """Make a directory with mode 0700, an unguessable name and a path short enough for a socket in it.
 
     The caller removes it.
+
+    Args:
+        shared: whether it will belong to another user, who must be able to reach it.
     """
-    if len(os.fsencode(tempfile.gettempdir())) > LONGEST - len("/dicelab-12345678"):
-        return Path(tempfile.mkdtemp(prefix="dicelab-", dir="/tmp"))
-    return Path(tempfile.mkdtemp(prefix="dicelab-"))
+    base = Path(tempfile.gettempdir())
+    reachable = all(part.stat().st_mode & 0o001 for part in (base, *base.parents))
+    if len(os.fsencode(base)) > LONGEST - len("/dicelab-12345678") or (shared and not reachable):
+        base = Path("/tmp")
+    return Path(tempfile.mkdtemp(prefix="dicelab-", dir=base))

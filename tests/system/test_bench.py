@@ -30,7 +30,7 @@ def measured(
             if tool.name != "wrk" and not (tools / tool.name).exists():
                 (tools / tool.name).symlink_to(tool)
     figures = tmp_path / "figures.json"
-    short = Path(tempfile.mkdtemp(prefix="b"))  # PostgreSQL's socket is below it, and must have a short path
+    short = Path(tempfile.mkdtemp(prefix="b"))
     result = subprocess.run(
         [
             *(sys.executable, "-m", "lab.cli", "bench", *arguments),
@@ -40,7 +40,7 @@ def measured(
         capture_output=True,
         text=True,
         env=clean_environ(PATH=str(tools), TMPDIR=str(short)),
-        timeout=110,
+        timeout=220,
     )
     assert figures.exists(), result.stdout + result.stderr
     assert "…" not in result.stdout  # nothing is cut off where there is no terminal
@@ -49,6 +49,7 @@ def measured(
     return result, json.loads(figures.read_text())
 
 
+@pytest.mark.timeout(240)  # sixteen deployments
 def test_signals_and_paths_are_measured(tmp_path: Path) -> None:
     result, document = measured(tmp_path, "signals", "paths")
     assert result.returncode == 0, result.stdout + result.stderr
@@ -65,6 +66,7 @@ def test_signals_and_paths_are_measured(tmp_path: Path) -> None:
         assert run["memory"]["dice-roller"] > 20
 
 
+@pytest.mark.timeout(240)
 def test_scale_is_measured(tmp_path: Path) -> None:
     result, document = measured(tmp_path, "scale", "--minutes", "0.01", seconds=0.4)
     few, crowd, _, fast, *others = document["scale"]

@@ -13,7 +13,7 @@ def test_two_stages_are_started_compared_and_cleared_away(tmp_path: Path) -> Non
     output, _ = process.communicate(timeout=100)
     assert process.returncode == 0, output.decode()
     found = json.loads(output)
-    sections = [name for name in found if "added" in found[name]]
+    sections = [name for name, part in found.items() if isinstance(part, dict) and "added" in part]
     names = {section: {entry["name"] for entry in found[section]["added"]} for section in sections}
     assert names["metrics"] == {
         f"die-service database_{name}"

@@ -382,6 +382,8 @@ def test_the_program_accepts_its_flags_and_configuration(name: str, tmp_path: Pa
         for volume in service["volumes"]:
             source, target = volume.split(":")[:2]
             here = (engines.COMPOSE / source).resolve() if source.startswith(".") else tmp_path / source
+            if not source.startswith("."):
+                here.mkdir(exist_ok=True)  # a volume is a directory that is there
             text = re.sub(rf"(?<![\w/-]){target}(?=/|$)", str(here), text)
         return text
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import orjson
 
-from frontend.browser.clock import TimeRange
+from frontend.browser.clock import SECOND, TimeRange
 from frontend.explorer.context import Context
 from frontend.explorer.grafana import explore_link
 from frontend.explorer.model import FieldFilter, LogLine, LogQuery, LogSource, Volume, from_rfc3339
@@ -197,7 +197,8 @@ class LogsView:
 
     async def _count(self, source: LogSource, query: LogQuery) -> None:
         start, end = self._stretch(query, self._lines)
-        step = max(1_000_000_000, -(-(end - start) // STEPS))
+        # Whole seconds: every source counts in multiples of the same step.
+        step = max(1, -(-(end - start) // (STEPS * SECOND))) * SECOND
         volume = await source.volume(replace(query, since=start, until=end + step), step)
         self._bars = _bars(volume, start, end, step)
         self._draw_volume()
