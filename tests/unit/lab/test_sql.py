@@ -213,7 +213,7 @@ def test_spans_that_went_to_an_engine_are_mentioned(run_dir: Path, ask: Ask) -> 
 
 def test_files_that_are_written_and_rotated_meanwhile(run_dir: Path, ask: Ask) -> None:
     """Each answer holds every line that was written before the question, once."""
-    file = RotatingFile(run_dir / "logs" / "frontend.jsonl", max_bytes=20_000, backups=10_000)
+    file = RotatingFile(run_dir / "logs" / "frontend.jsonl", max_bytes=5_000, backups=10_000)
     written = 0
     stop = threading.Event()
 

@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[3]
 SERVICES = ("dice-roller", "die-service", "frontend")
 TIMED_FIELDS = {"duration_ms", "db_query_duration_ms", "waited_ms"}
 # Values that depend on process or time: present in both, with different values.
-MEASURED = re.compile(r"process_|python_|event_loop_lag|.*_seconds(_bucket|_sum)?$")
+MEASURED = re.compile(r"process_|python_|database_connection_pool_|event_loop_lag|.*_seconds(_bucket|_sum)?$")
 
 Trace = dict[str, Any]
 
