@@ -259,6 +259,8 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
         # Scrape each counter at zero before it counts.
         wait_for(lambda: len(ask(lab, 'roll_requests_total{outcome="error"} == 0')) == 2, say="first scrapes")
         traffic.use_every_feature(lab, traffic.EVERY_SIZE)
+        timeouts = 'die_service_requests_total{identifier="fair",status="timeout"} == 0'
+        wait_for(lambda: ask(lab, timeouts), say="a scrape of the die's timeouts at zero")
         os.kill(lab.pid("die-service"), signal.SIGSTOP)
         try:
             assert traffic.roll_at_once(lab, ["/roll?die=fair", "/roll-async?die=fair&times=2"]) == {504}

@@ -64,8 +64,8 @@ def follow(stage: int, directory: Path) -> Outcome:
 
 @pytest.fixture(scope="module")
 def outcomes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[int, Future[Outcome]]]:
-    """What the commands of each guide printed. Three guides at a time: much of their time is spent waiting."""
-    with ThreadPoolExecutor(3) as pool:
+    """What the commands of each guide printed. One guide at a time: others would make its experiments slow."""
+    with ThreadPoolExecutor(1) as pool:
         yield {stage: pool.submit(follow, stage, tmp_path_factory.mktemp(f"guide{stage}")) for stage in STAGES}
 
 
