@@ -95,7 +95,10 @@ class Explorer:
         return self._views.values()
 
     def start(self, query: Mapping[str, str]) -> None:
-        """The browser is connected, with the view of this address."""
+        """The browser is connected, with the view of this address.
+
+        It shows that tab already, or another one that the user has chosen meanwhile.
+        """
         self._read(query)
         self._task = asyncio.create_task(self._keep_fresh())
         self._warmed = asyncio.create_task(self._warm_up())
@@ -183,6 +186,7 @@ class Explorer:
 
     def _address_changed(self, search: Any) -> None:
         self._read(parse_query(search))
+        self._bridge.send(tab=self._tab)
         self._wake.set()
 
     # --- the address ---
@@ -195,7 +199,6 @@ class Explorer:
         if self._tab != "trace":
             self._views[self._tab].read(query)
         self._draw_range()
-        self._bridge.send(tab=self._tab)
 
     def _note_address(self, push: bool) -> None:
         query = {} if self._tab == "trace" else {"tab": self._tab}

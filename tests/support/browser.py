@@ -118,7 +118,6 @@ async def choose(page: Page, die: str) -> None:
 
 
 async def open_tab(page: Page, name: str) -> None:
-    await page.wait_for_function(CONNECTED)
     await page.get_by_role("tab", name=name, exact=True).click()
     await expect(page.get_by_role("tabpanel", name=name)).to_be_visible()
 

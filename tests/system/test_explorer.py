@@ -455,6 +455,23 @@ async def test_rolls_update_the_metrics_tab(stage_lab: Callable[[int], Lab], ope
     await expect(page.locator(SPANS).first).to_be_visible()
 
 
+async def test_a_tab_that_is_chosen_as_the_session_starts_stays_open(
+    stage_lab: Callable[[int], Lab], blank_page: Open
+) -> None:
+    page = await blank_page()
+    await page.add_init_script("""
+      new MutationObserver((_, observer) => {
+        if (document.body?.dataset.connected === undefined) return
+        observer.disconnect()
+        document.getElementById("tab-map").click()  // before the session's first answer
+      }).observe(document, {subtree: true, attributes: true, attributeFilter: ["data-connected"]})
+    """)
+    await page.goto(stage_lab(4).front)
+    await expect(page).to_have_url(re.compile("tab=map"))  # the session has answered
+    await expect(page.get_by_role("tabpanel", name="Service map")).to_be_visible()
+    await expect(page.get_by_role("tab", name="Service map")).to_have_attribute("aria-selected", "true")
+
+
 async def test_the_map_shows_calls_between_services(stage_lab: Callable[[int], Lab], open_page: Open) -> None:
     lab = stage_lab(6)
     assert get(f"{lab.front}/roll?die=fair").status == 200
