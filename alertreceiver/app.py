@@ -25,10 +25,14 @@ from web.origin import is_foreign
 SERVICE = "alerts"  # what its lines are called in Loki and in the page
 CONTAINER = "alert-receiver"  # its name in the compose project
 WEBHOOK_TIMEOUT = 5.0  # seconds
+STATUSES = ("firing", "resolved")
+# Names of alerts that become label values; further ones are counted as "other". The lab has some thirty.
+MAX_NAMES = 200
 
 SETTINGS = web.AppKey("settings", Settings)
 SESSION = web.AppKey("session", ClientSession)
 RECEIVED = web.AppKey("received", Counter)
+NAMES = web.AppKey("names", set[str])  # of the alerts that were received
 HOSTS = web.AppKey("hosts", AllowedHosts)
 
 
@@ -36,6 +40,7 @@ def create_app(settings: Settings) -> web.Application:
     app = web.Application(middlewares=[refuse_browsers_of_other_sites])
     registry = CollectorRegistry()
     app[SETTINGS] = settings
+    app[NAMES] = set()
     app[HOSTS] = AllowedHosts([CONTAINER, *settings.allowed_hosts])
     app[RECEIVED] = Counter(
         "alerts_received_total",
@@ -93,9 +98,17 @@ async def receive(request: web.Request) -> web.Response:
             # Alertmanager counts the failure and sends the notification again.
             raise web.HTTPBadGateway(text=f"the webhook failed: {type(error).__name__}\n") from error
     for alert in notification["alerts"]:
-        app[RECEIVED].labels(alert["labels"]["alertname"], alert["status"]).inc()
+        app[RECEIVED].labels(_label(app[NAMES], alert["labels"]["alertname"]), alert["status"]).inc()
     await asyncio.to_thread(_write, settings.alert_log, "".join(line + "\n" for line in lines))
     return web.Response()
+
+
+def _label(names: set[str], name: str) -> str:
+    """The label value for an alert: whoever can post a notification chooses its name."""
+    if name not in names and len(names) >= MAX_NAMES:
+        return "other"
+    names.add(name)
+    return name
 
 
 def _write(path: Path | None, text: str) -> None:
@@ -108,10 +121,16 @@ def _write(path: Path | None, text: str) -> None:
 
 
 def log_lines(notification: dict[str, Any]) -> Iterator[str]:
-    """A line for each alert of a notification."""
+    """A line for each alert of a notification.
+
+    Raises:
+        KeyError, TypeError, ValueError: when it is not a notification.
+    """
     now = datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
     for alert in notification["alerts"]:
         labels, annotations = alert["labels"], alert["annotations"]
+        if alert["status"] not in STATUSES or not isinstance(labels["alertname"], str):
+            raise ValueError("neither firing nor resolved, or without a name")
         fires = alert["status"] == "firing"
         yield json.dumps(
             {

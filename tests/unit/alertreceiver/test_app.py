@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from aiohttp.test_utils import TestClient, TestServer
 
-from alertreceiver.app import create_app
+from alertreceiver.app import MAX_NAMES, create_app
 from alertreceiver.settings import Settings
 
 ALERT = {
@@ -44,3 +44,27 @@ async def test_other_sites_pages_raise_no_alert(tmp_path: Path, headers: dict[st
             assert answer.status == 421
     lines = log.read_text().splitlines() if log.exists() else []
     assert [json.loads(line)["alert"] for line in lines] == (["ServiceDown"] if status == 200 else [])
+
+
+async def test_the_number_of_label_values_is_limited(tmp_path: Path) -> None:
+    names = [f"Alert{number}" for number in range(MAX_NAMES + 5)]
+    alerts = [ALERT | {"labels": {"alertname": name}} for name in names]
+    async with TestClient(TestServer(create_app(Settings("127.0.0.1", 0, tmp_path / "alerts.jsonl")))) as client:
+        async with client.post("/", json={"alerts": alerts}) as answer:
+            assert answer.status == 200
+        async with client.get("/metrics") as answer:
+            page = await answer.text()
+    assert page.count("alerts_received_total{") == MAX_NAMES + 1
+    assert 'alerts_received_total{alertname="other",status="firing"} 5.0' in page
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"status": "bent"}, {"labels": {"alertname": 5}}, {"labels": {}}, {"annotations": {}}]
+)
+async def test_an_invalid_notification_is_refused_and_not_counted(tmp_path: Path, wrong: dict[str, object]) -> None:
+    async with TestClient(TestServer(create_app(Settings("127.0.0.1", 0, tmp_path / "alerts.jsonl")))) as client:
+        async with client.post("/", json={"alerts": [ALERT | wrong]}) as answer:
+            assert answer.status == 400
+        async with client.get("/metrics") as answer:
+            assert "alerts_received_total{" not in await answer.text()
+    assert not (tmp_path / "alerts.jsonl").exists()
