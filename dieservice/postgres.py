@@ -43,7 +43,7 @@ SEED = "INSERT INTO dice (identifier, faces, error_rate) VALUES (%s, %s, %s) ON 
 PROBE_INTERVAL = 1.0  # seconds between two probes of a database that answers
 PROBE_TIMEOUT = 2.0
 FIRST_RETRY = 0.1  # seconds; doubled with each failure up to
-LAST_RETRY = 1.0
+LAST_RETRY = 0.5
 # The server cancels a query this many seconds after the client has given up on it, so that no query outlives its
 # client.
 SERVER_CANCEL_MARGIN = 0.25

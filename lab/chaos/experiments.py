@@ -67,7 +67,7 @@ EXPERIMENTS: dict[str, Experiment] = {
             expect.mostly("503", 0.95),
             expect.refused_promptly(),
             expect.none_hangs(5),
-            expect.back_within(5),
+            expect.back_within(2),
             expect.not_ready(DIE_SERVICE, FRONTEND),
             expect.grows(DIE_SERVICE, "database_queries_total", result="error"),
             expect.is_seen(DIE_SERVICE, "database_connection_pool_size", 0),
