@@ -30,14 +30,13 @@ from rich.console import Console
 
 from lab import LabError
 from lab.client import DIE_SERVICE, Lab
-from lab.signals import OPENMETRICS, Span, parse_families
+from lab.signals import OPENMETRICS, SPAN_KINDS, Span, parse_families
 from lab.supervise import stages
 from lab.supervise.rundir import RunDir
 from lab.supervise.stages import POSTGRES, SERVICES
 from lab.terminal import say
 
 DASHBOARDS = Path(__file__).resolve().parent.parent / "grafana" / "dashboards"
-KINDS = ("unspecified", "internal", "server", "client")
 # The metrics of every Python process, which no stage changes.
 RUNTIME = ("process_", "python_")
 ROLL, BATCH = "/roll?die=fair", "/roll-async?die=fair&times=3"
@@ -322,7 +321,7 @@ def _log_fields(lab: Lab) -> Section:
 
 
 def _spans(spans: Iterable[Span]) -> Section:
-    return {f"{span.service} {_name(span)}": Item(KINDS[span.kind]) for span in spans}
+    return {f"{span.service} {_name(span)}": Item(SPAN_KINDS[span.kind]) for span in spans}
 
 
 def _attributes(spans: Iterable[Span]) -> Section:

@@ -13,6 +13,8 @@ from prometheus_client.samples import Sample
 
 __all__ = [
     "OPENMETRICS",
+    "SPAN_KINDS",
+    "STATUS_CODES",
     "Family",
     "Line",
     "Sample",
@@ -26,10 +28,9 @@ __all__ = [
 ]
 
 OPENMETRICS = "application/openmetrics-text; version=1.0.0"  # the ``Accept`` header that :func:`parse_samples` needs
-# Span kinds and status codes are numbers in files; Tempo writes the names of its protocol buffers.
-KINDS = ("SPAN_KIND_UNSPECIFIED", "SPAN_KIND_INTERNAL", "SPAN_KIND_SERVER", "SPAN_KIND_CLIENT")
-STATUSES = ("STATUS_CODE_UNSET", "STATUS_CODE_OK", "STATUS_CODE_ERROR")
-ERROR = STATUSES.index("STATUS_CODE_ERROR")
+# As OTLP numbers them in files; Tempo writes the names of its protocol buffers, such as SPAN_KIND_SERVER.
+SPAN_KINDS = ("unspecified", "internal", "server", "client", "producer", "consumer")
+STATUS_CODES = ("unset", "ok", "error")
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ class Span:
 
     @property
     def failed(self) -> bool:
-        return self.status == ERROR
+        return STATUS_CODES[self.status] == "error"
 
 
 @dataclass(frozen=True)
@@ -122,10 +123,10 @@ def _spans(resource: Mapping[str, Any], entries: Iterable[Mapping[str, Any]]) ->
             trace_id=_hexadecimal(entry["traceId"], 32),
             span_id=_hexadecimal(entry["spanId"], 16),
             parent_id=_hexadecimal(entry.get("parentSpanId", ""), 16),
-            kind=_number(entry.get("kind", 0), KINDS),
+            kind=_number(entry.get("kind", 0), "SPAN_KIND_", SPAN_KINDS),
             start=int(entry["startTimeUnixNano"]),
             end=int(entry["endTimeUnixNano"]),
-            status=_number(entry.get("status", {}).get("code", 0), STATUSES),
+            status=_number(entry.get("status", {}).get("code", 0), "STATUS_CODE_", STATUS_CODES),
             attributes=_attributes(entry.get("attributes", [])),
             events=[event["name"] for event in entry.get("events", [])],
             event_attributes=[_attributes(event.get("attributes", [])) for event in entry.get("events", [])],
@@ -138,8 +139,8 @@ def _hexadecimal(identifier: str, digits: int) -> str:
     return identifier if len(identifier) in (0, digits) else base64.b64decode(identifier).hex()
 
 
-def _number(value: int | str, names: Sequence[str]) -> int:
-    return names.index(value) if isinstance(value, str) else value
+def _number(value: int | str, prefix: str, names: Sequence[str]) -> int:
+    return names.index(value.removeprefix(prefix).lower()) if isinstance(value, str) else value
 
 
 def _attributes(entries: Iterable[Mapping[str, Any]]) -> dict[str, Any]:

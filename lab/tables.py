@@ -25,14 +25,12 @@ import duckdb
 import orjson
 
 from lab import InputError
-from lab.signals import Line, Span, parse_line, parse_spans
+from lab.signals import SPAN_KINDS, STATUS_CODES, Line, Span, parse_line, parse_spans
 from lab.supervise.rundir import RunDir
 
 MEMORY = "1GB"  # for the tables and a query; what does not fit goes to the temporary directory
 MAX_DISK = "1GB"
 MAX_MESSAGE = 200  # characters of an error that are shown
-KINDS = ("unspecified", "internal", "server", "client", "producer", "consumer")  # as OTLP numbers them
-STATUSES = ("unset", "ok", "error")
 LISTINGS = 5  # how often the run dir is listed again because a file was rotated meanwhile
 
 
@@ -156,11 +154,8 @@ class Tables:
             result = self._database.execute(statements[0])
             columns = tuple(str(column[0]) for column in result.description or ())
             return Result(columns, result.fetchall())
-        except (
-            duckdb.Error,
-            ValueError,
-            OverflowError,
-        ) as error:  # the latter two: a value that Python has no type for
+        # ValueError, OverflowError: a value for which Python has no type.
+        except (duckdb.Error, ValueError, OverflowError) as error:
             raise InputError(_message(error)) from None
 
     def __enter__(self) -> Self:
@@ -284,8 +279,8 @@ def _span_row(span: Span) -> Row:
         "parent_id": span.parent_id or None,
         "service": str(span.service),
         "name": str(span.name),
-        "kind": KINDS[span.kind],
-        "status": STATUSES[span.status],
+        "kind": SPAN_KINDS[span.kind],
+        "status": STATUS_CODES[span.status],
         "start_ns": span.start,
         "end_ns": span.end,
         "attributes": _texts(span.attributes),

@@ -19,14 +19,13 @@ from lab import LabError
 from lab.chaos import observations
 from lab.chaos.targets import RunDirTarget
 from lab.client import Lab, Missing
-from lab.signals import Line, Span
+from lab.signals import SPAN_KINDS, Line, Span
 from lab.waiting import within
 
 PATIENCE = 20.0  # seconds for telemetry to arrive and services to be ready again
 POLL = 0.1
 SETTLE = 0.3  # seconds
 AT_ONCE = 20  # requests in flight
-CLIENT_KIND = 3
 
 
 @dataclass(frozen=True)
@@ -208,7 +207,7 @@ def complete(spans: list[Span], services: set[str], callers: set[str]) -> bool:
     answered = all(
         span.span_id in parents
         for span in spans
-        if span.kind == CLIENT_KIND and "http.request.method" in span.attributes
+        if SPAN_KINDS[span.kind] == "client" and "http.request.method" in span.attributes
     )
     return (
         len(roots) == 1 and roots[0].parent_id in callers and answered and services <= {span.service for span in spans}

@@ -14,9 +14,8 @@ from typing import Any
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
 from lab.schema.registry import EVERY_SERVICE, REQUIRED, Attribute, Metric, Registry, Signal, Use
-from lab.signals import Line, Span
+from lab.signals import SPAN_KINDS, Line, Span
 
-SPAN_KINDS = ("unspecified", "internal", "server", "client", "producer", "consumer")  # as OTLP numbers them
 LINE_FIELDS = ("timestamp", "level", "message", "logger")  # every line has them
 CONTEXT_FIELDS = ("trace_id", "span_id")
 HISTOGRAM_LABELS = {"le"}

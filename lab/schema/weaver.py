@@ -12,11 +12,10 @@ from typing import Any
 
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
-from lab.schema.judge import CONTEXT_FIELDS, HISTOGRAM_LABELS, LINE_FIELDS, SPAN_KINDS
+from lab.schema.judge import CONTEXT_FIELDS, HISTOGRAM_LABELS, LINE_FIELDS
 from lab.schema.registry import Registry, Use
-from lab.signals import Line, Span
+from lab.signals import SPAN_KINDS, STATUS_CODES, Line, Span
 
-STATUSES = ("unset", "ok", "error")  # as OTLP numbers them
 UNITS = {"_seconds": "s", "_bytes": "By"}
 
 Sample = dict[str, Any]
@@ -51,7 +50,7 @@ def _span(span: Span) -> Sample:
     return {
         "name": span.name,
         "kind": SPAN_KINDS[span.kind],
-        "status": {"code": STATUSES[span.status], "message": ""},
+        "status": {"code": STATUS_CODES[span.status], "message": ""},
         "attributes": _attributes(span.attributes),
         "span_events": events,
         "span_links": [],
