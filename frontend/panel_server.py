@@ -58,9 +58,8 @@ USER_HEADER = "X-Dicelab-User"  # the signed-in user, for Panel; set here, never
 # Page loads that wait while another page is built. The last of them waits some seconds; more are refused.
 MAX_WAITING = 16
 RETRY_AFTER = 3  # seconds after which a page load that was refused may be tried again
-COLLECT_AFTER = (
-    25  # ended sessions, and as many as are open; each leaves 0.2 MB and more of garbage until the next collection
-)
+# Ended sessions after which garbage is collected. Each leaves 0.2 MB and more of it.
+COLLECT_AFTER = 25
 UNUSED_SESSION_LIFETIME = 15.0  # seconds that Panel keeps a session without a WebSocket
 START_TIMEOUT = 30.0  # seconds
 

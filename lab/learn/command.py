@@ -131,7 +131,8 @@ def _list(school: School, as_json: bool, console: Console) -> int:
             stage = entry["stage"]
             say(console, f"Stage {stage}", "bold")
         mark, style = MARKS[entry["done"]]
-        state = "" if entry["state"] == NEW else f"{entry['state']}, {entry['tries']} tries"
+        tries = "1 try" if entry["tries"] == 1 else f"{entry['tries']} tries"
+        state = "" if entry["state"] == NEW else f"{entry['state']}, {tries}"
         engines = f"needs {', '.join(entry['engines'])}" if entry["engines"] else ""
         say(console, f" {mark} {entry['exercise']}  {entry['title']:52} {state or engines}".rstrip(), style)
     done = sum(entry["done"] for entry in entries)

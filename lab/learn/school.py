@@ -202,8 +202,7 @@ def obstacle(exercise: Exercise, lab: Lab | None) -> str:
         )
     absent = [name for name in exercise.running if name not in lab.engines]
     if absent:
-        found = [name for name in absent if not _on_path(name)]
-        get = "".join(f"; {name}: {GET_IT[name]}" for name in found)
+        get = "".join(f"; {name}: {GET_IT[name]}" for name in absent if not _on_path(name))
         return (
             f"exercise {exercise.number} needs {' and '.join(absent)} in the lab: dicelab down, then"
             f" dicelab up --stage {lab.stage} --engines{get}"

@@ -6,6 +6,7 @@ its registry, which is its public extension point. Values may be changed by the 
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from math import inf
@@ -73,11 +74,13 @@ class _Family(Collector):
                 family.add_sample(family.name + suffix, labels | more, value, None, seen)
         yield family
 
+    @abstractmethod
     def _reset(self) -> None:
-        raise NotImplementedError
+        """Set the value to zero."""
 
+    @abstractmethod
     def _samples(self) -> Iterator[tuple[str, dict[str, str], float, Exemplar | None]]:
-        raise NotImplementedError
+        """The samples of one series: suffix of the name, further labels, value, exemplar."""
 
 
 class Counter(_Family):
