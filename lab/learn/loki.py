@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import math
 import time
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
 from typing import Any
 
 import aiohttp
@@ -14,9 +12,8 @@ import aiohttp
 from lab import LabError
 from lab.client import Lab
 from lab.learn.exercise import Exercise, Facts, Judge, Verdict
-from lab.learn.forms import BadAnswer
 from lab.learn.lesson import Lesson
-from lab.learn.promql import Rows, alike, compare, refused
+from lab.learn.queries import Rows, alike, compare, refused, rows_of, with_hint
 
 # A log line: the labels of its stream, its time in nanoseconds since 1970, its text, its structured metadata.
 Entry = tuple[Mapping[str, str], int, str, Mapping[str, str]]
@@ -54,17 +51,7 @@ async def rows(lab: Lab, tenant: str, query: str, at: float, label: str = "") ->
             data: dict[str, Any] = (await response.json())["data"]
     except (aiohttp.ClientError, asyncio.TimeoutError, OSError, ValueError) as error:
         raise LabError(f"loki went away: {error or type(error).__name__}") from None
-    kind, result = data["resultType"], data["result"]
-    if kind not in ("vector", "scalar"):
-        raise BadAnswer("the query gives log lines; expected a metric query, which gives numbers")
-    found: Rows = {}
-    for metric, value in [({}, result[1])] if kind == "scalar" else [(r["metric"], r["value"][1]) for r in result]:
-        key = str(metric.get(label, "")) if label else ""
-        while key in found:
-            key += " (again)"
-        if not math.isnan(float(value)) and float(value) != 0:
-            found[key] = float(value)
-    return found
+    return {key: value for key, value in rows_of(data, label).items() if value}
 
 
 def by_label(label: str) -> Judge:
@@ -79,13 +66,7 @@ def by_label(label: str) -> Judge:
 
         found = await results(answer)
         verdict = compare(found, facts["worlds"])
-        if verdict.right:
-            return verdict
-        for mistake in exercise.mistakes:
-            with suppress(BadAnswer):
-                if alike(found, await results(mistake.text(facts))):
-                    return Verdict(False, f"{verdict.text} {mistake.hint}")
-        return Verdict(False, f"{verdict.text} {exercise.hint}")
+        return await with_hint(verdict, exercise, facts, results, lambda other: alike(found, other))
 
     return judge
 

@@ -7,13 +7,12 @@ up. A Prometheus is started for the moment of a check, on a loopback port, with 
 from __future__ import annotations
 
 import asyncio
-import math
 import random
 import shutil
 import socket
 import tempfile
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -22,8 +21,8 @@ import aiohttp
 
 from lab import LabError
 from lab.learn.exercise import Exercise, Facts, Judge, Verdict
-from lab.learn.forms import BadAnswer
 from lab.learn.lesson import Lesson
+from lab.learn.queries import Rows, alike, compare, refused, rows_of, with_hint
 from lab.supervise.processes import Process
 from lab.waiting import within
 
@@ -31,9 +30,6 @@ APART = 6 * 3600.0  # seconds between two worlds
 INTERVAL = 0.5  # seconds between two samples of the recorded run
 START_TIMEOUT = 30.0
 COUNTERS = ("_total", "_count", "_sum", "_bucket")
-LONGEST_ERROR = 160  # characters of an engine's message
-
-Rows = dict[str, float]  # the result of a query: values by the label that matters
 
 
 class Series:
@@ -184,17 +180,7 @@ class Prometheus:
             BadAnswer: when Prometheus refuses the query, with its own message.
         """
         document = await self._ask("query", {"query": query, "time": f"{at:.3f}"})
-        kind, result = document["resultType"], document["result"]
-        if kind not in ("vector", "scalar"):
-            raise BadAnswer(f"the query gives a {kind}; expected one value for each series")
-        rows: Rows = {}
-        for metric, value in [({}, result[1])] if kind == "scalar" else [(r["metric"], r["value"][1]) for r in result]:
-            key = str(metric.get(label, "")) if label else ""
-            while key in rows:  # a second series with the same label
-                key += " (again)"
-            if not math.isnan(float(value)):
-                rows[key] = float(value)
-        return rows
+        return rows_of(document, label)
 
     async def times(self, query: str, start: float, end: float, step: float) -> set[int]:
         """The steps, from 0, at which a query has a result."""
@@ -213,12 +199,6 @@ class Prometheus:
             raise refused("Prometheus", str(document.get("error", "")))
         data: dict[str, Any] = document["data"]
         return data
-
-
-def refused(engine: str, message: str) -> BadAnswer:
-    """The answer to a query that an engine refuses, with the engine's own message on one line."""
-    message = " ".join(message.split())
-    return BadAnswer(f"{engine}: {message[:LONGEST_ERROR] + '…' if len(message) > LONGEST_ERROR else message}")
 
 
 async def ready(session: aiohttp.ClientSession, url: str, name: str, process: Process) -> None:
@@ -269,42 +249,6 @@ def by_label(label: str) -> Judge:
 
             found = await results(answer)
             verdict = compare(found, facts["worlds"])
-            if verdict.right:
-                return verdict
-            for mistake in exercise.mistakes:
-                with suppress(BadAnswer):
-                    if alike(found, await results(mistake.text(facts))):
-                        return Verdict(False, f"{verdict.text} {mistake.hint}")
-        return Verdict(False, f"{verdict.text} {exercise.hint}")
+            return await with_hint(verdict, exercise, facts, results, lambda other: alike(found, other))
 
     return judge
-
-
-def compare(found: Sequence[Rows], worlds: Sequence[Mapping[str, Any]]) -> Verdict:
-    """Whether the results are those expected in every world; else the first that differs, in words."""
-    for rows, world in zip(found, worlds, strict=True):
-        expected: Rows = world["expected"]
-        near = all(
-            abs(rows[key] - value) <= max(world["tolerance"], world.get("relative", 0.0) * abs(value)) + 1e-9
-            for key, value in expected.items()
-            if key in rows
-        )
-        if rows.keys() != expected.keys() or not near:
-            return Verdict(False, f"Not right on {world['name']}, where the query gives {shown(rows)}.")
-    return Verdict(True, f"Right on {' and on '.join(str(world['name']) for world in worlds)}.")
-
-
-def alike(one: Sequence[Rows], other: Sequence[Rows]) -> bool:
-    """Whether two queries gave the same in every world."""
-    return all(
-        a.keys() == b.keys() and all(math.isclose(a[key], b[key], rel_tol=1e-6, abs_tol=1e-9) for key in a)
-        for a, b in zip(one, other, strict=True)
-    )
-
-
-def shown(rows: Rows) -> str:
-    """A result in a few words."""
-    if not rows:
-        return "nothing"
-    words = [f"{key}: {value:.4g}" if key else f"{value:.4g}" for key, value in sorted(rows.items())]
-    return ", ".join(words[:6]) + (f" and {len(words) - 6} more" if len(words) > 6 else "")

@@ -22,7 +22,8 @@ from lab.learn import loki
 from lab.learn.exercise import Answered, Exercise, Facts, Mistake, Verdict
 from lab.learn.forms import Fields, Items, Number, Text
 from lab.learn.lesson import PATIENCE, Lesson, clock
-from lab.learn.promql import free_port, ready, refused
+from lab.learn.promql import free_port, ready
+from lab.learn.queries import refused
 from lab.learn.stage1 import FAIR
 from lab.supervise.engines import ALLOY, COMPOSE
 from lab.supervise.processes import Process

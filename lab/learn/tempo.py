@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
-from contextlib import suppress
 from typing import Any
 
 import aiohttp
@@ -12,9 +11,8 @@ import aiohttp
 from lab import LabError
 from lab.client import Lab
 from lab.learn.exercise import Exercise, Facts, Verdict
-from lab.learn.forms import BadAnswer
 from lab.learn.lesson import Lesson
-from lab.learn.promql import refused
+from lab.learn.queries import refused, with_hint
 
 LIMIT = 1000  # traces
 
@@ -57,8 +55,4 @@ async def judge(exercise: Exercise, lesson: Lesson, facts: Facts, answer: str) -
             break
     else:
         return Verdict(True, f"Right on {' and on '.join(world['name'] for world in facts['worlds'])}.")
-    for mistake in exercise.mistakes:
-        with suppress(BadAnswer):
-            if await results(mistake.text(facts)) == found:
-                return Verdict(False, f"{text} {mistake.hint}")
-    return Verdict(False, f"{text} {exercise.hint}")
+    return await with_hint(Verdict(False, text), exercise, facts, results, lambda other: other == found)

@@ -7,7 +7,8 @@ import random
 import pytest
 
 from lab.learn.lesson import complete
-from lab.learn.promql import Recording, Series, alike, compare, shown
+from lab.learn.promql import Recording, Series
+from lab.learn.queries import alike, compare, shown
 from lab.learn.stage2 import covered, own_time
 from lab.learn.stage4 import peak
 from lab.signals import Span

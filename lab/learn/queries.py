@@ -1,0 +1,94 @@
+"""Answers that are queries: the results of an engine, compared with what is expected in each world."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
+from typing import Any, TypeVar
+
+from lab.learn.exercise import Exercise, Facts, Verdict
+from lab.learn.forms import BadAnswer
+
+LONGEST_ERROR = 160  # characters of an engine's message
+
+Rows = dict[str, float]  # the result of a query: values by the label that matters
+Results = TypeVar("Results")
+
+
+def refused(engine: str, message: str) -> BadAnswer:
+    """The answer to a query that an engine refuses, with the engine's own message on one line."""
+    message = " ".join(message.split())
+    return BadAnswer(f"{engine}: {message[:LONGEST_ERROR] + '…' if len(message) > LONGEST_ERROR else message}")
+
+
+def rows_of(data: Mapping[str, Any], label: str = "") -> Rows:
+    """The result of an instant query of Prometheus or Loki by the values of a label; NaN is left out.
+
+    Raises:
+        BadAnswer: when it is not one value for each series.
+    """
+    kind, result = data["resultType"], data["result"]
+    if kind not in ("vector", "scalar"):
+        given = {"matrix": "a range of values", "streams": "log lines"}.get(kind, f"a {kind}")
+        raise BadAnswer(f"the query gives {given}; expected one value for each series")
+    rows: Rows = {}
+    for metric, value in [({}, result[1])] if kind == "scalar" else [(r["metric"], r["value"][1]) for r in result]:
+        key = str(metric.get(label, "")) if label else ""
+        while key in rows:  # a second series with the same label
+            key += " (again)"
+        if not math.isnan(float(value)):
+            rows[key] = float(value)
+    return rows
+
+
+async def with_hint(
+    verdict: Verdict,
+    exercise: Exercise,
+    facts: Facts,
+    results: Callable[[str], Awaitable[Results]],
+    same: Callable[[Results], bool],
+) -> Verdict:
+    """A wrong verdict with the hint of the typical mistake whose query has the ``same`` results, else the general one.
+
+    Args:
+        results: runs a query in every world.
+        same: whether these are the results of the answer.
+    """
+    if verdict.right:
+        return verdict
+    for mistake in exercise.mistakes:
+        with suppress(BadAnswer):
+            if same(await results(mistake.text(facts))):
+                return Verdict(False, f"{verdict.text} {mistake.hint}")
+    return Verdict(False, f"{verdict.text} {exercise.hint}")
+
+
+def compare(found: Sequence[Rows], worlds: Sequence[Mapping[str, Any]]) -> Verdict:
+    """Whether the results are those expected in every world; else the first that differs, in words."""
+    for rows, world in zip(found, worlds, strict=True):
+        expected: Rows = world["expected"]
+        near = all(
+            abs(rows[key] - value) <= max(world["tolerance"], world.get("relative", 0.0) * abs(value)) + 1e-9
+            for key, value in expected.items()
+            if key in rows
+        )
+        if rows.keys() != expected.keys() or not near:
+            return Verdict(False, f"Not right on {world['name']}, where the query gives {shown(rows)}.")
+    return Verdict(True, f"Right on {' and on '.join(str(world['name']) for world in worlds)}.")
+
+
+def alike(one: Sequence[Rows], other: Sequence[Rows]) -> bool:
+    """Whether two queries gave the same in every world."""
+    return all(
+        a.keys() == b.keys() and all(math.isclose(a[key], b[key], rel_tol=1e-6, abs_tol=1e-9) for key in a)
+        for a, b in zip(one, other, strict=True)
+    )
+
+
+def shown(rows: Rows) -> str:
+    """A result in a few words."""
+    if not rows:
+        return "nothing"
+    words = [f"{key}: {value:.4g}" if key else f"{value:.4g}" for key, value in sorted(rows.items())]
+    return ", ".join(words[:6]) + (f" and {len(words) - 6} more" if len(words) > 6 else "")
