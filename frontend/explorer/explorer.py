@@ -68,8 +68,9 @@ class Explorer:
         self._metrics = MetricsView(context, specification)
         self._recent = RecentView(context)
         views: list[View] = [self._trace, self._logs, self._metrics, MapView(context), self._recent]
-        if telemetry.learn is not None:
-            views.append(LearnView(context, telemetry.learn))
+        self._learn = LearnView(context, telemetry.learn) if telemetry.learn is not None else None
+        if self._learn is not None:
+            views.append(self._learn)
         self._views = {view.name: view for view in views}  # the tabs, from left to right
         self._tab = "trace"
         self._wake = asyncio.Event()
@@ -113,6 +114,8 @@ class Explorer:
         for task in (self._task, self._warmed):
             if task is not None:
                 task.cancel()
+        if self._learn is not None:
+            self._learn.stop()
 
     # --- what is shown ---
 

@@ -45,6 +45,11 @@ class LearnView:
         on("learn.guide", lambda _value: self._start("guide"))
         on("learn.solution", lambda _value: self._start("solution"))
 
+    def stop(self) -> None:
+        """The session has ended; the lab completes what it has begun, and the progress shows it."""
+        if self._task is not None:
+            self._task.cancel()
+
     def read(self, query: Mapping[str, str]) -> None:
         number = query.get("exercise", "")
         self._set(number if NUMBER.fullmatch(number) else "")
