@@ -216,9 +216,20 @@ function connected(panelModel, panelDocument) {
   }, PING)
 }
 
+// The session writes the address. It may be gone before it has written a tab that the user has just chosen.
+function writeTab() {
+  const query = new URLSearchParams(location.search)
+  const tab = document.querySelector("#tabs [aria-selected=true]").id.slice(4)
+  if ((query.get("tab") ?? "trace") === tab) return
+  const kept = new URLSearchParams(tab === "trace" ? {} : {tab})
+  for (const name of ["trace", "range"]) if (query.has(name)) kept.set(name, query.get(name))
+  history.replaceState(null, "", `${location.pathname}?${kept}`)
+}
+
 function connectionLost() {
   if (lost) return
   lost = true
+  writeTab()
   delete document.body.dataset.connected
   $("roll-state").replaceChildren() // nobody knows what became of a roll that was under way
   $("roll").disabled = true

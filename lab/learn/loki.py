@@ -25,11 +25,12 @@ async def push(lab: Lab, tenant: str, entries: Iterable[Entry]) -> None:
     Raises:
         LabError: when Loki does not take them.
     """
-    streams = [
-        {"stream": dict(labels), "values": [[str(at), text, dict(metadata)]]} for labels, at, text, metadata in entries
-    ]
+    streams: dict[tuple[tuple[str, str], ...], list[Any]] = {}
+    for labels, at, text, metadata in sorted(entries, key=lambda entry: entry[1]):
+        streams.setdefault(tuple(sorted(labels.items())), []).append([str(at), text, dict(metadata)])
+    document = {"streams": [{"stream": dict(labels), "values": values} for labels, values in streams.items()]}
     url = f"{lab.engine('loki')}/loki/api/v1/push"
-    async with lab.session.post(url, json={"streams": streams}, headers={"X-Scope-OrgID": tenant}) as response:
+    async with lab.session.post(url, json=document, headers={"X-Scope-OrgID": tenant}) as response:
         if response.status >= 300:
             raise LabError(f"Loki does not take the lines of this exercise: {(await response.text())[:200]}")
 

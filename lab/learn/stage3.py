@@ -6,6 +6,7 @@ import asyncio
 import json
 import time
 from collections import Counter
+from datetime import datetime
 from typing import Any
 
 from lab.client import DIE_SERVICE, FRONTEND, ROLLER
@@ -14,6 +15,7 @@ from lab.learn.exercise import Answered, Exercise, Facts, Mistake
 from lab.learn.forms import Fields, Number, Text, Word
 from lab.learn.lesson import PATIENCE, Lesson, Outcome, clock
 from lab.learn.stage1 import FAIR, RISKY, dice
+from lab.signals import Line
 from lab.waiting import within
 
 POSTGRES = "postgres"
@@ -320,9 +322,7 @@ async def lines_of_rolls(lesson: Lesson) -> Facts:
     )
 
 
-def _at(line: Any) -> float:
-    from datetime import datetime
-
+def _at(line: Line) -> float:
     return datetime.fromisoformat(line.timestamp).timestamp()
 
 

@@ -73,9 +73,11 @@ def test_scale_is_measured(tmp_path: Path) -> None:
     assert (few["variant"], crowd["variant"], fast["variant"]) == ("standard", "standard", "fast")
     assert few["clients"] == 4
     assert "TELEMETRY=" in result.stdout
-    # A busy machine may refuse some of a thousand concurrent connections; that is reported.
-    assert len(document["faults"]) == (crowd["failed"] > 0), document["faults"]
-    assert result.returncode == (crowd["failed"] > 0), result.stdout + result.stderr
+    # A busy machine may refuse some of a thousand concurrent connections; that is reported, and nothing else is.
+    failed = [run for run in document["scale"] if run["failed"]]
+    assert all(run["clients"] == CROWD for run in failed), failed
+    assert len(document["faults"]) == len(failed), document["faults"]
+    assert result.returncode == bool(failed), result.stdout + result.stderr
     assert crowd["clients"] == CROWD
     assert crowd["p50"] > 250  # the delay is real
     # Two ways to count the same rolls; the first of them start at the same time.
