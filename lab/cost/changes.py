@@ -55,9 +55,16 @@ class Change:
 
 
 class Changes:
-    """The candidates for what was observed."""
+    """The candidates for what was observed.
 
-    def __init__(self, observed: Observed, measured: Measurement, asked: Asked, prices: Prices) -> None:
+    Args:
+        sampled: whether the lab samples its traces by their end already.
+    """
+
+    def __init__(
+        self, observed: Observed, measured: Measurement, asked: Asked, prices: Prices, sampled: bool = False
+    ) -> None:
+        self._sampled = sampled
         self._observed = observed
         self._measured = measured
         self._asked = asked
@@ -69,7 +76,8 @@ class Changes:
         return sorted(found, key=lambda change: -change.money)[:most]
 
     def _candidates(self) -> Iterable[Change]:
-        yield self._tail_sampling()
+        if not self._sampled:
+            yield self._tail_sampling()
         yield self._line_sampling()
         yield self._retention()
         yield self._slower_scrapes()

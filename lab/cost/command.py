@@ -70,5 +70,5 @@ async def _report(lab: Lab, options: Options, prices: Prices) -> Report:
         observed = await collector.observe(sent)
         agreements = await engines.read(observed, collector)
     measured = measure(observed, asked)
-    changes = Changes(observed, measured, asked, prices).best()
+    changes = Changes(observed, measured, asked, prices, bool(lab.sampling)).best()
     return Report(lab.stage, lab.sampling, sent, measured, changes, agreements, prices)

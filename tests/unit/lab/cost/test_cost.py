@@ -155,6 +155,12 @@ def test_the_five_changes_that_save_most_come_first_with_their_savings(observed:
     assert everything["scrape every 15 s instead of 5 s"].samples_per_second == pytest.approx(10 / 5 - 10 / 15)
 
 
+def test_a_lab_that_samples_is_not_advised_to(observed: Observed, asked: Asked) -> None:
+    changes = Changes(observed, measure(observed, asked), asked, PRICES, sampled=True).best(99)
+    assert changes
+    assert not [change.title for change in changes if "SAMPLING=tail" in change.title]
+
+
 def test_half_of_the_buckets_go_where_no_query_names_them(observed: Observed, asked: Asked) -> None:
     unnamed = replace(asked, metrics=(MetricQuery.parse("seconds_bucket", "panel Rolls"),))
     (change,) = (
