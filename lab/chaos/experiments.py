@@ -273,8 +273,8 @@ ENGINES = {
 }
 
 
-# How an engine is broken: in words, and the methods of Target that begin and end the fault. The supervisor restarts what
-# was killed.
+# How an engine is broken: in words, and the methods of Target that begin and end the fault. The supervisor ends that of
+# a killed one.
 WAYS = {
     "down": ("is down", "stop", "start"),
     "killed": ("is killed", "kill", ""),
@@ -296,7 +296,7 @@ def _of_engine(name: str, how: str) -> Experiment:
         expectations, alerts = engine.full_disk or expectations, engine.full_disk_alert
     broken, inject, restore = WAYS[how]
     return Experiment(
-        f"The {name.capitalize()} {broken}. Rolls are not affected; {engine.arrives}.",
+        f"{'The Collector' if name == 'collector' else name.capitalize()} {broken}. Rolls are not affected; {engine.arrives}.",
         engine.stage,
         methodcaller(inject, engine.name),
         methodcaller(restore, engine.name) if restore else None,
