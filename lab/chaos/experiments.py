@@ -273,8 +273,8 @@ ENGINES = {
 }
 
 
-# How an engine is broken: in words, and the methods of Target that begin and end the fault. The supervisor ends that of
-# a killed one.
+# How an engine is broken: in words, and the methods of Target that begin and end the fault. What was killed is restarted
+# by the supervisor.
 WAYS = {
     "down": ("is down", "stop", "start"),
     "killed": ("is killed", "kill", ""),
