@@ -295,8 +295,9 @@ def _of_engine(name: str, how: str) -> Experiment:
     elif how == "disk-full":
         expectations, alerts = engine.full_disk or expectations, engine.full_disk_alert
     broken, inject, restore = WAYS[how]
+    subject = "The Collector" if name == "collector" else name.capitalize()
     return Experiment(
-        f"{'The Collector' if name == 'collector' else name.capitalize()} {broken}. Rolls are not affected; {engine.arrives}.",
+        f"{subject} {broken}. Rolls are not affected; {engine.arrives}.",
         engine.stage,
         methodcaller(inject, engine.name),
         methodcaller(restore, engine.name) if restore else None,
