@@ -273,8 +273,8 @@ ENGINES = {
 }
 
 
-# How an engine is broken: in words, and the methods of Target that begin and end the fault. What was killed is restarted
-# by the supervisor.
+# How an engine is broken: in words, and the methods of Target that begin and end the fault. The supervisor restarts
+# what has ended.
 WAYS = {
     "down": ("is down", "stop", "start"),
     "killed": ("is killed", "kill", ""),
