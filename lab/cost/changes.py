@@ -136,7 +136,7 @@ class Changes:
         )
 
     def _attribute(self) -> Change | None:
-        """Without the attribute of spans that takes most and that no query names."""
+        """Without the attribute of spans that takes most and that no query, page or command names."""
         sizes: Counter[str] = Counter()
         for record in self._observed.spans:
             for attribute in record.message.attributes:
@@ -192,19 +192,19 @@ class Changes:
         return None
 
     def _field(self) -> Change | None:
-        """Without the field of lines that takes most and that no query names."""
+        """Without the field of lines that takes most and that no query, page or command names."""
         sizes: Counter[str] = Counter()
         for record in self._observed.lines:
             for name, value in record.line.fields.items():
                 sizes[name] += len(json.dumps({name: value})) - 1
         for name, _ in sizes.most_common():
-            if name in CORE_FIELDS or any(query.names(name) for query in self._asked.lines):
+            named = any(query.names(name) for query in self._asked.lines) or self._asked.in_code(name)
+            if name in CORE_FIELDS or named:
                 continue
             lines = tuple(_without_field(record, name) for record in self._observed.lines)
-            used = "; the page or a command names it" if self._asked.in_code(name) else ""
             return self._change(
                 f"no field {name} in lines",
-                f"lines cannot be filtered by {name}; no panel does so now{used}",
+                f"lines cannot be filtered by {name}; no panel does so now",
                 replace(self._observed, lines=lines),
             )
         return None
