@@ -166,7 +166,8 @@ class Report:
         rows = _table("What would save most", "a month", "bytes a roll", "series", "loses")
         for one in self.changes:
             series = f"-{one.series:,}" if one.series else ""
-            rows.add_row(one.title, f"-{one.money:,.2f}", f"-{one.bytes_a_roll:,.0f}", series, one.loses)
+            size = f"-{one.bytes_a_roll:,.0f}" if one.bytes_a_roll >= 0.5 else ""
+            rows.add_row(one.title, f"-{one.money:,.2f}", size, series, one.loses)
         console.print(rows)
         say(console, "Each saving is that of one change alone: two of them may save the same bytes.", "dim")
 
