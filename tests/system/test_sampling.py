@@ -16,6 +16,7 @@ from urllib.parse import urlencode
 import pytest
 import yaml
 
+from lab.signals import parse_export
 from lab.supervise import engines, stages
 from tests.support import labs
 from tests.support.labs import Lab, get, wait_for
@@ -122,7 +123,13 @@ def send(lab: Lab, kinds: Mapping[str, str]) -> None:
 
 
 def kept(lab: Lab, ids: list[str]) -> set[str]:
-    return {one for one in ids if get(f"{url(lab, 'tempo')}/api/v2/traces/{one}").status == 200}
+    """Those of the traces that Tempo has with both their spans; of one that it does not have its answer is empty."""
+    answers = {one: get(f"{url(lab, 'tempo')}/api/v2/traces/{one}") for one in ids}
+    return {
+        one
+        for one, answer in answers.items()
+        if answer.status == 200 and len(parse_export(answer.json.get("trace", {}))) == 2
+    }
 
 
 def test_failed_and_slow_traces_are_kept_and_a_tenth_of_the_others(lab: Lab) -> None:
