@@ -247,7 +247,9 @@ class Asked:
                     add("prometheus", rule["expr"], f"{'alert' if kind == 'alert' else 'rule'} {rule[kind]}")
         sources = [path for folder in code for path in sorted(folder.rglob("*.py")) if NOT_CODE not in path.parents]
         return cls(
-            *(tuple(found[kind].values()) for kind in ("prometheus", "loki", "tempo")),
+            tuple(found["prometheus"].values()),
+            tuple(found["loki"].values()),
+            tuple(found["tempo"].values()),
             service_map=service_map,
             code="\n".join(path.read_text() for path in sources),
         )

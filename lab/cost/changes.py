@@ -20,13 +20,13 @@ from lab.cost.measure import (
     Measurement,
     Observed,
     Page,
-    SpanRecord,
     as_series,
     is_asked,
     label_shares,
     measure,
     span_name,
 )
+from lab.cost.otlp import SpanRecord
 from lab.cost.prices import Prices
 
 KEPT = 0.1  # of healthy traces and of their lines

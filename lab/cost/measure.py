@@ -91,7 +91,8 @@ class Observed:
         return [as_series(service, sample) for service, page in self.pages.items() for sample in page.samples]
 
 
-class Volume(NamedTuple):
+@dataclass(frozen=True)
+class Volume:
     """A name among spans or lines: how many and their bytes, uncompressed, and who asks for them."""
 
     service: str

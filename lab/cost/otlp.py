@@ -48,7 +48,7 @@ class SpanRecord:
     @cached_property
     def size(self) -> int:
         """Bytes of the span alone, in an export with others: its message, a tag and the message's length."""
-        length = self.message.ByteSize()
+        length: int = self.message.ByteSize()
         return 1 + (length.bit_length() + 6) // 7 + length
 
 
@@ -151,6 +151,8 @@ def _attributes(entries: Iterable[Mapping[str, Any]]) -> list[KeyValue]:
 
 
 def _value(value: Mapping[str, Any]) -> AnyValue:
+    kind: str
+    content: Any
     kind, content = next(iter(value.items()), ("", None))
     match kind:
         case "stringValue":

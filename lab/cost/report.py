@@ -197,4 +197,4 @@ def _size(size: Size, rolls: int) -> dict[str, float]:
 
 
 def _volume(one: Volume, rolls: int) -> Mapping[str, Any]:
-    return {**one._asdict(), "bytes_a_roll": round(one.size / rolls, 1)}
+    return {**asdict(one), "bytes_a_roll": round(one.size / rolls, 1)}
