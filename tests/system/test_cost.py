@@ -37,7 +37,9 @@ def test_the_cost_of_a_roll_is_measured(
     spans = {(one["service"], one["name"]): one for one in report["span_names"]}
     assert spans["dice-roller", "GET /roll"]["count"] == requests > 0
     assert report["traces"]["kept"] == report["traces"]["requested"] == report["requests"]
-    assert spans["die-service", "SELECT"]["asked"] == "map"
+    assert spans["dice-roller", "GET /roll"]["asked"] == "query"
+    assert spans["dice-roller", "GET"]["asked"] == "map"  # no panel's query finds it; the service map is made from it
+    assert spans["dice-roller", "roll {index}"]["asked"] == ""
     # Each service has spans, lines and a page of metrics.
     assert set(report["by_service"]) == set(lab.services) == {"dice-roller", "die-service", "frontend"}
     for name, service in report["by_service"].items():
