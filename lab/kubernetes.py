@@ -1,0 +1,65 @@
+"""Writes the kustomizations of the stages from ``compose/stages``: ``python -m lab.kubernetes``, ``make kubernetes-stages``.
+
+Each stage has three: ``kubernetes/stages/N`` with its services and settings, and ``kubernetes/small/N`` and
+``kubernetes/large/N`` with the engines besides.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from lab.supervise import stages
+from lab.supervise.engines import ROOT
+
+DIRECTORY = ROOT / "kubernetes"
+ENGINES = ("small",)
+NAMESPACE = "dicelab"
+# Where Alloy runs: it needs what the other namespace forbids.
+NODES_NAMESPACE = "dicelab-nodes"
+HEADER = "# Written from compose/stages/{stage}.env by make kubernetes-stages.\napiVersion: kustomize.config.k8s.io/v1beta1\n"
+
+
+def files() -> Iterator[tuple[Path, str]]:
+    """Each file below :data:`DIRECTORY` that is written, and its text."""
+    for number in stages.STAGES:
+        stage = stages.load(number)
+        yield Path(f"stages/{number}/kustomization.yaml"), _services(stage)
+        for engines in ENGINES:
+            yield Path(f"{engines}/{number}/kustomization.yaml"), _with_engines(stage, engines)
+
+
+def _services(stage: stages.Stage) -> str:
+    services = "".join(f"  - ../../base/{service.name}\n" for service in stage.services)
+    return (
+        HEADER.format(stage=stage.number)
+        + f"kind: Kustomization\nresources:\n  - ../../base\n{services}configMapGenerator:\n"
+        + _settings(stage, NAMESPACE)
+    )
+
+
+def _with_engines(stage: stages.Stage, engines: str) -> str:
+    components = f"components: [../../engines/{engines}/postgres]\n" if stage.postgres else ""
+    return (
+        HEADER.format(stage=stage.number)
+        + f"kind: Kustomization\nresources: [../../stages/{stage.number}, ../../engines/{engines}]\n{components}"
+        + "configMapGenerator:\n"
+        + _settings(stage, NODES_NAMESPACE)
+    )
+
+
+def _settings(stage: stages.Stage, namespace: str) -> str:
+    return (
+        f"  - name: stage\n    namespace: {namespace}\n"
+        f"    envs: [../../../compose/stages/{stage.number}.env]\n    literals: [STAGE={stage.number}]\n"
+    )
+
+
+def write(directory: Path = DIRECTORY) -> None:
+    for path, text in files():
+        (directory / path).parent.mkdir(parents=True, exist_ok=True)
+        (directory / path).write_text(text)
+
+
+if __name__ == "__main__":
+    write()
