@@ -1,4 +1,4 @@
-"""Writes the kustomizations of the stages from ``compose/stages``: ``python -m lab.kubernetes``, ``make kubernetes-stages``.
+"""Write the kustomizations of the stages from ``compose/stages``: ``make kubernetes-stages``.
 
 Each stage has three: ``kubernetes/stages/N`` with its services and settings, and ``kubernetes/small/N`` and
 ``kubernetes/large/N`` with the engines besides.
@@ -17,7 +17,11 @@ ENGINES = ("small",)
 NAMESPACE = "dicelab"
 # Where Alloy runs: it needs what the other namespace forbids.
 NODES_NAMESPACE = "dicelab-nodes"
-HEADER = "# Written from compose/stages/{stage}.env by make kubernetes-stages.\napiVersion: kustomize.config.k8s.io/v1beta1\n"
+HEADER = """\
+# Written from compose/stages/{stage}.env by make kubernetes-stages.
+apiVersion: kustomize.config.k8s.io/v1beta1
+kind: Kustomization
+"""
 
 
 def files() -> Iterator[tuple[Path, str]]:
@@ -33,7 +37,7 @@ def _services(stage: stages.Stage) -> str:
     services = "".join(f"  - ../../base/{service.name}\n" for service in stage.services)
     return (
         HEADER.format(stage=stage.number)
-        + f"kind: Kustomization\nresources:\n  - ../../base\n{services}configMapGenerator:\n"
+        + f"resources:\n  - ../../base\n{services}configMapGenerator:\n"
         + _settings(stage, NAMESPACE)
     )
 
@@ -42,7 +46,7 @@ def _with_engines(stage: stages.Stage, engines: str) -> str:
     components = f"components: [../../engines/{engines}/postgres]\n" if stage.postgres else ""
     return (
         HEADER.format(stage=stage.number)
-        + f"kind: Kustomization\nresources: [../../stages/{stage.number}, ../../engines/{engines}]\n{components}"
+        + f"resources: [../../stages/{stage.number}, ../../engines/{engines}]\n{components}"
         + "configMapGenerator:\n"
         + _settings(stage, NODES_NAMESPACE)
     )
