@@ -17,6 +17,23 @@ ENGINES = ("small",)
 NAMESPACE = "dicelab"
 # Where Alloy runs: it needs what the other namespace forbids.
 NODES_NAMESPACE = "dicelab-nodes"
+NAME_LABEL = "app.kubernetes.io/name"
+SERVICE_PORT = 8000  # of each of our own services
+# The port in the cluster of each port that is reached from outside, by its variable.
+PORTS = {
+    "PROMETHEUS_PORT": 9090,
+    "POSTGRES_EXPORTER_PORT": 9187,
+    "TEMPO_PORT": 3200,
+    "COLLECTOR_GRPC_PORT": 4317,
+    "COLLECTOR_HTTP_PORT": 4318,
+    "COLLECTOR_HEALTH_PORT": 13133,
+    "COLLECTOR_METRICS_PORT": 8888,
+    "LOKI_PORT": 3100,
+    "ALLOY_PORT": 12345,
+    "GRAFANA_PORT": 3000,
+    "ALERTMANAGER_PORT": 9093,
+    "ALERT_RECEIVER_PORT": SERVICE_PORT,
+}
 HEADER = """\
 # Written from compose/stages/{stage}.env by make kubernetes-stages.
 apiVersion: kustomize.config.k8s.io/v1beta1
