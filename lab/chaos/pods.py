@@ -94,7 +94,7 @@ class PodTarget(Target):
     async def stop(self, name: str) -> None:
         workload = self._pods.workload(name)
         path = "jsonpath={.spec.replicas}"
-        text = await self._pods.run(workload.namespace, "get", workload.reference, "--output", path)
+        text = (await self._pods.run(workload.namespace, "get", workload.reference, "--output", path)).strip()
         if not text:
             raise LabError(f"a {workload.kind} such as the {name} cannot be scaled to no pod")
         self._replicas.setdefault(name, int(text))
