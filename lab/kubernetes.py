@@ -10,10 +10,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from lab.supervise import stages
-from lab.supervise.engines import ROOT
+from lab.supervise.engines import COMPOSE, ROOT
 
 DIRECTORY = ROOT / "kubernetes"
-ENGINES = ("small",)
+ENGINES = ("small", "large")
 NAMESPACE = "dicelab"
 # Where Alloy runs: it needs what the other namespace forbids.
 NODES_NAMESPACE = "dicelab-nodes"
@@ -48,6 +48,7 @@ def files() -> Iterator[tuple[Path, str]]:
         yield Path(f"stages/{number}/kustomization.yaml"), _services(stage)
         for engines in ENGINES:
             yield Path(f"{engines}/{number}/kustomization.yaml"), _with_engines(stage, engines)
+    yield Path("engines/large/rules.yaml"), _rules()
 
 
 def _services(stage: stages.Stage) -> str:
@@ -74,6 +75,20 @@ def _settings(stage: stages.Stage, namespace: str) -> str:
         f"  - name: stage\n    namespace: {namespace}\n"
         f"    envs: [../../../compose/stages/{stage.number}.env]\n    literals: [STAGE={stage.number}]\n"
     )
+
+
+def _rules() -> str:
+    """The rules of Prometheus as its operator reads them."""
+    text = "# Written from compose/prometheus/rules and from small by make kubernetes-stages.\n"
+    files = [*sorted((COMPOSE / "prometheus" / "rules").glob("*.yml")), DIRECTORY / "engines/small/prometheus/pods.yml"]
+    for path in files:
+        # The original text, because its comments and its line breaks explain the expressions.
+        spec = "".join(f"  {line}".rstrip() + "\n" for line in path.read_text().splitlines())
+        text += (
+            "---\napiVersion: monitoring.coreos.com/v1\nkind: PrometheusRule\n"
+            f"metadata: {{name: {path.stem}, namespace: {NAMESPACE}}}\nspec:\n{spec}"
+        )
+    return text
 
 
 def write(directory: Path = DIRECTORY) -> None:
