@@ -68,6 +68,11 @@ ifdef APPLY
 	$(KUBECTL) apply --filename kubernetes/base/namespace.yaml
 	$(KUBECTL) get --namespace dicelab secret dicelab > /dev/null 2>&1 \
 	  || $(KUBECTL) create --namespace dicelab secret generic dicelab --from-env-file=compose/.env
+ifeq ($(ENGINES),large)
+	@. compose/.env; $(KUBECTL) get --namespace dicelab secret dicelab-database > /dev/null 2>&1 \
+	  || $(KUBECTL) create --namespace dicelab secret generic dicelab-database --type=kubernetes.io/basic-auth \
+	  --from-literal=username=dice --from-literal=password=$$POSTGRES_PASSWORD
+endif
 	$(MANIFESTS) | $(KUBECTL) apply --server-side --filename -
 else
 	@$(MANIFESTS)

@@ -113,6 +113,18 @@ class PodTarget(Target):
             workload.namespace, "delete", "pods", "--selector", workload.selector, "--grace-period=0", "--force"
         )
 
+    async def freeze(self, name: str) -> None:
+        raise LabError(f"the {name} in a cluster cannot be frozen: its image has no program that stops a process")
+
+    async def thaw(self, name: str) -> None:
+        """Nothing was frozen."""
+
+    async def fill(self, name: str) -> None:
+        raise LabError("the volume of a pod is not filled: it may be the node's; use a lab of dicelab up")
+
+    async def empty(self, name: str) -> None:
+        """Nothing was filled."""
+
     async def slow(self, name: str, seconds: float) -> None:
         for process in self._stutters.pop(name, []):
             assert process.stdin is not None

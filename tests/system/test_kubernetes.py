@@ -9,6 +9,7 @@ import copy
 import json
 import os
 import re
+import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from configparser import ConfigParser
@@ -21,7 +22,18 @@ import yaml
 from lab import kubernetes
 from lab.supervise import engines, stages
 from tests.support import images
-from tests.support.kubernetes import NAME, OPTIONAL, SECRET, WORKLOADS, Document, Manifests, Workload, load, text
+from tests.support.kubernetes import (
+    NAME,
+    OPTIONAL,
+    SECRET,
+    WORKLOADS,
+    Document,
+    Manifests,
+    Workload,
+    kustomize,
+    load,
+    text,
+)
 
 COMPOSE: dict[str, Any] = yaml.safe_load((engines.COMPOSE / "compose.yaml").read_text())["services"]
 SMALL = [f"small/{stage}" for stage in stages.STAGES]
@@ -41,6 +53,8 @@ def test_the_kustomizations_of_the_stages_are_those_that_make_writes() -> None:
         for path in (kubernetes.DIRECTORY / folder).rglob("*")
         if path.is_file()
     }
+    rules = "engines/large/rules.yaml"
+    committed[rules] = (kubernetes.DIRECTORY / rules).read_text()
     assert committed == written, "run make kubernetes-stages"
 
 
@@ -602,3 +616,55 @@ def test_every_workload_kind_is_known() -> None:
         *("ConfigMap", "HorizontalPodAutoscaler", "Namespace", "NetworkPolicy", "PersistentVolumeClaim"),
         *("PodDisruptionBudget", "Service"),
     }
+
+
+# In place of kubectl: records what it is called with, and how often each kind is in its input.
+KUBECTL = """#!/bin/sh
+echo "$*" >> {directory}/calls
+case "$*" in
+    *"get "*) exit {found} ;;
+    *"--filename -") grep '^kind: ' > {directory}/applied ;;
+esac
+"""
+
+
+@pytest.mark.parametrize(("engines_of", "found"), [("small", 1), ("small", 0), ("large", 1)])
+def test_make_applies_a_stage_and_makes_its_secrets_once(tmp_path: Path, engines_of: str, found: int) -> None:
+    wanted = load(f"{engines_of}/5")
+    for part in ("Makefile", "kubernetes", "compose", "alloy", "grafana", "otel/collector.yaml"):
+        source, copied = engines.ROOT / part, tmp_path / part
+        copied.parent.mkdir(exist_ok=True)
+        if source.is_dir():
+            shutil.copytree(source, copied, ignore=shutil.ignore_patterns("__pycache__", ".env"))
+        else:
+            shutil.copy(source, copied)
+    program = tmp_path / "kubectl"
+    program.write_text(KUBECTL.format(directory=tmp_path, found=found))
+    program.chmod(0o755)
+    builder = " ".join([*kustomize(), "--load-restrictor", "LoadRestrictionsNone"])
+    command = ["make", "kubernetes", "STAGE=5", "APPLY=1", f"ENGINES={engines_of}"]
+    done = subprocess.run(
+        [*command, f"KUBECTL={program}", f"KUSTOMIZE={builder}"],
+        check=False,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    calls = (tmp_path / "calls").read_text().splitlines()
+    assert calls[0] == "apply --filename kubernetes/base/namespace.yaml"
+    assert calls[-1] == "apply --server-side --filename -"
+    applied = (tmp_path / "applied").read_text().splitlines()
+    assert applied == [f"kind: {document['kind']}" for document in wanted.documents]
+    # Only what the namespace does not have yet is made: new passwords would not be those of the database.
+    secrets = [call for call in calls if " create " in f" {call} "]
+    passwords = dict(line.split("=") for line in (tmp_path / "compose" / ".env").read_text().splitlines())
+    assert passwords.keys() == SECRET
+    own = ["create --namespace dicelab secret generic dicelab --from-env-file=compose/.env"] if found else []
+    if engines_of == "large":
+        own.append(
+            "create --namespace dicelab secret generic dicelab-database --type=kubernetes.io/basic-auth"
+            f" --from-literal=username=dice --from-literal=password={passwords['POSTGRES_PASSWORD']}"
+        )
+    assert secrets == own
+    assert passwords["POSTGRES_PASSWORD"] not in done.stdout
