@@ -159,7 +159,7 @@ def test_collectors_balance_by_trace_before_they_sample() -> None:
 
 @pytest.mark.parametrize("name", ["otel", "sampler"])
 def test_the_collector_accepts_its_configuration(name: str, tmp_path: Path) -> None:
-    binary = next((path for name in ("otelcol-contrib", "otelcol") if (path := shutil.which(name))), None)
+    binary = next((found for name in ("otelcol-contrib", "otelcol") if (found := shutil.which(name))), None)
     if binary is None:
         pytest.skip("not on PATH: otel-collector")
     config = resource(load("large/6"), "OpenTelemetryCollector", name)["spec"]["config"]

@@ -9,7 +9,8 @@ from contextlib import ExitStack
 import pytest
 
 from tests.support import played
-from tests.support.played import Node, Unavailable
+from tests.support.containers import Unavailable
+from tests.support.played import Node
 
 pytestmark = pytest.mark.timeout(1800)
 
