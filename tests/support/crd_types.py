@@ -32,7 +32,8 @@ def type_errors(documents: Sequence[dict[str, Any]], directory: Path) -> list[st
     (directory / "node_modules").symlink_to(TYPES / "node_modules")
     shutil.copy(TYPES / "tsconfig.json", directory)
     lines = []
-    for number, document in enumerate(documents):
+    for number, original in enumerate(documents):
+        document = _completed(original)
         group, version = document["apiVersion"].split("/")
         kind = document["kind"]
         module = f"@kubernetes-models/{PACKAGES[group]}/{group}/{version}/{kind}"
@@ -41,6 +42,16 @@ def type_errors(documents: Sequence[dict[str, Any]], directory: Path) -> list[st
     run = subprocess.run([node, compiler], cwd=directory, capture_output=True, text=True, check=False)
     assert bool(run.stdout) == bool(run.returncode), (run.stdout, run.stderr)
     return [_explained(line, documents) for line in run.stdout.splitlines() if not line.startswith(" ")]
+
+
+def _completed(document: dict[str, Any]) -> dict[str, Any]:
+    """The document with two fields that only these types require; the definition of the resource does not."""
+    storage = document["spec"].get("storage", {})
+    if "volumeClaimTemplate" not in storage:
+        return document
+    kind = {"apiVersion": "monitoring.coreos.com/v1", "kind": "EmbeddedPersistentVolumeClaim"}
+    storage = {**storage, "volumeClaimTemplate": {**storage["volumeClaimTemplate"], **kind}}
+    return {**document, "spec": {**document["spec"], "storage": storage}}
 
 
 def _explained(message: str, documents: Sequence[dict[str, Any]]) -> str:
