@@ -12,7 +12,8 @@ from playwright.async_api import Browser, Page, async_playwright, expect
 
 from tests.support.labs import Lab
 
-expect.set_options(timeout=15_000)
+PATIENCE = 30_000  # milliseconds after which a missing effect is a failure
+expect.set_options(timeout=PATIENCE)
 ROLLS = ".rolls tbody tr"  # of this session
 SPANS = "#spans tbody tr"
 CONNECTED = "document.body.dataset.connected !== undefined"
@@ -58,7 +59,7 @@ async def blank_page(browser: Browser) -> AsyncIterator[Open]:
         context = await browser.new_context(**context_options)  # type: ignore[arg-type]
         contexts.append(context)
         page = await context.new_page()
-        page.set_default_timeout(15_000)
+        page.set_default_timeout(PATIENCE)
         return page
 
     yield opened
