@@ -6,13 +6,14 @@ import asyncio
 import os
 import re
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta
 from zoneinfo import ZoneInfo
 
 import pytest
 from playwright.async_api import expect
 
+from tests.support import labs
 from tests.support.browser import CONNECTED, ROLLS, SPANS, VIEWS, Open, button, open_tab, roll, violations
 from tests.support.labs import Held, Lab, get, tree, wait_for
 from tests.support.matrix import spans_of
@@ -227,8 +228,16 @@ async def test_an_unavailable_catalogue_is_reported(own_lab: Callable[..., Lab],
     assert (await roll(page, "fair"))[0] == "200 OK"
 
 
-async def test_a_slow_roll_does_not_block_other_sessions(own_lab: Callable[..., Lab], open_page: Open) -> None:
-    lab = own_lab(4, ROLLER_TIMEOUT="8")
+@pytest.fixture(scope="module")
+def patient_lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    """For tests that stop a service for a while and let it continue."""
+    lab = labs.start(tmp_path_factory.mktemp("page") / "run", 4, ROLLER_TIMEOUT="30")
+    yield lab
+    lab.stop()
+
+
+async def test_a_slow_roll_does_not_block_other_sessions(patient_lab: Lab, open_page: Open) -> None:
+    lab = patient_lab
     first, second = await open_page(lab), await open_page(lab)
     os.kill(lab.pid("dice-roller"), signal.SIGSTOP)
     try:
@@ -363,8 +372,8 @@ async def test_a_hovered_row_is_readable(stage_lab: Callable[[int], Lab], open_p
             assert await page.locator(f"{row} td").nth(1).evaluate(CONTRAST) > 4.5, row
 
 
-async def test_a_page_reports_a_lost_connection_and_reconnects(own_lab: Callable[..., Lab], blank_page: Open) -> None:
-    lab = own_lab(4)
+async def test_a_page_reports_a_lost_connection_and_reconnects(patient_lab: Lab, blank_page: Open) -> None:
+    lab = patient_lab
     page = await blank_page()
     await page.goto(lab.front)
     await page.wait_for_function(CONNECTED)
@@ -384,10 +393,8 @@ async def test_a_page_reports_a_lost_connection_and_reconnects(own_lab: Callable
     assert (await roll(page, "fair"))[0] == "200 OK"
 
 
-async def test_a_hanging_roll_hides_old_results_and_can_be_cancelled(
-    own_lab: Callable[..., Lab], open_page: Open
-) -> None:
-    lab = own_lab(4, ROLLER_TIMEOUT="30")
+async def test_a_hanging_roll_hides_old_results_and_can_be_cancelled(patient_lab: Lab, open_page: Open) -> None:
+    lab = patient_lab
     page = await open_page(lab)
     await roll(page, "fair")
     await open_tab(page, "Logs")
