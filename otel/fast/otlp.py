@@ -1,8 +1,8 @@
 """Fast OTLP encoders: each span is encoded to the bytes of its JSON or protobuf message, and a batch joins them.
 
-The standard encoders make an object of each message, attribute and value, which takes 60 µs a server span, in JSON as in
-protobuf. These take 4 µs, because they cache encoded attributes. A span with links, a trace state or attributes of other
-types than text, numbers and booleans goes through the standard encoders.
+The standard encoders make an object of each message, attribute and value, which takes 60 µs a server span, in JSON as
+in protobuf. These take 4 µs, because they cache encoded attributes. A span with links, a trace state or attributes of
+other types than text, numbers and booleans goes through the standard encoders.
 """
 
 from __future__ import annotations

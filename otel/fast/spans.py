@@ -3,8 +3,8 @@
 The SDK's span takes two locks, validates each attribute as it is set and builds its context, its bounded lists
 and a read-only copy of itself whether or not anybody looks at them: starting, activating, filling and ending one
 takes 24 µs, one of these 7 µs. A lean span is used by one task at a time, keeps its attributes unchecked, and passes
-itself to the sinks when it ends. A sink that needs the SDK's ``ReadableSpan``, with the SDK's validation and limits, asks
-the span for one.
+itself to the sinks when it ends. A sink that needs the SDK's ``ReadableSpan``, with the SDK's validation and limits,
+asks the span for one.
 """
 
 from __future__ import annotations

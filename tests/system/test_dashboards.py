@@ -1,4 +1,4 @@
-"""The dashboards: generated from their code, without gaps, and every query of every panel run where possible."""
+"""The dashboards: the types of their panels, and every query of every panel, run where possible."""
 
 from __future__ import annotations
 
@@ -245,7 +245,7 @@ def ask(lab: Lab, expression: str, instant: bool = True) -> list[list[float]]:
 
 
 def ask_while_used(lab: Lab, expression: str, instant: bool = True) -> list[list[float]]:
-    """The same; where there is none, the next query may find one: a share of no requests is no number."""
+    """The same. After an empty result some dice are rolled for the next attempt: without requests a ratio is NaN."""
     answer = ask(lab, expression, instant)
     if not answer:
         traffic.roll_at_once(lab, ["/roll?die=fair", "/roll-async?die=fair&times=2"])

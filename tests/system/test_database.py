@@ -71,7 +71,7 @@ def shared_lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
 
 @pytest.fixture
 def lab(shared_lab: Lab) -> Lab:
-    """Whole again after the test before."""
+    """The shared lab, once it has recovered from the test before."""
     wait_for(lambda: ready(shared_lab, "frontend") and pool(shared_lab) == (4, 4))
     return shared_lab
 
