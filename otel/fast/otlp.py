@@ -21,7 +21,7 @@ from otel.fast.spans import NO_STATE, LeanSpan
 
 # SPAN_FLAGS_CONTEXT_HAS_IS_REMOTE_MASK, and with SPAN_FLAGS_CONTEXT_IS_REMOTE_MASK.
 FLAGS_LOCAL, FLAGS_REMOTE = 0x100, 0x300
-# By value: hashing a member of an enumeration is slow, because its hash is a Python function.
+# By ``_value_``, which the enum module documents: hashing a member, or reading its ``value``, calls a Python function.
 KINDS = {kind.value: kind.value + 1 for kind in SpanKind}
 MAX_REMEMBERED = 4096
 LONGEST_REMEMBERED = 512
