@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import threading
@@ -223,7 +224,8 @@ def test_a_slow_query_is_cancelled_and_a_full_pool_is_reported(own_lab: Callable
 
 def test_a_frozen_database_is_detected_and_requests_fail_fast(lab: Lab) -> None:
     assert get(f"{lab.front}/roll?die=fair").status == 200
-    servers = [lab.state["postgres"]["pid"], *children(lab.state["postgres"]["pid"])]
+    pid = json.loads((lab.run_dir / "state.json").read_text())["postgres"]["pid"]  # it may have been restarted
+    servers = [pid, *children(pid)]
     for pid in servers:
         os.kill(pid, signal.SIGSTOP)
     try:
@@ -269,7 +271,7 @@ def test_a_failed_query_is_counted_and_logged(lab: Lab) -> None:
 
 
 def test_seeding_keeps_existing_dice(own_lab: Callable[..., Lab]) -> None:
-    lab = own_lab(5, roll_delay=0)
+    lab = own_lab(5, roll_delay=0, **PATIENCE)
     with connection(lab) as cursor:
         cursor.execute("UPDATE dice SET faces = '{9}' WHERE identifier = 'fair'")
         cursor.execute("INSERT INTO dice VALUES ('coin', '{0,1}', 0)")
