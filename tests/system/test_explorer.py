@@ -213,8 +213,9 @@ async def test_a_step_of_the_histogram_is_a_stretch_of_time(stage_lab: Callable[
     }""",
         arg=LINES,
     )
-    count = await lines.count()
     await page.get_by_role("button", name="Pause").click()  # else the bars move with the time
+    await expect(page.locator("#logs-head")).to_contain_text("paused")
+    count = await lines.count()
     await bars.first.click()
     await expect(page.get_by_label("Time range")).to_have_value("fixed")
     await expect(page).to_have_url(re.compile(r"range=\d{13}-\d{13}"))
