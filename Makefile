@@ -109,7 +109,7 @@ compose/.env:
 	  echo "$$name=$$(od -An -N24 -tx1 /dev/urandom | tr -d ' \n')"; done > $@
 
 test: $(VENV)/installed-test $(CHROMIUM) $(PROMETHEUS) $(EXPORTER) $(CURL) $(GRAMMAR) $(AXE) $(PANEL_TYPES) $(CRD_TYPES)  ## run all tests, in WORKERS=2 processes
-	CHROMIUM=$(CHROMIUM) $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
+	CHROMIUM=$(CHROMIUM) $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-unit: $(VENV)/installed-test  ## run the tests that need no running lab
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile tests/unit $(ARGS)
