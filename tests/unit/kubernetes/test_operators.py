@@ -19,7 +19,7 @@ from lab import kubernetes
 from lab.supervise import engines, stages
 from tests.support.crd_types import PACKAGES, type_errors
 from tests.support.kubernetes import NAME, SECRET, Document, Manifests, load, text
-from tests.system.test_kubernetes import VERSIONS, addresses, violations
+from tests.unit.kubernetes.test_manifests import VERSIONS, addresses, violations
 
 LARGE = [f"large/{stage}" for stage in stages.STAGES]
 CHARTS = kubernetes.DIRECTORY / "engines" / "large" / "charts"
