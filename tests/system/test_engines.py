@@ -196,7 +196,7 @@ def test_the_cost_of_a_roll_agrees_with_the_figures_of_the_engines(lab: Lab, tmp
     assert {engine.partition(",")[0] for _, engine in figures} == {"Prometheus", "Loki", "Tempo"}
     # Requests of other tests may still be on their way: their lines and spans are in the engines' figures only.
     for key, low, high in (
-        (("series of the services", "Prometheus, count()"), 97, 103),
+        (("series of the services", "Prometheus, count()"), 99, 101),
         (("lines, all of the lab", "Loki, distributor"), 99, 105),
         (("bytes of lines", "Loki, distributor"), 95, 110),
         (("spans", "Tempo, distributor"), 100, 120),
