@@ -131,7 +131,7 @@ def broken_references(manifests: Manifests) -> list[str]:
 def _broken_in(manifests: Manifests, workload: Workload) -> Iterator[str]:
     maps = manifests.of("ConfigMap")
     container = workload.container
-    if workload.document["spec"]["selector"]["matchLabels"].items() > workload.labels.items():
+    if not workload.document["spec"]["selector"]["matchLabels"].items() <= workload.labels.items():
         yield "its selector does not match its pods"
     for source in container.get("envFrom", []):
         if (workload.namespace, source["configMapRef"]["name"]) not in maps:
@@ -224,6 +224,10 @@ DEFECTS: dict[str, tuple[Callable[[Manifests], object], str]] = {
             one for (_, name), one in manifests.of("ConfigMap").items() if name.startswith("grafana")
         )["data"].update({"stage-7.json": "{}"}),
         "grafana: the key stage-7.json of {map} is mounted nowhere",
+    ),
+    "a selector of other pods": (
+        lambda manifests: manifests.workload("loki").document["spec"]["selector"]["matchLabels"].update(app="loki"),
+        "loki: its selector does not match its pods",
     ),
     "an autoscaler of nothing": (
         lambda manifests: manifests.of("HorizontalPodAutoscaler")["dicelab", "dice-roller"]["spec"][
