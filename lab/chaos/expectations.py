@@ -29,6 +29,7 @@ PROMPT = 1.0  # seconds
 # Seconds; a request that waits for a connection is refused after a whole second.
 REFUSED_AT_ONCE = 0.5
 LOOK_UPS = 4  # of traces at a time
+SAMPLE = 200  # traces from the middle of a fault that are looked up
 POOL_SIZE, POOL_AVAILABLE = "database_connection_pool_size", "database_connection_pool_available"
 MEMORY = "process_resident_memory_bytes"
 
@@ -379,13 +380,19 @@ def traces_lost(seconds: float = 0.0) -> Expectation:
 
     async def question(observed: Observations) -> str:
         margin = max(2 * seconds, 4.0)
-        near = [
-            answer
+        answered = [
+            (answer.started + answer.seconds, answer)
             for answer in observed.answers
             if answer.status == "200"
             and observed.injected - margin < answer.started + answer.seconds
             and answer.started < observed.restored + margin / 2
         ]
+        # Those at the beginning and at the end of the fault, and a sample of those between: each is a query of its own.
+        edges = [one for at, one in answered if min(abs(at - observed.injected), abs(at - observed.restored)) <= margin]
+        between = [
+            one for at, one in answered if min(abs(at - observed.injected), abs(at - observed.restored)) > margin
+        ]
+        near = edges + between[:: max(1, len(between) // SAMPLE)]
         services = {"traffic", *observed.lab.services}
         slots = asyncio.Semaphore(LOOK_UPS)
 
