@@ -19,9 +19,11 @@ def html(text: str) -> Markup:
     parser.add_render_rule("table_open", _table)
     parser.add_render_rule("table_close", _end_of_table)
     tokens = parser.parse(text)
-    for token in tokens:
+    for index, token in enumerate(tokens):
         if token.type in ("heading_open", "heading_close"):
             token.tag = f"h{int(token.tag[1]) + 1}"
+        elif token.type == "th_open" and not tokens[index + 1].content:
+            token.tag = tokens[index + 2].tag = "td"  # an empty header says nothing to a screen reader
         _link(token.children or ())
     return Markup(parser.renderer.render(tokens, parser.options, {}))
 
