@@ -410,7 +410,7 @@ def traces_lost(seconds: float = 0.0) -> Expectation:
         ends = [answer.started + answer.seconds - observed.injected for answer in hurt]
         found = f"{len(hurt)} of {len(near)}, answered {min(ends):+.1f} to {max(ends):+.1f} s from its beginning"
         # Spans of a request that was under way had been sent as well.
-        if min(ends) < -seconds or any(answer.started > observed.injected for answer in hurt):
+        if not seconds or min(ends) < -seconds or any(answer.started > observed.injected for answer in hurt):
             raise Missing(found)
         return found
 
