@@ -375,8 +375,12 @@ def _is_whole(answer: Answer, spans: list[Span], services: set[str]) -> bool:
     )
 
 
-def traces_lost(seconds: float = 0.0) -> Expectation:
-    """Only traces of the last seconds before the fault lack spans; none if ``seconds`` is 0."""
+def traces_lost(seconds: float = 0.0, meanwhile: bool = False) -> Expectation:
+    """Only traces of the last seconds before the fault lack spans; none if ``seconds`` is 0.
+
+    Args:
+        meanwhile: whether those of the time until its end may lack spans as well.
+    """
 
     async def question(observed: Observations) -> str:
         margin = max(2 * seconds, 4.0)
@@ -410,13 +414,15 @@ def traces_lost(seconds: float = 0.0) -> Expectation:
         ends = [answer.started + answer.seconds - observed.injected for answer in hurt]
         found = f"{len(hurt)} of {len(near)}, answered {min(ends):+.1f} to {max(ends):+.1f} s from its beginning"
         # Spans of a request that was under way had been sent as well.
-        if not seconds or min(ends) < -seconds or any(answer.started > observed.injected for answer in hurt):
+        last = observed.restored if meanwhile else observed.injected
+        if not seconds or min(ends) < -seconds or any(answer.started > last for answer in hurt):
             raise Missing(found)
         return found
 
     if not seconds:
         return Expectation("no trace of that time lacks a span", question)
-    return Expectation(f"only traces of the last {seconds:g} s before the fault lack spans", question)
+    during = "and of its time " if meanwhile else ""
+    return Expectation(f"only traces of the last {seconds:g} s before the fault {during}lack spans", question)
 
 
 def counters_catch_up(service: str, name: str, **labels: str) -> Expectation:
