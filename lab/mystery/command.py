@@ -200,7 +200,9 @@ def _show_result(played: Played, session: player.Session, result: Score, options
     say(console, "")
     for sentence in played.truth.story:
         say(console, sentence, "bold")
-    if played.truth.onset is not None:
+    if game.onset is None:
+        say(console, "The game was over before that.")
+    elif played.truth.onset is not None:
         say(console, f"It began at {clock(played.truth.onset)}, {game.plan.onset:.0f} s after the beginning.")
     say(console, _noticed(played.indicators))
     for note in result.notes:
