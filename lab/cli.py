@@ -213,11 +213,11 @@ def mystery(**given: Any) -> int:
     """Find the fault of the running lab from its telemetry alone.
 
     \b
-    mystery                      play
-    mystery record DIR           record a case instead, for others or for programs
-    mystery score DIR ANSWER     score an answer to a recorded case
-    mystery history              the games that were played, with their scores
-    mystery seeds                forty seeds for teaching and comparing
+    mystery                    play
+    mystery record DIR         record a case instead
+    mystery score DIR ANSWER   score an answer to a case
+    mystery history            the games and their scores
+    mystery seeds              forty seeds to compare with
 
     Everything is put back when the game ends, however it ends.
     """

@@ -54,9 +54,8 @@ class SwitchServer:
         """Stop listening and hang up: every service switches its defects off."""
         if self._server is not None:
             self._server.close()
-        for _, writer in self._connections.values():
-            writer.close()
-        self._connections.clear()
+        for name in list(self._connections):
+            self._hang_up(name)
         shutil.rmtree(self._directory, ignore_errors=True)
 
     async def set(self, name: str, values: Mapping[str, Any]) -> None:
@@ -81,6 +80,7 @@ class SwitchServer:
         if name is None:
             writer.close()
             return
+        self._hang_up(name)  # a process that has ended
         self._connections[name] = reader, writer
         if self._values.get(name):  # it was restarted
             with suppress(KeyError):
@@ -96,8 +96,13 @@ class SwitchServer:
                 if await reader.readline():
                     return True
             if self._connections.get(name) == (reader, writer):  # it has ended
-                del self._connections[name]
+                self._hang_up(name)
             return False
+
+    def _hang_up(self, name: str) -> None:
+        _, writer = self._connections.pop(name, (None, None))
+        if writer is not None:
+            writer.close()
 
 
 def peer_process(connection: socket.socket) -> int:

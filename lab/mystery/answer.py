@@ -14,6 +14,7 @@ from lab.mystery.situations import IMPACTS, MECHANISMS, NOTHING
 FIELDS = ("component", "mechanism", "since", "impact", "trace", "query")
 MOST_GUESSES = 10
 LARGEST = 64 * 1024  # bytes of an answer
+LONGEST = 24 * 3600.0  # seconds from the beginning of a game
 EXAMPLE = """\
 {"component": "die-service", "mechanism": "down", "since": "2026-01-31T12:00:00Z", "impact": "everyone",
  "trace": "0af7651916cd43dd8448eb211c80319c", "query": "SELECT count(*) FROM spans WHERE status = 'error'"}"""
@@ -109,9 +110,9 @@ def moment(given: Any, began: float) -> float | None:
     try:
         if isinstance(given, int | float) and not isinstance(given, bool):
             offset = float(given)
-            if abs(offset) > 24 * 3600:  # also refuses NaN's comparison below
+            if not abs(offset) <= LONGEST:  # also refuses NaN
                 raise ValueError
-            return began + offset if offset == offset else None
+            return began + offset
         text = str(given).strip()
         if text.startswith("+"):
             return moment(float(text[1:]), began)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -26,6 +27,7 @@ TEMPO_TRACES = 600  # that are fetched from Tempo, spread over the game
 TEMPO_AT_ONCE = 10
 
 Document = dict[str, Any]
+_JOB = re.compile(r'(?<={)job="([\w-]+)"(?:,|(?=}))')  # the first label
 
 
 @dataclass(frozen=True)
@@ -231,24 +233,40 @@ def open_metrics(scrapes: Iterable[Scrape]) -> str:
 
 
 def _sample_line(sample: Sample, at: float) -> str:
-    escaped = {
-        name: value.replace("\\", r"\\").replace("\n", r"\n").replace('"', r"\"")
-        for name, value in sample.labels.items()
-    }
-    labels = ",".join(f'{name}="{value}"' for name, value in sorted(escaped.items()))
+    """A line with a timestamp; the label ``job`` comes first."""
+    names = sorted(sample.labels, key=lambda name: (name != "job", name))
+    labels = ",".join(f'{name}="{_escaped(sample.labels[name])}"' for name in names)
     return f"{sample.name}{{{labels}}} {floatToGoString(sample.value)} {at:.3f}"
 
 
+def _escaped(value: str) -> str:
+    return value.replace("\\", r"\\").replace("\n", r"\n").replace('"', r"\"")
+
+
 def scrapes_of(text: str) -> list[Scrape]:
-    """The scrapes of :func:`open_metrics`."""
-    lines: dict[tuple[float, str], list[str]] = {}
-    for family in text_string_to_metric_families(text):  # type: ignore[no-untyped-call]
-        opened: set[tuple[float, str]] = set()
-        for sample in family.samples:
-            labels = dict(sample.labels)
-            key = float(sample.timestamp), labels.pop("job")
-            if key not in opened:
-                opened.add(key)
-                lines.setdefault(key, []).append(f"# TYPE {family.name} {family.type}")
-            lines[key].append(_sample_line(sample._replace(labels=labels), key[0]).rpartition(" ")[0])
-    return [Scrape(at, service, "\n".join([*text, "# EOF", ""])) for (at, service), text in sorted(lines.items())]
+    """The scrapes of :func:`open_metrics`.
+
+    The lines are regrouped without parsing them: prometheus_client's parser takes the buckets of a histogram's second
+    time for duplicates of the first.
+
+    Raises:
+        ValueError: when it is another text.
+    """
+    pages: dict[tuple[float, str], list[str]] = {}
+    described: dict[tuple[float, str], str] = {}  # the last metric of each page
+    kind = ""
+    for line in text.splitlines():
+        if line.startswith("#"):
+            kind = line
+            continue
+        rest, _, at = line.rpartition(" ")
+        job = _JOB.search(rest)
+        if job is None:
+            raise ValueError(f"no label job: {line[:100]}")
+        key = float(at), job[1]
+        page = pages.setdefault(key, [])
+        if described.get(key) != kind:
+            described[key] = kind
+            page.append(kind)
+        page.append(rest[: job.start()] + rest[job.end() :])
+    return [Scrape(at, service, "\n".join([*page, "# EOF", ""])) for (at, service), page in sorted(pages.items())]

@@ -455,7 +455,7 @@ PAIRS: tuple[tuple[str, str], ...] = (
     ("database-slow", "roller-slow"),
     ("pool-too-small", "wrong-weights"),
     ("roller-slow", "retry-storm"),
-    ("die-service-slow", "context-lost"),
+    ("database-slow", "context-lost"),
     ("database-slow", "wrong-weights"),
 )
 

@@ -37,25 +37,27 @@ def test_everything_right_is_a_hundred() -> None:
 @pytest.mark.parametrize(
     ("change", "points"),
     [
-        ({"components": ()}, 100 - 40 - 20),  # evidence of nothing
-        ({"components": (DIE_SERVICE,)}, 100 - 40 - 20 - 10),
-        ({"components": (DIE_SERVICE, ROLLER_DIE_SERVICE)}, 100 - 10),
-        ({"mechanisms": ()}, 100 - 25),
-        ({"mechanisms": ("down",)}, 100 - 25 - 10),
-        ({"mechanisms": ("down", "lock", "slow-network")}, 100 - 20),
-        ({"since": None}, 100 - 15),
-        ({"since": ONSET - 5}, 100),
-        ({"since": ONSET + 5.1}, 100 - 15),
-        ({"impact": "nobody"}, 100),
-        ({"impact": ""}, 100),
-        ({"trace": ""}, 100 - 10),
-        ({"trace": trace_at(-4)}, 100 - 10),
-        ({"query": ""}, 100 - 10),
-        ({"query": "SELECT 1"}, 100 - 10),
+        ({"components": ()}, 90 - 40 - 10),  # evidence of nothing
+        ({"components": (DIE_SERVICE,)}, 90 - 40 - 10 - 10),
+        ({"components": (DIE_SERVICE, ROLLER_DIE_SERVICE)}, 90 - 10),
+        ({"mechanisms": ()}, 90 - 25),
+        ({"mechanisms": ("down",)}, 90 - 25 - 10),
+        ({"mechanisms": ("down", "lock", "slow-network")}, 90 - 20),
+        ({"since": None}, 90 - 15),
+        ({"since": ONSET - 5}, 90),
+        ({"since": ONSET + 5.1}, 90 - 15),
+        ({"impact": "nobody"}, 90),
+        ({"impact": ""}, 90),
+        ({"trace": ""}, 90 - 10),
+        ({"trace": trace_at(-4)}, 90 - 10),
+        ({"query": RIGHT.query}, 100),
+        ({"query": RIGHT.query, "components": ()}, 90 - 40 - 10),
+        ({"query": "SELECT 1"}, 90),
     ],
 )
 def test_each_part_counts_for_itself(change: dict[str, object], points: float) -> None:
-    assert score(CASE, TRUTH, replace(RIGHT, **change)).total == points  # type: ignore[arg-type]
+    # A query takes longest to score: it is left out where it is not what is tested.
+    assert score(CASE, TRUTH, replace(RIGHT, **{"query": "", **change})).total == points  # type: ignore[arg-type]
 
 
 def test_a_score_is_never_below_zero() -> None:
@@ -65,10 +67,11 @@ def test_a_score_is_never_below_zero() -> None:
 
 def test_of_two_faults_each_counts_half() -> None:
     both = replace(TRUTH, components=(ROLLER_DIE_SERVICE, ROLLER), mechanisms=("slow-network", "wrong-weights"))
-    assert score(CASE, both, RIGHT).total == 100 - 20 - 12.5
-    everything = replace(RIGHT, components=both.components, mechanisms=both.mechanisms)
-    assert score(CASE, both, everything).total == 100
-    assert score(CASE, TRUTH, everything).total == 100 - 20
+    one = replace(RIGHT, query="")
+    assert score(CASE, both, one).total == 90 - 20 - 12.5
+    everything = replace(one, components=both.components, mechanisms=both.mechanisms)
+    assert score(CASE, both, everything).total == 90
+    assert score(CASE, TRUTH, everything).total == 90 - 20
 
 
 def test_where_nothing_is_wrong_nothing_is_right() -> None:
@@ -83,7 +86,7 @@ def test_where_nothing_is_wrong_nothing_is_right() -> None:
 
 
 def test_the_same_answer_always_has_the_same_score() -> None:
-    assert len({str(score(CASE, TRUTH, RIGHT).document()) for _ in range(3)}) == 1
+    assert len({str(score(CASE, TRUTH, RIGHT).document()) for _ in range(2)}) == 1
 
 
 def test_a_query_that_cannot_be_run_costs_nothing_because_it_is_not_scored() -> None:
