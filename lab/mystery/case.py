@@ -236,7 +236,7 @@ def _sample_line(sample: Sample, at: float) -> str:
     """A line with a timestamp; the label ``job`` comes first."""
     names = sorted(sample.labels, key=lambda name: (name != "job", name))
     labels = ",".join(f'{name}="{_escaped(sample.labels[name])}"' for name in names)
-    return f"{sample.name}{{{labels}}} {floatToGoString(sample.value)} {at:.3f}"
+    return f"{sample.name}{{{labels}}} {floatToGoString(sample.value)} {at:.3f}"  # type: ignore[no-untyped-call]
 
 
 def _escaped(value: str) -> str:

@@ -231,8 +231,10 @@ async def _watch_alerts(game: Game) -> None:
     while True:
         with suppress(aiohttp.ClientError, asyncio.TimeoutError, OSError, KeyError, ValueError):
             firing = {name for name, state in (await game.lab.fetch_alerts()).items() if state == "firing"}
-            if game.onset is None:
+            onset = game.onset
+            if onset is None:
                 before |= firing
-            for name in firing - before if game.onset is not None else ():
-                game.alerts.setdefault(name, round(time.time() - game.onset, 1))
+            else:
+                for name in firing - before:
+                    game.alerts.setdefault(name, round(time.time() - onset, 1))
         await asyncio.sleep(1.0)

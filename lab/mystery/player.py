@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -223,9 +224,7 @@ async def _ask(session: Session, lines: Lines, say: Say) -> None:
     ):
         say(f"Which {what}? {', '.join(known)} (Enter: no more)")
         while True:
-            found = await _one(
-                session, lines, say, lambda text, what=what, known=known: answers.guesses(what, text, known)
-            )
+            found = await _one(session, lines, say, partial(answers.guesses, what, known=known))
             if not found:
                 break
             session.answer = _with(session.answer, what, found)

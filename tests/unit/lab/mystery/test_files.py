@@ -4,6 +4,7 @@ import json
 import subprocess
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -51,7 +52,7 @@ def recorded(directory: Path) -> Case:
     return made
 
 
-def values(scrapes: list[Scrape]) -> list[tuple[object, ...]]:
+def values(scrapes: list[Scrape]) -> list[tuple[Any, ...]]:
     timed = Case(0, 0, [], [], scrapes).samples
     return sorted(
         (one.at, one.service, one.kind, one.sample.name, str(one.sample.labels), one.sample.value) for one in timed
