@@ -18,12 +18,12 @@ from statistics import mean
 from lab.client import Lab
 from lab.mystery import command, files
 from lab.mystery.baselines import CEILING, constants, three_sigma
-from lab.mystery.plan import draw, possible
+from lab.mystery.plan import LEVELS, draw, possible
 from lab.mystery.score import score
 from lab.mystery.situations import SITUATIONS, Facets
 
-STEADY, UNCERTAIN, FAULT = 40.0, 15.0, 36.0  # seconds
-LEVEL = 2
+STEADY, UNCERTAIN, FAULT = 30.0, 15.0, 36.0  # seconds
+LEVEL = 1  # full strength, no decoys: as easy for a detector as it gets
 
 
 def main() -> int:
@@ -44,7 +44,7 @@ def main() -> int:
 async def record(directory: Path, run_dir: Path, only: list[str]) -> int:
     """Record a case of each situation, each in a directory of its name."""
     facets = Facets.of(Lab.in_run_dir(run_dir))
-    for number, name in enumerate(only or possible(facets, LEVEL)):
+    for number, name in enumerate(only or possible(facets, LEVELS[-1])):
         plan = draw(number + 1, LEVEL, facets, [name], STEADY, UNCERTAIN)
         files.prepare(directory / name)
         played = await command.record(Lab.in_run_dir(run_dir), plan, FAULT)

@@ -24,7 +24,7 @@ ASYNC_PROBABILITY, MAX_ASYNC_ROLLS, MAX_ROLLS = 0.15, 4, 12
 RARE = {"risky": 0.5, "extreme": 0.1}  # how often a die is rolled, in proportion to others
 TIMEOUT = 20.0  # seconds for one request
 GOOD_SHARE = 0.7  # of the first answers: some rolls fail as their die says
-FIRST_ANSWERS, FIRST_PATIENCE = 20, 30.0
+FIRST_ANSWERS, FIRST_PATIENCE = 20, 60.0
 LONG = 24 * 3600.0  # seconds: longer than any game
 # When an indicator has moved: by so many points of failures, by this factor of the median or the 95th percentile, or
 # when faces of a die are less likely than this.

@@ -7,8 +7,9 @@ import json
 import re
 import signal
 import subprocess
+import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +23,13 @@ from lab.mystery.evidence import anomaly
 from lab.mystery.game import Game, Played, play
 from lab.mystery.plan import draw
 from lab.mystery.score import score
-from lab.mystery.situations import MECHANISMS, SITUATIONS, Facets
+from lab.mystery.situations import MECHANISMS, SITUATIONS, Facets, Fault
 from lab.signals import OPENMETRICS
 from tests.support import labs
 from tests.support.labs import Lab, dicelab, get, wait_for
 
-STEADY, FAULT = 7.0, 6.0  # seconds
+STEADY, FAULT = 6.0, 11.0  # seconds
+DELAY = 2.5  # seconds: nothing else takes as long, on a busy machine either
 VARIABLE = "DEFECTS_SOCKET"
 # What nothing may say while a fault is on. Names that are a word of everyday English are left out.
 SECRETS = sorted(
@@ -135,28 +137,29 @@ def _keys(document: Any) -> Any:
     return [_keys(value) for value in document] if isinstance(document, list) else type(document).__name__
 
 
-async def played(lab: Lab, situation: str, looked: list[Seen]) -> Played:
+async def played(lab: Lab, fault: Fault, steady: float, seconds: float, looked: list[Seen]) -> Played:
     """A short game whose player looks at everything and then waits."""
     sizes = {path: path.stat().st_size for path in lab.run_dir.rglob("*.jsonl")}
 
     async def player(game: Game) -> None:
-        await asyncio.sleep(STEADY + FAULT / 2)
+        await asyncio.sleep(steady + seconds / 2)
         looked.append(await asyncio.to_thread(look, lab, sizes))
-        await asyncio.sleep(FAULT / 2)
+        await asyncio.sleep(max(0.0, game.began + steady + seconds - time.time()))
 
     async with AnyLab.in_run_dir(lab.run_dir) as running:
-        plan = draw(1, 1, Facets.of(running), [situation], STEADY, 0.0)
-        return await play(running, plan, player)
+        plan = draw(1, 1, Facets.of(running), [fault.situation.name], steady, 0.0)
+        return await play(running, replace(plan, faults=(fault,)), player)
 
 
 async def test_only_symptoms_tell_one_fault_from_another_and_the_score_is_computed(lab: Lab, tmp_path: Path) -> None:
     restarts = {entry["name"]: entry["restarts"] for entry in state(lab)["services"]}
     looked: list[Seen] = []
-    slow = await played(lab, "die-service-slow", looked)
+    slow = await played(lab, Fault(SITUATIONS["die-service-slow"], {"seconds": DELAY}), STEADY, FAULT, looked)
     await asyncio.to_thread(wait_for, lambda: as_before(lab))
     after_one = {entry["name"]: entry["restarts"] for entry in state(lab)["services"]}
     assert {name: count - restarts[name] for name, count in after_one.items()} == dict.fromkeys(restarts, 2)
-    loaded = await played(lab, "wrong-weights", looked)
+    weights = {"die": "fair", "face": 6, "share": 1.0}
+    loaded = await played(lab, Fault(SITUATIONS["wrong-weights"], weights), 2.0, 4.0, looked)
     await asyncio.to_thread(wait_for, lambda: as_before(lab))
 
     assert slow.put_back
@@ -172,11 +175,10 @@ async def test_only_symptoms_tell_one_fault_from_another_and_the_score_is_comput
     assert slow.indicators["moved"], slow.indicators
     onset = slow.truth.onset
     assert onset is not None
-    during = [
-        trace for trace, spans in slow.case.traces.items() if min(span.start for span in spans) / 1e9 > onset + 0.5
-    ]
+    began = {trace: min(span.start for span in spans) / 1e9 for trace, spans in slow.case.traces.items()}
+    during = [trace for trace, at in began.items() if onset + 0.5 < at < slow.truth.ended - 2 * DELAY]
     shown = [trace for trace in during if set(slow.truth.components) & anomaly(slow.case, slow.truth, trace)]
-    assert len(shown) > len(during) / 2 > 5
+    assert len(shown) > len(during) / 2 > 3
     answer = Answer(
         slow.truth.components,
         slow.truth.mechanisms,
@@ -187,9 +189,15 @@ async def test_only_symptoms_tell_one_fault_from_another_and_the_score_is_comput
     )
     result = score(slow.case, slow.truth, answer)
     assert result.total == 100, result
-    faces = [span.attributes["die.result"] for span in loaded.case.spans if "die.result" in span.attributes]
-    assert loaded.truth.loaded is not None
-    assert loaded.truth.loaded[1] in faces
+    assert loaded.truth.onset is not None
+    faces = {
+        span.attributes["die.result"]
+        for span in loaded.case.spans
+        if span.attributes.get("die.type") == "fair"
+        and "die.result" in span.attributes
+        and span.start / 1e9 > loaded.truth.onset + 0.5
+    }
+    assert faces == {6}
 
     # The same case as files has the same score.
     files.prepare(tmp_path / "case")

@@ -5,7 +5,7 @@ import pytest
 from lab.client import DIE_SERVICE, FRONTEND, ROLLER
 from lab.mystery import evidence
 from lab.mystery.answer import BadAnswer
-from lab.mystery.evidence import anomaly, check_query, separates, windows
+from lab.mystery.evidence import LATE, anomaly, check_query, separates, windows
 from lab.mystery.situations import FRONTEND_ROLLER, ROLLER_DIE_SERVICE
 from tests.unit.lab.mystery.cases import BEGAN, ENDED, ONSET, Roll, case, trace_at, truth
 
@@ -150,9 +150,10 @@ def test_a_query_that_gives_no_number_is_refused_in_one_line(query: str, message
 def test_windows_have_one_length_and_do_not_touch_the_onset() -> None:
     before, during = windows(BEGAN, ONSET, ENDED)
     lengths = {round(end - start, 6) for start, end in (*before, *during)}
-    assert lengths == {12.0}
+    assert lengths == {round((ENDED - LATE - ONSET) / 3, 6)}
     assert before[-1][1] < ONSET <= during[0][0]
-    assert during[-1][1] == ENDED
+    assert during[-1][1] == ENDED - LATE
+    assert {round(end - start, 6) for start, end in windows(BEGAN, ONSET, ENDED + 60)[1]} == {12.0}
     assert windows(BEGAN, BEGAN, ENDED) == ([], [])
 
 
