@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import random
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from lab.mystery.situations import DELAYS, SITUATIONS, Facets
+from lab.mystery.plan import STEADY, UNCERTAIN
+from lab.mystery.player import EARLIEST
+from lab.mystery.situations import DELAYS, PAIRS, SITUATIONS, Facets
 
+DOCUMENT = (Path(__file__).parents[4] / "docs" / "mystery.md").read_text()
 FACETS = Facets(6, workers=2, engines=("otel-collector", "tempo", "loki", "alloy", "prometheus"))
 
 
@@ -49,3 +53,21 @@ async def test_every_worker_has_the_defect_but_for_the_one_that_is_slow() -> Non
     target = Recorder()
     await SITUATIONS["slow-worker"].inject(target, {"process": "dice-roller-2", "seconds": 2.0}, FACETS)
     assert target.asked == [("switch", ({"dice-roller-2": {"slow": 2.0}},))]
+
+
+@pytest.mark.parametrize("name", SITUATIONS)
+def test_each_situation_is_documented(name: str) -> None:
+    one = SITUATIONS[name]
+    (row,) = [line for line in DOCUMENT.splitlines() if line.startswith(f"| {name} | ") and line.count("|") == 6]
+    _, component, mechanism, users, _ = (cell.strip() for cell in row.strip("|").split("|"))
+    assert component == one.component or "{" in one.component
+    assert mechanism == one.mechanism
+    assert users == ("telemetry-only" if one.telemetry_only else one.impact)
+
+
+def test_pairs_and_times_are_documented() -> None:
+    text = " ".join(DOCUMENT.split())
+    for pair in PAIRS:
+        assert " and ".join(pair) in text
+    assert f"Between {STEADY:.0f} and {STEADY + UNCERTAIN:.0f} seconds after the beginning" in text
+    assert f"From {EARLIEST:.0f} seconds after the beginning" in text
