@@ -27,6 +27,7 @@ LOCKED = $(INSTALL) --require-hashes --only-binary :all: --requirement
 COMPILE = $(BIN)/uv pip compile setup.cfg --quiet --generate-hashes --custom-compile-command 'make lock' $(ARGS)
 GRAMMAR := tests/grammar/node_modules/.package-lock.json
 AXE := tests/axe/node_modules/.package-lock.json
+PANEL_TYPES := tests/panel_types/node_modules/.package-lock.json
 
 .DEFAULT_GOAL := help
 .PHONY: help up down compose compose-down lock sbom test test-unit dashboards telemetry-docs fmt lint clean
@@ -73,7 +74,7 @@ compose/.env:
 	umask 077; for name in POSTGRES_PASSWORD GRAFANA_ADMIN_PASSWORD SESSION_SECRET; do \
 	  echo "$$name=$$(od -An -N24 -tx1 /dev/urandom | tr -d ' \n')"; done > $@
 
-test: $(VENV)/installed-test $(CHROMIUM) $(PROMETHEUS) $(EXPORTER) $(CURL) $(GRAMMAR) $(AXE)  ## run all tests, in WORKERS=2 processes
+test: $(VENV)/installed-test $(CHROMIUM) $(PROMETHEUS) $(EXPORTER) $(CURL) $(GRAMMAR) $(AXE) $(PANEL_TYPES)  ## run all tests, in WORKERS=2 processes
 	CHROMIUM=$(CHROMIUM) $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
 
 test-unit: $(VENV)/installed-test  ## run the tests that need no running lab
@@ -95,7 +96,7 @@ lint: $(VENV)/installed-test  ## check style and types
 	$(BIN)/mypy
 
 clean:  ## remove everything that the targets above made, also a lab's files in .dicelab
-	rm -rf $(VENV) .dicelab build dicelab.cdx.json tests/grammar/node_modules tests/axe/node_modules *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .dicelab build dicelab.cdx.json tests/*/node_modules *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(BIN)/python:
@@ -112,7 +113,7 @@ $(VENV)/installed-test: requirements/test.txt setup.cfg pyproject.toml | $(BIN)/
 	$(INSTALL) --no-deps --no-build-isolation --editable .
 	touch $@ $(VENV)/installed
 
-$(GRAMMAR) $(AXE): %/node_modules/.package-lock.json: %/package-lock.json | $(NODE) $(NPM)
+$(GRAMMAR) $(AXE) $(PANEL_TYPES): %/node_modules/.package-lock.json: %/package-lock.json | $(NODE) $(NPM)
 	cd $(<D) && $(NPM) ci --no-audit --no-fund --loglevel=error
 	touch $@
 

@@ -110,7 +110,7 @@ class Supervisor:
         await self._workers_ready()
         await self._ready(plan.ready_urls())
         services = [supervised.name for supervised in self._services]
-        self._faults = FaultServer(self._supervised(), self._links(), services)
+        self._faults = FaultServer(self._supervised(), self._links(), services, self._run_dir.engines)
         await self._faults.open()
         self._announce()
         self._run_dir.write_state(self._state())  # the file signals that the lab is ready

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import json
 import math
 import os
 import re
@@ -10,16 +12,19 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
 import pytest
+import yaml
 
 from grafana import dashboards
 from lab.supervise import engines
 from tests.support import labs, matrix, traffic
 from tests.support.labs import Lab, get, wait_for
 from tests.support.matrix import has
+from tests.support.panel_types import TYPES, type_errors
 from tests.support.queries import (
     RANGE,
     Parsed,
@@ -71,6 +76,53 @@ def test_a_stage_has_the_panels_of_the_stage_before(stage: int, count: int) -> N
 def content(name: str) -> list[dict[str, Any]]:
     """The panels of a dashboard without their places."""
     return [{key: value for key, value in panel.items() if key not in ("gridPos", "id")} for panel in panels(name)]
+
+
+def test_every_dashboard_has_the_types_of_grafanas_schema(tmp_path: Path) -> None:
+    assert type_errors({name: dashboard(name) for name in NAMES}, tmp_path) == []
+
+
+def test_the_schema_is_that_of_the_grafana_in_the_containers() -> None:
+    image = yaml.safe_load((engines.COMPOSE / "compose.yaml").read_text())["services"]["grafana"]["image"]
+    required = json.loads((TYPES / "package.json").read_text())["dependencies"]
+    assert image == f"grafana/grafana:{required['@grafana/schema']}"
+
+
+def change(panel: str, *path: str | int, to: object) -> dict[str, Any]:
+    """A dashboard that has one panel of stage 6 alone, with one value changed."""
+    changed = copy.deepcopy(dashboard("stage-6"))
+    (found,) = [each for each in changed["panels"] if each["title"] == panel]
+    node = found
+    for key in path[:-1]:
+        node = node[key]
+    node[path[-1]] = to
+    return {**changed, "panels": [found]}
+
+
+WRONG = {
+    "type": change("Service level", "type", to="statistic"),
+    "option": change("Service level", "options", "colour", to="value"),
+    "option-value": change("Service level", "options", "colorMode", to="loud"),
+    "nested-option": change("Request rate", "options", "legend", "position", to="bottom"),
+    "nested-value": change("Request rate", "options", "tooltip", "mode", to="all"),
+    "log-option": change("Error logs", "options", "order", to="Descending"),
+    "default": change("Request rate", "fieldConfig", "defaults", "minimum", to=0),
+    "default-value": change("Request rate", "fieldConfig", "defaults", "unit", to=["s"]),
+    "custom": change("Request rate", "fieldConfig", "defaults", "custom", "lineWith", to=2),
+    "custom-value": change("Request rate", "fieldConfig", "defaults", "custom", "drawStyle", to="dots"),
+    "threshold": change("Request rate", "fieldConfig", "defaults", "thresholds", "mode", to="relative"),
+    "override": change(
+        "Service level", "fieldConfig", "overrides", 0, "properties", 0, to={"id": "units", "value": "s"}
+    ),
+    "override-value": change("Service level", "fieldConfig", "overrides", 0, "properties", 0, "value", to=1),
+    "place": change("Service level", "gridPos", to={"x": 0, "y": 0, "width": 12, "height": 4}),
+}
+
+
+def test_grafanas_schema_refuses_wrong_panels(tmp_path: Path) -> None:
+    wrong = {**WRONG, "around": {**dashboard("stage-6"), "panels": [], "style": "dark"}}
+    found = type_errors(wrong, tmp_path)
+    assert {message.partition(":")[0] for message in found} == wrong.keys(), found
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -386,7 +438,7 @@ def test_exemplars_of_latency_panels_lead_to_traces(lab: Lab) -> None:
 def test_every_series_in_a_query_exists(lab: Lab) -> None:
     """Metric, job and label values together; a panel's ``or vector(0)`` cannot hide a missing series."""
     annotations = [
-        Query("annotation", "prometheus", "promql", entry["expr"])
+        Query("annotation", "prometheus", "promql", entry["target"]["expr"])
         for name in NAMES
         for entry in dashboard(name)["annotations"]["list"]
     ]

@@ -1,0 +1,54 @@
+"""Dashboards checked by TypeScript against the types that Grafana publishes; see ``tests/panel_types``."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+TYPES = Path(__file__).parents[1] / "panel_types"
+
+
+def type_errors(dashboards: Mapping[str, Mapping[str, Any]], directory: Path) -> list[str]:
+    """What the types refuse, as ``dashboard: panel: the compiler's message``.
+
+    Args:
+        dashboards: the JSON of each, by a name.
+        directory: an empty one, for the code that is checked.
+    """
+    node, compiler = shutil.which("node"), TYPES / "node_modules" / "typescript" / "lib" / "tsc.js"
+    assert node, "no node on PATH; the tests need it to check the dashboards' types"
+    assert compiler.exists(), f"the types are not installed; run npm ci in {TYPES}"
+    (directory / "node_modules").symlink_to(TYPES / "node_modules")
+    for file in ("types.ts", "tsconfig.json"):
+        shutil.copy(TYPES / file, directory)
+    for name, dashboard in dashboards.items():
+        (directory / f"{name}.ts").write_text("\n".join(_code(dashboard)) + "\n")
+    run = subprocess.run([node, compiler], cwd=directory, capture_output=True, text=True, check=False)
+    assert bool(run.stdout) == bool(run.returncode), (run.stdout, run.stderr)
+    return [_explained(line, dashboards) for line in run.stdout.splitlines() if not line.startswith(" ")]
+
+
+def _code(dashboard: Mapping[str, Any]) -> list[str]:
+    """A line of TypeScript for what is around the panels, then one for each panel."""
+    around = {key: value for key, value in dashboard.items() if key != "panels"}
+    return [
+        f"import type {{ Dashboard, Panels }} from './types'; export const dashboard: Dashboard = {json.dumps(around)}",
+        *(
+            f"export const panel{number}: Panels[{json.dumps(panel['type'])}] = {json.dumps(panel)}"
+            for number, panel in enumerate(dashboard["panels"])
+        ),
+    ]
+
+
+def _explained(message: str, dashboards: Mapping[str, Mapping[str, Any]]) -> str:
+    place = re.fullmatch(r"([\w-]+)\.ts\((\d+),\d+\): (.*)", message)
+    if place is None:
+        return message
+    line = int(place[2]) - 2
+    panel = dashboards[place[1]]["panels"][line].get("title", line) if line >= 0 else "around the panels"
+    return f"{place[1]}: {panel}: {place[3]}"
