@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from lab import LabError
+from lab import InputError
 from lab.mystery.situations import IMPACTS, MECHANISMS, NOTHING
 
 FIELDS = ("component", "mechanism", "since", "impact", "trace", "query")
@@ -20,7 +20,7 @@ EXAMPLE = """\
  "trace": "0af7651916cd43dd8448eb211c80319c", "query": "SELECT count(*) FROM spans WHERE status = 'error'"}"""
 
 
-class BadAnswer(LabError):
+class BadAnswer(InputError):
     """An answer that cannot be read; it costs no point."""
 
 

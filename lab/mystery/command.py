@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import random
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from lab import InputError, LabError
 from lab.client import Lab
 from lab.mystery import answer as answers
 from lab.mystery import files, player
-from lab.mystery.answer import BadAnswer, clock
+from lab.mystery.answer import clock
 from lab.mystery.game import Game, Played, play
 from lab.mystery.history import History
 from lab.mystery.plan import LEVELS, PUBLIC_SEEDS, Plan, draw
@@ -29,7 +28,6 @@ from lab.mystery.timer import Timer
 from lab.terminal import printable, say
 from lab.waiting import stop_signal
 
-BAD_INPUT = 2  # exit status
 RECORDED_FAULT = 40.0  # seconds
 ACTIONS = "record DIR, score DIR ANSWER, history, seeds, or nothing to play"
 
@@ -55,15 +53,12 @@ class Options:
 
 
 def run(options: Options, console: Console) -> int:
-    """Run the command; returns 0 when it is done, 1 when it failed or was interrupted, 2 for what cannot be done."""
-    try:
-        return _run(options, console)
-    except LabError as error:
-        print(f"dicelab: {error}", file=sys.stderr)
-        return BAD_INPUT if isinstance(error, InputError | BadAnswer) else 1
+    """Run the command; returns 0 when it is done, 1 when not every service is ready again after a game.
 
-
-def _run(options: Options, console: Console) -> int:
+    Raises:
+        InputError: when an action, an option or an answer is not right.
+        LabError: when a game is not possible, or was interrupted.
+    """
     action, *rest = options.words or ("play",)
     expected = {"play": 0, "history": 0, "seeds": 0, "record": 1, "score": 2}
     if action not in expected or (action == "play" and options.words):
@@ -143,8 +138,7 @@ async def _play(lab: Lab, plan: Plan, options: Options, console: Console) -> int
         say(console, "The game is prepared: every service is restarted once, and users arrive ...", "dim")
     played = await until_stopped(lab, plan, playing)
     if played is None:
-        say(console, "Interrupted: everything is put back, and this game does not count.", "yellow")
-        return 1
+        raise LabError("interrupted: everything is put back, and this game does not count")
     session = sessions[0]
     result = score(played.case, played.truth, session.answer)
     History(options.run_dir).add(
@@ -235,8 +229,7 @@ def _record(directory: Path, lab: Lab, plan: Plan, options: Options, console: Co
     files.prepare(directory)
     played = asyncio.run(record(lab, plan, RECORDED_FAULT))
     if played is None:
-        say(console, "Interrupted: everything is put back, and nothing was written.", "yellow")
-        return 1
+        raise LabError("interrupted: everything is put back, and nothing was written")
     write(directory, played)
     case = played.case
     say(

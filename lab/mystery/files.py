@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from lab import LabError
-from lab.mystery.case import Case, Document, open_metrics, scrapes_of, seconds
+from lab.mystery.case import Case, Document, open_metrics, scrapes_of
 from lab.mystery.plan import commitment
 from lab.mystery.truth import Truth
 
@@ -134,8 +134,3 @@ def _documents(path: Path) -> Iterator[Document]:
 
 def _sum(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
-
-
-def began_of(question: Document) -> float:
-    """When a recorded game began, in seconds since 1970."""
-    return seconds(question["began"])
