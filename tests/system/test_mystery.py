@@ -133,7 +133,8 @@ def _without_numbers(value: str) -> str:
 
 def _keys(document: Any) -> Any:
     if isinstance(document, dict):
-        return {key: _keys(value) for key, value in document.items()}
+        # Whether a part is ready, and why not, is a symptom.
+        return {key: _keys(value) for key, value in document.items() if key != "reason"}
     return [_keys(value) for value in document] if isinstance(document, list) else type(document).__name__
 
 
