@@ -190,7 +190,7 @@ def test_experiments_cannot_run_concurrently(lab: Lab) -> None:
 
 def test_a_slow_die_service_is_shed_but_a_burst_is_not(own_lab: Callable[..., Lab]) -> None:
     lab = own_lab(
-        3, roll_delay=0, DIE_SERVICE_CONNECTIONS="4", DIE_SERVICE_CONNECT_TIMEOUT="0.3", DIE_SERVICE_TIMEOUT="10"
+        3, roll_delay=0, DIE_SERVICE_CONNECTIONS="4", DIE_SERVICE_CONNECT_TIMEOUT="1", DIE_SERVICE_TIMEOUT="10"
     )
     url = f"{lab.url('dice-roller')}/roll?die=fair"
     with ThreadPoolExecutor(30) as users:
@@ -203,7 +203,7 @@ def test_a_slow_die_service_is_shed_but_a_burst_is_not(own_lab: Callable[..., La
             assert get(url).status == 503  # has waited its time for a connection
             started = time.monotonic()
             answers = [get(url) for _ in range(20)]
-            assert time.monotonic() - started < 20 * 0.3  # none of these has
+            assert time.monotonic() - started < 20  # none of these has
             assert {answer.status for answer in answers} == {503}
             assert all("Retry-After" in answer.headers for answer in answers)
             assert "overloaded" in answers[-1].json["detail"]
