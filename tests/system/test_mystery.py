@@ -28,7 +28,7 @@ from lab.signals import OPENMETRICS
 from tests.support import labs
 from tests.support.labs import Lab, dicelab, get, wait_for
 
-STEADY, FAULT = 6.0, 11.0  # seconds
+STEADY, FAULT = 6.0, 10.0  # seconds
 DELAY = 2.5  # seconds: nothing else takes as long, on a busy machine either
 VARIABLE = "DEFECTS_SOCKET"
 # What nothing may say while a fault is on. Names that are a word of everyday English are left out.
@@ -160,7 +160,7 @@ async def test_only_symptoms_tell_one_fault_from_another_and_the_score_is_comput
     after_one = {entry["name"]: entry["restarts"] for entry in state(lab)["services"]}
     assert {name: count - restarts[name] for name, count in after_one.items()} == dict.fromkeys(restarts, 2)
     weights = {"die": "fair", "face": 6, "share": 1.0}
-    loaded = await played(lab, Fault(SITUATIONS["wrong-weights"], weights), 2.0, 6.0, looked)
+    loaded = await played(lab, Fault(SITUATIONS["wrong-weights"], weights), 2.0, 5.0, looked)
     await asyncio.to_thread(wait_for, lambda: as_before(lab))
 
     assert slow.put_back
