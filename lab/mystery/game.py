@@ -13,7 +13,7 @@ import os
 import secrets
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -101,6 +101,10 @@ async def play(lab: Lab, plan: Plan, player: Player) -> Played:
     Raises:
         LabError: when it cannot begin, or the lab is stopped meanwhile.
     """
+    return await _unless_stopped(lab, _play(lab, plan, player))
+
+
+async def _play(lab: Lab, plan: Plan, player: Player) -> Played:
     async with Client(TIMEOUT, traced=False) as client:
         async with RunDirTarget(lab) as target:
             servers = [server for link, server in LINKS.items() if plan.facets.postgres or link != DIE_SERVICE_POSTGRES]
@@ -112,7 +116,7 @@ async def play(lab: Lab, plan: Plan, player: Player) -> Played:
                 await users.start()
                 game = Game(lab, plan, secrets.token_hex(16), users, time.time())
                 async with _happening(game, target):
-                    await _unless_stopped(lab, player(game))
+                    await player(game)
                     ended = time.time()
                     await asyncio.sleep(ARRIVAL)
                     case = await collect(lab, game.began, ended, game.scrapes)
@@ -124,23 +128,18 @@ async def play(lab: Lab, plan: Plan, player: Player) -> Played:
     return Played(game, case, truth, noticed, put_back)
 
 
-async def _unless_stopped(lab: Lab, playing: Awaitable[None]) -> None:
-    """Wait for a player, but no longer than the lab runs."""
-
-    async def watch() -> None:
-        while _runs(int(lab.state["pid"])):
-            await asyncio.sleep(ALIVE_INTERVAL)
-        raise LabError("the lab was stopped: this game does not count")
-
-    tasks = [asyncio.ensure_future(playing), asyncio.ensure_future(watch())]
+async def _unless_stopped(lab: Lab, playing: Coroutine[Any, Any, Played]) -> Played:
+    """Wait for a game, but no longer than the lab runs."""
+    game = asyncio.ensure_future(playing)
     try:
-        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        for task in done:
-            task.result()
+        while not game.done():
+            await asyncio.wait([game], timeout=ALIVE_INTERVAL)
+            if not _runs(int(lab.state["pid"])):
+                raise LabError("the lab was stopped: this game does not count")
+        return game.result()
     finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        game.cancel()
+        await asyncio.gather(game, return_exceptions=True)
 
 
 def _runs(process: int) -> bool:
