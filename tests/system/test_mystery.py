@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-import signal
 import subprocess
 import time
 from collections.abc import Iterator
@@ -28,6 +27,7 @@ from lab.signals import OPENMETRICS
 from tests.support import labs
 from tests.support.labs import Lab, dicelab, get, wait_for
 
+pytestmark = pytest.mark.timeout(300)  # each game restarts all services twice, which takes a while on a busy machine
 STEADY, FAULT = 6.0, 13.0  # seconds
 DELAY = 1.5  # seconds: nothing else takes as long, on a busy machine either
 VARIABLE = "DEFECTS_SOCKET"
@@ -219,7 +219,7 @@ def wait_until_it_runs(lab: Lab, process: subprocess.Popen[bytes]) -> None:
     wait_for(runs)
 
 
-def test_a_game_that_is_killed_or_interrupted_is_put_back(lab: Lab, tmp_path: Path) -> None:
+def test_a_game_that_is_killed_is_put_back(lab: Lab, tmp_path: Path) -> None:
     game = dicelab("mystery", "--run-dir", lab.run_dir, "--answer", tmp_path / "answer.json")
     wait_until_it_runs(lab, game)
     arguments = Path(f"/proc/{game.pid}/cmdline").read_text() + Path(f"/proc/{game.pid}/environ").read_text()
@@ -233,14 +233,6 @@ def test_a_game_that_is_killed_or_interrupted_is_put_back(lab: Lab, tmp_path: Pa
     game.communicate()
     wait_for(lambda: as_before(lab))
     assert get(f"{lab.url(ROLLER)}/roll?die=fair").status == 200
-
-    game = dicelab("mystery", "--run-dir", lab.run_dir, "--answer", tmp_path / "answer.json")
-    wait_until_it_runs(lab, game)
-    game.send_signal(signal.SIGTERM)
-    said = game.communicate(timeout=60)[0].decode()
-    assert "everything is put back" in said
-    assert game.returncode == 1
-    wait_for(lambda: as_before(lab))
     assert not (lab.run_dir / "mystery").exists()  # neither of the games counts
 
 
