@@ -100,7 +100,9 @@ def _broken(spans: Sequence[Span]) -> set[str]:
         callee = CALLEES.get(span.service)
         is_http = _is_client(span) and "http.request.method" in span.attributes
         if is_http and callee and not children and not span.failed:
-            found |= {callee} if callee in there else {callee, f"{span.service}->{callee}"}
+            # With spans of the callee or below it, the context has arrived: spans of the callee are missing.
+            arrived = bool({callee, CALLEES.get(callee)} & there)
+            found |= {callee} if arrived else {callee, f"{span.service}->{callee}"}
     ids = {span.span_id for span in spans}
     for span in spans:
         caller = next((name for name, callee in CALLEES.items() if callee == span.service), None)

@@ -31,7 +31,7 @@ class Roll:
         self.status = 200
         self.unseen: set[str] = set()  # services whose spans are missing
         self.unlinked = ""  # a service that begins a trace of its own
-        self.attempts = 1  # of the dice-roller
+        self.attempts = 1  # of the dice-roller; all but the last fail
         self.face = chance.randint(1, 6)
 
     def spans(self) -> list[tuple[str, Span]]:
@@ -55,7 +55,8 @@ class Roll:
                 server["attributes"].append({"key": "die.result", "value": {"intValue": str(self.face)}})
             made.append((service, server))
             at += 0.001
-            for attempt in range(self.attempts if service == ROLLER else 1):
+            attempts = self.attempts if service == ROLLER else 1
+            for attempt in range(attempts):
                 client = self._span(
                     trace_id,
                     server["spanId"],
@@ -63,7 +64,7 @@ class Roll:
                     "client",
                     at + attempt * 1e-4,
                     lengths[service, "client"],
-                    failed,
+                    failed or attempt < attempts - 1,
                 )
                 if service != DIE_SERVICE:
                     client["attributes"].append(_attribute("http.request.method", "GET"))
