@@ -66,5 +66,5 @@ class FaultyPropagator(TextMapPropagator):
 
     @property
     def fields(self) -> set[str]:
-        """None: otherwise ``otel.fast`` would write the headers itself."""
+        """None: with those of W3C the fast package would write the headers itself."""
         return set()
