@@ -19,7 +19,7 @@ from lab import LabError
 from lab.client import Lab, Missing
 from lab.schema import weaver
 from lab.schema.judge import Judge
-from lab.schema.registry import Registry
+from lab.schema.registry import OTHERS, Registry
 from lab.signals import OPENMETRICS, Line, Span
 from lab.terminal import say
 
@@ -60,13 +60,18 @@ async def look(lab: Lab) -> Seen:
     """
     lines = [line for service in lab.services for line in lab.lines(service)]
     metrics = {}
-    for service in lab.services:
-        response = await lab.fetch(f"{lab.url(service)}/metrics", Accept=OPENMETRICS)
+    for service, url in _pages(lab).items():
+        response = await lab.fetch(f"{url}/metrics", Accept=OPENMETRICS)
         if response.status != 200:
-            raise LabError(f"{lab.url(service)}/metrics answers {response.status}")
+            raise LabError(f"{url}/metrics answers {response.status}")
         metrics[service] = response.text
     spans = await _spans_of(lab, lines) if "tempo" in lab.engines else lab.spans()
     return Seen(spans, lines, metrics)
+
+
+def _pages(lab: Lab) -> dict[str, str]:
+    """The URLs of the programs that have metrics of the registry."""
+    return {**lab.services, **{name: url for name, url in lab.engines.items() if name in OTHERS}}
 
 
 async def _spans_of(lab: Lab, lines: list[Line]) -> list[Span]:
@@ -94,7 +99,7 @@ def run(lab: Lab, stage: int, samples: Path | None, console: Console) -> int:
     """
     registry = Registry.read()
     seen = asyncio.run(_look(lab))
-    judge = seen.judge(registry, stage, list(lab.services))
+    judge = seen.judge(registry, stage, list(_pages(lab)))
     if samples is not None:
         found = weaver.samples(registry, seen.spans, seen.lines, seen.metrics)
         try:
