@@ -73,6 +73,7 @@ def test_files_and_targets_in_the_readme_exist() -> None:
         "CHANGELOG.md",
         "docs/architecture.md",
         "docs/commands.md",
+        "docs/exporter.md",
         "docs/page.md",
         "docs/security.md",
         "docs/settings.md",
