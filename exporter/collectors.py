@@ -6,6 +6,7 @@ ever out of date: while a source is away its ``..._up`` is 0, and its other metr
 
 from __future__ import annotations
 
+import fcntl
 import json
 import logging
 import os
@@ -106,7 +107,7 @@ class DiceTable(Source):
 
 
 class RunDirectory(Source):
-    """The files of a running lab: their size, the newest, and the supervisor's state file."""
+    """The files of a running lab: their size, the newest, restarts, and the running experiment."""
 
     name = "run_dir"
     up = "1 if the exporter could read the run dir, else 0."
@@ -127,7 +128,7 @@ class RunDirectory(Source):
         for signal, directories in NEWEST.items():
             if times := [file.st_mtime for file in self._files(directories)]:
                 newest.add_metric([signal], max(times))
-        yield from (size, newest, self._restarts())
+        yield from (size, newest, self._restarts(), self._experiment())
 
     def _restarts(self) -> Metric:
         restarts = CounterMetricFamily(
@@ -141,6 +142,17 @@ class RunDirectory(Source):
             if "restarts" in part:
                 restarts.add_metric([part["name"]], part["restarts"])
         return restarts
+
+    def _experiment(self) -> Metric:
+        running = GaugeMetricFamily(
+            "dicelab_experiment_running", "1 while dicelab chaos runs this experiment.", labels=["experiment"]
+        )
+        with suppress(FileNotFoundError), open(self._path / "experiment") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:  # the experiment holds the lock; after its end only its name is left
+                running.add_metric([file.read(100)], 1)
+        return running
 
     def _files(self, directories: tuple[str, ...]) -> Iterator[os.stat_result]:
         for directory in directories:

@@ -21,6 +21,7 @@ from yarl import URL
 from exporter.app import SCRAPE_TIMEOUT, create_app
 from exporter.probes import OUTCOMES
 from exporter.settings import Settings
+from lab.chaos.mark import marked
 from lab.signals import OPENMETRICS, parse_samples
 from tests.support.labs import clean_environ
 from web.settings import Environment, SettingsError
@@ -197,6 +198,19 @@ async def test_the_run_dir_is_measured_at_each_scrape(run_dir: Path) -> None:
         samples = await page(client, "/metrics")
         assert samples["dicelab_run_dir_up",] == 1
         assert ("dicelab_restarts_total", "loki") not in samples
+
+
+async def test_an_experiment_is_shown_while_it_runs(tmp_path: Path) -> None:
+    shown = ("dicelab_experiment_running", "database-down")
+    async with TestClient(TestServer(create_app(Settings("127.0.0.1", 0, run_dir=tmp_path)))) as client:
+        with marked(tmp_path, "network-slow"):
+            pass
+        with marked(tmp_path, "database-down"):
+            assert (await page(client, "/metrics"))[shown] == 1
+            with marked(tmp_path, "another"):  # refused by the lab; the first one is still the one that runs
+                assert (await page(client, "/metrics"))[shown] == 1
+        assert (tmp_path / "experiment").exists()
+        assert shown not in await page(client, "/metrics")
 
 
 async def test_sources_that_are_away_leave_nothing_but_their_up(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ import frontend.telemetry
 import roller.telemetry
 from exporter.collectors import DiceTable, RunDirectory
 from exporter.probes import Result
+from lab.chaos.mark import marked
 from lab.schema import docs
 from lab.schema.judge import Judge
 from lab.schema.registry import (
@@ -101,9 +102,14 @@ class One(Collector):
 
 
 @pytest.fixture(scope="module")
-def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """With a file of each signal and a state file, as the exporter finds it."""
+def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """With a file of each signal, a state file and a running experiment, as the exporter finds it."""
     path = tmp_path_factory.mktemp("run")
+    with marked(path, "database-down"):
+        yield _filled(path)
+
+
+def _filled(path: Path) -> Path:
     for name in ("logs/frontend.jsonl", "traces/frontend.jsonl"):
         (path / name).parent.mkdir()
         (path / name).write_text("{}\n")
