@@ -9,14 +9,17 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
 
 import pytest
 
 from lab.chaos.experiments import EXPERIMENTS
 from lab.options import EXPERIMENTS as NAMES
 from tests.support.labs import Held, Lab, dicelab, get, wait_for
+from tests.support.queries import queries
 
 PATIENCE = {"DIE_SERVICE_CONNECT_TIMEOUT": "0.4", "DB_POOL_TIMEOUT": "0.4"}
 SHORT = ("--steady", "1", "--fault", "3", "--rate", "25")
@@ -89,6 +92,16 @@ def lab_with_engines(tmp_path_factory: pytest.TempPathFactory) -> Any:
     lab.stop()
 
 
+# Nobody rolled a week ago; a promise may be broken.
+MAY_BE_ZERO = {"Rolls against the week before", "Minutes of failure left this month", "Promise kept this month"}
+
+
+def prometheus(lab: Lab, expression: str) -> list[float]:
+    """The values of an instant query."""
+    url = f"{lab.engine('prometheus')}/api/v1/query?{urlencode({'query': expression})}"
+    return [float(row["value"][1]) for row in get(url).json["data"]["result"]]
+
+
 def verdict(summary: dict[str, Any], text: str) -> dict[str, Any]:
     return next(one for one in summary["expectations"] if text in one["text"])
 
@@ -103,6 +116,13 @@ def test_a_cause_fires_first_and_is_silent_again(lab_with_engines: Lab) -> None:
     assert summary["alerts"]["DatabaseDown"]["fired_seconds"] < 30
     assert verdict(summary, "alerts fall silent")["met"]
     assert all(times["silent_seconds"] < 120 for times in summary["alerts"].values())
+    # The experiment is marked, and the dashboard for executives tells of its incident.
+    asked = {query.filled(): query.panel for query in queries("executive") if query.language == "promql"}
+    asked['max_over_time(dicelab_experiment_running{experiment="database-down"}[10m])'] = "the mark"
+    assert len(asked) > 10
+    for text, panel in asked.items():
+        values = wait_for(partial(prometheus, lab_with_engines, text), say=f"{panel}: {text}")
+        assert all(value > 0 for value in values) or panel in MAY_BE_ZERO, (panel, text, values)
 
 
 @ENGINES_TIMEOUT
