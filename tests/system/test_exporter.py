@@ -54,7 +54,9 @@ def test_it_measures_the_dice_and_the_run_dir(lab: Lab) -> None:
     }
     assert samples["dicelab_die_faces", "extreme"] == 6
     assert samples["dicelab_restarts_total", "exporter"] == 0
-    assert all(samples["dicelab_run_dir_bytes", signal] > 0 for signal in ("logs", "metrics", "traces"))
+    assert get(f"{lab.front}/roll?die=fair").status == 200
+    for signal in ("logs", "metrics", "traces"):
+        wait_for(lambda signal=signal: page(lab)["dicelab_run_dir_bytes", signal] > 0, say=signal)  # type: ignore[misc]
 
 
 def test_the_newest_line_and_span_are_those_of_the_last_roll(lab: Lab) -> None:
