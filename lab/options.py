@@ -15,13 +15,13 @@ EXPERIMENTS = (
     "database-slow",
     "die-service-down",
     "die-service-slow",
-    "collector-down",
     "pool-exhausted",
     "roller-killed",
-    "tempo-killed",
-    "loki-down",
-    "alloy-killed",
-    "prometheus-down",
+    *(
+        f"{engine}-{how}"
+        for engine in ("collector", "tempo", "loki", "alloy", "prometheus")
+        for how in ("down", "killed", "frozen", "disk-full")
+    ),
 )
 RUN_DIR = Path(".dicelab")
 MAX_USERS = 5000

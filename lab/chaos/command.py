@@ -43,6 +43,8 @@ TELEMETRY_PATIENCE = 15.0  # seconds for telemetry to arrive
 PUT_BACK_TIMEOUT = 60.0
 ALERTS_SILENT = 120.0  # seconds after the end of a fault
 TRAFFIC_SECONDS = 24 * 3600.0  # longer than any experiment, whose end stops the traffic
+BATCHES = 4  # the first stage that has batches
+BATCH = 5  # rolls
 DETECTIONS = 6  # that are printed
 
 _log = logs.events(telemetry.SERVICE)
@@ -199,10 +201,14 @@ class _Run:
             await asyncio.gather(*recorders, return_exceptions=True)
 
     async def _traffic(self, client: Client, end: asyncio.Event) -> None:
-        url = self._observed.lab.front
+        lab = self._observed.lab
+        batches = self._experiment.batches and lab.stage >= BATCHES
 
         async def ask(number: int, due: float) -> None:
-            answer = await client.ask(url, "/roll", {"die": "fair"}, due=due, attributes={"die.type": "fair"})
+            batch = batches and number % 4 == 0
+            query = {"die": "fair", "times": str(BATCH)} if batch else {"die": "fair"}
+            route = "/roll-async" if batch else "/roll"
+            answer = await client.ask(lab.front, route, query, due=due, attributes={"die.type": "fair"})
             self._observed.answers.append(answer)
 
         due = generator.arrivals(self._options.rate, TRAFFIC_SECONDS, generator.PROFILES["steady"])

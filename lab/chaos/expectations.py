@@ -20,7 +20,7 @@ from lab.chaos.observations import Observations, snapshot
 from lab.client import DIE_SERVICE, Missing, NotRunning
 from lab.load.generator import Answer
 from lab.load.latency import Latencies
-from lab.signals import parse_line
+from lab.signals import Span, parse_line
 
 # Memory is back if it is within this share of what it was before, and this many bytes.
 MEMORY_SHARE = 1.25
@@ -325,21 +325,6 @@ def span_lasts(service: str, name: str, seconds: float) -> Expectation:
     return Expectation(f"in a slow trace the span {name!r} of the {service} lasts {seconds:g} s or more", question)
 
 
-def trace_arrives() -> Expectation:
-    async def question(observed: Observations) -> str:
-        good = [answer for answer in observed.during if answer.status == "200"]
-        if not good:
-            raise Missing("no answer was 200")
-        answer = good[len(good) // 2]
-        seen = {span.service for span in await observed.lab.fetch_trace(answer.trace_id)}
-        missing = {"traffic", *observed.lab.services} - seen
-        if missing:
-            raise Missing(f"trace {answer.trace_id} lacks {', '.join(sorted(missing))}")
-        return f"trace {answer.trace_id} is complete"
-
-    return Expectation("spans of that time arrive afterwards", question)
-
-
 def none_dropped() -> Expectation:
     async def question(observed: Observations) -> str:
         for service in observed.lab.services:
@@ -378,24 +363,36 @@ def lines_arrive(doubled: float = 0.0) -> Expectation:
     return Expectation(f"every log line of that time is in Loki, {bound}", question)
 
 
-def traces_lost(seconds: float) -> Expectation:
-    """Only traces of the last seconds before the fault lack spans."""
+def _is_whole(answer: Answer, spans: list[Span], services: set[str]) -> bool:
+    """Whether a trace has spans of each service and of each roll, and no span whose parent is missing."""
+    ids = {span.span_id for span in spans}
+    rolls = sum(span.name.startswith("roll ") for span in spans)
+    return (
+        services <= {span.service for span in spans}
+        and rolls >= answer.document.get("count", 0)
+        and all(not span.parent_id or span.parent_id in ids for span in spans)
+    )
+
+
+def traces_lost(seconds: float = 0.0) -> Expectation:
+    """Only traces of the last seconds before the fault lack spans; none if ``seconds`` is 0."""
 
     async def question(observed: Observations) -> str:
+        margin = max(2 * seconds, 4.0)
         near = [
             answer
             for answer in observed.answers
             if answer.status == "200"
-            and observed.injected - 2 * seconds < answer.started + answer.seconds
-            and answer.started < observed.restored + seconds
+            and observed.injected - margin < answer.started + answer.seconds
+            and answer.started < observed.restored + margin / 2
         ]
-        wanted = {"traffic", *observed.lab.services}
+        services = {"traffic", *observed.lab.services}
         slots = asyncio.Semaphore(LOOK_UPS)
 
         async def lacks(answer: Answer) -> bool:
             async with slots:
                 try:
-                    return bool(wanted - {span.service for span in await observed.lab.fetch_trace(answer.trace_id)})
+                    return not _is_whole(answer, await observed.lab.fetch_trace(answer.trace_id), services)
                 except Missing:
                     return True
 
@@ -412,6 +409,8 @@ def traces_lost(seconds: float) -> Expectation:
             raise Missing(found)
         return found
 
+    if not seconds:
+        return Expectation("no trace of that time lacks a span", question)
     return Expectation(f"only traces of the last {seconds:g} s before the fault lack spans", question)
 
 

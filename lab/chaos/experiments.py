@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from operator import methodcaller
 
 from lab.chaos import expectations as expect
 from lab.chaos.expectations import Expectation
@@ -37,6 +38,7 @@ class Experiment:
         first_alert: the alerts of which one fires first; empty: none fires.
         alert_within: seconds after the injection; the fault has to last as long, unless it restarts by itself.
         needs: the engines that it breaks or reads.
+        batches: whether every fourth request asks for a batch, where the lab has them; else all are single rolls.
         prepare: what must be in place before the steady state.
     """
 
@@ -48,6 +50,7 @@ class Experiment:
     first_alert: tuple[str, ...]
     alert_within: float = CAUSE_WITHIN
     needs: tuple[str, ...] = ()
+    batches: bool = False
     prepare: Step | None = None
 
     @property
@@ -154,21 +157,6 @@ EXPERIMENTS: dict[str, Experiment] = {
         alert_within=SYMPTOM_WITHIN,
         prepare=lambda target: target.slow(DIE_SERVICE, 0),
     ),
-    "collector-down": Experiment(
-        "The OpenTelemetry Collector is down: rolls are not affected; spans wait in the services and arrive later.",
-        1,
-        lambda target: target.stop("otel-collector"),
-        lambda target: target.start("otel-collector"),
-        (
-            expect.only("200"),
-            expect.unaffected(),
-            expect.trace_arrives(),
-            expect.none_dropped(),
-            expect.same_processes("otel-collector"),
-        ),
-        ("ServiceDown",),
-        needs=("otel-collector", "tempo"),
-    ),
     "pool-exhausted": Experiment(
         "A lock is held on the table of dice: queries wait, are cancelled after two seconds, and meanwhile occupy"
         " every connection; requests that get no connection are refused after a second.",
@@ -214,67 +202,115 @@ EXPERIMENTS: dict[str, Experiment] = {
         ),
         (),
     ),
-    "tempo-killed": Experiment(
-        "Tempo is killed: rolls are not affected; spans that it held in memory, of the last seconds, are lost and"
-        " counted nowhere, which is why an alert tells of its restart.",
+}
+
+
+@dataclass(frozen=True)
+class Engine:
+    """An engine that experiments break, while users notice nothing.
+
+    Attributes:
+        name: of its process.
+        stage: the first stage that has the signal it carries.
+        needs: the engines that tell what has become of the telemetry.
+        arrives: what arrives in spite of the fault, in words.
+        expectations: what a fault that it outlives does to the telemetry.
+        killed: the same for a kill, if it loses what it had in memory.
+        full_disk: the same while its disk is full.
+        full_disk_alert: the alert of a full disk.
+    """
+
+    name: str
+    stage: int
+    needs: tuple[str, ...]
+    arrives: str
+    expectations: tuple[Expectation, ...]
+    killed: tuple[Expectation, ...] | None = None
+    killed_alert: tuple[str, ...] = ()
+    full_disk: tuple[Expectation, ...] | None = None
+    full_disk_alert: tuple[str, ...] = ()
+
+
+ENGINES = {
+    "collector": Engine(
+        "otel-collector",
         1,
-        lambda target: target.kill("tempo"),
-        None,
-        (
-            expect.only("200"),
-            expect.unaffected(),
-            expect.traces_lost(TEMPO_MEMORY),
-            expect.none_dropped(),
-            expect.same_processes("tempo"),
-        ),
-        ("TempoRestarted",),
-        needs=("tempo",),
+        ("otel-collector", "tempo"),
+        "spans wait in the services and arrive later",
+        (expect.traces_lost(), expect.none_dropped()),
     ),
-    "loki-down": Experiment(
-        "Loki is down: rolls are not affected; log lines wait in the files and arrive later, each once.",
+    "tempo": Engine(
+        "tempo",
         1,
-        lambda target: target.stop("loki"),
-        lambda target: target.start("loki"),
-        (
-            expect.only("200"),
-            expect.unaffected(),
-            expect.lines_arrive(),
-            expect.none_dropped(),
-            expect.same_processes("loki"),
-        ),
-        ("ServiceDown",),
-        needs=("loki", "alloy"),
+        ("tempo", "otel-collector"),
+        "spans wait in the Collector and arrive later",
+        (expect.traces_lost(), expect.none_dropped()),
+        killed=(expect.traces_lost(TEMPO_MEMORY), expect.none_dropped()),
+        killed_alert=("TempoRestarted",),
     ),
-    "alloy-killed": Experiment(
-        "Alloy is killed: rolls are not affected; it reads on where it had stopped, and no log line is lost. Lines that"
-        " it reads again are there twice only where Loki has stored them meanwhile.",
+    "loki": Engine(
+        "loki",
         1,
-        lambda target: target.kill("alloy"),
-        None,
-        (
-            expect.only("200"),
-            expect.unaffected(),
-            expect.lines_arrive(doubled=READ_AGAIN),
-            expect.none_dropped(),
-            expect.same_processes("alloy"),
-        ),
-        (),
-        needs=("loki", "alloy"),
+        ("loki", "alloy"),
+        "log lines wait in the files and arrive later, each once",
+        (expect.lines_arrive(), expect.none_dropped()),
     ),
-    "prometheus-down": Experiment(
-        "Prometheus is down: rolls are not affected, and nobody is alerted meanwhile; its counters lack no roll"
-        " afterwards, and the gap raises no alert.",
+    "alloy": Engine(
+        "alloy",
+        1,
+        ("loki", "alloy"),
+        "log lines wait in the files and arrive later",
+        (expect.lines_arrive(), expect.none_dropped()),
+        killed=(expect.lines_arrive(doubled=READ_AGAIN), expect.none_dropped()),
+    ),
+    "prometheus": Engine(
+        "prometheus",
         2,
-        lambda target: target.stop("prometheus"),
-        lambda target: target.start("prometheus"),
-        (
-            expect.only("200"),
-            expect.unaffected(),
-            expect.counters_catch_up(FRONTEND, "roll_requests_total", outcome="success"),
-            expect.none_dropped(),
-            expect.same_processes("prometheus"),
-        ),
-        (),
-        needs=("prometheus",),
+        ("prometheus",),
+        "its counters lack no roll afterwards",
+        (expect.counters_catch_up(FRONTEND, "roll_requests_total", outcome="success"), expect.none_dropped()),
     ),
 }
+
+
+# How an engine is broken: in words, and the methods of Target that begin and end the fault. The supervisor restarts
+# what has ended.
+WAYS = {
+    "down": ("is down", "stop", "start"),
+    "killed": ("is killed", "kill", ""),
+    "frozen": ("is frozen: its connections stay open and nothing answers", "freeze", "thaw"),
+    "disk-full": ("has no space left on its disk", "fill", "empty"),
+}
+
+
+def _of_engine(name: str, how: str) -> Experiment:
+    """The experiment that breaks an engine: ``down``, ``killed``, ``frozen`` or ``disk-full``."""
+    engine = ENGINES[name]
+    expectations = engine.expectations
+    # While Prometheus itself does not evaluate its rules, no alert can fire.
+    alerts: tuple[str, ...] = () if name == "prometheus" else ("ServiceDown",)
+    changed = (engine.name,) if how in ("down", "killed") else ()
+    if how == "killed":
+        expectations, alerts = engine.killed or expectations, engine.killed_alert
+    elif how == "disk-full":
+        expectations, alerts = engine.full_disk or expectations, engine.full_disk_alert
+    broken, inject, restore = WAYS[how]
+    subject = "The Collector" if name == "collector" else name.capitalize()
+    return Experiment(
+        f"{subject} {broken}. Rolls are not affected; {engine.arrives}.",
+        engine.stage,
+        methodcaller(inject, engine.name),
+        methodcaller(restore, engine.name) if restore else None,
+        (
+            expect.only("200"),
+            expect.unaffected(),
+            *expectations,
+            expect.same_processes(*changed),
+        ),
+        alerts,
+        needs=engine.needs,
+        batches=True,
+    )
+
+
+EXPERIMENTS |= {f"{engine}-{how}": _of_engine(engine, how) for engine in ENGINES for how in WAYS}

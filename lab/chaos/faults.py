@@ -6,6 +6,10 @@ requests, each a JSON object on a line with one as its answer::
     {"hold": "die-service"}                 kill it and keep it down
     {"release": "die-service"}              start it again
     {"slow": "die-service", "seconds": 3}   delay its answers, with a proxy in front of it
+    {"freeze": "loki"}                      stop its process (SIGSTOP), without its end
+    {"thaw": "loki"}                        let it continue
+    {"fill": "loki"}                        use up the free space of its file system
+    {"empty": "loki"}                       give that space back
     {"restart": {"dice-roller": {"OTEL_PROPAGATORS": "none"}}}   restart services with these variables added
     {"end": true}                           take all faults out, and answer once that is done
 
@@ -15,14 +19,18 @@ The faults last as long as the connection: when it closes, be it by ``kill -9``,
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
+import os
 import shutil
+import signal
+import tempfile
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import IO, Any, Self
 
 from lab import LabError
 from lab.chaos.proxy import Address, Proxy
@@ -30,6 +38,7 @@ from lab.supervise.private import private_directory
 from lab.supervise.supervised import Supervised, SupervisedProcess
 
 SLOWEST = 60.0  # seconds
+LARGEST = 256 * 2**20  # bytes; of a file system that is filled, so that it is one that was made for the purpose
 # The variables that a service may be restarted with.
 VARIABLES = {"BLOCKING_WAIT", "DB_POOL_SIZE", "DB_POOL_TIMEOUT", "OTEL_PROPAGATORS"}
 
@@ -55,11 +64,13 @@ class FaultServer:
     Args:
         parts: the services, the engines and the database, by name.
         links: the connections that can be made slow, by the name of their server.
+        data: the directory that holds the engines' data, each in a directory of its name.
     """
 
-    def __init__(self, parts: Mapping[str, Supervised], links: Mapping[str, Link]) -> None:
+    def __init__(self, parts: Mapping[str, Supervised], links: Mapping[str, Link], data: Path) -> None:
         self._parts = parts
         self._links = links
+        self._data = data
         self._directory = private_directory()  # a run dir's path may be too long for a socket
         self._server: asyncio.Server | None = None
         self._busy = False
@@ -90,7 +101,7 @@ class FaultServer:
                 return
             self._busy = True
             try:
-                async with _Faults(self._parts, self._links) as faults:
+                async with _Faults(self._parts, self._links, self._data) as faults:
                     while line := await reader.readline():
                         await _reply(writer, await faults.answer(line))
             finally:
@@ -110,10 +121,13 @@ async def _reply(writer: asyncio.StreamWriter, document: Mapping[str, Any]) -> N
 class _Faults:
     """The faults of one experiment, taken out when the context is left."""
 
-    def __init__(self, parts: Mapping[str, Supervised], links: Mapping[str, Link]) -> None:
+    def __init__(self, parts: Mapping[str, Supervised], links: Mapping[str, Link], data: Path) -> None:
         self._parts = parts
         self._links = links
+        self._data = data
         self._held: set[str] = set()
+        self._frozen: dict[str, int] = {}  # process ids
+        self._fillers: dict[str, IO[bytes]] = {}  # files without a name: their space is free once they are closed
         self._proxies: dict[str, Proxy] = {}
         self._variables: dict[str, dict[str, str]] = {}  # added to a service's environment, by its name
 
@@ -132,6 +146,14 @@ class _Faults:
                 await self._hold(request["hold"])
             elif "release" in request:
                 self._release(request["release"])
+            elif "freeze" in request:
+                self._freeze(request["freeze"])
+            elif "thaw" in request:
+                self._thaw(request["thaw"])
+            elif "fill" in request:
+                await asyncio.to_thread(self._fill, request["fill"])
+            elif "empty" in request:
+                self._empty(request["empty"])
             elif "restart" in request:
                 await self._restart(request["restart"])
             elif "end" in request:
@@ -147,6 +169,10 @@ class _Faults:
         return {"done": True}
 
     async def _end(self) -> None:
+        for name in list(self._frozen):
+            self._thaw(name)
+        for name in list(self._fillers):
+            self._empty(name)
         for name in self._held:
             self._parts[name].release()
         self._held.clear()
@@ -168,6 +194,38 @@ class _Faults:
         if name in self._held:
             self._held.discard(name)
             self._parts[name].release()
+
+    def _freeze(self, name: str) -> None:
+        pid = self._parts[name].pid if name in self._parts else None
+        if pid is None:
+            raise LabError(f"this lab runs no {name} of its own")
+        os.kill(pid, signal.SIGSTOP)
+        self._frozen[name] = pid
+
+    def _thaw(self, name: str) -> None:
+        if name in self._frozen and self._frozen.pop(name) == self._parts[name].pid:
+            with suppress(ProcessLookupError):
+                os.kill(self._parts[name].pid or 0, signal.SIGCONT)
+
+    def _fill(self, name: str) -> None:
+        directory = self._data / name
+        if name not in self._parts or not os.path.ismount(directory):
+            raise LabError(f"{directory} is no file system of its own that can be filled: mount a small one there")
+        if shutil.disk_usage(directory).total > LARGEST:
+            raise LabError(f"the file system at {directory} is not filled: it is larger than {LARGEST // 2**20} MiB")
+        filler = self._fillers.setdefault(name, tempfile.TemporaryFile(dir=directory, buffering=0))
+        size = 2**20
+        while size:
+            try:
+                filler.write(bytes(size))
+            except OSError as error:
+                if error.errno != errno.ENOSPC:
+                    raise LabError(f"{directory} cannot be filled: {error.strerror}") from None
+                size //= 16
+
+    def _empty(self, name: str) -> None:
+        if name in self._fillers:
+            self._fillers.pop(name).close()
 
     async def _slow(self, name: str, seconds: float) -> None:
         if name not in self._links:

@@ -49,6 +49,22 @@ class Target(ABC):
         """Kill a process that the supervisor then restarts."""
 
     @abstractmethod
+    async def freeze(self, name: str) -> None:
+        """Stop its process without ending it, so that connections to it stay open and nothing answers."""
+
+    @abstractmethod
+    async def thaw(self, name: str) -> None:
+        """Let it continue."""
+
+    @abstractmethod
+    async def fill(self, name: str) -> None:
+        """Use up the free space of the file system that holds an engine's data."""
+
+    @abstractmethod
+    async def empty(self, name: str) -> None:
+        """Give that space back."""
+
+    @abstractmethod
     async def slow(self, name: str, seconds: float) -> None:
         """Delay each answer by this much; 0 for not at all."""
 
@@ -97,6 +113,18 @@ class RunDirTarget(Target):
             raise LabError(f"this lab runs no {name}")
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
+
+    async def freeze(self, name: str) -> None:
+        await self._faults.ask(freeze=name)
+
+    async def thaw(self, name: str) -> None:
+        await self._faults.ask(thaw=name)
+
+    async def fill(self, name: str) -> None:
+        await self._faults.ask(fill=name)
+
+    async def empty(self, name: str) -> None:
+        await self._faults.ask(empty=name)
 
     async def slow(self, name: str, seconds: float) -> None:
         await self._faults.ask(slow=name, seconds=seconds)
@@ -150,6 +178,7 @@ class ContainerTarget(Target):
     def __init__(self, containers: Containers) -> None:
         self._containers = containers
         self._stopped: set[str] = set()
+        self._frozen: set[str] = set()
         self._stutters: dict[str, asyncio.Task[None]] = {}
         self._locking: asyncio.subprocess.Process | None = None
 
@@ -162,6 +191,8 @@ class ContainerTarget(Target):
         for name in list(self._stutters):
             await self.slow(name, 0)
         await self.unlock()
+        for name in list(self._frozen):
+            await self.thaw(name)
         for name in list(self._stopped):
             await self.start(name)
 
@@ -182,6 +213,20 @@ class ContainerTarget(Target):
                 os.kill(pid, signal.SIGKILL)
         except OSError as error:
             raise LabError(f"process {pid} of the {name} cannot be killed from here: {error.strerror}") from None
+
+    async def freeze(self, name: str) -> None:
+        self._frozen.add(name)
+        await self._containers.run("pause", self._containers.id(name))
+
+    async def thaw(self, name: str) -> None:
+        await self._containers.run("unpause", self._containers.id(name))
+        self._frozen.discard(name)
+
+    async def fill(self, name: str) -> None:
+        raise LabError("the disk of a container is not filled: it is this machine's; use a lab of dicelab up")
+
+    async def empty(self, name: str) -> None:
+        """Nothing was filled."""
 
     async def slow(self, name: str, seconds: float) -> None:
         stutter = self._stutters.pop(name, None)

@@ -8,12 +8,12 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
 from lab import LabError
-from lab.learn.catalogue import find
-from lab.learn.school import NEW, School
+from lab.learn.school import NEW, READING, School
 from lab.terminal import say
 
 LARGEST = 1024 * 1024  # bytes of an answer in a file
@@ -51,9 +51,6 @@ def _run(school: School, options: Options, console: Console) -> int:
         action, rest = "ask", [action, *rest]
     if options.file is not None and action != "answer":
         raise LabError("--file holds an answer: dicelab learn answer N.M --file FILE")
-    if action == "list":
-        _expect(rest, 0, 0, "dicelab learn list")
-        return _list(school, options.json, console)
     if action == "reset":
         _expect(rest, 0, 1, "dicelab learn reset [N.M]")
         school.reset(rest[0] if rest else None)
@@ -67,33 +64,25 @@ def _run(school: School, options: Options, console: Console) -> int:
         else:
             say(console, verdict.text, "green" if verdict.right else "yellow")
         return 0 if verdict.right else WRONG
-    if action == "guide":
-        _expect(rest, 1, 1, "dicelab learn guide N")
-        text = school.guide(rest[0])
-        if options.json:
-            print(json.dumps({"stage": int(rest[0]), "text": text}))
-        else:
-            say(console, text)
-        return 0
-    if action not in ("ask", "question", "hint", "solution"):
+    if action == "ask":
+        _expect(rest, 1, 1, "dicelab learn N.M")
+        asyncio.run(school.ask(rest[0]))
+        action = "question"
+    if action not in READING:
         raise LabError(
             f"no such action: {action[:40]!r}; there are list, guide, N.M, question, answer, hint, solution and reset"
         )
-    _expect(rest, 1, 1, f"dicelab learn {'' if action == 'ask' else action + ' '}N.M")
-    number = rest[0]
-    if action == "ask":
-        text = asyncio.run(school.ask(number))
-    elif action == "question":
-        text = school.question(number)
-    else:
-        text = school.hint(number) if action == "hint" else school.solution(number)
-    expected = find(number).form.words
+    words = 0 if action == "list" else 1
+    _expect(rest, words, words, f"dicelab learn {action}{' N' if action == 'guide' else ' N.M' if words else ''}")
+    document = school.document(action, *rest)
     if options.json:
-        print(json.dumps({"exercise": number, "text": text, "expected": expected}))
-        return 0
-    say(console, text)
-    if action in ("ask", "question"):
-        say(console, f"\nAnswer: dicelab learn answer {number} ANSWER\nANSWER is {expected}.", "dim")
+        print(json.dumps(document, indent=2))
+    elif action == "list":
+        _list(document, console)
+    else:
+        say(console, document["text"])
+        if action == "question":
+            say(console, f"\nAnswer: dicelab learn answer {rest[0]} ANSWER\nANSWER is {document['expected']}.", "dim")
     return 0
 
 
@@ -120,11 +109,7 @@ def _answer(words: Sequence[str], file: Path | None) -> str:
         raise LabError(f"{file}: not a text in UTF-8") from None
 
 
-def _list(school: School, as_json: bool, console: Console) -> int:
-    entries = school.list()
-    if as_json:
-        print(json.dumps(entries, indent=2))
-        return 0
+def _list(entries: list[dict[str, Any]], console: Console) -> None:
     stage = 0
     for entry in entries:
         if entry["stage"] != stage:
@@ -140,4 +125,3 @@ def _list(school: School, as_json: bool, console: Console) -> int:
     obstacles = {entry["needs"] for entry in entries if entry["needs"] and not entry["done"]}
     if len({entry["needs"] for entry in entries}) == 1 and obstacles:
         say(console, obstacles.pop(), "yellow")
-    return 0

@@ -23,6 +23,7 @@ from lab.learn.progress import Progress
 from lab.supervise import engines
 
 GUIDES = Path(__file__).resolve().parents[2] / "docs" / "stages"
+READING = ("list", "guide", "question", "hint", "solution")
 NEW, ASKED, WRONG, RIGHT = "new", "asked", "wrong", "right"
 GET_IT = {"promtool": "Debian's package prometheus"} | {engine.name: engine.get_it for engine in engines.ENGINES}
 
@@ -41,6 +42,22 @@ class School:
     @property
     def progress(self) -> Progress:
         return Progress(self.run_dir)
+
+    def document(self, action: str, about: str = "") -> Any:
+        """The JSON document of an action that only reads, :data:`READING`.
+
+        Args:
+            about: the number of an exercise, or of a stage for its guide.
+
+        Raises:
+            LabError: when there is none.
+        """
+        if action == "list":
+            return self.list()
+        if action == "guide":
+            return {"text": self.guide(about), "stage": int(about)}
+        texts = {"question": self.question, "hint": self.hint, "solution": self.solution}
+        return {"exercise": about, "text": texts[action](about), "expected": find(about).form.words}
 
     def list(self) -> list[dict[str, Any]]:
         """Every exercise: number, title, stage, state, tries, what it is answered with, and why it cannot be asked now.

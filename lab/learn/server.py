@@ -1,7 +1,8 @@
 """The exercises for the page of a running lab: ``dicelab up`` offers them on a Unix socket.
 
 The socket is in a directory that no other user can enter; the frontend finds it in ``LEARN_SOCKET`` and relays what a
-page asks for. Each request runs ``dicelab learn`` as a process of its own, so that the supervisor never waits for one::
+page asks for. What works on the lab runs ``dicelab learn`` as a process of its own, so that the supervisor never waits
+for one; a thread answers what only reads::
 
     POST /  {"words": ["answer", "1.1"], "answer": "42"}
     200     {"status": 0, "document": {"exercise": "1.1", "right": true, "text": "Right."}, "error": "", "busy": ""}
@@ -22,12 +23,17 @@ from typing import Any
 
 from aiohttp import web
 
+from lab import LabError
 from lab.supervise.private import private_directory
 
-ACTIONS = ("list", "ask", "guide", "question", "answer", "hint", "solution", "reset")
+READING = ("list", "guide", "question", "hint", "solution")
+WORKING = ("ask", "answer", "reset")
 NUMBER = re.compile(r"[1-9](\.[1-9])?")  # of a stage or an exercise
 LARGEST = 64 * 1024  # bytes of a request
 TIMEOUT = 240.0  # seconds for one exercise
+BAD_INPUT = 2
+
+Reply = tuple[int, Any, str]  # the exit status of the command, its JSON document, its error
 
 
 class LearnServer:
@@ -65,25 +71,32 @@ class LearnServer:
             words, answer = [str(word) for word in document["words"]], str(document.get("answer", ""))
         except (ValueError, KeyError, TypeError, AttributeError):
             return web.json_response({"error": "a JSON object with words is expected"}, status=400)
-        if not 1 <= len(words) <= 2 or words[0] not in ACTIONS or not all(map(NUMBER.fullmatch, words[1:])):
+        if not 1 <= len(words) <= 2 or words[0] not in READING + WORKING or not all(map(NUMBER.fullmatch, words[1:])):
             return web.json_response({"error": "no such action"}, status=400)
         works = words[0] in ("ask", "answer") and len(words) == 2
         if works:
             self._busy.append(words[1])
         try:
-            status, output, errors = await self._run(words, answer)
+            if words[0] in WORKING:
+                status, found, error = await self._run(words, answer)
+            else:
+                status, found, error = await asyncio.to_thread(self._read, words)
         finally:
             if works:
                 self._busy.remove(words[1])
-        found: Any = None
-        with suppress(ValueError):
-            found = json.loads(output)
-        error = errors.strip().removeprefix("dicelab: ")
         return web.json_response(
             {"status": status, "document": found, "error": error, "busy": next(iter(self._busy), "")}
         )
 
-    async def _run(self, words: list[str], answer: str) -> tuple[int, str, str]:
+    def _read(self, words: list[str]) -> Reply:
+        from lab.learn.school import School  # half a second, which a lab without learners does not need
+
+        try:
+            return 0, School(self._run_dir).document(*words), ""
+        except LabError as error:
+            return BAD_INPUT, None, str(error)
+
+    async def _run(self, words: list[str], answer: str) -> Reply:
         file = ["--file", "/dev/stdin"] if words[0] == "answer" else []
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "lab.cli", "learn", "--json", "--run-dir", str(self._run_dir), *file, "--", *words),
@@ -95,9 +108,12 @@ class LearnServer:
             async with asyncio.timeout(TIMEOUT):
                 output, errors = await process.communicate(answer.encode())
         except TimeoutError:
-            return 2, "", f"it took longer than {TIMEOUT:g} s"
+            return BAD_INPUT, None, f"it took longer than {TIMEOUT:g} s"
         finally:
             if process.returncode is None:
                 process.terminate()
                 await process.wait()
-        return process.returncode or 0, output.decode(errors="replace"), errors.decode(errors="replace")
+        found: Any = None
+        with suppress(ValueError):
+            found = json.loads(output.decode(errors="replace"))
+        return process.returncode or 0, found, errors.decode(errors="replace").strip().removeprefix("dicelab: ")

@@ -283,8 +283,8 @@ arrived. Their difference is what neither service can see alone. In this run it 
 
 ERROR_RATIO = """\
 sum by (die_type) (count_over_time({service_name="dice-roller"} | json | message="Roll failed" [10m]))
-  / sum by (die_type) (count_over_time({service_name="dice-roller"} | json | message=~"Roll failed|Roll completed"
-[10m]))"""
+  / sum by (die_type) (count_over_time({service_name="dice-roller"} | json
+      | message="Roll failed" or message="Roll completed" [10m]))"""
 
 
 async def lines_of_rolls(lesson: Lesson) -> Facts:
@@ -392,6 +392,15 @@ Tolerance: 0.001.""",
             hint="The numerator counts every line at level ERROR, not only rolls that failed. Filter on the message of"
             " the event.",
         ),
+        Mistake(
+            lambda facts: ERROR_RATIO.replace(
+                'message="Roll failed" or message="Roll completed"', 'message=~"Roll failed|Roll completed"'
+            ),
+            name="a regular expression that matches more than it says",
+            hint="Loki 3.7 finds an expression such as Roll failed|Roll completed anywhere in the field, also in a"
+            ' message that only mentions those words. Compare the whole field: message="Roll failed" or'
+            ' message="Roll completed".',
+        ),
     ),
     "Parse with | json, filter on the field message, count_over_time(… [10m]), sum by (die_type), and divide.",
     """\
@@ -400,7 +409,7 @@ Tolerance: 0.001.""",
     + """
 
 | json turns the fields of a line into labels, so that they can be compared exactly and summed by. A line filter such as
-|= "Roll failed" would also match lines that merely mention those words.""",
+|= "Roll failed" would also match lines that merely mention those words, and so does =~ in Loki 3.7.""",
     running=("loki",),
     judge=loki.by_label("die_type"),
 )

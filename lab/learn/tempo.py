@@ -11,8 +11,9 @@ import aiohttp
 from lab import LabError
 from lab.client import Lab
 from lab.learn.exercise import Exercise, Facts, Verdict
-from lab.learn.lesson import Lesson
+from lab.learn.lesson import PATIENCE, Lesson
 from lab.learn.queries import refused, with_hint
+from lab.waiting import within
 
 LIMIT = 1000  # traces
 
@@ -39,11 +40,21 @@ async def search(lab: Lab, query: str, world: Mapping[str, Any]) -> set[str]:
 
 
 async def judge(exercise: Exercise, lesson: Lesson, facts: Facts, answer: str) -> Verdict:
-    """Compares the traces that a query finds with the expected ones of each of the ``worlds``."""
+    """Compares the traces that a query finds with the expected ones of each of the ``worlds``.
+
+    Raises:
+        LabError: when Tempo does not find them even by the reference solution, which is not the learner's mistake.
+    """
+    expected = [set(world["expected"]) for world in facts["worlds"]]
 
     async def results(query: str) -> list[set[str]]:
         return [await search(lesson.lab, query, world) for world in facts["worlds"]]
 
+    async for _ in within(PATIENCE, 0.3):
+        if await results(exercise.reference.text(facts)) == expected:
+            break
+    else:
+        raise LabError("Tempo does not find the traces of this exercise yet; answer again in a moment")
     found = await results(answer)
     for ids, world in zip(found, facts["worlds"], strict=True):
         missing, surplus = set(world["expected"]) - ids, ids - set(world["expected"])

@@ -109,7 +109,7 @@ class Supervisor:
             self._services.append(await _started(process, on_lines))
         await self._workers_ready()
         await self._ready(plan.ready_urls())
-        self._faults = FaultServer(self._supervised(), self._links())
+        self._faults = FaultServer(self._supervised(), self._links(), self._run_dir.engines)
         await self._faults.open()
         self._announce()
         self._run_dir.write_state(self._state())  # the file signals that the lab is ready

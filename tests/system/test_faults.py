@@ -47,6 +47,23 @@ async def test_settings_last_as_long_as_the_connection(own_lab: Callable[..., La
     await asyncio.to_thread(wait_for, lambda: answered(lab))
 
 
+async def test_a_frozen_service_continues_when_the_experiment_ends(own_lab: Callable[..., Lab]) -> None:
+    lab = own_lab(1)
+
+    def frozen() -> bool:
+        return Path(f"/proc/{lab.pid(ROLLER)}/stat").read_text().split()[2] == "T"
+
+    async with Faults(lab.state["faults"]) as faults:
+        await faults.ask(freeze=ROLLER)
+        await asyncio.to_thread(wait_for, frozen)
+        with pytest.raises(LabError, match="this lab runs no nobody"):
+            await faults.ask(freeze="nobody")
+        with pytest.raises(LabError, match="no file system of its own that can be filled"):
+            await faults.ask(fill=ROLLER)
+    assert not await asyncio.to_thread(frozen)
+    assert await asyncio.to_thread(answered, lab)
+
+
 async def test_one_experiment_can_follow_another_at_once(own_lab: Callable[..., Lab]) -> None:
     lab = own_lab(1)
     for _ in range(20):
