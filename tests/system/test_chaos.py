@@ -9,17 +9,14 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from functools import partial
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlencode
 
 import pytest
 
 from lab.chaos.experiments import EXPERIMENTS
 from lab.options import EXPERIMENTS as NAMES
 from tests.support.labs import Held, Lab, dicelab, get, wait_for
-from tests.support.queries import queries
 
 PATIENCE = {"DIE_SERVICE_CONNECT_TIMEOUT": "0.4", "DB_POOL_TIMEOUT": "0.4"}
 SHORT = ("--steady", "1", "--fault", "3", "--rate", "25")
@@ -92,16 +89,6 @@ def lab_with_engines(tmp_path_factory: pytest.TempPathFactory) -> Any:
     lab.stop()
 
 
-# Nobody rolled a week ago; a promise may be broken.
-MAY_BE_ZERO = {"Rolls against the week before", "Minutes of failure left this month", "Promise kept this month"}
-
-
-def prometheus(lab: Lab, expression: str) -> list[float]:
-    """The values of an instant query."""
-    url = f"{lab.engine('prometheus')}/api/v1/query?{urlencode({'query': expression})}"
-    return [float(row["value"][1]) for row in get(url).json["data"]["result"]]
-
-
 def verdict(summary: dict[str, Any], text: str) -> dict[str, Any]:
     return next(one for one in summary["expectations"] if text in one["text"])
 
@@ -116,13 +103,6 @@ def test_a_cause_fires_first_and_is_silent_again(lab_with_engines: Lab) -> None:
     assert summary["alerts"]["DatabaseDown"]["fired_seconds"] < 30
     assert verdict(summary, "alerts fall silent")["met"]
     assert all(times["silent_seconds"] < 120 for times in summary["alerts"].values())
-    # The experiment is marked, and the dashboard for executives tells of its incident.
-    asked = {query.filled(): query.panel for query in queries("executive") if query.language == "promql"}
-    asked['max_over_time(dicelab_experiment_running{experiment="database-down"}[10m])'] = "the mark"
-    assert len(asked) > 10
-    for text, panel in asked.items():
-        values = wait_for(partial(prometheus, lab_with_engines, text), say=f"{panel}: {text}")
-        assert all(value > 0 for value in values) or panel in MAY_BE_ZERO, (panel, text, values)
 
 
 @ENGINES_TIMEOUT
@@ -210,7 +190,7 @@ def test_experiments_cannot_run_concurrently(lab: Lab) -> None:
 
 def test_a_slow_die_service_is_shed_but_a_burst_is_not(own_lab: Callable[..., Lab]) -> None:
     lab = own_lab(
-        3, roll_delay=0, DIE_SERVICE_CONNECTIONS="4", DIE_SERVICE_CONNECT_TIMEOUT="0.3", DIE_SERVICE_TIMEOUT="10"
+        3, roll_delay=0, DIE_SERVICE_CONNECTIONS="4", DIE_SERVICE_CONNECT_TIMEOUT="1", DIE_SERVICE_TIMEOUT="10"
     )
     url = f"{lab.url('dice-roller')}/roll?die=fair"
     with ThreadPoolExecutor(30) as users:
@@ -223,7 +203,7 @@ def test_a_slow_die_service_is_shed_but_a_burst_is_not(own_lab: Callable[..., La
             assert get(url).status == 503  # has waited its time for a connection
             started = time.monotonic()
             answers = [get(url) for _ in range(20)]
-            assert time.monotonic() - started < 20 * 0.3  # none of these has
+            assert time.monotonic() - started < 20  # none of these has
             assert {answer.status for answer in answers} == {503}
             assert all("Retry-After" in answer.headers for answer in answers)
             assert "overloaded" in answers[-1].json["detail"]

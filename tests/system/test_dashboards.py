@@ -467,12 +467,12 @@ def test_every_series_in_a_query_exists(lab: Lab) -> None:
         for name in NAMES
         for entry in dashboard(name)["annotations"]["list"]
     ]
-    # With an incident in test_chaos.py; here only whether all that it asks for is there.
+    # With an incident in test_exporter.py; here only whether all that it asks for is there.
     executive = [query for query in queries("executive") if query.language == "promql"]
     for query, said in read([*PROMQL.values(), *executive, *annotations]):
         labels: set[str] = set()
         for selector in alternatives(said.selectors):
-            # There only while an alert is pending or fires, or an experiment runs; see test_rules.py and test_chaos.py.
+            # There only while an alert is pending or fires, or an experiment runs; see test_rules.py, test_exporter.py.
             if selector.name in ("ALERTS", "dicelab_experiment_running") or not can_be_there(selector):
                 continue
             series = wait_for(partial(series_of, lab, str(selector)), timeout=30, say=f"{query.panel}: {selector}")
