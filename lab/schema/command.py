@@ -25,6 +25,8 @@ from lab.terminal import say
 
 MAX_TRACES = 300  # the latest that are asked of Tempo
 PARALLEL = 8
+PROBE = "/probe?target=dice-roller&module=ready"  # of the exporter; rolls no die
+END = "# EOF\n"  # of a page in the OpenMetrics format
 
 
 @dataclass(frozen=True)
@@ -60,18 +62,25 @@ async def look(lab: Lab) -> Seen:
     """
     lines = [line for service in lab.services for line in lab.lines(service)]
     metrics = {}
-    for service, url in _pages(lab).items():
-        response = await lab.fetch(f"{url}/metrics", Accept=OPENMETRICS)
-        if response.status != 200:
-            raise LabError(f"{url}/metrics answers {response.status}")
-        metrics[service] = response.text
+    for service, urls in _pages(lab).items():
+        metrics[service] = "".join([(await _page(lab, url)).removesuffix(END) for url in urls]) + END
     spans = await _spans_of(lab, lines) if "tempo" in lab.engines else lab.spans()
     return Seen(spans, lines, metrics)
 
 
-def _pages(lab: Lab) -> dict[str, str]:
-    """The URLs of the programs that have metrics of the registry."""
-    return {**lab.services, **{name: url for name, url in lab.engines.items() if name in OTHERS}}
+def _pages(lab: Lab) -> dict[str, list[str]]:
+    """The pages of metrics of each program that has metrics of the registry."""
+    pages = {name: [f"{url}/metrics"] for name, url in lab.services.items()}
+    for name in OTHERS.keys() & lab.engines.keys():
+        pages[name] = [f"{lab.engines[name]}/metrics", lab.engines[name] + PROBE]
+    return pages
+
+
+async def _page(lab: Lab, url: str) -> str:
+    response = await lab.fetch(url, Accept=OPENMETRICS)
+    if response.status != 200:
+        raise LabError(f"{url} answers {response.status}")
+    return response.text
 
 
 async def _spans_of(lab: Lab, lines: list[Line]) -> list[Span]:
