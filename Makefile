@@ -4,6 +4,13 @@ WORKERS ?= 2
 PYTHON ?= python3
 VENV := .venv
 COMPOSE ?= docker compose
+# For the lab on Kubernetes. Its engines read the configuration of compose, which is outside of kubernetes/: kustomize refuses
+# that by default, because a kustomization from elsewhere could read any file.
+KUBECTL ?= kubectl
+KUSTOMIZE ?= $(KUBECTL) kustomize --load-restrictor LoadRestrictionsNone
+ENGINES ?= small
+IMAGE ?= dicelab:0.1.0
+MANIFESTS = $(KUSTOMIZE) kubernetes/$(ENGINES)/$(STAGE) | sed 's|image: dicelab:0.1.0$$|image: $(IMAGE)|'
 BIN := $(VENV)/bin
 ifneq ($(origin PYTHON),file)
 ifneq ($(wildcard $(BIN)/python),)
@@ -27,13 +34,14 @@ LOCKED = $(INSTALL) --require-hashes --only-binary :all: --requirement
 COMPILE = $(BIN)/uv pip compile setup.cfg --quiet --generate-hashes --custom-compile-command 'make lock' $(ARGS)
 GRAMMAR := tests/grammar/node_modules/.package-lock.json
 AXE := tests/axe/node_modules/.package-lock.json
+CRD_TYPES := tests/crd_types/node_modules/.package-lock.json
 PANEL_TYPES := tests/panel_types/node_modules/.package-lock.json
 
 .DEFAULT_GOAL := help
-.PHONY: help up down compose compose-down lock sbom test test-unit dashboards telemetry-docs fmt lint clean
+.PHONY: help up down compose compose-down kubernetes kubernetes-down kubernetes-stages lock sbom test test-unit dashboards telemetry-docs fmt lint clean
 
 help:  ## list these targets
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 20
 
 up: $(VENV)/installed  ## run the lab: make up, or make up STAGE=3
 	$(BIN)/dicelab up --stage $(STAGE) $(ARGS)
@@ -57,6 +65,32 @@ compose: compose/.env  ## run the lab in containers: make compose STAGE=3
 compose-down: compose/.env  ## stop the containers; their data stays (ARGS=--volumes deletes it)
 	set -a; STAGE=$(STAGE); . compose/stages/6.env; . compose/.env; cd compose; $(COMPOSE) down $(ARGS)
 
+kubernetes: $(if $(APPLY),compose/.env)  ## print the lab for Kubernetes: make kubernetes STAGE=3; APPLY=1 applies it
+ifdef APPLY
+	$(KUBECTL) apply --filename kubernetes/base/namespace.yaml
+	$(KUBECTL) get --namespace dicelab secret dicelab > /dev/null 2>&1 \
+	  || $(KUBECTL) create --namespace dicelab secret generic dicelab --from-env-file=compose/.env
+ifeq ($(ENGINES),large)
+	@. compose/.env; $(KUBECTL) get --namespace dicelab secret dicelab-database > /dev/null 2>&1 \
+	  || $(KUBECTL) create --namespace dicelab secret generic dicelab-database --type=kubernetes.io/basic-auth \
+	  --from-literal=username=dice --from-literal=password=$$POSTGRES_PASSWORD
+endif
+	$(MANIFESTS) | $(KUBECTL) apply --server-side --filename -
+else
+	@$(MANIFESTS)
+endif
+
+kubernetes-down:  ## delete the lab on Kubernetes; its volumes stay (ARGS=--volumes deletes them and the passwords)
+ifeq ($(ARGS),--volumes)
+	$(KUBECTL) delete --ignore-not-found namespace dicelab dicelab-nodes
+else
+	$(KUBECTL) delete --namespace dicelab --all deployments,statefulsets,horizontalpodautoscalers,services,configmaps
+	$(KUBECTL) delete --namespace dicelab-nodes --all daemonsets,services,configmaps
+endif
+
+kubernetes-stages: $(VENV)/installed  ## write kubernetes/stages and others from compose/stages
+	$(BIN)/python -m lab.kubernetes
+
 lock: $(VENV)/installed-test  ## lock what setup.cfg declares; ARGS=--upgrade for newer versions
 	$(COMPILE) --universal --python-version 3.11 --extra build --output-file requirements/lab.txt
 	$(COMPILE) --universal --python-version 3.11 --extra build --extra test --constraint requirements/lab.txt \
@@ -76,8 +110,8 @@ compose/.env:
 	umask 077; for name in POSTGRES_PASSWORD GRAFANA_ADMIN_PASSWORD SESSION_SECRET; do \
 	  echo "$$name=$$(od -An -N24 -tx1 /dev/urandom | tr -d ' \n')"; done > $@
 
-test: $(VENV)/installed-test $(CHROMIUM) $(PROMETHEUS) $(EXPORTER) $(CURL) $(GRAMMAR) $(AXE) $(PANEL_TYPES)  ## run all tests, in WORKERS=2 processes
-	CHROMIUM=$(CHROMIUM) $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
+test: $(VENV)/installed-test $(CHROMIUM) $(PROMETHEUS) $(EXPORTER) $(CURL) $(GRAMMAR) $(AXE) $(PANEL_TYPES) $(CRD_TYPES)  ## run all tests, in WORKERS=2 processes
+	CHROMIUM=$(CHROMIUM) $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-unit: $(VENV)/installed-test  ## run the tests that need no running lab
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile tests/unit $(ARGS)
@@ -115,7 +149,7 @@ $(VENV)/installed-test: requirements/test.txt setup.cfg pyproject.toml | $(BIN)/
 	$(INSTALL) --no-deps --no-build-isolation --editable .
 	touch $@ $(VENV)/installed
 
-$(GRAMMAR) $(AXE) $(PANEL_TYPES): %/node_modules/.package-lock.json: %/package-lock.json | $(NODE) $(NPM)
+$(GRAMMAR) $(AXE) $(PANEL_TYPES) $(CRD_TYPES): %/node_modules/.package-lock.json: %/package-lock.json | $(NODE) $(NPM)
 	cd $(<D) && $(NPM) ci --no-audit --no-fund --loglevel=error
 	touch $@
 

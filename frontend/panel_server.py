@@ -270,7 +270,7 @@ class PanelServer:
         return browser
 
     def _url(self, scheme: str, request: web.Request) -> URL:
-        # The path, and only these parameters: in the query Bokeh takes orders, a session to join among them, and two
+        # The path, and only these parameters: in the query Bokeh accepts commands, such as a session to join, and two
         # browsers in one session would act as one user.
         query = ""
         for name, pattern in ((TRACE, TRACE_ID), (VERSION, _VERSION)):

@@ -100,6 +100,7 @@ class Options:
         stage: what the lab is checked against; ``None`` for the stage that runs.
         timeout: the time limit of each feature, in seconds.
         compose: whether the lab runs in containers.
+        addresses: of a lab elsewhere: names of its parts, or an empty one for the whole, each with a URL.
         schema: check what the lab has shown against the registry, instead of its features.
         samples: with ``schema``, the file to write that to for Weaver.
     """
@@ -108,6 +109,7 @@ class Options:
     stage: int | None
     timeout: float
     compose: bool
+    addresses: Sequence[tuple[str, str]] = ()
     schema: bool = False
     samples: Path | None = None
 
@@ -116,17 +118,21 @@ def run(options: Options, console: Console) -> int:
     """Run the command; returns 0 when nothing is missing or violated, else 1.
 
     Raises:
-        LabError: when no lab runs there, the stage does not exist, or none is given for containers.
+        LabError: when no lab runs there, the stage does not exist, or none is given for a lab that does not show it.
     """
-    if options.compose:
-        if options.stage is None:
-            raise LabError("containers do not show their stage; give it by --stage")
-        lab = Lab.in_containers(options.run_dir, asyncio.run(containers.find()))
+    stage = options.stage
+    if stage is not None and stage not in STAGES:
+        raise LabError(f"there is no stage {stage}; stages are {STAGES[0]} to {STAGES[-1]}")
+    if options.compose or options.addresses:
+        if stage is None:
+            raise LabError("neither containers nor a URL show their stage; give it by --stage")
+        if options.addresses:
+            lab = Lab.elsewhere(options.run_dir, stage, dict(options.addresses))
+        else:
+            lab = Lab.in_containers(options.run_dir, asyncio.run(containers.find()))
     else:
         lab = Lab.in_run_dir(options.run_dir)
-    stage = lab.stage if options.stage is None else options.stage
-    if stage not in STAGES:
-        raise LabError(f"there is no stage {stage}; stages are {STAGES[0]} to {STAGES[-1]}")
+    stage = lab.stage if stage is None else stage
     if options.schema:
         from lab.schema import command  # imported here: the registry takes a while to read
 
@@ -138,6 +144,8 @@ async def _check(lab: Lab, stage: int, timeout: float, console: Console) -> int:
     missing = 0
     unchecked: list[NotRunning] = []
     async with lab:
+        if lab.remote:
+            await lab.find_engines()
         subject = Subject(lab, stage)
         for row in ROWS:
             if row.first_stage > stage:

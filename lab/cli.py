@@ -59,6 +59,7 @@ def up(no_tail: bool, **given: Any) -> int:
 @click.option("--stage", type=int, metavar="1..6", help="The stage to check against [default: the running one]")
 @click.option("--timeout", type=DELAY, default=20.0, metavar="SECONDS", help="The time limit of one feature.")
 @click.option("--compose", is_flag=True, help="Check the lab in containers, by docker or podman.")
+@options.addresses
 @click.option("--schema", is_flag=True, help="Compare the telemetry so far with otel/registry instead.")
 @click.option(
     "--samples",
@@ -71,6 +72,8 @@ def check(**given: Any) -> int:
     """Check whether every feature of the stage works."""
     if given["samples"] and not given["schema"]:
         raise click.UsageError("--samples needs --schema")
+    if given["addresses"] and (given["compose"] or given["schema"]):
+        raise click.UsageError("--url goes with neither --compose nor --schema")
     return _run("check", given)
 
 
@@ -145,6 +148,8 @@ def load_db(**given: Any) -> int:
 @dicelab.command()
 @click.argument("experiment", type=click.Choice(EXPERIMENTS), metavar="EXPERIMENT")
 @click.option("--compose", is_flag=True, help="Use the lab in containers, by docker or podman.")
+@click.option("--kubernetes", is_flag=True, help="Use the lab in a cluster, by kubectl.")
+@options.addresses
 @click.option("--rate", type=RATE, default=50.0, metavar="N", help="Rolls a second during the experiment.")
 @click.option("--steady", type=DURATION, default=5.0, metavar="SECONDS", help="Duration before the fault.")
 @click.option("--fault", type=DURATION, default=45.0, metavar="SECONDS", help="Duration of the fault.")
@@ -159,10 +164,23 @@ def load_db(**given: Any) -> int:
 @options.experiment
 def chaos(**given: Any) -> int:
     """Inject a fault into the lab, and check that telemetry shows it."""
+    if given["kubernetes"] and given["compose"]:
+        raise click.UsageError("--kubernetes does not go with --compose")
+    if given["addresses"] and not given["kubernetes"]:
+        raise click.UsageError("--url needs --kubernetes")
     return _run("chaos.command", given)
 
 
 chaos.epilog = f"Experiments: {', '.join(EXPERIMENTS)}."
+
+
+@dicelab.command()
+@click.option(
+    "--base-port", type=count(1, 65510), default=8000, metavar="PORT", help="The dice-roller's; others follow."
+)
+def forward(**given: Any) -> int:
+    """Forward the ports of a lab in a cluster to this machine."""
+    return _run("forward", given)
 
 
 @dicelab.command()

@@ -1,8 +1,9 @@
 """A running lab, seen from outside: where its parts are, and the spans, log lines and samples that they have written.
 
 Everything that observes a lab uses this model: ``dicelab check``, ``chaos``, ``traffic``, ``compare``,
-``load-db``, ``bench`` and the tests. Build it with :meth:`Lab.in_run_dir`, :meth:`Lab.find` or
-:meth:`Lab.in_containers`. Methods that begin with ``fetch_`` ask over HTTP and need an open session::
+``load-db``, ``bench`` and the tests. Build it with :meth:`Lab.in_run_dir`, :meth:`Lab.find`,
+:meth:`Lab.in_containers` or :meth:`Lab.elsewhere`. Methods that begin with ``fetch_`` ask over HTTP and need an open
+session::
 
     async with Lab.in_run_dir(Path(".dicelab")) as lab:
         spans = await lab.fetch_trace(trace_id)
@@ -14,7 +15,7 @@ import asyncio
 import json
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,11 +23,13 @@ from types import TracebackType
 from typing import Any, Self
 
 import aiohttp
+from yarl import URL
 
 from lab import LabError
 from lab.containers import Containers
+from lab.pods import Pods
 from lab.signals import OPENMETRICS, Line, Sample, Span, parse_export, parse_line, parse_samples, parse_spans
-from lab.supervise import engines
+from lab.supervise import engines, stages
 from lab.supervise.readiness import readiness
 from lab.supervise.rundir import RunDir
 from lab.supervise.stages import SERVICES
@@ -94,6 +97,8 @@ class Lab:
         engines: the URL of each engine, by name.
         state: what ``dicelab up`` has written to its state file; of containers, the same as far as it is known.
         containers: where the lab runs in containers, these.
+        pods: where the lab runs in a cluster that kubectl reaches, its pods.
+        remote: whether the lab runs elsewhere, so that its files cannot be read.
         timeout: seconds for one request.
     """
 
@@ -103,6 +108,8 @@ class Lab:
     engines: Mapping[str, str] = field(default_factory=dict)
     state: Mapping[str, Any] = field(default_factory=dict)
     containers: Containers | None = None
+    pods: Pods | None = None
+    remote: bool = False
     timeout: float = TIMEOUT
     _session: aiohttp.ClientSession | None = field(default=None, init=False, repr=False)
 
@@ -163,12 +170,66 @@ class Lab:
         }
         state: dict[str, Any] = {
             # At least: containers do not show which stage they are.
-            "stage": 5 if "postgres" in names else 3 if DIE_SERVICE in names else 2 if FRONTEND in names else 1,
+            "stage": least_stage(names),
             "postgres": {},  # a container like the others
             "otlp_endpoint": f"http://127.0.0.1:{_engine_port('COLLECTOR_HTTP_PORT')}",
         }
         front = services.get(FRONTEND, services.get(ROLLER, ""))
         return cls(RunDir(run_dir), front, services, known, state, containers)
+
+    @classmethod
+    def elsewhere(cls, run_dir: Path, stage: int, addresses: Mapping[str, str], pods: Pods | None = None) -> Self:
+        """A lab that only HTTP reaches, such as one in a cluster.
+
+        If the address of the front has a port, the other parts of the stage are at the ports that they have beside it
+        under ``dicelab up --engines``, as behind ``dicelab forward``.
+
+        Args:
+            run_dir: where this process keeps its own telemetry.
+            addresses: URLs by the name of a service or engine, by ``otlp`` for the Collector's OTLP over HTTP, or by an
+                empty name for the front.
+
+        Raises:
+            LabError: when a name is unknown, or no address is that of the front.
+        """
+        loaded = stages.load(stage)
+        services = {one.name: "" for one in loaded.services}
+        known = {one.name: one for one in engines.ENGINES if one.name != "postgres-exporter" or loaded.postgres}
+        if unknown := addresses.keys() - services.keys() - known.keys() - {"", "otlp"}:
+            raise LabError(f"stage {stage} has no {', '.join(sorted(unknown))}")
+        entrance = FRONTEND if FRONTEND in services else ROLLER
+        front = addresses.get("") or addresses.get(entrance, "")
+        if not front:
+            raise LabError(f"give the address of the {entrance}, where users go, by --url")
+        found = {entrance: front}
+        port = URL(front).explicit_port
+        if port is not None:
+            base = port - next(one.port_offset for one in loaded.services if one.name == entrance)
+
+            def beside(offset: int) -> str:
+                return str(URL(front).with_port(base + offset).origin())
+
+            found |= {one.name: beside(one.port_offset) for one in loaded.services if one.name != entrance}
+            found |= {name: beside(_engine_offset(one.ports[0])) for name, one in known.items()}
+            found["otlp"] = beside(_engine_offset("COLLECTOR_HTTP_PORT"))
+        found |= {name: url for name, url in addresses.items() if name}
+        state = {"stage": stage, "postgres": {}, "otlp_endpoint": found.get("otlp", "")}
+        return cls(
+            RunDir(run_dir),
+            front,
+            {name: found[name] for name in services if name in found},
+            {name: found[name] for name in known if name in found},
+            state,
+            pods=pods,
+            remote=True,
+        )
+
+    async def find_engines(self) -> None:
+        """Forget the engines that do not answer; none of them has to be there."""
+        there = {name: await self.fetch_ready(name) for name in self.engines}
+        self.engines = {name: url for name, url in self.engines.items() if there[name]}
+        if not there.get("otel-collector", True):
+            self.state = {**self.state, "otlp_endpoint": ""}
 
     @property
     def run_dir(self) -> Path:
@@ -183,8 +244,11 @@ class Lab:
 
         Raises:
             Missing: when this lab has no such service.
+            NotRunning: when the lab is elsewhere, and its address is not known.
         """
         if service not in self.services:
+            if self.remote:
+                raise NotRunning(f"the address of the {service} is not known: --url {service}=URL")
             raise Missing(f"no {service} in the lab at {self.front}")
         return self.services[service]
 
@@ -204,6 +268,8 @@ class Lab:
         """The complete lines of a service's current log file; empty where there is none."""
         if self.containers is not None:
             return self.containers.log_lines(service)
+        if self.pods is not None:
+            return self.pods.log_lines(service)
         path = self.log_file(service)
         # A line that is still being written has no newline yet.
         return path.read_text().split("\n")[:-1] if path.exists() else []
@@ -299,6 +365,8 @@ class Lab:
             response = await self.fetch(where, Accept="application/json")
             spans = parse_export(response.json.get("trace", {})) if response.status == 200 else []
         else:
+            if self.remote:
+                self.engine("tempo")
             where = str(self.directory.traces)
             spans = self.spans(trace_id)
         if not spans:
@@ -314,6 +382,28 @@ class Lab:
         """
         return await self._result(f"{self.engine('prometheus')}/api/v1/query", expression)
 
+    async def fetch_lines(self, service: str, **fields: Any) -> list[Line]:
+        """The log lines of a service that have these fields, newest first: in its log file or its pods, else in Loki.
+
+        Raises:
+            NotRunning: when the lab is elsewhere and has no Loki.
+            Missing: when Loki refuses the query.
+        """
+        if not self.remote or self.pods is not None:
+            return [line for line in self.lines(service) if line.has(**fields)][::-1]
+        return [line for tenant in TENANTS for line in await self.fetch_loki_lines(tenant, service, **fields)]
+
+    async def fetch_texts(self, service: str) -> list[str]:
+        """The log lines of a service as they were written: in its log file or its pods, else the newest in Loki.
+
+        Raises:
+            NotRunning: when the lab is elsewhere and has no Loki.
+            Missing: when Loki refuses the query.
+        """
+        if not self.remote or self.pods is not None:
+            return self.log_lines(service)
+        return [text for tenant in TENANTS for text in await self._newest_in_loki(tenant, service, "")]
+
     async def fetch_loki(self, expression: str, tenant: str) -> list[Any]:
         """The result of a LogQL metric query in a tenant.
 
@@ -321,8 +411,7 @@ class Lab:
             NotRunning: when there is no Loki, or no Alloy to fill it.
             Missing: when the result is empty.
         """
-        self.engine("alloy")
-        return await self._result(f"{self.engine('loki')}/loki/api/v1/query", expression, **{"X-Scope-OrgID": tenant})
+        return await self._result(f"{self._loki()}/loki/api/v1/query", expression, **{"X-Scope-OrgID": tenant})
 
     async def fetch_loki_lines(self, tenant: str, service: str, **fields: Any) -> list[Line]:
         """The lines of a service in a tenant of Loki that have these fields, newest first.
@@ -331,9 +420,12 @@ class Lab:
             NotRunning: when there is no Loki, or no Alloy to fill it.
             Missing: when Loki refuses the query.
         """
-        self.engine("alloy")
-        url = f"{self.engine('loki')}/loki/api/v1/query_range"
         contained = "".join(f' |= "{value}"' for value in fields.values() if isinstance(value, str))
+        lines = (parse_line(text) for text in await self._newest_in_loki(tenant, service, contained))
+        return [line for line in lines if line.has(**fields)]
+
+    async def _newest_in_loki(self, tenant: str, service: str, contained: str) -> list[str]:
+        url = f"{self._loki()}/loki/api/v1/query_range"
         query = {
             "query": f'{{service_name="{service}"}}{contained}',
             "start": str(int(time.time() - LOKI_RANGE)),
@@ -343,8 +435,13 @@ class Lab:
         if response.status != 200:
             raise Missing(f"{url} answers {response.status}: {response.text[:200]}")
         values = [value for stream in response.json["data"]["result"] for value in stream["values"]]
-        lines = (parse_line(text) for _, text, *_ in sorted(values, reverse=True))
-        return [line for line in lines if line.has(**fields)]
+        return [text for _, text, *_ in sorted(values, reverse=True)]
+
+    def _loki(self) -> str:
+        """The URL of Loki; here it is of use with an Alloy only, which fills it."""
+        if not self.remote:
+            self.engine("alloy")
+        return self.engine("loki")
 
     async def fetch_loki_texts(self, start: float, end: float) -> Counter[str]:
         """How often Loki has each line of a time range, in all tenants.
@@ -356,8 +453,7 @@ class Lab:
             NotRunning: when there is no Loki, or no Alloy to fill it.
             Missing: when Loki refuses the query.
         """
-        self.engine("alloy")
-        url = f"{self.engine('loki')}/loki/api/v1/query_range"
+        url = f"{self._loki()}/loki/api/v1/query_range"
         found: Counter[str] = Counter()
         pending = [(tenant, start, end) for tenant in TENANTS]
         while pending:
@@ -401,5 +497,14 @@ class Lab:
         return result
 
 
+def least_stage(names: Container[str]) -> int:
+    """The first stage that has all parts with these names."""
+    return 5 if "postgres" in names else 3 if DIE_SERVICE in names else 2 if FRONTEND in names else 1
+
+
+def _engine_offset(name: str) -> int:
+    return engines.FIRST_PORT + engines.PORTS.index(name)
+
+
 def _engine_port(name: str) -> int:
-    return BASE_PORT + engines.FIRST_PORT + engines.PORTS.index(name)
+    return BASE_PORT + _engine_offset(name)

@@ -47,7 +47,7 @@ class Containers:
         Raises:
             LabError: when the command fails.
         """
-        return await _output([self.command, *arguments])
+        return await output([self.command, *arguments])
 
     def log_lines(self, name: str) -> list[str]:
         """The complete lines that a container has written to stdout, as far as the engine has kept them."""
@@ -71,14 +71,19 @@ async def find(project: str = PROJECT) -> Containers:
     for command, of_service in COMMANDS.items():
         if shutil.which(command):
             with suppress(LabError):  # the client is installed, but its daemon does not run
-                lines = await _output([command, "ps", "--filter", label, "--format", "{{.ID}} " + of_service])
+                lines = await output([command, "ps", "--filter", label, "--format", "{{.ID}} " + of_service])
                 if lines:
                     found = (line.partition(" ") for line in lines.splitlines())
                     return Containers(command, {name: container for container, _, name in found})
     raise LabError(f"no containers of the project {project} run here; make compose starts some")
 
 
-async def _output(command: Sequence[str]) -> str:
+async def output(command: Sequence[str]) -> str:
+    """Run a command and return what it prints.
+
+    Raises:
+        LabError: when it fails.
+    """
     process = await asyncio.create_subprocess_exec(
         *command,
         stdin=asyncio.subprocess.DEVNULL,

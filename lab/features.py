@@ -21,7 +21,7 @@ from typing import Any
 
 import aiohttp
 
-from lab.client import DIE_SERVICE, FRONTEND, ROLLER, Lab, Missing
+from lab.client import DIE_SERVICE, FRONTEND, ROLLER, Lab, Missing, NotRunning
 from lab.signals import Line, Span, parse_line, total
 from lab.waiting import within
 
@@ -31,6 +31,7 @@ VARIABLES = {"$__rate_interval": "1m", "$__range": "15m", "$__auto": "1m", "$min
 BATCH = 8  # rolls
 USER = "dicelab check"
 USAGE_PATIENCE = 2.0  # seconds until the events of a visit are in the log file
+PIPELINE_PATIENCE = 15.0  # seconds until they are in Loki
 
 
 @dataclass
@@ -136,7 +137,9 @@ async def _metric(lab: Lab, service: str, name: str) -> float:
     if not samples:
         raise Missing(f"no {name} on {lab.url(service)}/metrics")
     if "prometheus" in lab.engines:
-        await lab.fetch_prometheus(f'{name}{{job="{service}"}}')
+        found = await lab.fetch_prometheus(f'sum({name}{{job="{service}"}})')
+        if lab.remote:  # the page is that of one pod of several
+            return float(found[0]["value"][1])
     return total(samples, name)
 
 
@@ -146,7 +149,7 @@ async def _metric(lab: Lab, service: str, name: str) -> float:
 async def json_lines(subject: Subject) -> str:
     count = 0
     for service in subject.lab.services:
-        for text in subject.lab.log_lines(service):
+        for text in await subject.lab.fetch_texts(service):
             try:
                 own = parse_line(text).service == service
             except ValueError:
@@ -159,7 +162,7 @@ async def json_lines(subject: Subject) -> str:
 
 async def lines_of_the_roll(subject: Subject) -> str:
     for service in subject.lab.services:
-        _logged(subject.lab, service, trace_id=subject.roll)
+        await _logged(subject.lab, service, trace_id=subject.roll)
     return f"lines of {subject.roll[:8]}… from {', '.join(subject.lab.services)}"
 
 
@@ -180,12 +183,12 @@ async def usage_events(subject: Subject) -> str:
         async with user.post(f"{lab.front}/sign-out", allow_redirects=False):
             pass
     missing: Missing | None = None
-    async for _ in within(USAGE_PATIENCE):
+    async for _ in within(PIPELINE_PATIENCE if lab.remote else USAGE_PATIENCE):
         try:
-            last = _logged(lab, FRONTEND, usage=True, event_type="sign_out", username=USER)
+            last = await _logged(lab, FRONTEND, usage=True, event_type="sign_out", username=USER)
             subject.session_id = last.fields["session_id"]
             for event in ("sign_in", "roll"):
-                _logged(lab, FRONTEND, usage=True, event_type=event, session_id=subject.session_id)
+                await _logged(lab, FRONTEND, usage=True, event_type=event, session_id=subject.session_id)
             return f"sign_in, roll, sign_out of {USER!r}"
         except Missing as error:
             missing = error
@@ -203,12 +206,12 @@ async def usage_events_in_their_tenant(subject: Subject) -> str:
     raise Missing("usage events are in Loki's tenant operations too")
 
 
-def _logged(lab: Lab, service: str, **fields: Any) -> Line:
-    """The newest line in the log file that has these fields."""
-    found = [line for line in lab.lines(service) if line.has(**fields)]
+async def _logged(lab: Lab, service: str, **fields: Any) -> Line:
+    """The newest line of a service that has these fields."""
+    found = await lab.fetch_lines(service, **fields)
     if not found:
-        raise Missing(f"no line with {_words(fields)} in {lab.log_file(service)}")
-    return found[-1]
+        raise Missing(f"no line with {_words(fields)} in {'Loki' if lab.remote else lab.log_file(service)}")
+    return found[0]
 
 
 async def _in_loki(lab: Lab, tenant: str, service: str, **fields: Any) -> None:
@@ -332,6 +335,8 @@ async def run_traffic(subject: Subject) -> str:
 
 
 async def traffic_across_services(subject: Subject) -> str:
+    if subject.lab.remote and not subject.lab.state["otlp_endpoint"]:
+        raise NotRunning("the Collector, where dicelab traffic sends its spans, is not reached", "otel-collector")
     return await _across(subject.lab, subject.traffic, "traffic", *subject.lab.services)
 
 
@@ -345,8 +350,8 @@ async def run_comparison(subject: Subject) -> str:
 async def _command(lab: Lab, *arguments: str) -> dict[str, Any]:
     """The JSON that a command of ``dicelab`` prints about this lab."""
     where = ("--json", "--url", lab.front, "--run-dir", str(lab.run_dir))
-    # The command finds the endpoint in the state file, which a lab in containers does not have.
-    endpoint = lab.state.get("otlp_endpoint", "") if lab.containers is not None else ""
+    # The command finds the endpoint in the state file, which a lab in containers or elsewhere does not have.
+    endpoint = lab.state.get("otlp_endpoint", "") if lab.containers is not None or lab.remote else ""
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "lab.cli", *arguments, *where),
         stdout=asyncio.subprocess.PIPE,

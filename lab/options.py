@@ -93,6 +93,20 @@ class Url(click.ParamType[str]):
         return str(value).rstrip("/")
 
 
+class Address(click.ParamType[tuple[str, str]]):
+    """The URL of a lab, or with its name in front that of one part: ``tempo=http://127.0.0.1:3200``."""
+
+    name = "address"
+
+    def convert(self, value: Any, param: click.Parameter | None, context: click.Context | None) -> tuple[str, str]:
+        if isinstance(value, tuple):
+            return value
+        name, equals, url = str(value).partition("=")
+        if not equals or "/" in name:  # an equals sign of the URL itself
+            name, url = "", str(value)
+        return name, Url().convert(url, param, context)
+
+
 def _float(text: str) -> float:
     """NaN where it is no number."""
     try:
@@ -114,6 +128,15 @@ run_dir = click.option(
     help="Where the lab keeps its files.",
 )
 url = click.option("--url", type=Url(), metavar="URL", help="The lab's address [default: the one of the run dir]")
+
+addresses = click.option(
+    "--url",
+    "addresses",
+    type=Address(),
+    multiple=True,
+    metavar="[NAME=]URL",
+    help="The address of a lab elsewhere, or of one part of it.",
+)
 
 
 def experiment(command: Command) -> Command:

@@ -12,6 +12,7 @@ import logging
 import random
 import time
 from collections import Counter
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,15 +21,16 @@ from typing import Any
 import aiohttp
 from rich.console import Console
 
-from lab import LabError, containers, telemetry
+from lab import LabError, containers, pods, telemetry
 from lab.chaos import expectations as expect
 from lab.chaos import observations
 from lab.chaos.expectations import Expectation
 from lab.chaos.experiments import EXPERIMENTS, Experiment
 from lab.chaos.mark import marked
 from lab.chaos.observations import Observations
+from lab.chaos.pods import PodTarget
 from lab.chaos.targets import ContainerTarget, RunDirTarget, Target
-from lab.client import Lab, Missing, NotRunning
+from lab.client import BASE_PORT, Lab, Missing, NotRunning, least_stage
 from lab.load import generator
 from lab.load.generator import Answer, Client, Record
 from lab.load.latency import Latencies
@@ -56,6 +58,8 @@ class Options:
 
     Attributes:
         compose: whether the lab runs in containers.
+        kubernetes: whether it runs in a cluster.
+        addresses: of the lab in the cluster: names of its parts, or an empty one for the whole, each with a URL.
         rate: rolls a second.
         steady, fault, recovery: seconds of each phase; the last one is an upper limit.
         silence: the longest wait for alerts to fall silent, in seconds after the end of the fault.
@@ -65,6 +69,8 @@ class Options:
     experiment: str
     run_dir: Path
     compose: bool
+    kubernetes: bool
+    addresses: Sequence[tuple[str, str]]
     rate: float
     steady: float
     fault: float
@@ -87,7 +93,7 @@ class Verdict:
 async def _experiment(options: Options, lab: Lab) -> dict[str, Any]:
     experiment = EXPERIMENTS[options.experiment]
     _check_applicable(options.experiment, experiment, lab)
-    target: Target = RunDirTarget(lab) if lab.containers is None else ContainerTarget(lab.containers)
+    target = _target(lab)
     seed = random.SystemRandom().randrange(2**32) if options.seed is None else options.seed
     async with stop_signal() as stop, lab, Client(options.timeout) as client:
         await _check_ready(lab)
@@ -115,6 +121,23 @@ async def _experiment(options: Options, lab: Lab) -> dict[str, Any]:
         "put_back": put_back,
         "held": bool(verdicts) and all(one.met is not False for one in verdicts) and put_back,
     }
+
+
+def _target(lab: Lab) -> Target:
+    if lab.pods is not None:
+        return PodTarget(lab.pods)
+    return RunDirTarget(lab) if lab.containers is None else ContainerTarget(lab.containers)
+
+
+async def _in_cluster(options: Options) -> Lab:
+    """The lab in the cluster of kubectl, at the given addresses or behind ``dicelab forward``."""
+    found = await pods.find()
+    stage = least_stage(found.workloads)
+    front = f"http://127.0.0.1:{BASE_PORT + (0 if stage == 1 else 2)}"
+    lab = Lab.elsewhere(options.run_dir, stage, {"": front, **dict(options.addresses)}, found)
+    async with lab:
+        await lab.find_engines()
+    return lab
 
 
 def _check_applicable(name: str, experiment: Experiment, lab: Lab) -> None:
@@ -347,6 +370,8 @@ def run(options: Options, console: Console) -> int:
     """Run the command; returns 0 if every expectation that could be checked was met, else 1."""
     if options.compose:
         lab = Lab.in_containers(options.run_dir, asyncio.run(containers.find()))
+    elif options.kubernetes:
+        lab = asyncio.run(_in_cluster(options))
     else:
         lab = Lab.in_run_dir(options.run_dir)
     if not options.json:

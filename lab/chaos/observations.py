@@ -16,7 +16,7 @@ from lab.signals import Sample, total
 from lab.waiting import within
 
 SAMPLE_INTERVAL = 0.5  # seconds between two snapshots of the services
-ALERT_INTERVAL = 1.0  # seconds between two looks at the alerts
+ALERT_INTERVAL = 1.0  # seconds between two requests for the alerts
 PATIENCE = 2.0  # seconds for the answer to one question
 
 

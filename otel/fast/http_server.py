@@ -1,8 +1,8 @@
 """The span of each request that a service answers, as the aiohttp-server instrumentation makes it.
 
-It leaves out what that spends most of its time on: to find out for each request which headers to capture (by default
-none), and labels for OpenTelemetry metrics, which are not used here. What follows from a request's method, address and
-agent alone is remembered.
+It omits two expensive steps of the instrumentation: looking up for each request which headers to capture (none by
+default), and computing labels for OpenTelemetry metrics, which are not used here. The attributes that depend on a
+request's method, URL and user agent alone are cached.
 """
 
 from __future__ import annotations

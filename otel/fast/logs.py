@@ -26,8 +26,8 @@ from opentelemetry.trace import Span
 from otel.fast import spans
 from otel.standard.lines import capture, dump, timestamp
 
-# A reader of stdout that stalls must neither block the event loop nor let memory grow for ever:
-# beyond this many waiting lines new ones are dropped and the loss is itself logged.
+# A stalled reader of stdout must not block the event loop or exhaust memory: beyond this many waiting lines, new ones
+# are dropped, and the loss is logged.
 MAX_WAITING_LINES = 100_000
 # Lines formatted at a time. One at a time costs three times as much, because of cold caches.
 LINES_AT_ONCE = 32
@@ -36,30 +36,30 @@ PIECES_AT_ONCE = 32
 # Lines wait this long, in seconds, for others, so that a busy service writes many lines at once.
 WRITE_INTERVAL = 0.02
 
-# A line of ours before it is one: seconds since the epoch, level, message, the span it was written in, fields.
+# A service's event before it is formatted: seconds since the epoch, level, message, current span, fields.
 Event = tuple[float, int, str, Span | None, dict[str, Any]]
 
 
 class LineWriter:
     """Writes lines to a file descriptor from a thread of its own, in batches.
 
-    Shapes: a line is ``bytes`` with its newline, or an :data:`Event` that is made one of: by whoever writes the last of
-    :data:`LINES_AT_ONCE`, or by the thread where fewer come. The thread alone would take the interpreter from the event
-    loop, and what the events hold out of its processor's caches: a tenth of a busy service's throughput.
-    ``write`` never waits and never raises.
+    A line is ``bytes`` with its newline, or an :data:`Event`, which is formatted later: by the caller that writes the
+    last of :data:`LINES_AT_ONCE`, or by the thread if there are fewer. If the thread formatted all of them, it would
+    block the event loop's interpreter, with the events no longer in the CPU's caches: a tenth of a busy service's
+    throughput. ``write`` never waits and never raises.
     """
 
     def __init__(self, descriptor: int, service: str) -> None:
         self._descriptor = descriptor
         self._service = service
-        # Deques, one and the same for ever: their append and popleft cannot be interrupted halfway, whereas
-        # a list that is swapped for a new one may still be appended to by who had just looked it up.
+        # A deque's append and popleft are atomic. A list that is replaced could lose a line: another thread may still
+        # append to the old one.
         self._lines: deque[bytes | Event] = deque()
-        self._pieces: deque[bytes] = deque()  # of lines that came before those
+        self._pieces: deque[bytes] = deque()  # formatted lines, older than those
         self._taking = threading.Lock()  # held by the thread that takes lines, so that they keep their order
         self.dropped = 0
         self._filled = threading.Event()
-        self._woken = False  # the same, looked at without a call
+        self._woken = False  # a copy of the event's state, which is faster to read
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="log-writer", daemon=True)
         self._thread.start()
@@ -106,7 +106,7 @@ class LineWriter:
                 return
 
     def _next(self) -> bytes:
-        """What is to be written next: pieces, and once there are no more of them the lines that make none yet."""
+        """The bytes to write next: formatted pieces, and after the last piece all other lines."""
         with self._taking:
             pieces = [self._pieces.popleft() for _ in range(min(PIECES_AT_ONCE, len(self._pieces)))]
             if not self._pieces:
@@ -114,7 +114,7 @@ class LineWriter:
         return b"".join(pieces)
 
     def _some(self, most: int) -> bytes:
-        """The next lines in one piece; each alone would keep the 4 kB that its encoder took for it."""
+        """The next lines, formatted and joined: a single line would keep the 4 kB buffer of its encoder."""
         waiting = [self._lines.popleft() for _ in range(min(most, len(self._lines)))]
         return b"".join([line if type(line) is bytes else self._made(line) for line in waiting])
 
@@ -208,10 +208,10 @@ class _Events:
 
 
 def event(logger: logging.Logger, level: int, message: str, /, **fields: Any) -> None:
-    """Log a line of ours: its message is final, its fields, plain values, stand beside the fixed ones.
+    """Log a service's event. ``message`` is not a format string; ``fields`` are plain values beside the fixed ones.
 
-    Such a line is by far the most frequent one and needs nothing of what ``logging`` does: through a record and a
-    handler it takes 9 µs, this way 1.
+    Nearly all lines are events, and they need none of the features of ``logging``, whose record and handler take 9 µs
+    a line. This takes 1 µs.
     """
     if level < _Events.level:
         return

@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -126,7 +126,8 @@ def project(directory: Path) -> Iterator[Containers]:
         containers = Containers(engine, compose, _checkout(directory), environment, {})
         if containers.run("volume", "ls", "--quiet", "--filter", f"label=com.docker.compose.project={PROJECT}"):
             raise Unavailable("this container engine has a lab of its own, whose data these tests would delete")
-        names = _images(containers, directory)
+        names, left_out = build_images(engine, environment, directory)
+        containers.left_out.update(left_out)
         _override(containers, names)
         try:
             yield containers
@@ -147,7 +148,7 @@ def _compose() -> list[str]:
 @contextmanager
 def _engine(directory: Path) -> Iterator[tuple[list[str], dict[str, str]]]:
     """Docker if its daemon runs; otherwise Podman's service, with a storage of its own."""
-    works = {name: bool(shutil.which(name)) and _succeeds([name, "info"]) for name in ("docker", "podman")}
+    works = {name: bool(shutil.which(name)) and succeeds([name, "info"]) for name in ("docker", "podman")}
     if works["docker"]:
         yield ["docker"], dict(os.environ)
     elif works["podman"]:
@@ -157,12 +158,12 @@ def _engine(directory: Path) -> Iterator[tuple[list[str], dict[str, str]]]:
         raise Unavailable("neither docker nor podman works here")
 
 
-def _succeeds(command: list[str]) -> bool:
-    return subprocess.run(command, check=False, capture_output=True).returncode == 0
+def succeeds(command: list[str], environment: Mapping[str, str] = os.environ) -> bool:
+    return subprocess.run(command, check=False, env=environment, capture_output=True).returncode == 0
 
 
-@contextmanager
-def _podman_service(directory: Path) -> Iterator[dict[str, str]]:
+def podman_environment(directory: Path) -> dict[str, str]:
+    """The environment of a Podman whose images, containers and networks are below a directory."""
     (directory / "networks").mkdir()
     storage = directory / "storage.conf"
     storage.write_text(
@@ -175,11 +176,14 @@ def _podman_service(directory: Path) -> Iterator[dict[str, str]]:
         '[engine]\ncgroup_manager = "cgroupfs"\nevents_logger = "file"\n'
         f'[network]\nnetwork_backend = "netavark"\nnetwork_config_dir = "{directory}/networks"\n'
     )
+    return {**os.environ, "CONTAINERS_STORAGE_CONF": str(storage), "CONTAINERS_CONF": str(configuration)}
+
+
+@contextmanager
+def _podman_service(directory: Path) -> Iterator[dict[str, str]]:
     path = directory / "podman.sock"
     environment = {
-        **os.environ,
-        "CONTAINERS_STORAGE_CONF": str(storage),
-        "CONTAINERS_CONF": str(configuration),
+        **podman_environment(directory),
         "DOCKER_HOST": f"unix://{path}",
         "DOCKER_SOCKET": str(path),
     }
@@ -232,24 +236,33 @@ def _checkout(directory: Path) -> Path:
     return checkout
 
 
-def _images(containers: Containers, directory: Path) -> dict[str, str]:
-    """Build the stand-ins; returns the name of each by the image that it replaces."""
+def build_images(
+    engine: list[str], environment: Mapping[str, str], directory: Path
+) -> tuple[dict[str, str], dict[str, str]]:
+    """Build the stand-ins.
+
+    Returns:
+        The name of each by the image that it replaces, and the services without one, with the reason.
+
+    Raises:
+        Unavailable: when one is missing that others depend on.
+    """
     services: dict[str, dict[str, Any]] = yaml.safe_load((engines.COMPOSE / "compose.yaml").read_text())["services"]
     known = images.load()
     wanted = [image for name, image in known.items() if name != "dicelab"]  # which has its own Dockerfile
     missing = {image.name: why for image in wanted if (why := standins.missing(image))}
-    containers.left_out.update(
-        {service: missing[settings["image"]] for service, settings in services.items() if settings["image"] in missing}
-    )
+    left_out = {
+        service: missing[settings["image"]] for service, settings in services.items() if settings["image"] in missing
+    }
     needed = {other for settings in services.values() for other in settings.get("depends_on", {})}
-    reasons = {why for service, why in containers.left_out.items() if service in needed}
+    reasons = {why for service, why in left_out.items() if service in needed}
     reasons |= {why for name, why in missing.items() if name == known["dicelab"].base}
     if reasons:
         raise Unavailable(", ".join(sorted(reasons)))
     names = {image.name: f"{PREFIX}/{image.name}" for image in wanted if image.name not in missing}
     for image, name in names.items():
-        standins.build(containers.engine, known[image], name, directory, containers.environment)
-    return names
+        standins.build(engine, known[image], name, directory, environment)
+    return names, left_out
 
 
 def _override(containers: Containers, names: dict[str, str]) -> None:

@@ -14,11 +14,25 @@ from tests.support.labs import Lab
 __all__ = ["blank_page", "browser", "open_page"]  # fixtures
 
 
+# Files of more than a minute, which begin in this order: a worker that began one last would be the only one at work.
+# The bench, which loads the machine, is far from files that measure time: guides, chaos, database, lifecycle.
+LONG = (
+    *("page", "bench", "learn", "explorer", "guides", "accessibility", "dicelab", "chaos", "schema", "rules"),
+    *("panels", "lifecycle", "learn_page", "traffic"),
+)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests in the browser share it, and so the event loop that it belongs to."""
+    """Long files first. Tests in the browser share it, and so the event loop that it belongs to."""
+    items.sort(key=_place)
     for item in items:
         if "browser" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.asyncio(loop_scope="session"), append=False)
+
+
+def _place(item: pytest.Item) -> int:
+    name = item.path.stem.removeprefix("test_")
+    return LONG.index(name) if item.path.parent == Path(__file__).parent and name in LONG else len(LONG)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -66,30 +66,19 @@ def test_files_and_targets_in_the_readme_exist() -> None:
         assert target == "and" or f"\n{target}:" in makefile
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "CONTRIBUTING.md",
-        "CHANGELOG.md",
-        "docs/architecture.md",
-        "docs/commands.md",
-        "docs/exporter.md",
-        "docs/page.md",
-        "docs/security.md",
-        "docs/settings.md",
-        "docs/schema.md",
-        "docs/telemetry.md",
-    ],
-)
-def test_files_in_documents_exist(name: str) -> None:
-    text = (ROOT / name).read_text()
-    links = re.findall(r"\]\((?!http)([\w./-]+)\)", text)
+DOCUMENTS = [ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.stem)
+def test_files_in_documents_exist(document: Path) -> None:
+    text = document.read_text()
+    links = re.findall(r"\]\((?!http)([\w./-]+)(?:#[\w-]+)?\)", text)
     paths = re.findall(r"`((?:[\w-]+/)+[\w.-]*)`", text)
-    assert links or paths
+    assert links or paths or document.stem not in ("CONTRIBUTING", "CHANGELOG", "architecture", "security", "telemetry")
     for path in links:
-        assert ((ROOT / name).parent / path).exists(), path
+        assert (document.parent / path).exists(), path
     for path in paths:
-        assert (ROOT / path.replace("/N.", "/1.")).exists() or path in ("logs/dice-roller.jsonl",), path
+        assert (ROOT / path.replace("/N.", "/1.")).exists() or path == "logs/dice-roller.jsonl", path
 
 
 def test_functions_and_classes_in_the_architecture_exist() -> None:

@@ -444,41 +444,6 @@ def test_the_lab_runs_without_any_engine(own_lab: Callable[..., Lab], tmp_path: 
     assert "tempo is not on PATH" in output
 
 
-def test_the_plan_depends_on_the_available_engines(tmp_path: Path) -> None:
-    binaries = tmp_path / "bin"
-    binaries.mkdir()
-
-    def planned(stage: int) -> engines.Plan:
-        return engines.plan(stages.load(stage), 8000, tmp_path / "run", tmp_path / "logs", {"PATH": str(binaries)})
-
-    def add(name: str) -> None:
-        (binaries / name).write_text("#!/bin/sh\n")
-        (binaries / name).chmod(0o755)
-
-    def found(stage: int) -> list[str]:
-        return [engine.name for engine, _ in planned(stage).found]
-
-    assert planned(6).otlp_endpoint() is None
-    add("otelcol")
-    assert found(6) == ["exporter"]  # a collector without Tempo is useless
-    add("tempo")
-    assert planned(6).otlp_endpoint() == "http://127.0.0.1:8017"
-    assert planned(6).otlp_endpoint("grpc") == "http://127.0.0.1:8016"
-    (binaries / "otelcol").unlink()
-    assert planned(6).otlp_endpoint() == "http://127.0.0.1:8015"
-    assert planned(6).otlp_endpoint("grpc") == "http://127.0.0.1:8014"
-    add("prometheus-postgres-exporter")
-    assert found(4) == ["tempo"]
-    assert found(5) == ["tempo", "postgres-exporter", "exporter"]
-    assert [engine.name for engine in planned(5).missing] == ["prometheus", "otel-collector", "loki", "grafana"]
-    add("alloy")
-    assert not planned(6).has("alloy")  # it would have nowhere to send lines
-    add("loki")
-    assert planned(6).has("alloy")
-    assert planned(5).variables("")["LOG_ROUTE"] == "all"
-    assert planned(6).variables("")["LOG_ROUTE"] == "usage"
-
-
 @pytest.mark.engines("alloy")
 @pytest.mark.parametrize("route", ["all", "usage"])
 @pytest.mark.parametrize("source", ["files", "containers"])
@@ -499,26 +464,3 @@ def test_alloy_accepts_both_sources_with_both_routes(tmp_path: Path, source: str
 @pytest.mark.parametrize("file", sorted(engines.ALLOY.glob("*.alloy")), ids=lambda file: file.name)
 def test_alloy_files_are_formatted(file: Path) -> None:
     assert subprocess.run(["alloy", "fmt", "--test", file], check=False, capture_output=True).returncode == 0
-
-
-# Configuration that reads the environment, and how it names variables.
-CONFIGURATIONS = [
-    *((engines.COMPOSE / engine / f"{engine}.yaml", r"\$\{([A-Z_]+)\}") for engine in ("tempo", "loki")),
-    (engines.ROOT / "otel" / "collector.yaml", r"\$\{env:([A-Z_]+)\}"),
-    (engines.GRAFANA / "grafana.ini", r"\$__env\{([A-Z_]+)\}"),
-    *((path, r"(?<!\$)\$([A-Z_]+)") for path in sorted(engines.GRAFANA.glob("provisioning/*/*.yml"))),
-    *((path, r"sys\.env\(\"([A-Z_]+)\"\)") for path in sorted(engines.ALLOY.glob("*.alloy"))),
-]
-# In containers only.
-ELSEWHERE = {"DOCKER_HOST"}
-
-
-def test_every_variable_in_a_configuration_is_set(tmp_path: Path) -> None:
-    given = engines.plan(stages.load(6), 8000, tmp_path, tmp_path, {"PATH": ""}).variables("postgresql:///x")
-    named = set()
-    for file, pattern in CONFIGURATIONS:
-        here = set(re.findall(pattern, file.read_text()))
-        assert here <= given.keys() | ELSEWHERE, file
-        named |= here
-    assert {"TEMPO_PORT", "LOKI_DATA", "COLLECTOR_HOST", "LOG_ROUTE", "GRAFANA_DATA", "PROMETHEUS_URL"} <= named
-    assert "0.0.0.0" not in json.dumps(given)

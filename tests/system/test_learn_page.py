@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import http.client
 import json
+import re
 import socket
 import stat
 from collections.abc import Callable
@@ -17,7 +19,7 @@ from playwright.async_api import Page, expect
 from lab.learn.catalogue import EXERCISES
 from lab.learn.progress import Progress
 from tests.support.browser import SPANS, Open, open_tab
-from tests.support.labs import Lab, dicelab, get, processes_of
+from tests.support.labs import Lab, dicelab, get, processes_of, wait_for
 
 NUMBER = "4.1"  # restarts nothing
 
@@ -27,15 +29,19 @@ def facts(lab: Lab) -> dict[str, Any]:
     return found
 
 
-async def begin(page: Page) -> None:
+async def begin(lab: Lab, page: Page) -> dict[str, Any]:
+    """Begin an attempt in the page; returns its facts once its question is shown."""
+    before = Progress(lab.run_dir).read().get(NUMBER, {}).get("asked", 0)
     await open_tab(page, "Learn")
     await page.get_by_role("button", name=NUMBER).click()
     await expect(page.locator("#learn-title")).to_have_text(f"{NUMBER} {EXERCISES[NUMBER].title}")
     again = page.get_by_role("button", name="Ask anew")
     await page.get_by_role("button", name="Begin").or_(again).click()
-    await expect(page.locator("#learn-exercise")).to_contain_text("is being prepared")
+    await asyncio.to_thread(wait_for, lambda: Progress(lab.run_dir).read().get(NUMBER, {}).get("asked", 0) > before)
+    attempt = facts(lab)
+    await expect(page.locator("#learn-question")).to_contain_text(attempt["trace"])
     await expect(page.locator("#learn-exercise")).not_to_contain_text("is being prepared")
-    await expect(page.locator("#learn-question")).to_be_visible()
+    return attempt
 
 
 async def answer(page: Page, text: str, verdict: str) -> None:
@@ -49,8 +55,7 @@ async def test_from_the_question_to_wrong_with_its_hint_and_to_right(
 ) -> None:
     lab = stage_lab(4)
     page = await open_page(lab)
-    await begin(page)
-    exercise, attempt = EXERCISES[NUMBER], facts(lab)
+    exercise, attempt = EXERCISES[NUMBER], await begin(lab, page)
     await expect(page.locator("#learn-question")).to_contain_text(
         'How many spans are below the span "async roll batch"'
     )
@@ -65,7 +70,7 @@ async def test_from_the_question_to_wrong_with_its_hint_and_to_right(
     # The trace that the question is about, and back to the question, which is still there.
     await page.locator("#learn-question a").click()
     await expect(page.locator(SPANS).first).to_be_visible()
-    assert attempt["trace"] in page.url
+    await expect(page).to_have_url(re.compile(attempt["trace"]))
     await page.go_back()
     await expect(page.get_by_role("tabpanel", name="Learn")).to_be_visible()
     await answer(page, exercise.reference.text(attempt), "Right")
@@ -80,10 +85,10 @@ async def test_from_the_question_to_wrong_with_its_hint_and_to_right(
 async def test_on_a_phone_by_keyboard(stage_lab: Callable[[int], Lab], open_page: Open) -> None:
     lab = stage_lab(4)
     page = await open_page(lab, viewport={"width": 320, "height": 700})
-    await begin(page)
+    attempt = await begin(lab, page)
     assert await page.evaluate("document.documentElement.scrollWidth") <= 320
     await page.get_by_label("Your answer").focus()
-    await page.keyboard.type(EXERCISES[NUMBER].reference.text(facts(lab)))
+    await page.keyboard.type(EXERCISES[NUMBER].reference.text(attempt))
     await page.keyboard.press("Tab")
     await page.keyboard.press("Enter")
     await expect(page.locator(".learn-verdict strong")).to_have_text("Right")

@@ -21,11 +21,12 @@ from typing import ClassVar
 import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
-from tests.support.labs import Lab, clean_environ, get, parse_spans, wait_for
+from tests.support.labs import Lab, clean_environ, free_base_port, get, parse_spans, wait_for
 
 
 def test_sigterm_lets_requests_finish_and_flushes(own_lab: Callable[..., Lab], telemetry: str) -> None:
-    lab = own_lab(5, roll_delay=1.0, TELEMETRY=telemetry, OTEL_BSP_SCHEDULE_DELAY="60000")
+    # With this seed a quarter of the forty rolls takes 1.5 to 2 s.
+    lab = own_lab(5, roll_delay=2.0, RANDOM_SEED="1", TELEMETRY=telemetry, OTEL_BSP_SCHEDULE_DELAY="60000")
     results = []
     users = [
         threading.Thread(target=lambda: results.append(get(f"{lab.front}/roll-async?die=fair&times=5")))
@@ -33,7 +34,8 @@ def test_sigterm_lets_requests_finish_and_flushes(own_lab: Callable[..., Lab], t
     ]
     for user in users:
         user.start()
-    wait_for(lambda: lab.value("dice-roller", "async_rolls_in_progress") >= 10)
+    wait_for(lambda: lab.value("frontend", "async_roll_requests_total") == 8)
+    wait_for(lambda: lab.value("dice-roller", "async_rolls_in_progress") >= 5)
     assert lab.stop() == 0
     for user in users:
         user.join()
@@ -76,7 +78,7 @@ def test_a_disconnecting_client_cancels_its_rolls(own_lab: Callable[..., Lab]) -
     connection.close()
     wait_for(lambda: lab.value("dice-roller", "async_rolls_in_progress") == 0)
     wait_for(lambda: lab.value("dice-roller", "http_requests_total", handler="/roll-async", status="499") == 1)
-    assert lab.value("frontend", "http_requests_total", handler="/roll-async", status="499") == 1
+    wait_for(lambda: lab.value("frontend", "http_requests_total", handler="/roll-async", status="499") == 1)
     assert lab.value("frontend", "streamlit_button_clicks_total") == 1
 
 
@@ -118,9 +120,7 @@ def settled(lab: Lab) -> float | None:
 
 
 def test_an_unreachable_collector_fails_no_request(own_lab: Callable[..., Lab], telemetry: str) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_base_port()
     lab = own_lab(
         2,
         roll_delay=0,
@@ -129,10 +129,14 @@ def test_an_unreachable_collector_fails_no_request(own_lab: Callable[..., Lab], 
         OTEL_BSP_SCHEDULE_DELAY="100",
         OTEL_BSP_MAX_QUEUE_SIZE="100",
     )
+    seconds = []
     for _ in range(300):
         started = time.monotonic()
         assert get(f"{lab.front}/roll?die=fair").status == 200
-        assert time.monotonic() - started < 1.0
+        seconds.append(time.monotonic() - started)
+    # An attempt to export is repeated each second. The slowest requests may have waited for a busy machine.
+    assert sorted(seconds)[-10] < 0.5
+    assert max(seconds) < 5
     assert not list((lab.run_dir / "traces").iterdir())
     # Once the collector runs, all queued spans arrive; all others have been counted as dropped.
     lost = wait_for(partial(settled, lab))
@@ -168,9 +172,7 @@ class Nonsense(http.server.BaseHTTPRequestHandler):
 def test_an_invalid_roll_response_is_not_passed_on() -> None:
     roller = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Nonsense)
     threading.Thread(target=roller.serve_forever, daemon=True).start()
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_base_port()
     frontend = subprocess.Popen(
         [sys.executable, "-m", "frontend"],
         env=clean_environ(
@@ -294,9 +296,7 @@ def test_spans_are_kept_while_the_disk_is_full(own_lab: Callable[..., Lab], tele
 
 def test_standard_variables_apply_and_trace_files_are_bounded(tmp_path: Path) -> None:
     """Sampler, resource attributes and service name work as documented; files rotate and stay bounded."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_base_port()
     file = tmp_path / "traces" / "spans.jsonl"
     process = subprocess.Popen(
         [sys.executable, "-m", "roller"],

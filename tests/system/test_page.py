@@ -6,13 +6,14 @@ import asyncio
 import os
 import re
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta
 from zoneinfo import ZoneInfo
 
 import pytest
 from playwright.async_api import expect
 
+from tests.support import labs
 from tests.support.browser import CONNECTED, ROLLS, SPANS, VIEWS, Open, button, open_tab, roll, violations
 from tests.support.labs import Held, Lab, get, tree, wait_for
 from tests.support.matrix import spans_of
@@ -32,8 +33,9 @@ async def test_a_click_is_traced_to_the_last_service(
     assert status == "200 OK"
     face = await page.locator("#result svg").get_attribute("aria-label")
     assert face in {"1", "2", "3", "4", "5", "6"}
-    assert re.search(r"\d+ ms", await page.locator("#result").inner_text())
+    assert re.search(r"\d m?s\b", await page.locator("#result").inner_text())
     await page.locator("#result .copy").click()
+    await expect(page.locator("#said")).to_have_text("copied")
     assert await page.evaluate("navigator.clipboard.readText()") == trace_id
 
     spans = await asyncio.to_thread(lab.trace, trace_id, spans_of(stage))
@@ -106,6 +108,7 @@ async def test_the_page_reports_services_down_and_recovers(own_lab: Callable[...
     assert status == "504 failed"
     await expect(page.get_by_role("alert")).to_contain_text("did not answer in time")
     os.kill(roller, signal.SIGCONT)
+    await asyncio.to_thread(wait_for, lambda: get(f"{lab.front}/readyz").status == 200)
     assert (await roll(page, "fair"))[0] == "200 OK"
     down = Held(lab, "die-service")
     status, _ = await roll(page, "fair")
@@ -192,7 +195,7 @@ async def test_signing_out_ends_other_tabs(stage_lab: Callable[[int], Lab], open
 
 
 async def test_shutdown_waits_for_a_clicked_roll(own_lab: Callable[..., Lab], blank_page: Open) -> None:
-    lab = own_lab(4, roll_delay=3)
+    lab = own_lab(4, roll_delay=3, RANDOM_SEED="75")  # with it six of the ten rolls take longer than 2.2 s
     page = await blank_page()
     await page.goto(lab.front)
     await page.wait_for_function(CONNECTED)
@@ -218,14 +221,23 @@ async def test_an_unavailable_catalogue_is_reported(own_lab: Callable[..., Lab],
         await expect(button(page)).to_be_disabled()
     finally:
         os.kill(lab.pid("die-service"), signal.SIGCONT)
+    await asyncio.to_thread(wait_for, lambda: get(lab.url("die-service") + "/readyz").status == 200)
     await page.get_by_role("button", name="Load the dice again").click()
     await expect(page.get_by_role("radio", name="extreme")).to_be_visible()
     await expect(button(page)).to_be_enabled()
     assert (await roll(page, "fair"))[0] == "200 OK"
 
 
-async def test_a_slow_roll_does_not_block_other_sessions(own_lab: Callable[..., Lab], open_page: Open) -> None:
-    lab = own_lab(4, ROLLER_TIMEOUT="8")
+@pytest.fixture(scope="module")
+def patient_lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    """For tests that stop a service for a while and let it continue."""
+    lab = labs.start(tmp_path_factory.mktemp("page") / "run", 4, ROLLER_TIMEOUT="30")
+    yield lab
+    lab.stop()
+
+
+async def test_a_slow_roll_does_not_block_other_sessions(patient_lab: Lab, open_page: Open) -> None:
+    lab = patient_lab
     first, second = await open_page(lab), await open_page(lab)
     os.kill(lab.pid("dice-roller"), signal.SIGSTOP)
     try:
@@ -314,7 +326,7 @@ async def test_colour_scheme_follows_browser_and_user(stage_lab: Callable[[int],
 async def test_every_width_shows_everything(stage_lab: Callable[[int], Lab], open_page: Open) -> None:
     page = await open_page(stage_lab(6), viewport={"width": 320, "height": 740})
     await expect(page.locator("#history")).to_be_hidden()  # an empty list takes no room
-    for _ in range(20):
+    for _ in range(60):  # it fails every second time
         if (await roll(page, "extreme"))[0] != "200 OK":
             break
     # A message is readable in full in the history, too.
@@ -360,15 +372,16 @@ async def test_a_hovered_row_is_readable(stage_lab: Callable[[int], Lab], open_p
             assert await page.locator(f"{row} td").nth(1).evaluate(CONTRAST) > 4.5, row
 
 
-async def test_a_page_reports_a_lost_connection_and_reconnects(own_lab: Callable[..., Lab], blank_page: Open) -> None:
-    lab = own_lab(4)
+async def test_a_page_reports_a_lost_connection_and_reconnects(patient_lab: Lab, blank_page: Open) -> None:
+    lab = patient_lab
     page = await blank_page()
     await page.goto(lab.front)
     await page.wait_for_function(CONNECTED)
     _, trace_id = await roll(page, "fair")
     await open_tab(page, "Logs")
     down = Held(lab, "frontend")
-    await expect(page.get_by_role("alert")).to_contain_text("connection to the server is lost", timeout=3000)
+    # A lost socket is noticed at once; a server that no longer answers, 9 s after its last answer.
+    await expect(page.get_by_role("alert")).to_contain_text("connection to the server is lost", timeout=4500)
     assert await violations(page) == []
     await expect(button(page)).to_be_disabled()
     down.close()  # the lab restarts it
@@ -380,10 +393,8 @@ async def test_a_page_reports_a_lost_connection_and_reconnects(own_lab: Callable
     assert (await roll(page, "fair"))[0] == "200 OK"
 
 
-async def test_a_hanging_roll_hides_old_results_and_can_be_cancelled(
-    own_lab: Callable[..., Lab], open_page: Open
-) -> None:
-    lab = own_lab(4, ROLLER_TIMEOUT="30")
+async def test_a_hanging_roll_hides_old_results_and_can_be_cancelled(patient_lab: Lab, open_page: Open) -> None:
+    lab = patient_lab
     page = await open_page(lab)
     await roll(page, "fair")
     await open_tab(page, "Logs")
@@ -405,7 +416,7 @@ async def test_a_hanging_roll_hides_old_results_and_can_be_cancelled(
 async def test_all_times_use_one_named_time_zone(stage_lab: Callable[[int], Lab], open_page: Open) -> None:
     page = await open_page(stage_lab(4), timezone_id="Asia/Tehran")
     await expect(page.locator("#zone")).to_have_text("Times in UTC+03:30, Asia/Tehran")
-    before = datetime.now(ZoneInfo("Asia/Tehran")) - timedelta(seconds=5)
+    before = datetime.now(ZoneInfo("Asia/Tehran")) - timedelta(minutes=2)  # older lines may be shown, too
     await roll(page, "fair")
     shown = [await page.locator(f"{ROLLS} td").first.inner_text()]
     await expect(page.locator("#spans tbody tr").first).to_be_visible()
@@ -423,7 +434,7 @@ async def test_all_times_use_one_named_time_zone(stage_lab: Callable[[int], Lab]
 async def test_a_face_of_zero_is_shown_as_0(stage_lab: Callable[[int], Lab], open_page: Open) -> None:
     page = await open_page(stage_lab(4))
     await page.get_by_label("Use async rolling").check()
-    await page.get_by_label("Number of rolls").fill("40")
+    await page.get_by_label("Number of rolls").fill("100")  # a sixth of its rolls shows 0
     await roll(page, "extreme")
     zero = page.locator("#result svg[aria-label='0']").first
     await expect(zero).to_have_text("0")  # a number, not an empty die
@@ -434,10 +445,12 @@ async def test_a_face_of_zero_is_shown_as_0(stage_lab: Callable[[int], Lab], ope
 async def test_a_reload_asks_for_no_file_again(stage_lab: Callable[[int], Lab], open_page: Open) -> None:
     lab = stage_lab(4)
     page = await open_page(lab)
+    await page.wait_for_load_state("networkidle")
     before = await asyncio.to_thread(lab.value, "frontend", "http_requests_total", handler="/static/{path}")
     assert before > 5
     await page.reload()
     await page.wait_for_function(CONNECTED)
+    await page.wait_for_load_state("networkidle")
     after = await asyncio.to_thread(lab.value, "frontend", "http_requests_total", handler="/static/{path}")
     assert after <= before + 1  # one of Panel's files has no version in its address
 

@@ -126,11 +126,15 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Run, Run]]:
         labs.scrape_every_second(lab)
         everything: list[Answer] = []
 
-        def run(asked: list[tuple[str, int | None]]) -> Run:
-            began = time.time()
+        def ask_all(asked: list[tuple[str, int | None]]) -> list[Answer]:
             with ThreadPoolExecutor(8) as pool:
                 answers = list(pool.map(lambda one: ask(lab, *one), asked))
             everything.extend(answers)
+            return answers
+
+        def run(asked: list[tuple[str, int | None]]) -> Run:
+            began = time.time()
+            answers = ask_all(asked)
             # The window is long, so that the scrape by which it misses its edges matters little.
             time.sleep(12 * SCRAPE)
             end = time.time()
@@ -141,7 +145,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Run, Run]]:
         wait_for(lambda: len(get(f"{prometheus}/api/v1/query?{zero}").json["data"]["result"]) == 2, say="a scrape")
 
         # A series that begins with its first event shows no rate for that event.
-        run([(die, times) for die in DICE for times in (None, 2)] * 3)
+        ask_all([(die, times) for die in DICE for times in (None, 2)] * 3)
         time.sleep(4 * SCRAPE)
         plan: list[tuple[str, int | None]] = [(die, None) for die in DICE for _ in range(25)]
         plan += [(die, times) for die in DICE for times in (1, 2, 5, 10, 20)]
@@ -151,7 +155,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Run, Run]]:
         try:
             ready = lab.url("die-service") + "/readyz"
             wait_for(lambda: get(ready).status == 503, say="the die-service notices")
-            run([("fair", None)])
+            ask_all([("fair", None)])
             time.sleep(4 * SCRAPE)
             down = run([("fair", None)] * LOST)
         finally:

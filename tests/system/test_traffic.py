@@ -131,7 +131,7 @@ def test_a_profile_and_the_end_of_sessions(stage_lab: Callable[[int], Lab]) -> N
     url = lab.front
     summary = run(
         *("traffic", lab, "--url", url, "--users", "4", "--profile", "ramp", "--duration", "2", "--max-rolls", "2"),
-        *("--think-time", "0.02", "--die", "fair=3,risky"),
+        *("--think-time", "0.02", "--die", "fair=3,risky", "--seed", "4"),
     )
     assert summary["profile"] == "ramp"
     assert set(summary["dice"]) == {"fair", "risky"}

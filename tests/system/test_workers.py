@@ -37,7 +37,7 @@ def workers(lab: Lab, service: str) -> list[int]:
     return next(entry["workers"] for entry in lab.state["services"] if entry["name"] == service)
 
 
-def listening(pid: int) -> bool:
+def alive(pid: int) -> bool:
     return os.path.exists(f"/proc/{pid}")
 
 
@@ -75,7 +75,7 @@ async def test_every_worker_serves_the_sum_of_all_workers(own_lab: Callable[...,
     # Counters never decrease, and a clean exit loses nothing.
     for victim, number in ((pids[0], signal.SIGTERM), (pids[1], signal.SIGKILL)):
         os.kill(victim, number)
-        wait_for(lambda victim=victim: not listening(victim))  # type: ignore[misc]
+        wait_for(lambda victim=victim: not alive(victim))  # type: ignore[misc]
         assert lab.value("dice-roller", "http_requests_total", handler="/roll", status="200") == REQUESTS
         assert lab.value("dice-roller", "dice_roll_value_sum") > 0
     more = await roll(url, 30)

@@ -15,7 +15,7 @@ TIMEOUT = 250.0  # seconds: an exercise may take a minute to prepare
 
 @dataclass(frozen=True)
 class Reply:
-    """What came of a request.
+    """The outcome of a request.
 
     Attributes:
         status: 0 done or right, 1 wrong, 2 not possible.

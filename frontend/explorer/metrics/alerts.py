@@ -11,7 +11,7 @@ REGION = "alerts"
 async def refresh(context: Context) -> None:
     """Fetch and show the alerts that fire; shows nothing where no engine knows of any.
 
-    A source that does not answer is said here: the figures come from elsewhere.
+    An error of the alerts' source is shown here, because the figures come from another source.
     """
     source = context.telemetry.alerts
     if source is None:

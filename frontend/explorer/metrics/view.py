@@ -17,7 +17,7 @@ from frontend.explorer.model import BOUNDS, Cell, duration_text
 from frontend.explorer.sources.figures import ENOUGH, PERCENTILES, Figures
 from frontend.explorer.sources.prometheus import ERROR_QUERY, RATE_QUERY, latency_query
 
-FOLLOW = 2.0  # seconds between two looks
+FOLLOW = 2.0  # seconds between two fetches
 LABELS = {f"p{percentile * 100:g}": percentile for percentile in PERCENTILES}
 COLUMNS = 30  # of the heat map
 MIN_STEP = 5_000_000_000  # nanoseconds

@@ -31,7 +31,7 @@ class Alert:
 
     @property
     def order(self) -> tuple[bool, bool, int]:
-        """What must be looked at now comes first."""
+        """The sort key: the most urgent alert first."""
         return self.muted, self.severity != "page", self.since
 
 
@@ -42,7 +42,7 @@ class AlertSource(Protocol):
         """The alerts that fire, the most urgent one first.
 
         Raises:
-            SourceError: when they cannot be had.
+            SourceError: when they are not available.
         """
 
 

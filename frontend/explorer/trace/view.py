@@ -99,7 +99,7 @@ class TraceView:
         trace = arrange(trace_id, await source.trace(trace_id))
         compared = arrange(compared_id, await source.trace(compared_id)) if compared_id else None
         over = self._over(trace)
-        if over:  # they are of no hurry
+        if over:  # they are not urgent
             try:
                 query = TraceQuery(limit=CANDIDATES + 1)
                 self._candidates = [entry for entry in await source.traces(query) if entry.trace_id != trace_id]

@@ -223,7 +223,7 @@ async def test_pages_that_wait_count_as_sessions() -> None:
 
 
 async def test_sessions_are_limited() -> None:
-    async with serving(simple, max_sessions=2) as (panel, client):
+    async with serving(simple, max_sessions=2, unused_lifetime=3.0) as (panel, client):
         statuses = []
         for _ in range(4):
             async with client.get("/") as answer:

@@ -93,6 +93,10 @@ def test_die_option_parses_proportions(given: dict[str, Any], text: str, dice: d
         (["load-db", "--ratio", "1"], "no ratio such as 1:4"),
         (["load-db", "--ratio", "0:0"], "no ratio such as 1:4"),
         (["chaos", "earthquake"], "database-down"),
+        (["chaos", "loki-down", "--url", "http://127.0.0.1:8002"], "--url needs --kubernetes"),
+        (["chaos", "loki-down", "--kubernetes", "--compose"], "--kubernetes does not go with --compose"),
+        (["check", "--url", "tempo=localhost"], "no URL such as"),
+        (["check", "--url", "http://127.0.0.1:8002", "--schema"], "--url goes with neither"),
         (["up", "--telemetry", "none"], "standard"),
         (["up", "--stag", "3"], "--stage"),
         (["dwon"], "down"),
@@ -104,6 +108,11 @@ def test_wrong_usage_is_reported_and_nothing_runs(
     assert main(arguments) == 2
     assert text in " ".join(capsys.readouterr().err.split())
     assert not given
+
+
+def test_addresses_have_a_name_or_none(given: dict[str, Any]) -> None:
+    assert main(["check", "--url", "http://lab/?a=b/", "--url", "tempo=http://tempo:3200/"]) == 0
+    assert given["addresses"] == (("", "http://lab/?a=b"), ("tempo", "http://tempo:3200"))
 
 
 def test_defaults_of_ratio_and_run_dir(given: dict[str, Any]) -> None:

@@ -153,3 +153,61 @@ async def test_alerts_have_their_most_urgent_state(aiohttp_server: Serve, tmp_pa
     url = str((await aiohttp_server(app)).make_url("")).rstrip("/")
     async with Lab(RunDir(tmp_path), "", engines={"prometheus": url}) as lab:
         assert await lab.fetch_alerts() == {"ServiceDown": "firing", "NoTraffic": "inactive"}
+
+
+# --- a lab elsewhere ---
+
+
+def test_a_lab_elsewhere_has_the_ports_of_one_here(tmp_path: Path) -> None:
+    lab = Lab.elsewhere(tmp_path, 6, {"": "http://127.0.0.1:9002", "tempo": "http://tempo.example"})
+    assert lab.front == "http://127.0.0.1:9002"
+    assert lab.url("die-service") == "http://127.0.0.1:9001"
+    assert lab.engine("prometheus") == "http://127.0.0.1:9010"
+    assert lab.engine("postgres-exporter") == "http://127.0.0.1:9011"
+    assert lab.engine("tempo") == "http://tempo.example"
+    assert (lab.stage, lab.state["otlp_endpoint"]) == (6, "http://127.0.0.1:9017")
+    first = Lab.elsewhere(tmp_path, 1, {"": "http://127.0.0.1:9000"})
+    assert first.services == {"dice-roller": "http://127.0.0.1:9000"}
+    assert "postgres-exporter" not in first.engines
+
+
+def test_parts_of_a_lab_elsewhere_may_be_unknown(tmp_path: Path) -> None:
+    lab = Lab.elsewhere(tmp_path, 3, {"": "https://lab.example", "loki": "https://loki.example"})
+    assert (lab.services, lab.engines) == ({"frontend": "https://lab.example"}, {"loki": "https://loki.example"})
+    with pytest.raises(NotRunning, match="--url die-service=URL"):
+        lab.url("die-service")
+    assert Lab.elsewhere(tmp_path, 2, {"frontend": "https://lab.example"}).front == "https://lab.example"
+    for addresses in ({"nosuch": "http://x"}, {"die-service": "http://x"}):
+        with pytest.raises(LabError, match="stage 1 has no "):
+            Lab.elsewhere(tmp_path, 1, {"": "http://127.0.0.1:9000", **addresses})
+    with pytest.raises(LabError, match="the address of the frontend"):
+        Lab.elsewhere(tmp_path, 2, {"dice-roller": "http://127.0.0.1:9000"})
+
+
+async def test_lines_of_a_lab_elsewhere_come_from_loki(aiohttp_server: Serve, tmp_path: Path) -> None:
+    texts = {
+        "operations": '{"logger": "frontend", "trace_id": "a"}',
+        "usage": '{"logger": "frontend", "trace_id": "a", "usage": true}',
+    }
+
+    async def query(request: web.Request) -> web.Response:
+        text = texts[request.headers["X-Scope-OrgID"]]
+        return web.json_response({"data": {"result": [{"values": [["1", text]]}]}})
+
+    async def ready(request: web.Request) -> web.Response:
+        return web.Response()
+
+    app = web.Application()
+    app.router.add_get("/loki/api/v1/query_range", query)
+    app.router.add_get("/ready", ready)
+    loki = str((await aiohttp_server(app)).make_url("")).rstrip("/")
+    addresses = {"": "http://127.0.0.1:9", "loki": loki, "otel-collector": "http://127.0.0.1:9"}
+    async with Lab.elsewhere(tmp_path, 6, addresses) as lab:
+        await lab.find_engines()
+        assert lab.engines == {"loki": loki}
+        assert lab.state["otlp_endpoint"] == ""
+        assert await lab.fetch_texts("frontend") == list(texts.values())
+        assert [line.fields.get("usage") for line in await lab.fetch_lines("frontend", trace_id="a")] == [None, True]
+        assert len(await lab.fetch_lines("frontend", usage=True)) == 1
+        with pytest.raises(NotRunning, match="tempo is not running"):
+            await lab.fetch_trace("a" * 32)

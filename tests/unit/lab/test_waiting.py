@@ -11,9 +11,9 @@ def test_the_first_attempt_is_immediate_even_after_the_deadline() -> None:
 
 def test_attempts_are_repeated_up_to_the_deadline() -> None:
     started = time.monotonic()
-    attempts = [time.monotonic() - started for _ in within(0.2, poll=0.06)]
+    attempts = [time.monotonic() - started for _ in within(0.6, poll=0.06)]
     assert len(attempts) >= 3
-    assert attempts[-1] >= 0.2  # the last look is at the deadline, not up to a poll earlier
+    assert attempts[-1] >= 0.6  # the last look is at the deadline, not up to a poll earlier
 
 
 async def test_else_runs_after_the_deadline() -> None:

@@ -67,8 +67,9 @@ async def test_a_blocking_handler_shows_as_lag() -> None:
     await asyncio.sleep(2 * runtime_metrics.LAG_INTERVAL)
     before = later_than("0.25")
     await client.get("/work")
-    await asyncio.sleep(runtime_metrics.LAG_INTERVAL)
-    assert later_than("0.25") == before + 1
+    async with asyncio.timeout(30):
+        while later_than("0.25") == before:  # a busy machine may add to it
+            await asyncio.sleep(0.05)
     await client.close()
 
 

@@ -1,0 +1,173 @@
+"""How an experiment breaks a lab in a cluster: through kubectl."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import zlib
+from types import TracebackType
+from typing import Self
+
+from lab import LabError
+from lab.chaos.targets import LOCK, PSQL, RUN_TIME, UNLOCK, Target
+from lab.containers import output
+from lab.pods import Pods, command
+from lab.waiting import within
+
+# Seconds until the autoscalers have left one pod of each service.
+SETTLE = 120.0
+POLL = 1.0  # seconds
+# Pauses all processes of a pod again and again, for as long as its standard input is open; it does not end with the
+# connection to the cluster otherwise. `kill -1` leaves out the shell itself. The processes are not the first of their
+# namespace, which ignores SIGSTOP: the pods share theirs with the pod's sandbox (shareProcessNamespace).
+STUTTER = """
+trap 'kill -CONT -1' EXIT
+while kill -STOP -1; do
+    read -t {pause} _; ended=$?
+    kill -CONT -1
+    [ $ended -le 128 ] && exit
+    read -t {run} _ || [ $? -gt 128 ] || exit
+done
+"""
+
+
+class PodTarget(Target):
+    """The lab in the cluster.
+
+    A stopped part is scaled to no pod. A slow one is paused most of the time. For the time of the experiment the
+    autoscalers keep one pod of each service: the figures of a service are those of one process.
+    """
+
+    def __init__(self, pods: Pods) -> None:
+        self._pods = pods
+        self._replicas: dict[str, int] = {}  # of what is stopped
+        self._limits: dict[str, tuple[int, int]] = {}  # of the autoscalers
+        self._stutters: dict[str, list[asyncio.subprocess.Process]] = {}
+        self._locking: asyncio.subprocess.Process | None = None
+
+    async def __aenter__(self) -> Self:
+        try:
+            await self._hold_autoscalers()
+        except BaseException:
+            await self._release_autoscalers()
+            raise
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        for name in list(self._stutters):
+            await self.slow(name, 0)
+        await self.unlock()
+        for name in list(self._replicas):
+            await self.start(name)
+        await self._release_autoscalers()
+
+    async def _hold_autoscalers(self) -> None:
+        for name, workload in self._pods.workloads.items():
+            if workload.kind != "deployment":
+                continue
+            text = await self._pods.run(
+                workload.namespace, "get", "horizontalpodautoscaler", name, "--ignore-not-found", "--output", "json"
+            )
+            if text.strip():
+                spec = json.loads(text)["spec"]
+                self._limits[name] = spec.get("minReplicas", 1), spec["maxReplicas"]
+                await self._limit(name, 1, 1)
+        for name in self._limits:
+            async for _ in within(SETTLE, POLL):
+                if len(await self._pods.of(name)) == 1:
+                    break
+            else:
+                raise LabError(f"the autoscaler of the {name} has not left one pod after {SETTLE:g} s")
+
+    async def _release_autoscalers(self) -> None:
+        for name, (low, high) in list(self._limits.items()):
+            await self._limit(name, low, high)
+            del self._limits[name]
+
+    async def _limit(self, name: str, low: int, high: int) -> None:
+        patch = json.dumps({"spec": {"minReplicas": low, "maxReplicas": high}})
+        namespace = self._pods.workload(name).namespace
+        await self._pods.run(namespace, "patch", "horizontalpodautoscaler", name, "--type=merge", "--patch", patch)
+
+    async def stop(self, name: str) -> None:
+        workload = self._pods.workload(name)
+        path = "jsonpath={.spec.replicas}"
+        text = (await self._pods.run(workload.namespace, "get", workload.reference, "--output", path)).strip()
+        if not text:
+            raise LabError(f"a {workload.kind} such as the {name} cannot be scaled to no pod")
+        self._replicas.setdefault(name, int(text))
+        await self._pods.run(workload.namespace, "scale", workload.reference, "--replicas=0")
+        await self.kill(name)  # at once, without the time that a pod has to stop
+
+    async def start(self, name: str) -> None:
+        workload = self._pods.workload(name)
+        replicas = self._replicas.get(name, 1)
+        await self._pods.run(workload.namespace, "scale", workload.reference, f"--replicas={replicas}")
+        self._replicas.pop(name, None)
+
+    async def kill(self, name: str) -> None:
+        workload = self._pods.workload(name)
+        await self._pods.run(
+            workload.namespace, "delete", "pods", "--selector", workload.selector, "--grace-period=0", "--force"
+        )
+
+    async def freeze(self, name: str) -> None:
+        raise LabError(f"the {name} in a cluster cannot be frozen: its image has no program that stops a process")
+
+    async def thaw(self, name: str) -> None:
+        """Nothing was frozen."""
+
+    async def fill(self, name: str) -> None:
+        raise LabError("the volume of a pod is not filled: it may be the node's; use a lab of dicelab up")
+
+    async def empty(self, name: str) -> None:
+        """Nothing was filled."""
+
+    async def slow(self, name: str, seconds: float) -> None:
+        for process in self._stutters.pop(name, []):
+            assert process.stdin is not None
+            process.stdin.close()
+            await process.wait()
+        if seconds:
+            workload = self._pods.workload(name)
+            script = STUTTER.format(pause=seconds, run=RUN_TIME)
+            for pod in await self._pods.of(name):
+                arguments = ("exec", "--stdin", pod["metadata"]["name"], "--", "bash", "-c", script)
+                process = await _start(command(workload.namespace, *arguments))
+                self._stutters.setdefault(name, []).append(process)
+
+    async def lock(self) -> None:
+        self._locking = await _start(self._psql(f"BEGIN; {LOCK}; SELECT pg_sleep(600)"))
+
+    async def unlock(self) -> None:
+        if self._locking is not None:
+            await output(self._psql(UNLOCK))
+            await self._locking.wait()
+            self._locking = None
+
+    def _psql(self, query: str) -> list[str]:
+        workload = self._pods.workload("postgres")
+        return command(workload.namespace, "exec", workload.reference, "--", *PSQL, query)
+
+    async def processes(self) -> dict[str, int | None]:
+        """A number for the oldest pod of each part and its restarts, instead of a process id."""
+        found: dict[str, int | None] = {}
+        for name in self._pods.workloads:
+            pods = await self._pods.of(name)
+            found[name] = None
+            if pods:
+                restarts = [one["restartCount"] for one in pods[0]["status"].get("containerStatuses", [])]
+                found[name] = zlib.crc32(f"{pods[0]['metadata']['uid']} {restarts}".encode())
+        return found
+
+
+async def _start(arguments: list[str]) -> asyncio.subprocess.Process:
+    return await asyncio.create_subprocess_exec(
+        *arguments,
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.DEVNULL,
+        stderr=asyncio.subprocess.DEVNULL,
+        start_new_session=True,  # Ctrl-C must not interrupt it before its fault is removed
+    )

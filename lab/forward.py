@@ -1,0 +1,79 @@
+"""``dicelab forward``: the ports of a lab in a cluster on this machine, at the numbers that they have everywhere."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from rich.console import Console
+
+from lab import pods
+from lab.kubernetes import PORTS, SERVICE_PORT
+from lab.pods import Pods, Workload
+from lab.supervise import engines, stages
+from lab.terminal import say
+from lab.waiting import sleep, stop_signal
+
+PAUSE = 0.5  # seconds before a forward that has ended is started again
+
+
+@dataclass(frozen=True)
+class Options:
+    """The options of the command."""
+
+    base_port: int
+
+
+def run(options: Options, console: Console) -> int:
+    """Run the command until a signal; returns 0.
+
+    Raises:
+        LabError: when there is no lab in the cluster.
+    """
+    asyncio.run(_forward(options, console))
+    return 0
+
+
+def ports(name: str, base_port: int) -> Mapping[int, int]:
+    """The port here of each port of a part of the lab."""
+    offsets = {service.name: service.port_offset for service in stages.SERVICES}
+    if name in offsets:
+        return {base_port + offsets[name]: SERVICE_PORT}
+    first = base_port + engines.FIRST_PORT
+    known = (engine for engine in engines.ENGINES if engine.name == name)
+    return {
+        first + engines.PORTS.index(port): PORTS[port] for engine in known for port in engine.ports if port in PORTS
+    }
+
+
+async def _forward(options: Options, console: Console) -> None:
+    found: Pods = await pods.find()
+    async with stop_signal() as stop:
+        forwards = []
+        for name, workload in sorted(found.workloads.items()):
+            if pairs := ports(name, options.base_port):
+                say(console, f"{name:18} " + ", ".join(f"http://127.0.0.1:{port}" for port in pairs))
+                forwards.append(asyncio.ensure_future(_keep(workload, pairs, stop)))
+        await stop.wait()
+        await asyncio.gather(*forwards)
+
+
+async def _keep(workload: Workload, pairs: Mapping[int, int], stop: asyncio.Event) -> None:
+    """Forward the ports of a part until ``stop`` is set; kubectl ends with the pod that it has chosen."""
+    arguments = ("port-forward", f"service/{workload.name}", *(f"{here}:{there}" for here, there in pairs.items()))
+    while not stop.is_set():
+        process = await asyncio.create_subprocess_exec(
+            *pods.command(workload.namespace, *arguments),
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.DEVNULL,
+            stderr=asyncio.subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        ended, stopped = asyncio.ensure_future(process.wait()), asyncio.ensure_future(stop.wait())
+        await asyncio.wait((ended, stopped), return_when=asyncio.FIRST_COMPLETED)
+        stopped.cancel()
+        if not ended.done():
+            process.terminate()
+            await ended
+        await sleep(PAUSE, stop)

@@ -1,0 +1,41 @@
+"""The capacity that docs/kubernetes.md computes."""
+
+from __future__ import annotations
+
+import pytest
+import yaml
+
+from lab import capacity, kubernetes
+from lab.supervise.engines import ROOT
+
+DOCS = (ROOT / "docs" / "kubernetes.md").read_text()
+
+
+def test_the_tables_in_the_docs_are_those_that_are_computed() -> None:
+    assert capacity.table() in DOCS
+    assert capacity.limits_table() in DOCS
+
+
+def test_figures_are_those_of_their_sources() -> None:
+    scaling = yaml.safe_load_all((kubernetes.DIRECTORY / "base/dice-roller/scaling.yaml").read_text())
+    spec = next(one["spec"] for one in scaling if one["kind"] == "HorizontalPodAutoscaler")
+    assert spec["metrics"][0]["resource"]["target"]["averageUtilization"] == capacity.TARGET_LOAD * 100
+    assert spec["minReplicas"] == capacity.LEAST_PODS
+    for figure in (capacity.LINE_BYTES, capacity.LINE_BYTES_STORED, capacity.SPAN_BYTES, capacity.SPAN_BYTES_STORED):
+        assert f"| {figure:,} |" in DOCS
+    for service, series in capacity.SERIES.items():
+        assert f"{series} of a {service}" in DOCS
+    assert capacity.ENGINE_SERIES + sum(capacity.SERIES.values()) == 5_402
+
+
+def test_needs_grow_with_users_from_the_least() -> None:
+    assert capacity.rolls(30) == pytest.approx(3)
+    assert capacity.pods(1, "standard") == 2
+    # 10,000 rolls a second of 1.5615 ms, at 0.7 of a CPU each.
+    assert capacity.pods(100_000, "standard") == 23
+    assert capacity.frontends(100_000) == 93
+    assert capacity.pages(101) == 2
+    # 10,000 rolls a second for a day of 2,705 bytes.
+    assert capacity.stored(100_000, capacity.LINE_BYTES, 1) == pytest.approx(2337.12)
+    assert capacity.tempo(100_000, 1) == "3 + 5 + 18"
+    assert capacity.limits()["Loki in one process"] == 855
