@@ -112,6 +112,20 @@ def test_every_job_is_scraped_under_its_name() -> None:
     assert jobs == wanted | {"mimir"}
 
 
+def test_the_probe_is_that_of_compose() -> None:
+    manifests = load("large/6")
+    probe = resource(manifests, "Probe", "exporter")["spec"]
+    jobs = yaml.safe_load((engines.COMPOSE / "prometheus" / "prometheus.yml").read_text())["scrape_configs"]
+    (job,) = [job for job in jobs if job["job_name"] == probe["jobName"]]
+    assert probe["prober"]["path"] == job["metrics_path"]
+    assert [probe["module"]] == job["params"]["module"]
+    assert probe["interval"] == job["scrape_interval"]
+    (probed,) = yaml.safe_load((engines.COMPOSE / "targets" / "probes" / "postgres.yml").read_text())
+    assert probe["targets"]["staticConfig"]["static"] == probed["targets"]
+    assert probe["prober"]["url"] == probed["labels"]["__exporter__"]
+    assert resource(manifests, "Prometheus", "dicelab")["spec"]["probeSelector"] == {}
+
+
 def test_rules_are_those_of_compose() -> None:
     rules = load("large/6").of("PrometheusRule")
     files = [*(engines.COMPOSE / "prometheus" / "rules").glob("*.yml")]
