@@ -43,7 +43,7 @@ def resource(manifests: Manifests, kind: str, name: str) -> Document:
 def test_resources_of_operators_have_their_types(tmp_path: Path) -> None:
     documents = custom(load("large/6"))
     assert {document["kind"] for document in documents} == {
-        *("Prometheus", "PodMonitor", "ServiceMonitor", "PrometheusRule"),
+        *("Prometheus", "PodMonitor", "ServiceMonitor", "Probe", "PrometheusRule"),
         *("OpenTelemetryCollector", "Cluster", "Pooler"),
     }
     broken = copy.deepcopy(documents)
