@@ -18,7 +18,7 @@ import yaml
 from lab import kubernetes
 from lab.supervise import engines, stages
 from tests.support.crd_types import PACKAGES, type_errors
-from tests.support.kubernetes import NAME, SECRET, Document, Manifests, load, text
+from tests.support.kubernetes import NAME, SECRET, Document, Manifests, load, text, validate
 from tests.unit.kubernetes.test_manifests import VERSIONS, addresses, violations
 
 LARGE = [f"large/{stage}" for stage in stages.STAGES]
@@ -43,7 +43,7 @@ def resource(manifests: Manifests, kind: str, name: str) -> Document:
 def test_resources_of_operators_have_their_types(tmp_path: Path) -> None:
     documents = custom(load("large/6"))
     assert {document["kind"] for document in documents} == {
-        *("Prometheus", "PodMonitor", "ServiceMonitor", "PrometheusRule"),
+        *("Prometheus", "PodMonitor", "ServiceMonitor", "Probe", "PrometheusRule"),
         *("OpenTelemetryCollector", "Cluster", "Pooler"),
     }
     broken = copy.deepcopy(documents)
@@ -58,12 +58,9 @@ def test_resources_of_operators_have_their_types(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("version", VERSIONS)
 def test_the_other_manifests_are_valid_in_the_strict_schemas(version: str) -> None:
-    import kubernetes_validate  # imported here: it takes half a second
-
-    small = load("small/6").documents
-    for document in load("large/6").documents:
-        if document not in small and document not in custom(load("large/6")):
-            assert kubernetes_validate.validate(document, version, strict=True) == version
+    manifests = load("large/6")
+    known = [*load("small/6").documents, *custom(manifests)]
+    validate((document for document in manifests.documents if document not in known), version)
 
 
 @pytest.mark.parametrize("directory", LARGE)
@@ -110,6 +107,20 @@ def test_every_job_is_scraped_under_its_name() -> None:
                     assert endpoint["port"] in manifests.workload(name).ports
     wanted = {engine.name for engine in engines.ENGINES} | {service.name for service in stages.SERVICES}
     assert jobs == wanted | {"mimir"}
+
+
+def test_the_probe_is_that_of_compose() -> None:
+    manifests = load("large/6")
+    probe = resource(manifests, "Probe", "exporter")["spec"]
+    jobs = yaml.safe_load((engines.COMPOSE / "prometheus" / "prometheus.yml").read_text())["scrape_configs"]
+    (job,) = [job for job in jobs if job["job_name"] == probe["jobName"]]
+    assert probe["prober"]["path"] == job["metrics_path"]
+    assert [probe["module"]] == job["params"]["module"]
+    assert probe["interval"] == job["scrape_interval"]
+    (probed,) = yaml.safe_load((engines.COMPOSE / "targets" / "probes" / "postgres.yml").read_text())
+    assert probe["targets"]["staticConfig"]["static"] == probed["targets"]
+    assert probe["prober"]["url"] == probed["labels"]["__exporter__"]
+    assert resource(manifests, "Prometheus", "dicelab")["spec"]["probeSelector"] == {}
 
 
 def test_rules_are_those_of_compose() -> None:
