@@ -14,7 +14,7 @@ from dieservice.postgres import PostgresCatalogue
 from dieservice.settings import Settings
 from dieservice.telemetry import DatabaseTelemetry, DiceTelemetry
 from otel import metrics
-from web import health
+from web import defects, health
 from web.application import add_common_routes, new_application
 
 
@@ -26,6 +26,7 @@ def create_app(settings: Settings) -> web.Application:
     app.router.add_get("/dice", routes.dice, allow_head=False)
 
     readiness: health.Readiness = health.always_ready
+    switches: dict[str, defects.Switch] = {}
     if settings.database is None:
         app[routes.CATALOGUE] = FileCatalogue(dice)
         telemetry.loaded([die.identifier for die in dice])
@@ -33,6 +34,7 @@ def create_app(settings: Settings) -> web.Application:
         catalogue = PostgresCatalogue(settings.database, dice, telemetry, DatabaseTelemetry(registry))
         app[routes.CATALOGUE] = catalogue
         app.cleanup_ctx.append(_keep_connected(catalogue))
+        switches = {"leak": catalogue.leak, "pool_size": catalogue.resize}
 
         async def database_ready() -> str | None:
             return None if catalogue.connected else "the database is unavailable"
@@ -44,6 +46,7 @@ def create_app(settings: Settings) -> web.Application:
         yield
 
     app.cleanup_ctx.append(log_start)
+    app.cleanup_ctx.append(defects.listen(settings.server.defects_socket, switches))
     add_common_routes(
         app,
         registry,

@@ -70,6 +70,9 @@ class Pool:
         self._idle: list[Cursor] = []
         self._in_use: set[Cursor] = set()
         self._closed = False
+        self._leak_every = 0  # 0: no connection is leaked
+        self._returned = 0
+        self._leaked: list[Cursor] = []
 
     @property
     def size(self) -> int:
@@ -114,6 +117,10 @@ class Pool:
 
     def release(self, cursor: Cursor) -> None:
         """Give a cursor back. A connection that is closed or inside a transaction is not used again."""
+        self._returned += 1
+        if self._leak_every and self._returned % self._leak_every == 0:
+            self._leaked.append(cursor)
+            return
         self._in_use.discard(cursor)
         if not cursor.closed:
             connection = cursor.connection
@@ -137,6 +144,25 @@ class Pool:
                 self._idle.append(await self._connect(None))
             finally:
                 self._return_permit()
+
+    def leak(self, every: int) -> None:
+        """Keep every n-th cursor that is given back out of the pool; 0 ends it and gives all of them back."""
+        self._leak_every = every
+        if not every:
+            leaked, self._leaked = self._leaked, []
+            for cursor in leaked:
+                self.release(cursor)
+
+    async def resize(self, size: int) -> None:
+        """Allow another number of connections; waits until those that are too many have been given back."""
+        while self._size > size:
+            await self._permits.acquire()
+            self._size -= 1
+            if (cursor := self._pop_idle()) is not None:
+                cursor.connection.close()
+        while self._size < size:
+            self._size += 1
+            self._permits.release()
 
     def discard_idle(self) -> None:
         """Close all connections that are not in use."""

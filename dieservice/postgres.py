@@ -73,6 +73,8 @@ class PostgresCatalogue:
         self._pool: Pool | None = None
         self._probe_now = asyncio.Event()
         self._known: list[str] = []
+        self._leak_every = 0
+        self._pool_size = settings.pool_size
         telemetry.watch_pool(
             size=lambda: self._pool.size if self._pool else 0,
             available=lambda: self._pool.available if self._pool else 0,
@@ -81,6 +83,20 @@ class PostgresCatalogue:
     @property
     def connected(self) -> bool:
         return self._pool is not None
+
+    # Defects on purpose, see web/defects.py.
+
+    def leak(self, every: Any) -> None:
+        """Do not give every n-th connection back to the pool; ``None`` ends it, and gives them all back."""
+        self._leak_every = int(every or 0)
+        if self._pool is not None:
+            self._pool.leak(self._leak_every)
+
+    async def resize(self, size: Any) -> None:
+        """Let the pool have so many connections; ``None``: as many as the settings say."""
+        self._pool_size = int(size or self._settings.pool_size)
+        if self._pool is not None:
+            await self._pool.resize(self._pool_size)
 
     async def identifiers(self) -> list[str]:
         self._remember(await self._query("list", LIST))
@@ -102,7 +118,8 @@ class PostgresCatalogue:
                 options = await resolve(self._options)
                 async with untraced_connection(options) as control:
                     await self._prepare(control)
-                    pool = Pool(options, self._settings.pool_size, self._settings.pool_timeout)
+                    pool = Pool(options, self._pool_size, self._settings.pool_timeout)
+                    pool.leak(self._leak_every)
                     await pool.fill()
                     self._probe_now.clear()
                     self._pool = pool

@@ -18,7 +18,7 @@ from frontend.settings import Settings
 from frontend.threads import fields_on_loop, on_loop
 from frontend.usage import Sessions
 from otel import metrics
-from web import health
+from web import defects, health
 from web.application import add_common_routes, new_application
 from web.client import CLIENT_SESSION, client_session
 from web.problems import ERROR_PAGE
@@ -82,6 +82,7 @@ def create_app(settings: Settings) -> web.Application:
 
     app.cleanup_ctx.append(client_session(settings.connect_timeout, settings.timeout, settings.connections))
     app.cleanup_ctx.append(panel_served)
+    app.cleanup_ctx.append(defects.listen(settings.server.defects_socket))
     add_common_routes(
         app,
         registry,

@@ -209,6 +209,40 @@ def learn(**given: Any) -> int:
 
 
 @dicelab.command()
+@click.argument("words", nargs=-1, metavar="[ACTION] [DIR] [ANSWER]")
+@click.option("--seed", type=int, metavar="N", help="Of what is drawn [default: one that nobody knows]")
+@click.option("--level", type=count(1, 3), default=2, metavar="1..3", help="How hard it is.")
+@click.option(
+    "--minutes",
+    type=Number(2, 24 * 60, " minutes"),
+    default=15.0,
+    metavar="N",
+    help="The time limit; it can be paused.",
+)
+@click.option(
+    "--answer",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Wait for the answer in this file instead of asking for it.",
+)
+@click.option("--json", is_flag=True, help="Print as JSON, and read answers as JSON.")
+@options.run_dir
+def mystery(**given: Any) -> int:
+    """Find the fault of the running lab from its telemetry alone.
+
+    \b
+    mystery                    play
+    mystery record DIR         record a case instead
+    mystery score DIR ANSWER   score an answer to a case
+    mystery history            the games and their scores
+    mystery seeds              forty seeds to compare with
+
+    Everything is put back when the game ends, however it ends.
+    """
+    return _run("mystery.command", given)
+
+
+@dicelab.command()
 @click.argument("query", metavar="QUERY")
 @click.option("--json", is_flag=True, help="Print an array with an object a row.")
 @click.option("--csv", is_flag=True, help="Print comma-separated values.")

@@ -202,9 +202,10 @@ class Lab:
         if not front:
             raise LabError(f"give the address of the {entrance}, where users go, by --url")
         found = {entrance: front}
+        offset = next(one.port_offset for one in loaded.services if one.name == entrance)
         port = URL(front).explicit_port
-        if port is not None:
-            base = port - next(one.port_offset for one in loaded.services if one.name == entrance)
+        if port is not None and port > offset:
+            base = port - offset
 
             def beside(offset: int) -> str:
                 return str(URL(front).with_port(base + offset).origin())

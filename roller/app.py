@@ -11,7 +11,7 @@ from roller import routes, telemetry
 from roller.catalogue import BUILTIN, BuiltinCatalogue, RemoteCatalogue
 from roller.dice import Table
 from roller.settings import Settings
-from web import health
+from web import defects, health
 from web.application import add_common_routes, new_application
 from web.client import CLIENT_SESSION, client_session
 
@@ -22,7 +22,8 @@ def create_app(settings: Settings) -> web.Application:
     remote = settings.die_service
     dice = [] if remote else [die.name for die in BUILTIN]
 
-    app[routes.TABLE] = Table(settings.max_delay, settings.seed, settings.blocking_wait)
+    table = app[routes.TABLE] = Table(settings.max_delay, settings.seed, settings.blocking_wait)
+    switches: dict[str, defects.Switch] = {"blocking": table.block, "weights": table.weight, "slow": table.slow}
     app[routes.ROLLS] = telemetry.RollTelemetry(registry, dice)
     app.router.add_get("/roll", routes.roll, allow_head=False)
     if settings.async_rolls:
@@ -34,9 +35,10 @@ def create_app(settings: Settings) -> web.Application:
         app[routes.CATALOGUE] = BuiltinCatalogue()
     else:
         app[routes.DIE_SERVICE] = telemetry.DieServiceTelemetry(registry)
-        app[routes.CATALOGUE] = RemoteCatalogue(
+        catalogue = app[routes.CATALOGUE] = RemoteCatalogue(
             lambda: app[CLIENT_SESSION], remote.url, remote.connections, app[routes.DIE_SERVICE]
         )
+        switches["impatient"] = catalogue.lose_patience
         app.cleanup_ctx.append(client_session(remote.connect_timeout, remote.timeout, remote.connections))
         readiness = health.dependency(lambda: app[CLIENT_SESSION], "die-service", remote.url)
 
@@ -45,6 +47,7 @@ def create_app(settings: Settings) -> web.Application:
         yield
 
     app.cleanup_ctx.append(log_start)
+    app.cleanup_ctx.append(defects.listen(settings.server.defects_socket, switches))
     add_common_routes(
         app,
         registry,

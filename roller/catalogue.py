@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+import random
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import lru_cache
 from time import perf_counter
-from typing import Protocol
+from typing import Any, Protocol
 
 import orjson
-from aiohttp import ClientError, ClientSession, ConnectionTimeoutError
+from aiohttp import ClientError, ClientSession, ClientTimeout, ConnectionTimeoutError
 from yarl import URL
 
 from roller.dice import Die
@@ -76,6 +78,15 @@ class RemoteCatalogue:
         self._telemetry = telemetry
         self._in_flight = 0
         self._shedding = False
+        self._impatience: Mapping[str, Any] | None = None
+
+    def lose_patience(self, impatience: Any) -> None:
+        """A defect on purpose, see web/defects.py: give up attempts too soon and repeat them at once.
+
+        ``{"share": 0.7, "seconds": 0.01, "attempts": 5}`` gives up this share of the attempts after so many seconds;
+        after so many attempts in a row the roll fails. ``None`` ends it.
+        """
+        self._impatience = impatience
 
     async def find(self, name: str) -> Die:
         self._telemetry.requested(name)
@@ -84,11 +95,24 @@ class RemoteCatalogue:
             raise CatalogueUnavailable("The die-service is overloaded; no connection to it is free.")
         self._in_flight += 1
         try:
+            if self._impatience is not None:
+                await self._give_up_some(name, **self._impatience)
             return await self._request(name)
         finally:
             self._in_flight -= 1
             if self._in_flight <= self._connections // 2:
                 self._shedding = False
+
+    async def _give_up_some(self, name: str, share: float, seconds: float, attempts: int) -> None:
+        for _ in range(attempts):
+            if random.random() >= share:
+                return
+            started = perf_counter()
+            with suppress(asyncio.TimeoutError, ClientError):
+                async with self._session().get(self._url_of(name), timeout=ClientTimeout(total=seconds)):
+                    pass  # answered after all; nobody uses the answer
+            self._telemetry.failed(name, "timeout", perf_counter() - started)
+        raise CatalogueTimeout("The die-service did not answer in time.")
 
     async def _request(self, name: str) -> Die:
         started = perf_counter()

@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -45,8 +46,26 @@ class Table:
 
     def __init__(self, max_delay: float = 1.0, seed: int | None = None, blocking: bool = False) -> None:
         self._max_delay = max_delay
-        self._blocking = blocking
+        self._blocking = self._always_blocking = blocking
         self._random = random.Random(seed)
+        self._extra_delay = 0.0
+        self._weights: Mapping[str, Any] | None = None
+
+    # --- defects on purpose, see web/defects.py ---
+
+    def block(self, on: Any) -> None:
+        """Block the event loop during each wait; ``None`` ends it."""
+        self._blocking = bool(on) or self._always_blocking
+
+    def slow(self, seconds: Any) -> None:
+        """Let each roll take so many seconds longer; ``None`` ends it."""
+        self._extra_delay = float(seconds or 0.0)
+
+    def weight(self, weights: Any) -> None:
+        """Load a die: ``{"die": "fair", "face": 6, "share": 0.5}``; ``None`` ends it."""
+        self._weights = weights
+
+    # --- rolls ---
 
     async def roll(self, die: Die) -> int:
         """Roll once and return the face.
@@ -59,6 +78,9 @@ class Table:
         delay = self._random.random() * self._max_delay
         fails = self._random.random() < die.error_rate
         face = self._random.choice(die.faces)
+        if self._weights is not None and die.name == self._weights["die"]:
+            face = self._weights["face"] if self._random.random() < self._weights["share"] else face
+        delay += self._extra_delay
         # Without a delay this still yields to the event loop, so that all rolls of a batch start before the first ends.
         if self._blocking:
             time.sleep(delay)  # noqa: ASYNC251

@@ -14,6 +14,7 @@ from aiohttp import web
 
 import otel
 from otel import http, logs, traces
+from otel.faulty_propagation import FaultyPropagator
 from web import health, runtime_metrics, tuning
 from web.connection import Runner
 from web.hosts import AllowedHosts, is_loopback
@@ -101,6 +102,8 @@ def main(
     except (SettingsError, traces.TracingError, OSError) as error:
         print(f"{name}: {error}", file=sys.stderr)
         return 2
+    if settings.server.defects_socket:
+        FaultyPropagator.install()
     stop_logs = logs.start(name, settings.server.log_level)
     for warning in otel.WARNINGS:
         log.warning(warning, extra={"fields": {}})

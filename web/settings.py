@@ -129,6 +129,7 @@ class ServerSettings:
     event_loop: str  # uvloop or asyncio
     traffic_expected: bool  # whether the alert NoTraffic watches this lab
     workers_dir: Path | None  # the directory that the workers of a service share; None: there is one process
+    defects_socket: Path | None  # where the service receives defects on purpose; None: it has none
     trace_file: traces.TraceFile | None
 
     @classmethod
@@ -147,6 +148,7 @@ class ServerSettings:
             event_loop=env.choice("EVENT_LOOP", "uvloop", tuple(EVENT_LOOPS)),
             traffic_expected=env.flag("TRAFFIC_EXPECTED", False),
             workers_dir=Path(workers_dir) if workers_dir else None,
+            defects_socket=Path(defects_socket) if (defects_socket := env.text("DEFECTS_SOCKET")) else None,
             trace_file=traces.TraceFile(
                 Path(trace_file),
                 max_bytes=env.integer("TRACES_FILE_MAX_BYTES", 64 * 1024 * 1024, 4096, 2**40),

@@ -29,6 +29,7 @@ PROMPT = 1.0  # seconds
 # Seconds; a request that waits for a connection is refused after a whole second.
 REFUSED_AT_ONCE = 0.5
 LOOK_UPS = 4  # of traces at a time
+SAMPLE = 200  # traces from the middle of a fault that are looked up
 POOL_SIZE, POOL_AVAILABLE = "database_connection_pool_size", "database_connection_pool_available"
 MEMORY = "process_resident_memory_bytes"
 
@@ -374,18 +375,28 @@ def _is_whole(answer: Answer, spans: list[Span], services: set[str]) -> bool:
     )
 
 
-def traces_lost(seconds: float = 0.0) -> Expectation:
-    """Only traces of the last seconds before the fault lack spans; none if ``seconds`` is 0."""
+def traces_lost(seconds: float = 0.0, meanwhile: bool = False) -> Expectation:
+    """Only traces of the last seconds before the fault lack spans; none if ``seconds`` is 0.
+
+    Args:
+        meanwhile: whether those of the time until its end may lack spans as well.
+    """
 
     async def question(observed: Observations) -> str:
         margin = max(2 * seconds, 4.0)
-        near = [
-            answer
+        answered = [
+            (answer.started + answer.seconds, answer)
             for answer in observed.answers
             if answer.status == "200"
             and observed.injected - margin < answer.started + answer.seconds
             and answer.started < observed.restored + margin / 2
         ]
+        # Those at the beginning and at the end of the fault, and a sample of those between: each is a query of its own.
+        edges = [one for at, one in answered if min(abs(at - observed.injected), abs(at - observed.restored)) <= margin]
+        between = [
+            one for at, one in answered if min(abs(at - observed.injected), abs(at - observed.restored)) > margin
+        ]
+        near = edges + between[:: max(1, len(between) // SAMPLE)]
         services = {"traffic", *observed.lab.services}
         slots = asyncio.Semaphore(LOOK_UPS)
 
@@ -397,21 +408,21 @@ def traces_lost(seconds: float = 0.0) -> Expectation:
                     return True
 
         whole = await asyncio.gather(*map(lacks, near))
-        hurt = [
-            answer.started + answer.seconds - observed.injected
-            for answer, lacking in zip(near, whole, strict=True)
-            if lacking
-        ]
+        hurt = [answer for answer, lacking in zip(near, whole, strict=True) if lacking]
         if not hurt:
             return f"none of {len(near)}"
-        found = f"{len(hurt)} of {len(near)}, answered {-min(hurt):.1f} to {-max(hurt):.1f} s before it"
-        if min(hurt) < -seconds or max(hurt) > 0:
+        ends = [answer.started + answer.seconds - observed.injected for answer in hurt]
+        found = f"{len(hurt)} of {len(near)}, answered {min(ends):+.1f} to {max(ends):+.1f} s from its beginning"
+        # Spans of a request that was under way had been sent as well.
+        last = observed.restored if meanwhile else observed.injected
+        if not seconds or min(ends) < -seconds or any(answer.started > last for answer in hurt):
             raise Missing(found)
         return found
 
     if not seconds:
         return Expectation("no trace of that time lacks a span", question)
-    return Expectation(f"only traces of the last {seconds:g} s before the fault lack spans", question)
+    during = "and of its time " if meanwhile else ""
+    return Expectation(f"only traces of the last {seconds:g} s before the fault {during}lack spans", question)
 
 
 def counters_catch_up(service: str, name: str, **labels: str) -> Expectation:

@@ -11,6 +11,9 @@ requests, each a JSON object on a line with one as its answer::
     {"fill": "loki"}                        use up the free space of its file system
     {"empty": "loki"}                       give that space back
     {"restart": {"dice-roller": {"OTEL_PROPAGATORS": "none"}}}   restart services with these variables added
+    {"rehearse": {"dice-roller": 0.02}}     put a proxy in front of everything, with these delays, and restart each
+                                            service once, so that later faults need no restart and no new address
+    {"switch": {"dice-roller": {"blocking": true}}}   give these processes these defects; needs "rehearse"
     {"end": true}                           take all faults out, and answer once that is done
 
 The faults last as long as the connection: when it closes, be it by ``kill -9``, they are taken out.
@@ -25,7 +28,7 @@ import os
 import shutil
 import signal
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +37,7 @@ from typing import IO, Any, Self
 
 from lab import LabError
 from lab.chaos.proxy import Address, Proxy
+from lab.chaos.switches import VARIABLE, SwitchServer
 from lab.supervise.private import private_directory
 from lab.supervise.supervised import Supervised, SupervisedProcess
 
@@ -48,12 +52,12 @@ class Link:
     """The connection from a service to another one or to the database.
 
     Attributes:
-        user: the service that connects.
+        users: the processes of the service that connects.
         server: the address that it connects to.
         variables: the environment variables that make it connect to a proxy at this address instead.
     """
 
-    user: SupervisedProcess
+    users: Sequence[SupervisedProcess]
     server: Address
     variables: Callable[[str], Mapping[str, str]]
 
@@ -64,12 +68,16 @@ class FaultServer:
     Args:
         parts: the services, the engines and the database, by name.
         links: the connections that can be made slow, by the name of their server.
+        services: the names of the services' processes, which are among the parts.
         data: the directory that holds the engines' data, each in a directory of its name.
     """
 
-    def __init__(self, parts: Mapping[str, Supervised], links: Mapping[str, Link], data: Path) -> None:
+    def __init__(
+        self, parts: Mapping[str, Supervised], links: Mapping[str, Link], services: Sequence[str], data: Path
+    ) -> None:
         self._parts = parts
         self._links = links
+        self._services = services
         self._data = data
         self._directory = private_directory()  # a run dir's path may be too long for a socket
         self._server: asyncio.Server | None = None
@@ -101,7 +109,7 @@ class FaultServer:
                 return
             self._busy = True
             try:
-                async with _Faults(self._parts, self._links, self._data) as faults:
+                async with _Faults(self._parts, self._links, self._services, self._data) as faults:
                     while line := await reader.readline():
                         await _reply(writer, await faults.answer(line))
             finally:
@@ -121,10 +129,14 @@ async def _reply(writer: asyncio.StreamWriter, document: Mapping[str, Any]) -> N
 class _Faults:
     """The faults of one experiment, taken out when the context is left."""
 
-    def __init__(self, parts: Mapping[str, Supervised], links: Mapping[str, Link], data: Path) -> None:
+    def __init__(
+        self, parts: Mapping[str, Supervised], links: Mapping[str, Link], services: Sequence[str], data: Path
+    ) -> None:
         self._parts = parts
         self._links = links
+        self._services = services
         self._data = data
+        self._switches: SwitchServer | None = None
         self._held: set[str] = set()
         self._frozen: dict[str, int] = {}  # process ids
         self._fillers: dict[str, IO[bytes]] = {}  # files without a name: their space is free once they are closed
@@ -156,6 +168,10 @@ class _Faults:
                 self._empty(request["empty"])
             elif "restart" in request:
                 await self._restart(request["restart"])
+            elif "rehearse" in request:
+                await self._rehearse(request["rehearse"])
+            elif "switch" in request:
+                await self._switch(request["switch"])
             elif "end" in request:
                 await self._end()
             else:
@@ -176,6 +192,9 @@ class _Faults:
         for name in self._held:
             self._parts[name].release()
         self._held.clear()
+        if self._switches is not None:
+            await self._switches.close()
+            self._switches = None
         for proxy in self._proxies.values():
             proxy.delay = 0
         await asyncio.gather(*(self._service(name).restart({}) for name in self._variables))
@@ -233,10 +252,39 @@ class _Faults:
         if not 0 <= seconds <= SLOWEST:
             raise LabError(f"{seconds} is not from 0 to {SLOWEST:g} seconds")
         if name not in self._proxies:
-            link = self._links[name]
-            proxy = self._proxies[name] = Proxy(link.server)
-            await self._set(link.user.name, link.variables(await proxy.open()))
+            variables = await self._open_proxy(name)
+            await asyncio.gather(*(self._set(user.name, variables) for user in self._links[name].users))
         self._proxies[name].delay = seconds
+
+    async def _open_proxy(self, name: str) -> Mapping[str, str]:
+        """Put a proxy in front of a server; returns the variables that its users need."""
+        link = self._links[name]
+        proxy = self._proxies[name] = Proxy(link.server)
+        return link.variables(await proxy.open())
+
+    async def _rehearse(self, delays: Mapping[str, float]) -> None:
+        if self._proxies or self._switches is not None or self._variables:
+            raise LabError("faults are under way already")
+        given = {name: float(seconds) for name, seconds in delays.items()}
+        if not set(given) <= set(self._links) or not all(0 <= seconds <= SLOWEST for seconds in given.values()):
+            raise LabError(f"the links of this lab are {', '.join(self._links)}; delays are 0 to {SLOWEST:g} seconds")
+        self._switches = SwitchServer(lambda: {name: self._service(name).pid for name in self._services})
+        await self._switches.open()
+        variables = {name: {VARIABLE: str(self._switches.path)} for name in self._services}
+        for name, link in self._links.items():
+            added = await self._open_proxy(name)
+            self._proxies[name].delay = given.get(name, 0.0)
+            for user in link.users:
+                variables[user.name] |= added
+        await asyncio.gather(*(self._set(name, own) for name, own in variables.items()))
+
+    async def _switch(self, defects: Mapping[str, Mapping[str, Any]]) -> None:
+        if self._switches is None:
+            raise LabError("defects need a rehearsal first")
+        for name in defects:
+            if name not in self._services:
+                raise LabError(f"this lab runs no {name} of its own")
+        await asyncio.gather(*(self._switches.set(name, dict(own)) for name, own in defects.items()))
 
     async def _restart(self, services: Mapping[str, Mapping[str, str]]) -> None:
         for name, variables in services.items():
@@ -264,6 +312,7 @@ class Faults:
 
     def __init__(self, path: str) -> None:
         self._path = path
+        self._one_at_a_time = asyncio.Lock()  # an answer has no name: it is that of the last request
         self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
 
     async def __aenter__(self) -> Self:
@@ -296,11 +345,12 @@ class Faults:
         assert self._streams is not None
         reader, writer = self._streams
         line = b""
-        with suppress(ConnectionError):
-            with suppress(ConnectionError):  # a refused connection may still hold the reason
-                writer.write(json.dumps(request).encode() + b"\n")
-                await writer.drain()
-            line = await reader.readline()
+        async with self._one_at_a_time:
+            with suppress(ConnectionError):
+                with suppress(ConnectionError):  # a refused connection may still hold the reason
+                    writer.write(json.dumps(request).encode() + b"\n")
+                    await writer.drain()
+                line = await reader.readline()
         answer = json.loads(line or b'{"error": "the lab has ended"}')
         if "error" in answer:
             raise LabError(str(answer["error"]))

@@ -133,6 +133,14 @@ class RunDirTarget(Target):
         """Restart services at the same time, each with these variables added to its environment."""
         await self._faults.ask(restart=services)
 
+    async def rehearse(self, delays: Mapping[str, float]) -> None:
+        """Put a proxy in front of every server, with delays in seconds by name, and restart each service once."""
+        await self._faults.ask(rehearse=delays)
+
+    async def switch(self, defects: Mapping[str, Mapping[str, Any]]) -> None:
+        """Give processes defects on purpose, by name, in place of those that they have; see ``web/defects.py``."""
+        await self._faults.ask(switch=defects)
+
     async def end(self) -> None:
         """Take every fault out."""
         await self.unlock()

@@ -109,7 +109,8 @@ class Supervisor:
             self._services.append(await _started(process, on_lines))
         await self._workers_ready()
         await self._ready(plan.ready_urls())
-        self._faults = FaultServer(self._supervised(), self._links(), self._run_dir.engines)
+        services = [supervised.name for supervised in self._services]
+        self._faults = FaultServer(self._supervised(), self._links(), services, self._run_dir.engines)
         await self._faults.open()
         self._announce()
         self._run_dir.write_state(self._state())  # the file signals that the lab is ready
@@ -177,7 +178,9 @@ class Supervisor:
 
     def _links(self) -> dict[str, Link]:
         """The connections between services that an experiment can make slow."""
-        processes = {supervised.name: supervised for supervised in self._services}
+        processes: dict[str, list[SupervisedProcess]] = {}
+        for supervised in self._services:
+            processes.setdefault(supervised.process.name, []).append(supervised)
         services = {service.name: service for service in self._plan.stage.services}
         links = {}
         for user, name in (("frontend", "dice-roller"), ("dice-roller", "die-service")):

@@ -6,9 +6,10 @@ import functools
 import re
 import shutil
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
+from unittest import mock
 
 import pytest
 import yaml
@@ -141,6 +142,21 @@ class Manifests:
             for item in items:
                 if item["key"] in data:
                     yield f"{mount['mountPath']}/{item['path']}", data[item["key"]]
+
+
+def validate(documents: Iterable[Document], version: str) -> None:
+    """Validate documents against the strict schemas of a version of Kubernetes.
+
+    Raises:
+        kubernetes_validate.ValidationError: for the first one that is not valid.
+    """
+    import kubernetes_validate  # imported here: it takes half a second
+    from kubernetes_validate import utils
+
+    # Without the cache it reads the definitions, a megabyte, for each document.
+    with mock.patch.object(utils, "schema_contents", functools.cache(utils.schema_contents)):
+        for document in documents:
+            assert kubernetes_validate.validate(document, version, strict=True) == version
 
 
 @functools.cache

@@ -208,7 +208,8 @@ def node(directory: Path) -> Iterator[Node]:
     Raises:
         Unavailable: when something required is missing.
     """
-    for program in ("podman", "runc"):
+    # Debian has catatonit, which holds a pod's namespaces, in a package of its own.
+    for program in ("podman", "runc", "catatonit"):
         if not shutil.which(program):
             raise Unavailable(f"{program} is not on PATH")
     environment = containers.podman_environment(directory)

@@ -64,6 +64,32 @@ def test_broken_features_are_red(own_lab: Callable[..., Lab]) -> None:
     assert rows["Structured JSON logs"].startswith("✔")
 
 
+def test_a_lab_elsewhere_is_checked_as_far_as_its_addresses_reach(stage_lab: Callable[[int], Lab]) -> None:
+    lab = stage_lab(3)
+    code, rows = checked(lab, "--stage", "3", "--url", lab.front)
+    assert code == 0, rows
+    green = {feature for feature, row in rows.items() if row.startswith("✔")}
+    assert {
+        "Dice Roller API",
+        "Die Service",
+        "GET /dice",
+        "Custom business metrics",
+        "Basic traffic generation",
+    } <= green
+    # There are no files to look into, and no engines.
+    assert rows["Structured JSON logs"] == "– loki is not running"  # noqa: RUF001
+    assert rows["Distributed traces"] == "– tempo is not running"  # noqa: RUF001
+    assert "the Collector" in rows["Multi-service traffic"]
+    die_service = f"die-service={lab.url('die-service')}"
+    code, rows = checked(
+        lab, "--stage", "3", "--timeout", "0.2", "--url", die_service, "--url", "http://frontend.invalid"
+    )
+    assert code == 1
+    assert rows["Dice Roller API"].endswith("the address of the dice-roller is not known: --url dice-roller=URL")
+    assert rows["GET /dice"].startswith("✔")
+    assert rows["GET /roll"].startswith("✘")
+
+
 def test_without_a_lab_check_fails(own_lab: Callable[..., Lab]) -> None:
     lab = own_lab(1)
     lab.stop()

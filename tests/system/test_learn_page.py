@@ -18,7 +18,7 @@ from playwright.async_api import Page, expect
 
 from lab.learn.catalogue import EXERCISES
 from lab.learn.progress import Progress
-from tests.support.browser import SPANS, Open, open_tab
+from tests.support.browser import SPANS, Open, open_tab, violations
 from tests.support.labs import Lab, dicelab, get, processes_of, wait_for
 
 NUMBER = "4.1"  # restarts nothing
@@ -93,6 +93,19 @@ async def test_on_a_phone_by_keyboard(stage_lab: Callable[[int], Lab], open_page
     await page.keyboard.press("Enter")
     await expect(page.locator(".learn-verdict strong")).to_have_text("Right")
     assert await page.evaluate("document.documentElement.scrollWidth") <= 320
+
+
+async def test_the_guide_of_a_stage_is_read_in_the_page(stage_lab: Callable[[int], Lab], open_page: Open) -> None:
+    page = await open_page(stage_lab(4), viewport={"width": 320, "height": 700}, path="/?tab=learn")
+    await page.get_by_role("button", name="Guide 4").click()
+    guide = page.get_by_role("article", name="Guide to stage 4")
+    await expect(guide.get_by_role("heading", name="Stage 4: many rolls at once")).to_be_visible()
+    assert await page.evaluate("document.documentElement.scrollWidth") <= 320
+    assert await violations(page) == []
+    await page.get_by_role("button", name="Guide 5").click()
+    await expect(page.get_by_role("article", name="Guide to stage 5")).to_contain_text("a database")
+    await page.get_by_role("button", name="Close the guide").click()
+    await expect(page.locator(".guide")).to_have_count(0)
 
 
 async def test_what_needs_another_stage_says_the_command(stage_lab: Callable[[int], Lab], open_page: Open) -> None:

@@ -7,9 +7,13 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from markupsafe import Markup
+
 from frontend.explorer.context import Context
+from frontend.explorer.learn import guide
 from frontend.explorer.learn.client import Exercises, Reply
 
+STAGE = re.compile(r"[1-9]")
 NUMBER = re.compile(r"[1-9]\.[1-9]")
 TRACE_ID = re.compile(r"\b([0-9a-f]{32})\b")
 MAX_ANSWER = 20_000  # characters
@@ -22,7 +26,7 @@ class LearnView:
 
     name = "learn"
     title = "Learn"
-    regions = ("learn-list", "learn-exercise")
+    regions = ("learn-list", "learn-exercise", "learn-guide")
 
     def __init__(self, context: Context, exercises: Exercises) -> None:
         self._context = context
@@ -34,6 +38,7 @@ class LearnView:
         self._verdict: str | None = None  # right, wrong or error
         self._message = ""
         self._answer = ""
+        self._guide: tuple[str, Markup] | None = None  # a stage and its guide
         self._waiting = ""  # the exercise that is being prepared or checked for some page
         self._fresh = False
         self._task: asyncio.Task[None] | None = None
@@ -42,7 +47,7 @@ class LearnView:
         on("learn.ask", lambda _value: self._start("ask"))
         on("learn.answer", self._answered)
         on("learn.hint", lambda _value: self._start("hint"))
-        on("learn.guide", lambda _value: self._start("guide"))
+        on("learn.guide", self._toggle_guide)
         on("learn.solution", lambda _value: self._start("solution"))
 
     def stop(self) -> None:
@@ -60,6 +65,7 @@ class LearnView:
     def draw(self) -> None:
         self._context.show("learn-list", "learn/list.html", entries=self._entries, number=self._number)
         self._draw_exercise()
+        self._draw_guide()
 
     def say(self, message: str) -> None:
         self._context.show("learn-list", "failure.html", message=message)
@@ -91,18 +97,36 @@ class LearnView:
             self._answer = str(form.get("answer", ""))[:MAX_ANSWER]
             self._start("answer")
 
+    def _toggle_guide(self, value: Any) -> None:
+        if self._guide is not None and self._guide[0] == value:
+            self._guide = None
+            self._draw_guide()
+        elif isinstance(value, str) and STAGE.fullmatch(value) and self._idle:
+            self._task = asyncio.create_task(self._read_guide(value))
+
+    @property
+    def _idle(self) -> bool:
+        return self._task is None or self._task.done()
+
+    async def _read_guide(self, stage: str) -> None:
+        reply = await self._exercises.do("guide", stage)
+        if isinstance(reply.document, dict):
+            self._guide = stage, guide.html(str(reply.document["text"]))
+            self._draw_guide()
+            self._context.bridge.send(say=f"The guide to stage {stage} is below.")
+        else:
+            self._verdict, self._message = "error", reply.error or "the lab gave no answer"
+            self._draw_exercise()
+
     def _start(self, action: str) -> None:
-        if self._task is not None and not self._task.done():
-            return
-        if self._number:
+        if self._number and self._idle:
             self._task = asyncio.create_task(self._do(action))
 
     async def _do(self, action: str) -> None:
         self._doing = DOING.get(action, "One moment …")
         self._verdict, self._message = None, ""
         self._draw_exercise()
-        about = self._number[0] if action == "guide" else self._number
-        reply = await self._exercises.do(action, about, answer=self._answer if action == "answer" else "")
+        reply = await self._exercises.do(action, self._number, answer=self._answer if action == "answer" else "")
         self._take(action, reply)
         if action in DOING:
             await self._fetch()
@@ -139,6 +163,10 @@ class LearnView:
         self._fresh = not reply.busy
         self._waiting = reply.busy
         return bool(reply.busy)
+
+    def _draw_guide(self) -> None:
+        stage, text = self._guide or ("", None)
+        self._context.show("learn-guide", "learn/guide.html", stage=stage, guide=text)
 
     def _draw_exercise(self) -> None:
         entry = next((one for one in self._entries or () if one["exercise"] == self._number), None)

@@ -24,6 +24,7 @@ ALERTS = {
     "PipelineLoss",
     "PipelineBacklog",
     "TempoRestarted",
+    "TracesNotStored",
     "NotificationsFailing",
     "Saturation",
     "NoTraffic",

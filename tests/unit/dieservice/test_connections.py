@@ -226,3 +226,47 @@ async def test_host_names_are_resolved_before_connecting() -> None:
     ):
         options = connect_options(url, 5.0, 1.0)
         assert await resolve(options) == options
+
+
+async def test_a_leak_keeps_connections_until_it_is_mended(pool_of: MakePool) -> None:
+    async with pool_of() as pool:
+        pool.leak(2)
+        for _ in range(2 * SIZE):
+            pool.release(await pool.acquire())
+        assert (pool.size, pool.available) == (SIZE, 0)
+        with pytest.raises(PoolExhausted):
+            await pool.acquire()
+        pool.leak(0)
+        assert (pool.size, pool.available) == (SIZE, SIZE)
+        pool.release(await pool.acquire())
+        assert (pool.size, pool.available) == (SIZE, SIZE)
+
+
+async def test_a_pool_can_be_made_smaller_and_larger_again(pool_of: MakePool) -> None:
+    async with pool_of() as pool:
+        taken = await pool.acquire()
+        shrinking = asyncio.ensure_future(pool.resize(1))
+        await asyncio.sleep(0.01)
+        assert shrinking.done()  # two were idle
+        assert (pool.size, pool.available) == (1, 0)
+        with pytest.raises(PoolExhausted):
+            await pool.acquire()
+        pool.release(taken)
+        await pool.fill()
+        assert (pool.size, pool.available) == (1, 1)
+        await pool.resize(SIZE)
+        await pool.fill()
+        assert (pool.size, pool.available) == (SIZE, SIZE)
+
+
+async def test_a_pool_becomes_smaller_once_connections_are_given_back(pool_of: MakePool) -> None:
+    async with pool_of() as pool:
+        taken = [await pool.acquire() for _ in range(SIZE)]
+        shrinking = asyncio.ensure_future(pool.resize(1))
+        for cursor in taken[1:]:
+            await asyncio.sleep(0.01)
+            assert not shrinking.done()
+            pool.release(cursor)
+        await shrinking
+        pool.release(taken[0])
+        assert (pool.size, pool.available) == (1, 1)

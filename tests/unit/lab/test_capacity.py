@@ -19,7 +19,7 @@ def test_the_tables_in_the_docs_are_those_that_are_computed() -> None:
 def test_figures_are_those_of_their_sources() -> None:
     scaling = yaml.safe_load_all((kubernetes.DIRECTORY / "base/dice-roller/scaling.yaml").read_text())
     spec = next(one["spec"] for one in scaling if one["kind"] == "HorizontalPodAutoscaler")
-    assert spec["metrics"][0]["resource"]["target"]["averageUtilization"] == capacity.TARGET_LOAD * 100
+    assert spec["metrics"][0]["resource"]["target"]["averageValue"] == f"{capacity.TARGET_LOAD * 1000:.0f}m"
     assert spec["minReplicas"] == capacity.LEAST_PODS
     for figure in (capacity.LINE_BYTES, capacity.LINE_BYTES_STORED, capacity.SPAN_BYTES, capacity.SPAN_BYTES_STORED):
         assert f"| {figure:,} |" in DOCS

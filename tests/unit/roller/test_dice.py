@@ -113,3 +113,44 @@ async def test_a_blocking_table_keeps_the_loop_from_everything_else() -> None:
     assert watcher.most_under_way == 1
     await Table(max_delay=0.01, seed=1).roll_batch(FAIR, 5, watcher)
     assert watcher.most_under_way == 5
+
+
+# --- defects on purpose ---
+
+
+async def test_a_loaded_die_shows_its_face_and_others_are_as_they_were() -> None:
+    table = Table(max_delay=0, seed=5)
+    table.weight({"die": "fair", "face": 6, "share": 1.0})
+    assert set(await table.roll_batch(FAIR, 50, Watcher())) == {6}
+    assert len(set(await table.roll_batch(RISKY, 200, Watcher()))) > 5
+    table.weight(None)
+    assert len(set(await table.roll_batch(FAIR, 200, Watcher()))) == 6
+
+
+async def test_without_a_defect_a_seed_gives_the_same_faces_as_before_one() -> None:
+    table, other = Table(0, seed=5), Table(0, seed=5)
+    table.weight({"die": "loaded", "face": 6, "share": 1.0})
+    assert await table.roll_batch(FAIR, 50, Watcher()) == await other.roll_batch(FAIR, 50, Watcher())
+
+
+async def test_a_slow_table_takes_longer() -> None:
+    loop = asyncio.get_running_loop()
+    table = Table(max_delay=0)
+    table.slow(0.05)
+    began = loop.time()
+    await table.roll(FAIR)
+    assert loop.time() - began >= 0.05
+    table.slow(None)
+    began = loop.time()
+    await table.roll(FAIR)
+    assert loop.time() - began < 0.05
+
+
+@pytest.mark.parametrize("always", [False, True])
+async def test_blocking_can_be_switched(always: bool) -> None:
+    table = Table(max_delay=0.02, blocking=always)
+    for on, expected in ((True, 1), (None, 1 if always else 3)):
+        table.block(on)
+        watcher = Watcher()
+        await table.roll_batch(FAIR, 3, watcher)
+        assert watcher.most_under_way == expected

@@ -1,0 +1,272 @@
+"""The telemetry of one game: spans, log lines and samples between its beginning and its end.
+
+A game is scored on this, whether it was played a moment ago or recorded and read from files.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+from prometheus_client.openmetrics.parser import text_string_to_metric_families
+from prometheus_client.samples import Sample
+from prometheus_client.utils import floatToGoString
+
+from lab.client import Lab
+from lab.signals import Line, Span, parse_export, parse_line
+
+TEMPO_TRACES = 600  # that are fetched from Tempo, spread over the game
+TEMPO_AT_ONCE = 10
+
+Document = dict[str, Any]
+_JOB = re.compile(r'(?<={)job="([\w-]+)"(?:,|(?=}))')  # the first label
+
+
+@dataclass(frozen=True)
+class Scrape:
+    """One ``/metrics`` page in the OpenMetrics format; ``at`` in seconds since 1970."""
+
+    at: float
+    service: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Timed:
+    """One sample of a scrape; ``kind`` is the type of its metric."""
+
+    at: float
+    service: str
+    kind: str
+    sample: Sample
+
+
+@dataclass
+class Case:
+    """The telemetry of one game.
+
+    Attributes:
+        began, ended: in seconds since 1970.
+        exports: OTLP JSON documents.
+        lines: log lines, each a JSON object.
+    """
+
+    began: float
+    ended: float
+    exports: Sequence[Document]
+    lines: Sequence[Document]
+    scrapes: Sequence[Scrape] = field(default_factory=list)
+
+    @cached_property
+    def spans(self) -> list[Span]:
+        return [span for export in self.exports for span in parse_export(export)]
+
+    @cached_property
+    def parsed_lines(self) -> list[Line]:
+        return [parse_line(json.dumps(line)) for line in self.lines]
+
+    @cached_property
+    def traces(self) -> dict[str, list[Span]]:
+        """The spans by trace id."""
+        found: dict[str, list[Span]] = {}
+        for span in self.spans:
+            found.setdefault(span.trace_id, []).append(span)
+        return found
+
+    @cached_property
+    def samples(self) -> list[Timed]:
+        return [timed for scrape in self.scrapes for timed in _timed(scrape)]
+
+
+def _timed(scrape: Scrape) -> Iterator[Timed]:
+    for family in text_string_to_metric_families(scrape.text):  # type: ignore[no-untyped-call]
+        for sample in family.samples:
+            yield Timed(scrape.at, scrape.service, family.type, sample)
+
+
+def seconds(timestamp: Any) -> float:
+    """The time of a log line in seconds since 1970; 0 where it has none."""
+    try:
+        return datetime.fromisoformat(str(timestamp)).timestamp()
+    except ValueError:
+        return 0.0
+
+
+# --- from a running lab ---
+
+
+async def collect(lab: Lab, began: float, ended: float, scrapes: Sequence[Scrape]) -> Case:
+    """The telemetry of a lab between two times, as far as it has arrived; the lab has to be entered."""
+    lines = await asyncio.to_thread(lambda: list(_lines(lab, began, ended)))
+    if "tempo" in lab.engines:
+        exports = await _from_tempo(lab, lines, began, ended)
+    else:
+        exports = await asyncio.to_thread(lambda: list(_from_files(lab.directory.traces, began, ended)))
+    return Case(began, ended, exports, lines, scrapes)
+
+
+def _lines(lab: Lab, began: float, ended: float) -> Iterator[Document]:
+    for path in _written_since(lab.directory.logs, began):
+        for line in _whole_documents(path):
+            if began <= seconds(line.get("timestamp")) <= ended:
+                yield line
+
+
+def _from_files(directory: Path, began: float, ended: float) -> Iterator[Document]:
+    for path in _written_since(directory, began):
+        for export in _whole_documents(path):
+            kept = _between(export, began, ended)
+            if kept["resourceSpans"]:
+                yield kept
+
+
+async def _from_tempo(lab: Lab, lines: Iterable[Document], began: float, ended: float) -> list[Document]:
+    ids = list(dict.fromkeys(str(line["trace_id"]) for line in lines if line.get("trace_id")))
+    chosen = ids[:: max(1, len(ids) // TEMPO_TRACES)]
+    free = asyncio.Semaphore(TEMPO_AT_ONCE)
+
+    async def fetch(trace_id: str) -> Document | None:
+        async with free:
+            try:
+                url = f"{lab.engine('tempo')}/api/v2/traces/{trace_id}"
+                response = await lab.fetch(url, Accept="application/json")
+                return dict(response.json.get("trace", {})) if response.status == 200 else None
+            except (aiohttp.ClientError, asyncio.TimeoutError, OSError, ValueError):
+                return None
+
+    found = await asyncio.gather(*(fetch(trace_id) for trace_id in chosen))
+    kept = [_between(export, began, ended) for export in found if export]
+    return [export for export in kept if export["resourceSpans"]]
+
+
+def _written_since(directory: Path, began: float) -> list[Path]:
+    return [path for path in sorted(directory.glob("*.jsonl*")) if path.stat().st_mtime >= began]
+
+
+def _whole_documents(path: Path) -> Iterator[Document]:
+    with open(path, "rb") as file:
+        for line in file:
+            if not line.endswith(b"\n"):
+                return
+            try:
+                document = json.loads(line)
+            except ValueError:  # a killed process may have left half a line
+                continue
+            if isinstance(document, dict):
+                yield document
+
+
+def _between(export: Document, began: float, ended: float) -> Document:
+    """An OTLP document with those of its spans that started in a time."""
+
+    def within(span: Mapping[str, Any]) -> bool:
+        return began <= int(span["startTimeUnixNano"]) / 1e9 <= ended
+
+    resources = []
+    for resource in export.get("resourceSpans", []):
+        scopes = [
+            {**scope, "spans": spans}
+            for scope in resource.get("scopeSpans", [])
+            if (spans := [span for span in scope["spans"] if within(span)])
+        ]
+        if scopes:
+            resources.append({**resource, "scopeSpans": scopes})
+    return {"resourceSpans": resources}
+
+
+# --- parts of it, as files ---
+
+
+def write_window(case: Case, directory: Path, start: float, end: float, epoch: float) -> None:
+    """Write what began in a time as the files of a run dir, shifted so that the time begins at ``epoch``."""
+    shift = epoch - start
+    for name in ("logs", "traces"):
+        (directory / name).mkdir(parents=True)
+    with open(directory / "logs" / "window.jsonl", "w") as file:
+        for line in case.lines:
+            at = seconds(line.get("timestamp"))
+            if start <= at < end:
+                moved = datetime.fromtimestamp(at + shift).astimezone().isoformat()
+                file.write(json.dumps({**line, "timestamp": moved}) + "\n")
+    with open(directory / "traces" / "window.jsonl", "w") as file:
+        for export in case.exports:
+            kept = _between(export, start, end)
+            for resource in kept["resourceSpans"]:
+                for scope in resource["scopeSpans"]:
+                    scope["spans"] = [_shifted(span, round(shift * 1e9)) for span in scope["spans"]]
+            if kept["resourceSpans"]:
+                file.write(json.dumps(kept) + "\n")
+
+
+def _shifted(span: Mapping[str, Any], nanoseconds: int) -> Document:
+    times = ("startTimeUnixNano", "endTimeUnixNano")
+    return {**span, **{name: str(int(span[name]) + nanoseconds) for name in times}}
+
+
+def open_metrics(scrapes: Iterable[Scrape]) -> str:
+    """All scrapes as one OpenMetrics text with timestamps; the service is the label ``job``."""
+    kinds: dict[str, str] = {}
+    groups: dict[str, dict[tuple[tuple[str, str], ...], dict[float, list[Sample]]]] = {}
+    for scrape in sorted(scrapes, key=lambda one: one.at):
+        for family in text_string_to_metric_families(scrape.text):  # type: ignore[no-untyped-call]
+            kinds[family.name] = family.type
+            for sample in family.samples:
+                labels = {**sample.labels, "job": scrape.service}
+                key = tuple(sorted((name, value) for name, value in labels.items() if name != "le"))
+                times = groups.setdefault(family.name, {}).setdefault(key, {})
+                times.setdefault(scrape.at, []).append(sample._replace(labels=labels))
+    text = []
+    for name, series in sorted(groups.items()):
+        text.append(f"# TYPE {name} {kinds[name]}")
+        for _, times in sorted(series.items()):
+            for at, samples in sorted(times.items()):
+                text += [_sample_line(sample, at) for sample in samples]
+    return "\n".join([*text, "# EOF", ""])
+
+
+def _sample_line(sample: Sample, at: float) -> str:
+    """A line with a timestamp; the label ``job`` comes first."""
+    names = sorted(sample.labels, key=lambda name: (name != "job", name))
+    labels = ",".join(f'{name}="{_escaped(sample.labels[name])}"' for name in names)
+    return f"{sample.name}{{{labels}}} {floatToGoString(sample.value)} {at:.3f}"  # type: ignore[no-untyped-call]
+
+
+def _escaped(value: str) -> str:
+    return value.replace("\\", r"\\").replace("\n", r"\n").replace('"', r"\"")
+
+
+def scrapes_of(text: str) -> list[Scrape]:
+    """The scrapes of :func:`open_metrics`.
+
+    The lines are regrouped without parsing them: prometheus_client's parser takes the buckets of a histogram's second
+    time for duplicates of the first.
+
+    Raises:
+        ValueError: when it is another text.
+    """
+    pages: dict[tuple[float, str], list[str]] = {}
+    described: dict[tuple[float, str], str] = {}  # the last metric of each page
+    kind = ""
+    for line in text.splitlines():
+        if line.startswith("#"):
+            kind = line
+            continue
+        rest, _, at = line.rpartition(" ")
+        job = _JOB.search(rest)
+        if job is None:
+            raise ValueError(f"no label job: {line[:100]}")
+        key = float(at), job[1]
+        page = pages.setdefault(key, [])
+        if described.get(key) != kind:
+            described[key] = kind
+            page.append(kind)
+        page.append(rest[: job.start()] + rest[job.end() :])
+    return [Scrape(at, service, "\n".join([*page, "# EOF", ""])) for (at, service), page in sorted(pages.items())]

@@ -1,0 +1,251 @@
+"""Evidence: where a trace shows something that no trace showed before the fault, and what a query tells apart."""
+
+from __future__ import annotations
+
+import tempfile
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+from lab import InputError
+from lab.client import DIE_SERVICE, FRONTEND, ROLLER
+from lab.mystery.answer import BadAnswer
+from lab.mystery.case import Case, seconds, write_window
+from lab.mystery.truth import Truth
+from lab.signals import SPAN_KINDS, Span
+from lab.supervise.stages import POSTGRES
+from lab.tables import Tables
+
+# What a service's client spans are addressed to.
+CALLEES = {FRONTEND: ROLLER, ROLLER: DIE_SERVICE, DIE_SERVICE: POSTGRES}
+TELEMETRY_ENGINES = frozenset({"otel-collector", "tempo"})
+# A span is too long when its own time is so much longer than the longest before the fault.
+LONGER, LONGER_SECONDS = 1.2, 0.03
+BEFORE = 0.5  # seconds: what begins within this time before the fault may have met it
+WINDOWS = 3  # of the time before the fault, and of the time during it
+LONGEST_WINDOW = 12.0  # seconds
+LATE = 4.0  # seconds before the end of a game: what began later may not have ended, and is left out
+EPOCH = 946_684_800.0  # 2000-01-01, where each window is shifted to
+LARGER_GAP = 0.5  # of the range of the values before the fault: how far apart those during it have to be
+
+Key = tuple[str, str, int]
+
+
+@dataclass
+class Ordinary:
+    """What the spans before the fault are like.
+
+    Attributes:
+        longest: the longest own time of each kind of span, in seconds.
+        failures: how spans have failed.
+        calls: the most client spans below one span.
+        calling: the kinds of span that have a client span below them.
+    """
+
+    longest: dict[Key, float] = field(default_factory=dict)
+    failures: set[tuple[Any, ...]] = field(default_factory=set)
+    calls: dict[Key, int] = field(default_factory=dict)
+    calling: set[Key] = field(default_factory=set)
+
+    @classmethod
+    def of(cls, traces: Iterable[list[Span]]) -> Ordinary:
+        found = cls()
+        for spans in traces:
+            for span, children in _with_children(spans):
+                key = _key(span)
+                found.longest[key] = max(found.longest.get(key, 0.0), own_time(span, children))
+                clients = sum(_is_client(child) for child in children)
+                found.calls[key] = max(found.calls.get(key, 0), clients)
+                if clients:
+                    found.calling.add(key)
+                if span.failed:
+                    found.failures.add(_failure(span))
+        return found
+
+
+def anomaly(case: Case, truth: Truth, trace_id: str) -> set[str]:
+    """The components at which a trace of the time of the fault shows its deepest anomaly; none where it shows none."""
+    onset = truth.onset
+    if onset is None:
+        return set()
+    spans = case.traces.get(trace_id, [])
+    mentioned = [
+        line
+        for line in case.lines
+        if line.get("trace_id") == trace_id and seconds(line.get("timestamp")) >= onset - BEFORE
+    ]
+    if spans and min(span.start for span in spans) / 1e9 < onset - BEFORE:
+        return set()
+    if not spans:
+        # Log lines without a span: the trace was not recorded, or not stored.
+        return {FRONTEND, *TELEMETRY_ENGINES} if mentioned else set()
+    if truth.loaded is not None and any(_shows(span, *truth.loaded) for span in spans):
+        return {ROLLER}
+    before = (own for own in case.traces.values() if min(span.start for span in own) / 1e9 < onset - BEFORE)
+    return _broken(spans) or _unusual(spans, Ordinary.of(before))
+
+
+def _shows(span: Span, die: str, face: int) -> bool:
+    return span.attributes.get("die.type") == die and span.attributes.get("die.result") == face
+
+
+def _broken(spans: Sequence[Span]) -> set[str]:
+    """Where spans are missing: below a call that was answered, or above the first span of a service."""
+    found: set[str] = set()
+    there = {span.service for span in spans}
+    for span, children in _with_children(spans):
+        callee = CALLEES.get(span.service)
+        is_http = _is_client(span) and "http.request.method" in span.attributes
+        if is_http and callee and not children and not span.failed:
+            # With spans of the callee or below it, the context has arrived: spans of the callee are missing.
+            arrived = bool({callee, CALLEES.get(callee)} & there)
+            found |= {callee} if arrived else {callee, f"{span.service}->{callee}"}
+    ids = {span.span_id for span in spans}
+    for span in spans:
+        caller = next((name for name, callee in CALLEES.items() if callee == span.service), None)
+        if caller and SPAN_KINDS[span.kind] == "server" and span.parent_id not in ids:
+            # Its caller's spans are missing, or it began a trace of its own.
+            found |= {f"{caller}->{span.service}"} if not span.parent_id else {caller}
+    return found
+
+
+def _unusual(spans: Sequence[Span], ordinary: Ordinary) -> set[str]:
+    family = list(_with_children(spans))
+    for span, children in family:
+        clients = sum(_is_client(child) for child in children)
+        if clients > max(1, ordinary.calls.get(_key(span), 0)):
+            return {span.service}  # it asks again
+    failed = [
+        (span, children)
+        for span, children in family
+        if span.failed and _failure(span) not in ordinary.failures and not any(child.failed for child in children)
+    ]
+    if failed:
+        return set().union(*(_where_failed(span, children, ordinary) for span, children in failed))
+    excess = {
+        span.span_id: own_time(span, children) - (ordinary.longest.get(_key(span), 0.0) * LONGER + LONGER_SECONDS)
+        for span, children in family
+    }
+    worst = max(excess, key=lambda span_id: excess[span_id])
+    return _where(next(span for span in spans if span.span_id == worst)) if excess[worst] > 0 else set()
+
+
+def _where_failed(span: Span, children: Sequence[Span], ordinary: Ordinary) -> set[str]:
+    found = _where(span)
+    callee = CALLEES.get(span.service)
+    if callee and not _is_client(span) and _key(span) in ordinary.calling and not children:
+        found |= {callee, f"{span.service}->{callee}"}  # it could not even ask
+    return found
+
+
+def _where(span: Span) -> set[str]:
+    """The components that the own time or the failure of a span stands for."""
+    callee = CALLEES.get(span.service)
+    return {callee, f"{span.service}->{callee}"} if _is_client(span) and callee else {span.service}
+
+
+def _with_children(spans: Sequence[Span]) -> Iterable[tuple[Span, list[Span]]]:
+    below: dict[str, list[Span]] = {}
+    for span in spans:
+        below.setdefault(span.parent_id, []).append(span)
+    return [(span, below.get(span.span_id, [])) for span in spans]
+
+
+def own_time(span: Span, children: Iterable[Span]) -> float:
+    """The seconds of a span that none of its children covers."""
+    covered, until = 0, span.start
+    for child in sorted(children, key=lambda one: one.start):
+        start, end = max(child.start, until), min(child.end, span.end)
+        if end > start:
+            covered += end - start
+            until = end
+    return (span.end - span.start - covered) / 1e9
+
+
+def _key(span: Span) -> Key:
+    name = "roll" if span.name.startswith("roll ") else span.name
+    return span.service, name, span.kind
+
+
+def _failure(span: Span) -> tuple[Any, ...]:
+    attributes = span.attributes
+    return *_key(span), attributes.get("http.response.status_code"), attributes.get("error.type")
+
+
+def _is_client(span: Span) -> bool:
+    return SPAN_KINDS[span.kind] == "client"
+
+
+# --- a query ---
+
+
+def check_query(query: str) -> None:
+    """Check that a query can be run and gives one number.
+
+    Raises:
+        BadAnswer: with DuckDB's reason, in one line.
+    """
+    _values(Case(0.0, 0.0, [], []), query, [(0.0, 1.0)])
+
+
+def separates(case: Case, truth: Truth, query: str) -> bool:
+    """Whether the number that a query gives tells every window of the fault from every window before it.
+
+    Raises:
+        BadAnswer: when it gives no number.
+    """
+    if truth.onset is None:
+        return False
+    before, during = windows(case.began, truth.onset, truth.ended)
+    values = _values(case, query, [*before, *during])
+    steady, fault = values[: len(before)], values[len(before) :]
+    if not steady or not fault:
+        return False
+    gap = max(min(fault) - max(steady), min(steady) - max(fault))
+    return gap > 0 and gap >= LARGER_GAP * (max(steady) - min(steady))
+
+
+def windows(began: float, onset: float, ended: float) -> tuple[list[tuple[float, float]], list[tuple[float, float]]]:
+    """The windows before a fault and during it, all of the same length, each pair the start and the end."""
+    ended -= LATE
+    length = min(LONGEST_WINDOW, (onset - BEFORE - began) / WINDOWS, (ended - onset) / WINDOWS)
+    if length <= 0:
+        return [], []
+
+    def last(end: float) -> list[tuple[float, float]]:
+        return [(end - number * length, end - (number - 1) * length) for number in range(WINDOWS, 0, -1)]
+
+    return last(onset - BEFORE), last(ended)
+
+
+def _values(case: Case, query: str, times: Sequence[tuple[float, float]]) -> list[float]:
+    values = []
+    with tempfile.TemporaryDirectory(prefix="dicelab-mystery-") as scratch:
+        for number, (start, end) in enumerate(times):
+            directory = Path(scratch) / str(number)
+            write_window(case, directory, start, end, EPOCH)
+            try:
+                with Tables.of(directory) as tables:
+                    rows = tables.query(query).rows
+            except InputError as error:
+                raise BadAnswer(f"query: {error}") from None
+            values.append(_number(rows))
+    return values
+
+
+def _number(rows: Sequence[tuple[Any, ...]]) -> float:
+    """The one number of a result; 0 for NULL and for no row."""
+    if not rows:
+        return 0.0
+    if len(rows) != 1 or len(rows[0]) != 1:
+        shape = Counter(map(len, rows))
+        raise BadAnswer(f"query: one row with one number is expected, not {len(rows)} with {max(shape)}")
+    value = rows[0][0]
+    if value is None:
+        return 0.0
+    if isinstance(value, bool | int | float | Decimal):
+        return float(value)
+    raise BadAnswer(f"query: a number is expected, not {str(value)!r:.40}")

@@ -1,0 +1,239 @@
+"""One game: users, a fault that is put in silently, a player, and everything put back afterwards.
+
+What a lab looks like from outside is the same in every game until the fault shows: every link has a proxy, every
+service is restarted once before the game and receives its defects over a socket, and no process, file or line names a
+fault.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import secrets
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+
+from lab import LabError
+from lab.chaos import observations
+from lab.chaos.targets import RunDirTarget
+from lab.client import Lab
+from lab.load.generator import Client
+from lab.mystery.answer import clock
+from lab.mystery.case import Case, Scrape, collect
+from lab.mystery.plan import DEPLOYMENT, RESTART, SPIKE_SECONDS, SPIKE_USERS, Decoy, Plan, commitment
+from lab.mystery.situations import DELAYS, DIE_SERVICE_POSTGRES, LINKS, Facets
+from lab.mystery.truth import Truth
+from lab.mystery.users import TIMEOUT, Users, indicators, seed_of
+from lab.signals import OPENMETRICS
+
+READY_PATIENCE = 60.0  # seconds for the services to be ready, before a game and after it
+POLL = 0.1
+SCRAPE_INTERVAL = 2.5
+ARRIVAL = 1.5  # seconds for the last spans and lines to be written
+ALIVE_INTERVAL = 0.5
+
+
+@dataclass
+class Game:
+    """A game that has begun.
+
+    Attributes:
+        began: in seconds since 1970.
+        onset: when the fault was put in, in seconds since 1970; ``None`` before.
+        alerts: the alerts that have fired since the fault, and after how many seconds.
+    """
+
+    lab: Lab
+    plan: Plan
+    nonce: str
+    users: Users
+    began: float
+    onset: float | None = None
+    scrapes: list[Scrape] = field(default_factory=list)
+    alerts: dict[str, float] = field(default_factory=dict)
+    _faces_before: dict[str, Counter[int]] = field(default_factory=dict)
+
+    @property
+    def commitment(self) -> str:
+        return commitment(self.nonce, self.plan.document())
+
+    def begin_fault(self) -> None:
+        self.onset = time.time()
+        self._faces_before = self.users.faces()
+
+    def indicators(self, ended: float) -> dict[str, Any]:
+        """What the users have noticed of the fault."""
+        onset = ended if self.onset is None else self.onset
+        faces = {die: counts - self._faces_before.get(die, Counter()) for die, counts in self.users.faces().items()}
+        return indicators(self.users.requests, self.began, onset, ended, faces, self.users.dice)
+
+
+# Plays: returns once the player has answered, given up, or run out of time.
+Player = Callable[[Game], Awaitable[None]]
+
+
+@dataclass(frozen=True)
+class Played:
+    """A game that is over.
+
+    Attributes:
+        put_back: whether every service was ready again in time.
+    """
+
+    game: Game
+    case: Case
+    truth: Truth
+    indicators: dict[str, Any]
+    put_back: bool
+
+
+async def play(lab: Lab, plan: Plan, player: Player) -> Played:
+    """Play a game in a lab, which has to be entered.
+
+    Raises:
+        LabError: when it cannot begin, or the lab is stopped meanwhile.
+    """
+    return await _unless_stopped(lab, _play(lab, plan, player))
+
+
+async def _play(lab: Lab, plan: Plan, player: Player) -> Played:
+    async with Client(TIMEOUT, traced=False) as client:
+        async with RunDirTarget(lab) as target:
+            servers = [server for link, server in LINKS.items() if plan.facets.postgres or link != DIE_SERVICE_POSTGRES]
+            await target.rehearse({server: DELAYS[server] for server in servers})
+            if not await observations.ready(lab, READY_PATIENCE, POLL, times=4):
+                raise LabError(f"a service is not ready after {READY_PATIENCE:g} s; dicelab status says which")
+            users = Users(lab, client, seed_of())
+            try:
+                await users.start()
+                game = Game(lab, plan, secrets.token_hex(16), users, time.time())
+                async with _happening(game, target):
+                    await player(game)
+                    ended = time.time()
+                    await asyncio.sleep(ARRIVAL)
+                    case = await collect(lab, game.began, ended, game.scrapes)
+                    noticed = game.indicators(ended)
+            finally:
+                await users.stop()
+        put_back = await observations.ready(lab, READY_PATIENCE, POLL, times=4)
+    truth = Truth.of(plan, game.began + plan.onset if game.onset is None else game.onset, ended)
+    return Played(game, case, truth, noticed, put_back)
+
+
+async def _unless_stopped(lab: Lab, playing: Coroutine[Any, Any, Played]) -> Played:
+    """Wait for a game, but no longer than the lab runs."""
+    game = asyncio.ensure_future(playing)
+    try:
+        while not game.done():
+            await asyncio.wait([game], timeout=ALIVE_INTERVAL)
+            if not _runs(int(lab.state["pid"])):
+                raise LabError("the lab was stopped: this game does not count")
+        return game.result()
+    finally:
+        game.cancel()
+        await asyncio.gather(game, return_exceptions=True)
+
+
+def _runs(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except OSError:
+        return False
+    return True
+
+
+@asynccontextmanager
+async def _happening(game: Game, target: RunDirTarget) -> AsyncIterator[None]:
+    """While the block runs: scrapes, decoys, and the fault when its time has come."""
+    plan, facets = game.plan, game.plan.facets
+    tasks = [
+        asyncio.ensure_future(_scrape(game)),
+        asyncio.ensure_future(_watch_alerts(game)),
+        asyncio.ensure_future(_break(game, target, facets)),
+        *(asyncio.ensure_future(_decoy(game, target, decoy, facets)) for decoy in plan.decoys),
+    ]
+    try:
+        yield
+        for task in tasks:  # a fault that could not be put in
+            if task.done() and not task.cancelled() and (error := task.exception()) is not None:
+                raise error
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _break(game: Game, target: RunDirTarget, facets: Facets) -> None:
+    await _at(game, game.plan.onset)
+    game.begin_fault()
+    for fault in game.plan.faults:
+        await fault.situation.inject(target, fault.parameters, facets)
+    await asyncio.gather(
+        *(fault.situation.keep(target, fault.parameters, facets) for fault in game.plan.faults if fault.situation.keep)
+    )
+
+
+async def _decoy(game: Game, target: RunDirTarget, decoy: Decoy, facets: Facets) -> None:
+    await _at(game, decoy.after)
+    if decoy.name == RESTART:
+        await target.restart({decoy.service: {}})
+    elif decoy.name == DEPLOYMENT:
+        await asyncio.to_thread(_log_deployment, game.lab.directory.logs / "deployments.jsonl", decoy.service)
+    else:
+        await game.users.spike(SPIKE_USERS, SPIKE_SECONDS)
+
+
+def _log_deployment(path: Path, service: str) -> None:
+    line = {
+        "timestamp": clock(time.time()),
+        "level": "INFO",
+        "message": "Deployment finished",
+        "logger": "deployments",
+        "component": service,
+    }
+    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "a") as file:
+        file.write(json.dumps(line) + "\n")
+
+
+async def _at(game: Game, after: float) -> None:
+    await asyncio.sleep(max(0.0, game.began + after - time.time()))
+
+
+async def _scrape(game: Game) -> None:
+    lab = game.lab
+    while True:
+        at = time.time()
+
+        async def one(service: str, at: float = at) -> None:
+            with suppress(aiohttp.ClientError, asyncio.TimeoutError, OSError):
+                async with asyncio.timeout(SCRAPE_INTERVAL):
+                    page = await lab.fetch(f"{lab.url(service)}/metrics", Accept=OPENMETRICS)
+                    if page.status == 200:
+                        game.scrapes.append(Scrape(at, service, page.text))
+
+        await asyncio.gather(*(one(service) for service in lab.services))
+        await asyncio.sleep(max(0.0, at + SCRAPE_INTERVAL - time.time()))
+
+
+async def _watch_alerts(game: Game) -> None:
+    if "prometheus" not in game.lab.engines:
+        return
+    before: set[str] = set()
+    while True:
+        with suppress(aiohttp.ClientError, asyncio.TimeoutError, OSError, KeyError, ValueError):
+            firing = {name for name, state in (await game.lab.fetch_alerts()).items() if state == "firing"}
+            onset = game.onset
+            if onset is None:
+                before |= firing
+            else:
+                for name in firing - before:
+                    game.alerts.setdefault(name, round(time.time() - onset, 1))
+        await asyncio.sleep(1.0)

@@ -1,0 +1,190 @@
+"""The users of a game, and their indicators: what they notice of a fault."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+from lab import LabError
+from lab.client import Lab
+from lab.load.generator import PROFILES, Answer, Client, Record
+from lab.load.statistics import chi_square
+from lab.load.traffic import BUILTIN, Mix, Rolls, Traffic, dice_of
+from lab.waiting import within
+
+USERS = 16
+THINK_TIME = 0.5  # seconds
+ASYNC_PROBABILITY, MAX_ASYNC_ROLLS, MAX_ROLLS = 0.15, 4, 12
+RARE = {"risky": 0.5, "extreme": 0.1}  # how often a die is rolled, in proportion to others
+TIMEOUT = 20.0  # seconds for one request
+GOOD_SHARE = 0.7  # of the first answers: some rolls fail as their die says
+FIRST_ANSWERS, FIRST_PATIENCE = 20, 60.0
+LONG = 24 * 3600.0  # seconds: longer than any game
+# When an indicator has moved: by so many points of failures, by this factor of the median or the 95th percentile, or
+# when faces of a die are less likely than this.
+MORE_FAILURES, SLOWER, LESS_LIKELY = 0.05, 1.2, 1e-4
+NOTICED_WITHIN = 5.0  # seconds of requests that an indicator is computed from
+FEWEST = 10  # requests of such a time
+
+
+@dataclass(frozen=True)
+class Request:
+    """One request of a user; ``at`` is its end, in seconds since 1970."""
+
+    at: float
+    seconds: float
+    failed: bool
+    trace: str
+
+
+class _Log(Record):
+    """A record that keeps every request."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.all: list[Request] = []
+
+    def add(self, answer: Answer, timed: bool = True) -> None:
+        super().add(answer, timed)
+        if timed:
+            self.all.append(Request(time.time(), answer.seconds, answer.failed, answer.trace_id))
+
+
+class Users:
+    """Users who roll until they are stopped; their requests have no spans of their own."""
+
+    def __init__(self, lab: Lab, client: Client, seed: int) -> None:
+        self._lab = lab
+        self._client = client
+        self._seed = seed
+        self._log = _Log()
+        self._stop = asyncio.Event()
+        self._traffic: Traffic | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self.dice: Mapping[str, Sequence[int]] = BUILTIN
+
+    @property
+    def requests(self) -> list[Request]:
+        return self._log.all
+
+    async def start(self) -> None:
+        """Begin, and wait until answers are good.
+
+        Raises:
+            LabError: when they are not in time.
+        """
+        self.dice = await dice_of(self._lab, await self._lab.fetch_capabilities()) or BUILTIN
+        self._traffic = await self._come(USERS, LONG, self._stop, self._log)
+        async for _ in within(FIRST_PATIENCE):
+            recent = self.requests[-FIRST_ANSWERS:]
+            if len(recent) == FIRST_ANSWERS and sum(not one.failed for one in recent) >= GOOD_SHARE * FIRST_ANSWERS:
+                return
+        raise LabError("the lab does not answer well enough for a game to begin")
+
+    async def spike(self, users: int, seconds: float) -> None:
+        """More users for a time."""
+        await self._come(users, seconds, self._stop, Record())
+
+    async def _come(self, users: int, seconds: float, stop: asyncio.Event, record: Record) -> Traffic:
+        capabilities = await self._lab.fetch_capabilities()
+        probability = ASYNC_PROBABILITY if capabilities.max_times else 0.0
+        # Mostly dice that hardly ever fail by themselves.
+        mix = Mix({die: RARE.get(die, 1.0) for die in self.dice}, probability, MAX_ASYNC_ROLLS)
+        traffic = Traffic(self._client, self._lab.front, mix, users, capabilities.sign_in, self._seed)
+        traffic.record = record
+
+        async def run() -> None:
+            await traffic.closed(
+                stop, max_rolls=MAX_ROLLS, think_time=THINK_TIME, duration=seconds, profile=PROFILES["steady"]
+            )
+
+        task = asyncio.ensure_future(run())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return traffic
+
+    async def stop(self) -> None:
+        """End; requests under way are cancelled."""
+        self._stop.set()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def faces(self) -> dict[str, Counter[int]]:
+        """The faces that have come up so far, by die."""
+        rolls = self._traffic.rolls if self._traffic is not None else Rolls()
+        return {die: Counter(faces) for die, faces in rolls.faces.items()}
+
+
+def indicators(
+    requests: Sequence[Request],
+    began: float,
+    onset: float,
+    ended: float,
+    faces: Mapping[str, Counter[int]],
+    dice: Mapping[str, Sequence[int]],
+) -> dict[str, Any]:
+    """What users notice of a fault.
+
+    Args:
+        faces: that came up during the fault, by die.
+        dice: the faces of each die.
+    """
+    before = [one for one in requests if began <= one.at < onset]
+    during = [one for one in requests if onset <= one.at - one.seconds and one.at <= ended]
+    faces_wrong = [
+        die
+        for die, counts in sorted(faces.items())
+        if die in dice and (test := chi_square(counts, dice[die])) is not None and test.p < LESS_LIKELY
+    ]
+    noticed = None
+    ends = sorted(one.at for one in requests if onset <= one.at <= ended)
+    for end in ends:
+        recent = [one for one in requests if max(onset, end - NOTICED_WITHIN) <= one.at <= end]
+        if len(recent) >= FEWEST and _moved(before, recent, strict=True):
+            noticed = round(end - onset, 1)
+            break
+    return {
+        "before": _figures(before),
+        "during": _figures(during),
+        "faces_wrong": faces_wrong,
+        "moved": bool(faces_wrong) or _moved(before, during, strict=False),
+        "noticed_seconds": noticed,
+    }
+
+
+def _figures(requests: Sequence[Request]) -> dict[str, Any]:
+    latencies = sorted(one.seconds for one in requests)
+    if not latencies:
+        return {"requests": 0}
+    return {
+        "requests": len(latencies),
+        "failed": round(sum(one.failed for one in requests) / len(latencies), 3),
+        "median_ms": round(median(latencies) * 1000),
+        "p95_ms": round(latencies[int(0.95 * (len(latencies) - 1))] * 1000),
+    }
+
+
+def _moved(before: Sequence[Request], during: Sequence[Request], strict: bool) -> bool:
+    """Whether failures or latencies are higher; a few requests alone have to differ by twice as much."""
+    first, then = _figures(before), _figures(during)
+    if not first["requests"] or not then["requests"]:
+        return bool(first["requests"])  # nobody got an answer any more
+    factor = 2 if strict else 1
+    slower = 1 + (SLOWER - 1) * factor * (2 if strict else 1)
+    return bool(
+        then["failed"] - first["failed"] >= MORE_FAILURES * factor * (2 if strict else 1)
+        or then["median_ms"] >= slower * first["median_ms"]
+        or (not strict and then["p95_ms"] >= slower * first["p95_ms"])
+    )
+
+
+def seed_of(chance: random.Random | None = None) -> int:
+    """A seed for the users, which has nothing to do with that of the game."""
+    return (chance or random.SystemRandom()).randrange(2**32)

@@ -1,0 +1,250 @@
+"""The mystery game against a real lab: nothing tells the fault but its symptoms, and everything is put back."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import subprocess
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lab.client import DIE_SERVICE, FRONTEND, ROLLER
+from lab.client import Lab as AnyLab
+from lab.mystery import command, files
+from lab.mystery.answer import Answer
+from lab.mystery.evidence import anomaly
+from lab.mystery.game import Game, Played, play
+from lab.mystery.plan import draw
+from lab.mystery.score import score
+from lab.mystery.situations import MECHANISMS, SITUATIONS, Facets, Fault
+from lab.signals import OPENMETRICS
+from tests.support import labs
+from tests.support.labs import Lab, dicelab, get, wait_for
+
+pytestmark = pytest.mark.timeout(300)  # each game restarts all services twice, which takes a while on a busy machine
+STEADY, FAULT = 6.0, 13.0  # seconds
+DELAY = 1.5  # seconds: nothing else takes as long, on a busy machine either
+VARIABLE = "DEFECTS_SOCKET"
+# What nothing may say while a fault is on. Names that are a word of everyday English are left out.
+SECRETS = sorted(
+    {name for name in (*SITUATIONS, *MECHANISMS) if "-" in name} | {"no_context", "full_disk", "impatient", "weights"}
+)
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    """One lab for all tests here; the last of them stops it."""
+    started = labs.start(tmp_path_factory.mktemp("mystery") / "run", 6)
+    yield started
+    started.stop()
+
+
+def state(lab: Lab) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((lab.run_dir / "state.json").read_text())
+    return found
+
+
+def environ(lab: Lab, service: str) -> dict[str, str]:
+    pid = next(entry["pid"] for entry in state(lab)["services"] if entry["name"] == service)
+    try:
+        pairs = Path(f"/proc/{pid}/environ").read_bytes().decode().split("\0")
+    except OSError:  # it is being restarted
+        return {}
+    return dict(pair.split("=", 1) for pair in pairs if pair)
+
+
+def as_before(lab: Lab) -> bool:
+    """Whether every service runs with the settings that it had before any game, and answers."""
+    environs = {service: environ(lab, service) for service in (FRONTEND, ROLLER, DIE_SERVICE)}
+    return (
+        all(found and VARIABLE not in found for found in environs.values())
+        and environs[FRONTEND]["DICE_ROLLER_URL"] == lab.url(ROLLER)
+        and environs[ROLLER]["DIE_SERVICE_URL"] == lab.url(DIE_SERVICE)
+        and environs[DIE_SERVICE]["DATABASE_URL"] == lab.state["postgres"]["url"]
+        and all(_status(f"{lab.url(service)}/readyz") == 200 for service in lab.services)
+    )
+
+
+def _status(url: str) -> int:
+    try:
+        return get(url).status
+    except OSError:
+        return 0
+
+
+@dataclass
+class Seen:
+    """What a player can look at while a fault is on.
+
+    Attributes:
+        shape: what must be the same in every game, whatever its fault is.
+        text: everything, to be searched.
+    """
+
+    shape: dict[str, Any] = field(default_factory=dict)
+    text: str = ""
+
+
+def look(lab: Lab, files_before: dict[Path, int]) -> Seen:
+    seen = Seen()
+    now = state(lab)
+    for service in lab.services:
+        pid = next(entry["pid"] for entry in now["services"] if entry["name"] == service)
+        arguments = Path(f"/proc/{pid}/cmdline").read_bytes().decode().split("\0")
+        variables = environ(lab, service)
+        page = get(f"{lab.url(service)}/metrics", headers={"Accept": OPENMETRICS}).body.decode()
+        seen.text += "\n".join((*arguments, *(f"{name}={value}" for name, value in variables.items()), page))
+        seen.text += get(f"{lab.url(service)}/openapi.json").body.decode()
+        seen.shape[service] = {
+            "arguments": arguments,
+            "environ": {name: _without_numbers(value) for name, value in variables.items()},
+            "metrics": sorted(set(re.findall(r"^# TYPE (\S+ \S+)", page, re.MULTILINE))),
+            "limits": Path(f"/proc/{pid}/limits").read_text(),
+        }
+    supervisor = Path(f"/proc/{now['pid']}")
+    seen.text += (supervisor / "cmdline").read_text() + (supervisor / "environ").read_text()
+    listening = {
+        line.split()[-1] for line in Path("/proc/net/unix").read_text().splitlines() if "/dicelab-" in line.split()[-1]
+    }
+    seen.text += "\n".join(listening)
+    status = dicelab("status", "--json", "--run-dir", lab.run_dir).communicate(timeout=30)[0].decode()
+    seen.text += status + json.dumps(now)
+    seen.shape["state"] = _keys(now)
+    seen.shape["status"] = _keys(json.loads(status))
+    seen.shape["restarts"] = [entry["restarts"] for entry in now["services"]]
+    written = [path for path in sorted(lab.run_dir.rglob("*")) if path.is_file() and "postgres" not in path.parts]
+    seen.shape["files"] = sorted(str(path.relative_to(lab.run_dir)) for path in written)
+    for path in written:
+        seen.text += f"\n{path.relative_to(lab.run_dir)}\n"
+        seen.text += path.read_bytes()[files_before.get(path, 0) :].decode(errors="replace")
+    return seen
+
+
+def _without_numbers(value: str) -> str:
+    """A value without what differs in each game: ports, and the names of private directories."""
+    return re.sub(r"dicelab-\w+|\d+", "#", value)
+
+
+def _keys(document: Any) -> Any:
+    if isinstance(document, dict):
+        # Whether a part is ready, and why not, is a symptom.
+        return {key: _keys(value) for key, value in document.items() if key != "reason"}
+    return [_keys(value) for value in document] if isinstance(document, list) else type(document).__name__
+
+
+async def played(lab: Lab, fault: Fault, steady: float, seconds: float, looked: list[Seen]) -> Played:
+    """A short game whose player looks at everything and then waits."""
+    sizes = {path: path.stat().st_size for path in lab.run_dir.rglob("*.jsonl")}
+
+    async def player(game: Game) -> None:
+        await asyncio.sleep(steady + seconds / 2)
+        looked.append(await asyncio.to_thread(look, lab, sizes))
+        await asyncio.sleep(max(0.0, game.began + steady + seconds - time.time()))
+
+    async with AnyLab.in_run_dir(lab.run_dir) as running:
+        plan = draw(1, 1, Facets.of(running), [fault.situation.name], steady, 0.0)
+        return await play(running, replace(plan, faults=(fault,)), player)
+
+
+async def test_only_symptoms_tell_one_fault_from_another_and_the_score_is_computed(lab: Lab, tmp_path: Path) -> None:
+    restarts = {entry["name"]: entry["restarts"] for entry in state(lab)["services"]}
+    looked: list[Seen] = []
+    slow = await played(lab, Fault(SITUATIONS["die-service-slow"], {"seconds": DELAY}), STEADY, FAULT, looked)
+    await asyncio.to_thread(wait_for, lambda: as_before(lab))
+    after_one = {entry["name"]: entry["restarts"] for entry in state(lab)["services"]}
+    assert {name: count - restarts[name] for name, count in after_one.items()} == dict.fromkeys(restarts, 2)
+    weights = {"die": "fair", "face": 6, "share": 1.0}
+    loaded = await played(lab, Fault(SITUATIONS["wrong-weights"], weights), 2.0, 5.0, looked)
+    await asyncio.to_thread(wait_for, lambda: as_before(lab))
+
+    assert slow.put_back
+    assert loaded.put_back
+    for seen in looked:
+        assert VARIABLE in seen.text  # it was looked at while the game ran
+        assert not [secret for secret in SECRETS if secret in seen.text]
+    one, other = (seen.shape for seen in looked)
+    assert [count + 2 for count in one.pop("restarts")] == other.pop("restarts")
+    assert one == other
+
+    # The faults were real, and what is right about them can be proven from the telemetry alone.
+    assert slow.indicators["moved"], slow.indicators
+    onset = slow.truth.onset
+    assert onset is not None
+    began = {trace: min(span.start for span in spans) / 1e9 for trace, spans in slow.case.traces.items()}
+    during = [trace for trace, at in began.items() if onset + 0.5 < at < slow.truth.ended - 3 * DELAY]
+    shown = [trace for trace in during if set(slow.truth.components) & anomaly(slow.case, slow.truth, trace)]
+    assert len(shown) > len(during) / 2 > 3
+    answer = Answer(
+        slow.truth.components,
+        slow.truth.mechanisms,
+        onset + 1,
+        slow.truth.impact,
+        shown[-1],
+        "SELECT quantile_cont(duration_ms, 0.5) FROM spans WHERE service = 'dice-roller' AND kind = 'client'",
+    )
+    result = score(slow.case, slow.truth, answer)
+    assert result.total == 100, result
+    assert loaded.truth.onset is not None
+    faces = {
+        span.attributes["die.result"]
+        for span in loaded.case.spans
+        if span.attributes.get("die.type") == "fair"
+        and "die.result" in span.attributes
+        and span.start / 1e9 > loaded.truth.onset + 2
+    }
+    assert faces == {6}
+
+    # The same case as files has the same score.
+    files.prepare(tmp_path / "case")
+    command.write(tmp_path / "case", slow)
+    recorded = files.read(tmp_path / "case")
+    assert score(recorded.case, recorded.truth, answer) == result
+    assert {timed.service for timed in recorded.case.samples} == set(lab.services)
+    for path in (tmp_path / "case" / "case").iterdir():
+        if path.name != files.QUESTION:  # which lists all mechanisms
+            assert not [secret for secret in SECRETS if secret in path.read_text()], path.name
+
+
+def wait_until_it_runs(lab: Lab, process: subprocess.Popen[bytes]) -> None:
+    def runs() -> bool:
+        assert process.poll() is None, process.communicate()[0].decode()
+        return all(VARIABLE in environ(lab, service) for service in lab.services)
+
+    wait_for(runs)
+
+
+def test_a_game_that_is_killed_is_put_back(lab: Lab, tmp_path: Path) -> None:
+    game = dicelab("mystery", "--run-dir", lab.run_dir, "--answer", tmp_path / "answer.json")
+    wait_until_it_runs(lab, game)
+    arguments = Path(f"/proc/{game.pid}/cmdline").read_text() + Path(f"/proc/{game.pid}/environ").read_text()
+    assert not [secret for secret in SECRETS if secret in arguments]
+    second = dicelab("mystery", "--run-dir", lab.run_dir)
+    assert second.communicate(timeout=60)[0].decode().splitlines()[-1] == (
+        "dicelab: another experiment runs in this lab"
+    )
+    assert second.returncode == 1
+    game.kill()
+    game.communicate()
+    wait_for(lambda: as_before(lab))
+    assert get(f"{lab.url(ROLLER)}/roll?die=fair").status == 200
+    assert not (lab.run_dir / "mystery").exists()  # neither of the games counts
+
+
+def test_a_lab_that_is_stopped_meanwhile_ends_the_game(lab: Lab, tmp_path: Path) -> None:
+    game = dicelab("mystery", "--run-dir", lab.run_dir, "--answer", tmp_path / "answer.json")
+    wait_until_it_runs(lab, game)
+    lab.stop()
+    said = game.communicate(timeout=60)[0].decode()
+    assert game.returncode == 1
+    assert said.splitlines()[-1] in (
+        "dicelab: the lab was stopped: this game does not count",
+        "dicelab: the lab has ended",  # while it prepared the game
+    )
+    assert "Traceback" not in said
+    assert not labs.processes_of(lab.run_dir)

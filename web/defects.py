@@ -1,0 +1,91 @@
+"""Defects that a service has on purpose while ``dicelab mystery`` is played, switched while it runs.
+
+In ordinary runs ``DEFECTS_SOCKET`` is not set, and nothing of this exists. In a game every service connects to that
+Unix socket and receives its defects as JSON objects, one a line, each with everything that is switched on::
+
+    {"blocking": true}
+
+It answers each with an empty line once it is done. When the connection closes, everything is switched off.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import resource
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from aiohttp import web
+from opentelemetry import propagate
+
+from otel.faulty_propagation import FaultyPropagator
+
+# Switches one defect on, with the value that it is given, or off, with None.
+Switch = Callable[[Any], Awaitable[None] | None]
+
+
+def listen(
+    path: Path | None, switches: Mapping[str, Switch] | None = None
+) -> Callable[[web.Application], AsyncIterator[None]]:
+    """A cleanup context: receive defects while the application runs; nothing without a path."""
+
+    async def while_running(app: web.Application) -> AsyncIterator[None]:
+        if path is None:
+            yield
+            return
+        task = asyncio.create_task(_receive(path, {**_common(), **(switches or {})}))
+        yield
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+
+    return while_running
+
+
+async def _receive(path: Path, switches: Mapping[str, Switch]) -> None:
+    try:
+        reader, writer = await asyncio.open_unix_connection(str(path))
+    except OSError:  # the game is over
+        return
+    try:
+        while line := await reader.readline():
+            await _apply(switches, json.loads(line))
+            writer.write(b"\n")
+            await writer.drain()
+    except (OSError, ValueError):
+        pass
+    finally:
+        writer.close()
+        await _apply(switches, {})
+
+
+async def _apply(switches: Mapping[str, Switch], values: Mapping[str, Any]) -> None:
+    for name, switch in switches.items():
+        done = switch(values.get(name))
+        if done is not None:
+            await done
+
+
+def _common() -> dict[str, Switch]:
+    """The defects that every service can have."""
+    switches: dict[str, Switch] = {"full_disk": _full_disk}
+    propagator = propagate.get_global_textmap()
+    if isinstance(propagator, FaultyPropagator):
+
+        def no_context(on: Any) -> None:
+            propagator.injects = not on
+
+        def sampled(share: Any) -> None:
+            propagator.sampled = share
+
+        switches |= {"no_context": no_context, "sampled": sampled}
+    return switches
+
+
+def _full_disk(on: Any) -> None:
+    """Make every write to a file fail: in a service that is its spans, whose lines go to a pipe."""
+    _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0 if on else hard, hard))
