@@ -52,9 +52,11 @@ down: $(VENV)/installed  ## stop a lab that was started with --detach
 
 compose: compose/.env  ## run the lab in containers: make compose STAGE=3, or with SAMPLING=tail
 	$(MAKE) --no-print-directory compose-down
-	mkdir -p compose/.targets
+	mkdir -p compose/.targets/probes
 	. compose/stages/$(STAGE).env; cd compose/targets; \
-	  cat engines.yml $$(echo $$COMPOSE_PROFILES | sed 's/,/.yml /g').yml > ../.targets/lab.yml
+	  cat engines.yml $$(echo $$COMPOSE_PROFILES | sed 's/,/.yml /g').yml > ../.targets/lab.yml; \
+	  case $${PROBES:-true},$$COMPOSE_PROFILES in true,*postgres*) cat probes/postgres.yml;; *) echo '[]';; esac \
+	    > ../.targets/probes/lab.yml
 	find $(MOUNTED) ! -perm -004 -exec chmod a+r {} +
 	find $(MOUNTED) -type d ! -perm -001 -exec chmod a+x {} +
 	set -a; STAGE=$(STAGE); . compose/stages/$(STAGE).env; . compose/sampling/$(SAMPLING).env; . compose/.env; cd compose; \

@@ -104,7 +104,7 @@ async def receive(request: web.Request) -> web.Response:
 
 
 def _label(names: set[str], name: str) -> str:
-    """The label value for an alert: whoever can post a notification chooses its name."""
+    """The label value for an alert. Its name is untrusted: anyone who can post a notification chooses it."""
     if name not in names and len(names) >= MAX_NAMES:
         return "other"
     names.add(name)

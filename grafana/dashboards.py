@@ -1,4 +1,4 @@
-"""The dashboards put together: six stages, the objectives, pipeline and saturation; each as Grafana's JSON."""
+"""The dashboards put together: the stages, the objectives, the pipeline, the executives'; each as Grafana's JSON."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from grafana_foundation_sdk.models.dashboard import (
     VariableSort,
 )
 
-from grafana import pipeline, slo, stages
+from grafana import executive, pipeline, slo, stages
 from grafana.panels import PROMETHEUS
 
 DIRECTORY = Path(__file__).parent / "dashboards"
@@ -76,6 +76,16 @@ def pipeline_and_saturation() -> Dashboard:
     return _fill(dashboard, pipeline.ROWS)
 
 
+def for_executives() -> Dashboard:
+    dashboard = _dashboard(
+        "dice-roller-executive",
+        "Dice Roller - For those who pay",
+        "One screen, without jargon: what was promised, what went wrong, who rolled and what it cost.",
+        DATA_SOURCES,
+    )
+    return _fill(dashboard.time("now-30d", "now").refresh("1m"), executive.ROWS)
+
+
 def _dashboard(uid: str, title: str, description: str, data_sources: Iterable[str]) -> Dashboard:
     dashboard = (
         Dashboard(title)
@@ -96,6 +106,7 @@ def _dashboard(uid: str, title: str, description: str, data_sources: Iterable[st
             .include_vars(True)
         )
         .annotation(_annotation("Alerts", "red", 'ALERTS{alertstate="firing"}'))
+        .annotation(_annotation("Experiments", "purple", "dicelab_experiment_running"))
     )
     for name in data_sources:
         kind, uid, shown = DATA_SOURCES[name]
@@ -148,6 +159,7 @@ def files() -> Iterator[tuple[Path, str]]:
     made = {f"stage-{number}": stage(number) for number in stages.STAGES} | {
         "slo": objectives(),
         "pipeline": pipeline_and_saturation(),
+        "executive": for_executives(),
     }
     for name, dashboard in made.items():
         content = json.loads(JSONEncoder().encode(dashboard.build()))

@@ -331,7 +331,7 @@ class Deployment:
         if not requests:
             raise LabError(f"no request to {path} was answered in {seconds:g} s")
         cpu = {
-            # Processes that have ended are left out; those of PostgreSQL come and go.
+            # Without processes that have ended: PostgreSQL starts and ends some of its own at any time.
             name: sum(max(0.0, _cpu(pid) - before[name].get(pid, 0.0)) for pid in group) * 1e6 / requests
             for name, group in self.pids().items()
         }

@@ -33,6 +33,7 @@ PORTS = {
     "GRAFANA_PORT": 3000,
     "ALERTMANAGER_PORT": 9093,
     "ALERT_RECEIVER_PORT": SERVICE_PORT,
+    "EXPORTER_PORT": SERVICE_PORT,
 }
 HEADER = """\
 # Written from compose/stages/{stage}.env by make kubernetes-stages.

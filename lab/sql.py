@@ -35,7 +35,7 @@ class Options:
 
 
 def run(options: Options, console: Console) -> int:
-    """Print the result of the query; what the tables do not hold is said on stderr.
+    """Print the result of the query, and on stderr what the tables do not hold.
 
     Raises:
         InputError: when there is no run dir, or the query is refused.

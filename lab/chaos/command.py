@@ -26,6 +26,7 @@ from lab.chaos import expectations as expect
 from lab.chaos import observations
 from lab.chaos.expectations import Expectation
 from lab.chaos.experiments import EXPERIMENTS, Experiment
+from lab.chaos.mark import marked
 from lab.chaos.observations import Observations
 from lab.chaos.pods import PodTarget
 from lab.chaos.targets import ContainerTarget, RunDirTarget, Target
@@ -102,7 +103,8 @@ async def _experiment(options: Options, lab: Lab) -> dict[str, Any]:
         async with progress(f"chaos {options.experiment}", run.words, run.share):
             try:
                 async with target:
-                    await run.through(target, client)
+                    with marked(lab.run_dir, options.experiment):
+                        await run.through(target, client)
             finally:
                 # A service that is about to be restarted may still be ready.
                 put_back = await observations.ready(lab, PUT_BACK_TIMEOUT, 2 * POLL, times=4)

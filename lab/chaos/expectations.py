@@ -426,7 +426,7 @@ def traces_lost(seconds: float = 0.0, meanwhile: bool = False) -> Expectation:
 
 
 def counters_catch_up(service: str, name: str, **labels: str) -> Expectation:
-    """Prometheus ends up with the value that the service says, whatever it missed meanwhile."""
+    """Afterwards Prometheus has the value that the service exposes, although scrapes are missing."""
 
     async def question(observed: Observations) -> str:
         selector = _selector(name, {"job": service, **labels})

@@ -329,6 +329,6 @@ EXPERIMENTS["tempo-disk-full"] = replace(
         expect.none_dropped(),
         expect.same_processes("tempo"),
     ),
-    first_alert=("PipelineLoss",),
-    alert_within=SYMPTOM_WITHIN,
+    first_alert=("TracesNotStored", "PipelineLoss", "TempoRestarted"),
+    alert_within=300.0,  # it is known once no block was cut for three minutes
 )

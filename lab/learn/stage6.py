@@ -397,7 +397,7 @@ async def visits(lesson: Lesson) -> Facts:
         if chance.random() < 0.5:
             await _sign_out(lesson, cookie)
             signed_out.append(name)
-    await lesson.roll([FAIR] * 3)  # by nobody
+    await lesson.roll([FAIR] * 3)  # without a user
     await lesson.lines(FRONTEND, lesson.began)
     return lesson.facts(
         sessions=len(plans),

@@ -24,6 +24,7 @@ CALLEES = {FRONTEND: ROLLER, ROLLER: DIE_SERVICE, DIE_SERVICE: POSTGRES}
 TELEMETRY_ENGINES = frozenset({"otel-collector", "tempo"})
 # A span is too long when its own time is so much longer than the longest before the fault.
 LONGER, LONGER_SECONDS = 1.2, 0.03
+RARELY = 0.005  # of the traces before the fault: a failure in no more of them is not ordinary
 BEFORE = 0.5  # seconds: what begins within this time before the fault may have met it
 WINDOWS = 3  # of the time before the fault, and of the time during it
 LONGEST_WINDOW = 12.0  # seconds
@@ -40,13 +41,15 @@ class Ordinary:
 
     Attributes:
         longest: the longest own time of each kind of span, in seconds.
-        failures: how spans have failed.
+        failures: how spans have failed, and how often.
+        traces: how many there are.
         calls: the most client spans below one span.
         calling: the kinds of span that have a client span below them.
     """
 
     longest: dict[Key, float] = field(default_factory=dict)
-    failures: set[tuple[Any, ...]] = field(default_factory=set)
+    failures: Counter[tuple[Any, ...]] = field(default_factory=Counter)
+    traces: int = 0
     calls: dict[Key, int] = field(default_factory=dict)
     calling: set[Key] = field(default_factory=set)
 
@@ -54,6 +57,7 @@ class Ordinary:
     def of(cls, traces: Iterable[list[Span]]) -> Ordinary:
         found = cls()
         for spans in traces:
+            found.traces += 1
             for span, children in _with_children(spans):
                 key = _key(span)
                 found.longest[key] = max(found.longest.get(key, 0.0), own_time(span, children))
@@ -62,8 +66,12 @@ class Ordinary:
                 if clients:
                     found.calling.add(key)
                 if span.failed:
-                    found.failures.add(_failure(span))
+                    found.failures[_failure(span)] += 1
         return found
+
+    def fails_like(self, span: Span) -> bool:
+        """Whether spans have failed in this way before, and more than rarely."""
+        return self.failures[_failure(span)] > RARELY * self.traces
 
 
 def anomaly(case: Case, truth: Truth, trace_id: str) -> set[str]:
@@ -84,7 +92,8 @@ def anomaly(case: Case, truth: Truth, trace_id: str) -> set[str]:
         return {FRONTEND, *TELEMETRY_ENGINES} if mentioned else set()
     if truth.loaded is not None and any(_shows(span, *truth.loaded) for span in spans):
         return {ROLLER}
-    before = (own for own in case.traces.values() if min(span.start for span in own) / 1e9 < onset - BEFORE)
+    # What began before the fault and was under way when it came is neither ordinary nor evidence.
+    before = (own for own in case.traces.values() if max(span.end for span in own) / 1e9 < onset)
     return _broken(spans) or _unusual(spans, Ordinary.of(before))
 
 
@@ -121,7 +130,7 @@ def _unusual(spans: Sequence[Span], ordinary: Ordinary) -> set[str]:
     failed = [
         (span, children)
         for span, children in family
-        if span.failed and _failure(span) not in ordinary.failures and not any(child.failed for child in children)
+        if span.failed and not ordinary.fails_like(span) and not any(child.failed for child in children)
     ]
     if failed:
         return set().union(*(_where_failed(span, children, ordinary) for span, children in failed))

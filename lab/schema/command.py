@@ -19,12 +19,14 @@ from lab import LabError
 from lab.client import Lab, Missing
 from lab.schema import weaver
 from lab.schema.judge import Judge
-from lab.schema.registry import Registry
+from lab.schema.registry import OTHERS, Registry
 from lab.signals import OPENMETRICS, Line, Span
 from lab.terminal import say
 
 MAX_TRACES = 300  # the latest that are asked of Tempo
 PARALLEL = 8
+PROBE = "/probe?target=dice-roller&module=ready"  # of the exporter; rolls no die
+END = "# EOF\n"  # of a page in the OpenMetrics format
 
 
 @dataclass(frozen=True)
@@ -60,13 +62,25 @@ async def look(lab: Lab) -> Seen:
     """
     lines = [line for service in lab.services for line in lab.lines(service)]
     metrics = {}
-    for service in lab.services:
-        response = await lab.fetch(f"{lab.url(service)}/metrics", Accept=OPENMETRICS)
-        if response.status != 200:
-            raise LabError(f"{lab.url(service)}/metrics answers {response.status}")
-        metrics[service] = response.text
+    for service, urls in _pages(lab).items():
+        metrics[service] = "".join([(await _page(lab, url)).removesuffix(END) for url in urls]) + END
     spans = await _spans_of(lab, lines) if "tempo" in lab.engines else lab.spans()
     return Seen(spans, lines, metrics)
+
+
+def _pages(lab: Lab) -> dict[str, list[str]]:
+    """The pages of metrics of each program that has metrics of the registry."""
+    pages = {name: [f"{url}/metrics"] for name, url in lab.services.items()}
+    for name in OTHERS.keys() & lab.engines.keys():
+        pages[name] = [f"{lab.engines[name]}/metrics", lab.engines[name] + PROBE]
+    return pages
+
+
+async def _page(lab: Lab, url: str) -> str:
+    response = await lab.fetch(url, Accept=OPENMETRICS)
+    if response.status != 200:
+        raise LabError(f"{url} answers {response.status}")
+    return response.text
 
 
 async def _spans_of(lab: Lab, lines: list[Line]) -> list[Span]:
@@ -94,7 +108,7 @@ def run(lab: Lab, stage: int, samples: Path | None, console: Console) -> int:
     """
     registry = Registry.read()
     seen = asyncio.run(_look(lab))
-    judge = seen.judge(registry, stage, list(lab.services))
+    judge = seen.judge(registry, stage, list(_pages(lab)))
     if samples is not None:
         found = weaver.samples(registry, seen.spans, seen.lines, seen.metrics)
         try:

@@ -21,6 +21,9 @@ FOLDER = Path(__file__).parents[2] / "otel" / "registry"
 CONVENTIONS = "conventions.json"
 # The services, each with the stage it comes with.
 EVERY_SERVICE = {"dice-roller": 1, "frontend": 2, "die-service": 3}
+EXPORTER = "exporter"
+# Programs beside them that have metrics of their own.
+OTHERS = {EXPORTER: 5}
 REQUIRED = "required"
 LIBRARY = "source"  # the field of a library's line
 # Suffixes of Prometheus for the units of OpenTelemetry; those in braces have none.
@@ -83,7 +86,8 @@ class Signal:
 
     def stage_of(self, service: str) -> int:
         """The first stage at which this service, or a command, shows it; commands run at every stage."""
-        return max(self.stage, EVERY_SERVICE[service]) if service in EVERY_SERVICE else 1
+        programs = EVERY_SERVICE | OTHERS
+        return max(self.stage, programs[service]) if service in programs else 1
 
 
 @dataclass(frozen=True)

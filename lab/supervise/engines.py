@@ -54,6 +54,7 @@ PORTS = (
     "GRAFANA_PORT",
     "ALERTMANAGER_PORT",
     "ALERT_RECEIVER_PORT",
+    "EXPORTER_PORT",
 )
 
 
@@ -78,6 +79,7 @@ class Engine:
         ready_path: answers 200 once the engine is ready.
         without: what is missing without the engine.
         get_it: how to install it.
+        always: whether every lab starts it, even one without engines.
     """
 
     name: str
@@ -87,6 +89,7 @@ class Engine:
     ready_path: str
     without: str
     get_it: str
+    always: bool = False
 
     def find(self, path: str | None = None) -> str | None:
         """The engine's binary on PATH, or ``None``."""
@@ -121,6 +124,10 @@ def _alertmanager(setting: Setting) -> list[str]:
 
 def _alert_receiver(setting: Setting) -> list[str]:
     return [setting.binary, "-m", "alertreceiver"]
+
+
+def _exporter(setting: Setting) -> list[str]:
+    return [setting.binary, "-m", "exporter"]
 
 
 def _postgres_exporter(setting: Setting) -> list[str]:
@@ -290,6 +297,17 @@ ENGINES = (
         "alerts are not written to a log",
         "it is part of Dice Lab",
     ),
+    # Part of Dice Lab: metrics of the dice table and the run dir, and probes.
+    Engine(
+        "exporter",
+        (sys.executable,),
+        ("EXPORTER_PORT",),
+        _exporter,
+        "/readyz",
+        "nothing is probed from outside",
+        "it is part of Dice Lab",
+        always=True,
+    ),
 )
 
 # Engines that are useless without another one: engine → what it needs. Needed engines come first.
@@ -299,6 +317,12 @@ NEEDS = {
     "alertmanager": "prometheus",
     "alert-receiver": "alertmanager",
 }
+# Engines that only a stage with PostgreSQL has.
+WITH_POSTGRES = ("postgres-exporter", "exporter")
+# The services that the exporter may probe, and the one that Prometheus has probed. The objectives are measured at the
+# frontend, so that no probe counts as a user's roll there.
+PROBE_TARGETS = ("dice-roller", "frontend")
+PROBED = "dice-roller"
 
 
 @dataclass(frozen=True)
@@ -312,6 +336,7 @@ class Plan:
     directory: Path  # the engines' data
     logs: Path  # the services' log files
     admin_password: str  # of Grafana; all other users are anonymous viewers
+    probes: bool  # whether Prometheus has services probed
     sampling: str = "none"  # which traces the Collector keeps
 
     def has(self, name: str) -> bool:
@@ -334,8 +359,13 @@ class Plan:
         """Every required port, with the part that it is for."""
         return [(self.port(name), engine.name) for engine, _ in self.found for name in engine.ports]
 
-    def variables(self, database_url: str) -> dict[str, str]:
-        """The environment of every engine's configuration."""
+    def variables(self, database_url: str, service_urls: Mapping[str, str] | None = None) -> dict[str, str]:
+        """The environment of every engine's configuration.
+
+        Args:
+            service_urls: of the stage's services, by their names.
+        """
+        probed = {name: url for name, url in (service_urls or {}).items() if name in PROBE_TARGETS}
         variables = {name: str(self.port(name)) for name in PORTS}
         variables |= {
             # Engines written in Go collect garbage harder from here on; containers have a hard limit besides.
@@ -355,6 +385,10 @@ class Plan:
             "LOGS_DIR": str(self.logs),
             "ALERT_RECEIVER_HOST": HOST,
             "ALERT_LOG": str(self.logs / "alerts.jsonl"),
+            "EXPORTER_HOST": HOST,
+            "DATABASE_URL": database_url,
+            "TELEMETRY_DIR": str(self.directory.parent),
+            "PROBE_TARGETS": ",".join(f"{name}={url}" for name, url in probed.items()),
             "LOG_ROUTE": self.stage.variables["LOG_ROUTE"],
             "GRAFANA_HOST": HOST,
             "GRAFANA_DATA": str(self.directory / "grafana"),
@@ -394,9 +428,11 @@ class Plan:
             metrics = "COLLECTOR_METRICS_PORT" if engine.name == "otel-collector" else engine.ports[0]
             addresses[engine.name] = f"{HOST}:{self.port(metrics)}"
         targets = [{"targets": [address], "labels": {"job": name}} for name, address in addresses.items()]
-        (config / "targets").mkdir(exist_ok=True)
+        probes = [{"targets": [PROBED], "labels": {"__exporter__": addresses["exporter"]}}] if self.probes else []
+        (config / "targets" / "probes").mkdir(parents=True, exist_ok=True)
         # YAML reads JSON.
         (config / "targets" / "lab.yml").write_text(json.dumps(targets, indent=2))
+        (config / "targets" / "probes" / "lab.yml").write_text(json.dumps(probes, indent=2))
         alertmanagers = [addresses["alertmanager"]] if self.has("alertmanager") else []
         (config / "alertmanagers" / "alertmanager.yml").write_text(json.dumps([{"targets": alertmanagers}]))
         if self.has("alertmanager"):
@@ -413,21 +449,29 @@ def plan(
     directory: Path,
     logs: Path,
     environ: Mapping[str, str] = os.environ,
+    *,
+    all_engines: bool = True,
     sampling: str = "none",
 ) -> Plan:
     """Look for the engines that a stage can use.
 
     Args:
-        directory: where the engines keep their data.
+        directory: where the engines keep their data, in the run dir.
         logs: where the services' log files are.
-        environ: ``PATH``, and ``GRAFANA_ADMIN_PASSWORD``, which is random if it is not set.
+        environ: ``PATH``; ``GRAFANA_ADMIN_PASSWORD``, which is random if it is not set; ``PROBES``: Prometheus has
+            nothing probed if it is ``false``.
+        all_engines: whether those are wanted that not every lab starts.
         sampling: which traces the Collector keeps: ``none`` for all, or ``tail``.
 
     Raises:
         LabError: when there is no such sampling, or no Collector and no Tempo for it.
     """
     path = environ.get("PATH")
-    wanted = [engine for engine in ENGINES if engine.name != "postgres-exporter" or stage.postgres]
+    wanted = [
+        engine
+        for engine in ENGINES
+        if (all_engines or engine.always) and (stage.postgres or engine.name not in WITH_POSTGRES)
+    ]
     there = {engine.name for engine in wanted if engine.find(path)}
     # Without Tempo the collector would only queue spans, as Alloy would lines without Loki.
     for name, needed in NEEDS.items():
@@ -437,7 +481,8 @@ def plan(
     found = tuple((engine, binary) for engine in wanted if (binary := engine.find(path)))
     missing = tuple(engine for engine in wanted if engine.name not in there)
     admin_password = environ.get("GRAFANA_ADMIN_PASSWORD") or secrets.token_urlsafe()
-    made = Plan(found, missing, stage, base_port, directory, logs, admin_password, sampling)
+    probes = any(engine.name == "exporter" for engine, _ in found) and environ.get("PROBES") != "false"
+    made = Plan(found, missing, stage, base_port, directory, logs, admin_password, probes, sampling)
     if sampling == TAIL and not made.has("otel-collector"):
         raise LabError("SAMPLING=tail needs the OpenTelemetry Collector and Tempo on PATH")
     return made

@@ -84,7 +84,7 @@ class LabPlan:
     """The plan of one lab.
 
     Attributes:
-        engines: which engines run; ``None`` without ``--engines``.
+        engines: which engines run; without ``--engines`` those that every lab starts.
         external_database: the URL of a database that is not the lab's own; empty where there is none.
 
     Args:
@@ -103,10 +103,14 @@ class LabPlan:
             raise LabError(f"SAMPLING is {self.sampling!r}, not {' or '.join(SAMPLING)}")
         if self.sampling != SAMPLING[0] and not options.engines:
             raise LabError(f"SAMPLING={self.sampling} needs --engines: the Collector samples")
-        self.engines = (
-            engines.plan(self.stage, options.base_port, run_dir.engines, run_dir.logs, environ, self.sampling)
-            if options.engines
-            else None
+        self.engines = engines.plan(
+            self.stage,
+            options.base_port,
+            run_dir.engines,
+            run_dir.logs,
+            environ,
+            all_engines=options.engines,
+            sampling=self.sampling,
         )
         self._environ = dict(environ)
         self.learn_socket: Path | None = None  # where the page finds the exercises
@@ -151,9 +155,7 @@ class LabPlan:
 
     def ports(self) -> list[Port]:
         found = [Port(self.options.host, self.port(service), service.name) for service in self.stage.services]
-        if self.engines:
-            found += [Port(engines.HOST, number, name) for number, name in self.engines.ports()]
-        return found
+        return found + [Port(engines.HOST, number, name) for number, name in self.engines.ports()]
 
     def ready_urls(self) -> dict[str, str]:
         """The URL that answers 200 once a service is ready, by its name."""
@@ -161,8 +163,6 @@ class LabPlan:
 
     def engine_ready_urls(self) -> dict[str, str]:
         """The URL that answers 200 once an engine is ready, by its name."""
-        if self.engines is None:
-            return {}
         return {engine.name: self.engines.url(engine) + engine.ready_path for engine, _ in self.engines.found}
 
     def workers(self, service: Service) -> int:
@@ -190,9 +190,8 @@ class LabPlan:
 
     def engine_processes(self, database_url: str) -> list[ProcessPlan]:
         """The engines' processes, in the order in which they start. Blocks: some engines are asked for their flags."""
-        if self.engines is None:
-            return []
-        variables = self.engines.variables(database_url)
+        urls = {service.name: self.url(service) for service in self.stage.services}
+        variables = self.engines.variables(database_url, urls)
         processes = []
         for engine, binary in self.engines.found:
             log = self.run_dir.engines / f"{engine.name}.log"
@@ -215,9 +214,8 @@ class LabPlan:
         environ.setdefault("SESSIONS_FILE", str(self.run_dir.path / "sessions"))
         if self.learn_socket is not None:
             environ["LEARN_SOCKET"] = str(self.learn_socket)
-        if self.engines:
-            for name, url in self.engines.urls().items():
-                environ.setdefault(name, url)
+        for name, url in self.engines.urls().items():
+            environ.setdefault(name, url)
         if self.options.roll_delay is not None:
             environ["ROLL_DELAY"] = str(self.options.roll_delay)
         if self.options.telemetry is not None:
@@ -229,7 +227,7 @@ class LabPlan:
         if environ.get("OTEL_EXPORTER_OTLP_ENDPOINT") or environ.get("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"):
             return {}
         protocol = environ.get("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL") or environ.get("OTEL_EXPORTER_OTLP_PROTOCOL") or ""
-        endpoint = self.engines.otlp_endpoint(protocol) if self.engines else None
+        endpoint = self.engines.otlp_endpoint(protocol)
         if endpoint:
             return {"OTEL_EXPORTER_OTLP_ENDPOINT": endpoint}
         name = service.name if worker == 1 else f"{service.name}-{worker}"

@@ -117,8 +117,6 @@ class Supervisor:
 
     async def _start_engines(self) -> None:
         chosen = self._plan.engines
-        if chosen is None:
-            return
         for engine in chosen.missing:
             say(self._console, f"{engine.name} is not on PATH: {engine.without}. Get it: {engine.get_it}", "yellow")
         chosen.prepare({service.name: self._plan.address(service) for service in self._plan.stage.services})
@@ -214,13 +212,12 @@ class Supervisor:
         }
         if self._faults:
             state["faults"] = str(self._faults.path)
-        if plan.engines:
-            state["engines"] = [
-                {"name": engine.name, "url": plan.engines.url(engine), "pid": own.pid, "restarts": own.restarts}
-                for (engine, _), own in zip(plan.engines.found, self._engines, strict=True)
-            ]
-            if endpoint := plan.engines.otlp_endpoint():
-                state["otlp_endpoint"] = endpoint  # where experiments send their own spans
+        state["engines"] = [
+            {"name": engine.name, "url": plan.engines.url(engine), "pid": own.pid, "restarts": own.restarts}
+            for (engine, _), own in zip(plan.engines.found, self._engines, strict=True)
+        ]
+        if endpoint := plan.engines.otlp_endpoint():
+            state["otlp_endpoint"] = endpoint  # where experiments send their own spans
         if self._postgres:
             state["postgres"] = {
                 "url": self._database_url,

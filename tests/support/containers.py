@@ -29,7 +29,7 @@ PREFIX = "localhost/dicelab-standin"
 # BuildKit builds the image that several services share once; Podman would build it for each of them.
 BUILT_BY = "alert-receiver"
 RESET = "reset"
-PARTS = ("alertreceiver", "alloy", "compose", "dieservice", "frontend", "grafana", "otel", "roller", "web")
+PARTS = ("alertreceiver", "alloy", "compose", "dieservice", "exporter", "frontend", "grafana", "otel", "roller", "web")
 # Without systemd, podman does not run health checks.
 SYSTEMD = Path("/run/systemd/system")
 

@@ -36,7 +36,7 @@ def test_a_stage_is_healthy_and_complete(project: Containers, stage: int) -> Non
     project.make("compose", f"STAGE={stage}")  # waits until all are healthy
     running = project.inspect()
     wanted = {service.name for service in stages.load(stage).services} | {engine.name for engine in engines.ENGINES}
-    wanted ^= set() if stages.load(stage).postgres else {"postgres-exporter"}
+    wanted ^= set() if stages.load(stage).postgres else set(engines.WITH_POSTGRES)
     wanted |= {"postgres"} if stages.load(stage).postgres else set()
     assert running.keys() == wanted - project.left_out.keys()
     for name, container in running.items():

@@ -9,11 +9,13 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
+from tests.support import labs
 from tests.support.labs import Lab, dicelab, free_base_port, get, processes_of, wait_for
 
 
@@ -22,9 +24,25 @@ def finished(process: subprocess.Popen[bytes], timeout: float = 60) -> tuple[int
     return process.returncode, output.decode()
 
 
-@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_stopping_the_command_stops_every_process(own_lab: Callable[..., Lab], stop: int) -> None:
-    lab = own_lab(5)
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+@pytest.fixture(scope="module")
+def labs_to_stop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[signal.Signals, Lab]]:
+    """A lab for each signal, all started at the same time."""
+    directory = tmp_path_factory.mktemp("stop")
+    with ThreadPoolExecutor() as pool:
+        starting = {number: pool.submit(labs.start, directory / number.name, 5) for number in STOP_SIGNALS}
+    yield {number: one.result() for number, one in starting.items()}
+    for one in starting.values():
+        one.result().stop()
+
+
+@pytest.mark.parametrize("stop", STOP_SIGNALS)
+def test_stopping_the_command_stops_every_process(
+    labs_to_stop: dict[signal.Signals, Lab], stop: signal.Signals
+) -> None:
+    lab = labs_to_stop[stop]
     run_dir = lab.run_dir
     assert len(processes_of(run_dir)) >= 5  # the command, three services, PostgreSQL and its workers
     assert get(f"{lab.front}/roll?die=fair").status == 200

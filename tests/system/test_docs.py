@@ -16,7 +16,7 @@ README = (ROOT / "README.md").read_text()
 COMMANDS = (ROOT / "docs" / "commands.md").read_text()
 SETTINGS = (ROOT / "docs" / "settings.md").read_text()
 TELEMETRY = (ROOT / "docs" / "telemetry.md").read_text()
-ROOMS = ("roller", "dieservice", "frontend", "alertreceiver", "web")
+ROOMS = ("roller", "dieservice", "frontend", "alertreceiver", "exporter", "web")
 
 
 def variables_read() -> set[str]:

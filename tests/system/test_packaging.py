@@ -17,7 +17,19 @@ from tests.support.labs import clean_environ, free_base_port, get
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = (
-    *("alertreceiver", "alloy", "bench", "compose", "dieservice", "frontend", "grafana", "lab", "otel", "roller"),
+    *(
+        "alertreceiver",
+        "alloy",
+        "bench",
+        "compose",
+        "dieservice",
+        "exporter",
+        "frontend",
+        "grafana",
+        "lab",
+        "otel",
+        "roller",
+    ),
     "web",
 )
 # Needed only by `make compose`, in a checkout.

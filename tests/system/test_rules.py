@@ -9,8 +9,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+import yaml
 
-from tests.support.queries import parse
+from tests.support.queries import parse, queries
 
 ROOT = Path(__file__).parents[2]
 RULES = sorted((ROOT / "compose" / "prometheus" / "rules").glob("*.yml"))
@@ -43,9 +44,39 @@ def test_alerts_fire_only_when_they_should(outcomes: dict[Path, Future[str]], pa
     assert outcomes[path].result() == ""
 
 
+def test_the_executives_dashboard_counts_and_times_an_incident(tmp_path: Path) -> None:
+    """The frontend is down for three minutes; after ten seconds somebody is called."""
+    asked = {
+        (query.panel, index): query.filled()
+        for panel in ("Incidents", "Time to detect, time to recover")
+        for index, query in enumerate(query for query in queries("executive") if query.panel == panel)
+    }
+    active, undetected = 34 * 5, 2 * 5  # seconds, by the evaluations in which it was so
+    expected = dict(zip(asked.values(), [1, active / 60, undetected, active], strict=True))
+    case = {
+        "rule_files": [str(path) for path in RULES],
+        "evaluation_interval": "5s",
+        "group_eval_order": ["services", "incidents"],
+        "tests": [
+            {
+                "interval": "5s",
+                "input_series": [{"series": 'up{job="frontend",instance="a"}', "values": "1x60 0x35 1x83"}],
+                "promql_expr_test": [
+                    {"expr": text, "eval_time": "15m", "exp_samples": [{"labels": "{}", "value": value}]}
+                    for text, value in expected.items()
+                ],
+            }
+        ],
+    }
+    (tmp_path / "incident.yml").write_text(yaml.safe_dump(case))
+    assert promtool("test", "rules", tmp_path / "incident.yml") == ""
+
+
 def test_queries_of_the_runbooks_parse() -> None:
+    queries: list[tuple[str, str]] = []
     for path in RUNBOOKS.glob("*.md"):
         found = re.findall(r"```(promql|logql|traceql)\n(.+?)\n```", path.read_text(), re.DOTALL)
         assert found, path.name
-        for (language, query), said in zip(found, parse(found), strict=True):
-            assert not said.errors, (path.name, language, query, said.errors)
+        queries += found
+    for (language, query), said in zip(queries, parse(queries), strict=True):
+        assert not said.errors, (language, query, said.errors)

@@ -7,6 +7,7 @@ import os
 import re
 import signal
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from lab.schema.command import Seen, look
 from lab.schema.judge import Judge
 from lab.schema.registry import Registry
 from lab.signals import Span, parse_line
-from tests.support import schema
+from tests.support import labs, schema
 from tests.support.labs import Held, Lab, dicelab, get, sign_in, wait_for
 from tests.support.matrix import STAGES, has, spans_of
 from tests.support.schema import MISTAKES
@@ -81,20 +82,45 @@ def exercise(lab: Lab) -> None:
     lab.settle()
 
 
+KINDS = [(stage, telemetry) for stage in STAGES for telemetry in ("standard", "fast")]  # of labs, as the tests come
 SEEN: dict[tuple[int, str], Seen] = {}
 
 
-@pytest.fixture(params=STAGES)
-def seen(request: pytest.FixtureRequest, telemetry: str, own_lab: Callable[..., Lab]) -> tuple[Seen, Judge]:
+def observe(run_dir: Path, stage: int, telemetry: str) -> tuple[Seen, Judge]:
     """What a lab of this stage and telemetry has shown, and the judge that has looked at it."""
-    stage: int = request.param
-    lab = own_lab(stage, roll_delay=0.0, TELEMETRY=telemetry, **PATIENCE)
-    exercise(lab)
-    # The last spans are exported when the services end; the metrics are there as long as they run.
-    running = asyncio.run(_look(lab))
-    lab.stop()
+    lab = labs.start(run_dir, stage, roll_delay=0.0, TELEMETRY=telemetry, **PATIENCE)
+    try:
+        exercise(lab)
+        # The last spans are exported when the services end; the metrics are there as long as they run.
+        running = asyncio.run(_look(lab))
+    finally:
+        lab.stop()
     SEEN[stage, telemetry] = found = Seen(lab.spans(), [*map(parse_line, _lines(lab))], running.metrics)
     return found, found.judge(REGISTRY, stage, list(lab.services))
+
+
+@pytest.fixture(scope="module")
+def observed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[int, str], tuple[Seen, Judge]]]:
+    """Calls :func:`observe`, and begins with the next lab meanwhile: each waits most of the time."""
+    directory = tmp_path_factory.mktemp("schema")
+    begun: dict[tuple[int, str], Future[tuple[Seen, Judge]]] = {}
+    with ThreadPoolExecutor(2) as pool:
+
+        def of_kind(*kind: Any) -> tuple[Seen, Judge]:
+            for stage, telemetry in KINDS[KINDS.index(kind) :][:2]:
+                if (stage, telemetry) not in begun:
+                    run_dir = directory / f"{stage}-{telemetry}"
+                    begun[stage, telemetry] = pool.submit(observe, run_dir, stage, telemetry)
+            return begun[kind].result()
+
+        yield of_kind
+
+
+@pytest.fixture(params=STAGES)
+def seen(
+    request: pytest.FixtureRequest, telemetry: str, observed: Callable[[int, str], tuple[Seen, Judge]]
+) -> tuple[Seen, Judge]:
+    return observed(request.param, telemetry)
 
 
 async def _look(lab: Lab) -> Seen:

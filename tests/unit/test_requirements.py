@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[2]
 LAB = ROOT / "requirements" / "lab.txt"
 TEST = ROOT / "requirements" / "test.txt"
 IMAGE = ROOT / "compose" / "requirements.txt"
-PACKAGES = ("otel", "web", "roller", "dieservice", "frontend", "alertreceiver", "lab", "bench", "grafana")
+PACKAGES = ("otel", "web", "roller", "dieservice", "frontend", "alertreceiver", "exporter", "lab", "bench", "grafana")
 # Written by `make dashboards`, which runs in the tests' environment.
 NEED_TEST_PACKAGES = {"grafana"}
 _PIN = re.compile(r"^([a-z0-9.-]+)==([^ ]+)(?: ; (.+))? \\$")

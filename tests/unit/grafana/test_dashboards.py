@@ -13,7 +13,7 @@ from tests.support import matrix
 from tests.support.queries import dashboard, links, panels
 
 STAGES = {stage: f"stage-{stage}" for stage in matrix.STAGES}
-NAMES = [*STAGES.values(), "slo", "pipeline"]
+NAMES = [*STAGES.values(), "slo", "pipeline", "executive"]
 COUNTS = {1: 12, 2: 18, 3: 26, 4: 32, 5: 42, 6: 46}
 
 
@@ -59,7 +59,9 @@ def test_uids_are_unique_and_data_sources_are_variables() -> None:
     assert len({dashboard(name)["uid"] for name in NAMES}) == len(NAMES)
     for name in NAMES:
         variables = {variable["name"]: variable for variable in dashboard(name)["templating"]["list"]}
-        wanted = {"prometheus", "loki", "tempo", "die", "min_step"} | ({"loki_usage"} if name == "stage-6" else set())
+        wanted = {"prometheus", "loki", "tempo", "die", "min_step"} | (
+            {"loki_usage"} if name in ("stage-6", "executive") else set()
+        )
         assert variables.keys() == wanted
         for source, (kind, uid, _) in dashboards.DATA_SOURCES.items():
             if source in variables:
@@ -122,3 +124,17 @@ def test_data_links_keep_the_time_range(name: str) -> None:
     for _, pane in found:
         assert pane["range"] == {"from": "1700000000000", "to": "1700000900000"}
         assert pane["datasource"] == pane["queries"][0]["datasource"]["uid"]
+
+
+def test_the_executives_dashboard_is_one_screen() -> None:
+    found = panels("executive")
+    assert len(found) <= 8
+    assert max(panel["gridPos"]["y"] + panel["gridPos"]["h"] for panel in found) * 38 <= 1080  # pixels
+    words = " ".join(panel["title"] for panel in found).lower()
+    assert not re.search(r"slo|sli|budget|p\d\d|latency|burn|error|span|trace|quantile", words)
+
+
+def test_incidents_and_experiments_are_marked_in_every_dashboard() -> None:
+    for name in NAMES:
+        marks = {entry["name"]: entry["target"]["expr"] for entry in dashboard(name)["annotations"]["list"]}
+        assert marks == {"Alerts": 'ALERTS{alertstate="firing"}', "Experiments": "dicelab_experiment_running"}

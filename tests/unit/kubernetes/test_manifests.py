@@ -66,7 +66,7 @@ def test_a_stage_has_its_parts_and_settings(stage: int) -> None:
     loaded = stages.load(stage)
     wanted = {service.name for service in loaded.services} | {engine.name for engine in engines.ENGINES}
     wanted |= {"postgres"} if loaded.postgres else set()
-    wanted ^= set() if loaded.postgres else {"postgres-exporter"}
+    wanted ^= set() if loaded.postgres else set(engines.WITH_POSTGRES)
     assert {workload.name for workload in manifests.workloads()} == wanted
     for service in loaded.services:
         given = manifests.environment(manifests.workload(service.name), SECRETS)
@@ -491,7 +491,7 @@ def test_engines_read_the_files_that_compose_mounts() -> None:
             if path in {"/etc/prometheus/prometheus.yml", "/etc/prometheus/rules/pods.yml"}:
                 continue
             if path.startswith("/etc/prometheus/targets"):
-                assert content == (engines.COMPOSE / "targets" / Path(path).name).read_text()
+                assert content == (engines.COMPOSE / Path(path).relative_to("/etc/prometheus")).read_text()
                 continue
             if path.endswith("/kubernetes.alloy"):
                 continue
@@ -505,8 +505,9 @@ def test_prometheus_differs_from_compose_in_its_targets_only() -> None:
     files = dict(load("small/6").files(load("small/6").workload("prometheus")))
     ours = yaml.safe_load(files["/etc/prometheus/prometheus.yml"])
     theirs = yaml.safe_load((engines.COMPOSE / "prometheus" / "prometheus.yml").read_text())
-    dicelab, *pods = ours.pop("scrape_configs")
-    assert [{key: value for key, value in dicelab.items() if key != "relabel_configs"}] == theirs.pop("scrape_configs")
+    dicelab, probe, *pods = ours.pop("scrape_configs")
+    without = {key: value for key, value in dicelab.items() if key != "relabel_configs"}
+    assert [without, probe] == theirs.pop("scrape_configs")
     assert ours == theirs
     jobs = {"alloy": f"alloy-pods.{kubernetes.NODES_NAMESPACE}"}
     jobs |= {service.name: f"{service.name}-pods" for service in stages.SERVICES}

@@ -43,7 +43,7 @@ def resource(manifests: Manifests, kind: str, name: str) -> Document:
 def test_resources_of_operators_have_their_types(tmp_path: Path) -> None:
     documents = custom(load("large/6"))
     assert {document["kind"] for document in documents} == {
-        *("Prometheus", "PodMonitor", "ServiceMonitor", "PrometheusRule"),
+        *("Prometheus", "PodMonitor", "ServiceMonitor", "Probe", "PrometheusRule"),
         *("OpenTelemetryCollector", "Cluster", "Pooler"),
     }
     broken = copy.deepcopy(documents)
@@ -107,6 +107,20 @@ def test_every_job_is_scraped_under_its_name() -> None:
                     assert endpoint["port"] in manifests.workload(name).ports
     wanted = {engine.name for engine in engines.ENGINES} | {service.name for service in stages.SERVICES}
     assert jobs == wanted | {"mimir"}
+
+
+def test_the_probe_is_that_of_compose() -> None:
+    manifests = load("large/6")
+    probe = resource(manifests, "Probe", "exporter")["spec"]
+    jobs = yaml.safe_load((engines.COMPOSE / "prometheus" / "prometheus.yml").read_text())["scrape_configs"]
+    (job,) = [job for job in jobs if job["job_name"] == probe["jobName"]]
+    assert probe["prober"]["path"] == job["metrics_path"]
+    assert [probe["module"]] == job["params"]["module"]
+    assert probe["interval"] == job["scrape_interval"]
+    (probed,) = yaml.safe_load((engines.COMPOSE / "targets" / "probes" / "postgres.yml").read_text())
+    assert probe["targets"]["staticConfig"]["static"] == probed["targets"]
+    assert probe["prober"]["url"] == probed["labels"]["__exporter__"]
+    assert resource(manifests, "Prometheus", "dicelab")["spec"]["probeSelector"] == {}
 
 
 def test_rules_are_those_of_compose() -> None:

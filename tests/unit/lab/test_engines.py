@@ -21,9 +21,12 @@ def test_the_plan_depends_on_the_available_engines(tmp_path: Path) -> None:
         (binaries / name).write_text("#!/bin/sh\n")
         (binaries / name).chmod(0o755)
 
+    def found(stage: int) -> list[str]:
+        return [engine.name for engine, _ in planned(stage).found]
+
     assert planned(6).otlp_endpoint() is None
     add("otelcol")
-    assert planned(6).found == ()  # a collector without Tempo is useless
+    assert found(6) == ["exporter"]  # a collector without Tempo is useless
     add("tempo")
     assert planned(6).otlp_endpoint() == "http://127.0.0.1:8017"
     assert planned(6).otlp_endpoint("grpc") == "http://127.0.0.1:8016"
@@ -31,8 +34,8 @@ def test_the_plan_depends_on_the_available_engines(tmp_path: Path) -> None:
     assert planned(6).otlp_endpoint() == "http://127.0.0.1:8015"
     assert planned(6).otlp_endpoint("grpc") == "http://127.0.0.1:8014"
     add("prometheus-postgres-exporter")
-    assert [engine.name for engine, _ in planned(4).found] == ["tempo"]
-    assert [engine.name for engine, _ in planned(5).found] == ["tempo", "postgres-exporter"]
+    assert found(4) == ["tempo"]
+    assert found(5) == ["tempo", "postgres-exporter", "exporter"]
     assert [engine.name for engine in planned(5).missing] == ["prometheus", "otel-collector", "loki", "grafana"]
     add("alloy")
     assert not planned(6).has("alloy")  # it would have nowhere to send lines

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -9,6 +10,7 @@ from click.testing import CliRunner
 
 from lab import LabError
 from lab.cli import dicelab
+from lab.supervise import engines, stages
 from lab.supervise.plan import LabPlan, Options
 from lab.supervise.rundir import RunDir
 from lab.supervise.supervisor import check_ports
@@ -41,6 +43,36 @@ def test_only_stages_from_5_have_a_database(tmp_path: Path) -> None:
     assert not plan(tmp_path, {"DATABASE_URL": DATABASE}, stage=6).embeds_database
     with pytest.raises(LabError, match="no stage 7; stages are 1 to 6"):
         plan(tmp_path, stage=7)
+
+
+@pytest.mark.parametrize(("stage", "started"), [(4, []), (5, ["exporter"]), (6, ["exporter"])])
+def test_stages_with_a_database_have_an_exporter_even_without_engines(
+    tmp_path: Path, stage: int, started: list[str]
+) -> None:
+    made = plan(tmp_path, stage=stage, base_port=9000)
+    processes = made.engine_processes(DATABASE)
+    assert [process.name for process in processes] == started
+    for process in processes:
+        assert process.environ["DATABASE_URL"] == DATABASE
+        assert process.environ["TELEMETRY_DIR"] == str(tmp_path)
+        assert process.environ["EXPORTER_PORT"] == "9026"
+        targets = "dice-roller=http://127.0.0.1:9000,frontend=http://127.0.0.1:9002"
+        assert process.environ["PROBE_TARGETS"] == targets
+        assert f"{made.engine_ready_urls()}" == "{'exporter': 'http://127.0.0.1:9026/readyz'}"
+
+
+@pytest.mark.parametrize(("value", "probed"), [(None, True), ("true", True), ("false", False)])
+def test_prometheus_has_something_probed_unless_it_is_switched_off(
+    tmp_path: Path, value: str | None, probed: bool
+) -> None:
+    directory = tmp_path / "run" / "engines"
+    prometheus = tmp_path / "prometheus"
+    prometheus.touch(0o755)
+    environ = {"PATH": str(tmp_path)} | ({"PROBES": value} if value else {})
+    planned = engines.plan(stages.load(6), 9000, directory, tmp_path / "logs", environ)
+    planned.prepare({"dice-roller": "127.0.0.1:9000"})
+    targets = json.loads((directory / "prometheus" / "config" / "targets" / "probes" / "lab.yml").read_text())
+    assert targets == ([{"targets": ["dice-roller"], "labels": {"__exporter__": "127.0.0.1:9026"}}] if probed else [])
 
 
 def test_workers_share_a_log_file_and_have_their_own_trace_files(tmp_path: Path) -> None:

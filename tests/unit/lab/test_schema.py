@@ -13,13 +13,28 @@ import pytest
 import yaml
 from aiohttp import web
 from prometheus_client import CollectorRegistry
+from prometheus_client.core import Metric
+from prometheus_client.registry import Collector
 
 import dieservice.telemetry
 import frontend.telemetry
 import roller.telemetry
+from exporter.collectors import DiceTable, RunDirectory
+from exporter.probes import Result
+from lab.chaos.mark import marked
 from lab.schema import docs
 from lab.schema.judge import Judge
-from lab.schema.registry import CONVENTIONS, EVERY_SERVICE, FOLDER, REQUIRED, Event, Registry, references
+from lab.schema.registry import (
+    CONVENTIONS,
+    EVERY_SERVICE,
+    EXPORTER,
+    FOLDER,
+    OTHERS,
+    REQUIRED,
+    Event,
+    Registry,
+    references,
+)
 from lab.signals import Line, Span
 from otel import metrics
 from otel.http import HttpMetrics
@@ -69,12 +84,51 @@ def test_every_attribute_is_used() -> None:
 # --- the code: metrics ---
 
 
-def families(service: str) -> dict[str, tuple[str, str, set[str]]]:
+class DiceTableOf(DiceTable):
+    """The dice table with one die, without its database."""
+
+    def read(self) -> Iterator[Metric]:
+        return self.families([(self._url, 6, 0.0, 1)])
+
+
+class One(Collector):
+    """One family of metrics."""
+
+    def __init__(self, family: Metric) -> None:
+        self._family = family
+
+    def collect(self) -> Iterator[Metric]:
+        yield self._family
+
+
+@pytest.fixture(scope="module")
+def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """With a file of each signal, a state file and a running experiment, as the exporter finds it."""
+    path = tmp_path_factory.mktemp("run")
+    with marked(path, "database-down"):
+        yield _filled(path)
+
+
+def _filled(path: Path) -> Path:
+    for name in ("logs/frontend.jsonl", "traces/frontend.jsonl"):
+        (path / name).parent.mkdir()
+        (path / name).write_text("{}\n")
+    (path / "state.json").write_text(json.dumps({"services": [{"name": "frontend", "restarts": 0}]}))
+    return path
+
+
+def families(service: str, run_dir: Path) -> dict[str, tuple[str, str, set[str]]]:
     """Type, HELP text and labels of what a service registers, by the name on ``/metrics``."""
     found = metrics.new_registry()
     HttpMetrics(found).expect("/", "GET", [200])
     runtime_metrics.add(web.Application(), found)
-    if service == "dice-roller":
+    if service == EXPORTER:
+        found = CollectorRegistry()
+        found.register(DiceTableOf("fair"))
+        found.register(RunDirectory(run_dir))
+        for family in Result("success", 200, 0.1).registry().collect():
+            found.register(One(family))
+    elif service == "dice-roller":
         rolls = roller.telemetry.RollTelemetry(found, DICE)
         roller.telemetry.BatchTelemetry(found, rolls, DICE)
         roller.telemetry.DieServiceTelemetry(found)
@@ -93,20 +147,22 @@ def families(service: str) -> dict[str, tuple[str, str, set[str]]]:
     }
 
 
-@pytest.mark.parametrize("service", EVERY_SERVICE)
-def test_the_metrics_of_a_service_are_those_of_the_registry(service: str) -> None:
+@pytest.mark.parametrize("service", [*EVERY_SERVICE, *OTHERS])
+def test_the_metrics_of_a_service_are_those_of_the_registry(service: str, run_dir: Path) -> None:
     declared = {
         name: (metric.instrument, metric.brief, set(metric.uses))
         for name, metric in registry().metrics.items()
         if service in metric.services
     }
-    assert families(service) == declared
+    assert families(service, run_dir) == declared
 
 
 def test_the_test_above_looks_at_registered_metrics() -> None:
     found = CollectorRegistry()
     HttpMetrics(found)
-    assert {family.name for family in found.collect()} < {name.removesuffix("_total") for name in families("frontend")}
+    assert {family.name for family in found.collect()} < {
+        name.removesuffix("_total") for name in families("frontend", FOLDER)
+    }
 
 
 # --- the code: log lines ---

@@ -103,6 +103,19 @@ def test_failures_that_were_there_before_are_ordinary() -> None:
     assert all(anomaly(made, ANYWHERE, trace_at(seconds / 10)) == set() for seconds in range(10, 100))
 
 
+def test_a_failure_that_happened_once_before_is_not_ordinary() -> None:
+    def down(roll: Roll) -> None:
+        roll.failed, roll.status = ROLLER, 503
+
+    made = case(down, rate=10)
+    for export in made.exports:
+        span = export["resourceSpans"][0]["scopeSpans"][0]["spans"][0]
+        if span["traceId"] == f"{1:032x}" and span["name"] == "GET":
+            span["status"] = {"code": 2}
+            span["attributes"][0] = {"key": "http.response.status_code", "value": {"intValue": "503"}}
+    assert anomaly(made, ANYWHERE, trace_at(3, rate=10)) == {ROLLER_DIE_SERVICE, DIE_SERVICE}
+
+
 # --- queries ---
 
 

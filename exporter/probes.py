@@ -1,0 +1,75 @@
+"""What ``/probe`` does: use a service from outside, as one of its users would, and measure that.
+
+A probe sees what a service cannot see of itself: that nobody reaches it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+from aiohttp import ClientError, ClientSession
+from prometheus_client import CollectorRegistry, Gauge
+from yarl import URL
+
+OUTCOMES = ("success", "failed", "wrong_answer", "timeout", "unreachable")
+MAX_BODY = 4096  # bytes of an answer that are read
+
+
+@dataclass(frozen=True)
+class Result:
+    """One probe: one of :data:`OUTCOMES`, the HTTP status (0: no answer), and the seconds it took."""
+
+    outcome: str
+    status: int
+    seconds: float
+
+    def registry(self) -> CollectorRegistry:
+        """Its metrics, with the names that the blackbox exporter has made usual."""
+        registry = CollectorRegistry()
+        Gauge("probe_success", "1 if the probe succeeded, else 0.", registry=registry).set(self.outcome == "success")
+        Gauge("probe_duration_seconds", "Seconds that the probe took.", registry=registry).set(self.seconds)
+        Gauge("probe_http_status_code", "HTTP status of the answer; 0 without one.", registry=registry).set(self.status)
+        outcomes = Gauge("probe_outcome", "1 for the outcome of the probe, else 0.", ["outcome"], registry=registry)
+        for outcome in OUTCOMES:  # all of them: a series that comes and goes is hard to alert on
+            outcomes.labels(outcome).set(outcome == self.outcome)
+        return registry
+
+
+async def roll(session: ClientSession, target: URL) -> tuple[str, int]:
+    """Roll the fair die; it never fails by design. It is a real roll: the service counts and traces it."""
+    async with session.get(target / "roll", params={"die": "fair"}, allow_redirects=False) as response:
+        body = await response.content.read(MAX_BODY)
+    if response.status != 200:
+        return "failed", response.status
+    try:
+        face = json.loads(body)["roll"]
+    except (ValueError, KeyError, TypeError):
+        return "wrong_answer", response.status
+    return "success" if face in range(1, 7) else "wrong_answer", response.status
+
+
+async def ready(session: ClientSession, target: URL) -> tuple[str, int]:
+    """Ask whether it is ready; nothing is counted or traced."""
+    async with session.get(target / "readyz", allow_redirects=False) as response:
+        return "success" if response.status == 200 else "failed", response.status
+
+
+Module = Callable[[ClientSession, URL], Awaitable[tuple[str, int]]]
+MODULES: dict[str, Module] = {"roll": roll, "ready": ready}
+
+
+async def probe(session: ClientSession, module: Module, target: URL, timeout: float) -> Result:
+    """Probe a target. Whatever happens to it is a result, not an error."""
+    started = time.perf_counter()
+    try:
+        async with asyncio.timeout(timeout):
+            outcome, status = await module(session, target)
+    except TimeoutError:
+        outcome, status = "timeout", 0
+    except (ClientError, OSError):
+        outcome, status = "unreachable", 0
+    return Result(outcome, status, time.perf_counter() - started)

@@ -1,0 +1,56 @@
+"""The exporter's settings, from environment variables."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psycopg2
+from psycopg2.extensions import parse_dsn
+from yarl import URL
+
+from web.settings import Environment, SettingsError
+
+TARGETS = "PROBE_TARGETS"
+
+
+@dataclass(frozen=True)
+class Settings:
+    host: str
+    port: int
+    database_url: str = field(default="", repr=False)  # may hold a password; empty: no database is measured
+    run_dir: Path | None = None  # None: no run dir is measured
+    targets: Mapping[str, URL] = field(default_factory=dict)  # what may be probed, by name
+    probe_timeout: float = 3.5  # seconds
+    allowed_hosts: Sequence[str] = ()  # further host names under which Prometheus reaches it
+
+    @classmethod
+    def read(cls, env: Environment) -> Settings:
+        run_dir = env.text("TELEMETRY_DIR")
+        return cls(
+            host=env.text("EXPORTER_HOST", "127.0.0.1"),
+            port=env.integer("EXPORTER_PORT", 8026, 0, 65535),
+            database_url=_database_url(env.text("DATABASE_URL")),
+            run_dir=Path(run_dir) if run_dir else None,
+            targets=dict(map(_target, filter(None, env.text("PROBE_TARGETS").split(",")))),
+            probe_timeout=env.number("PROBE_TIMEOUT", 3.5, 0.1, 60.0),
+            allowed_hosts=env.names("ALLOWED_HOSTS"),
+        )
+
+
+def _database_url(url: str) -> str:
+    try:
+        if not url or (url.startswith(("postgresql://", "postgres://")) and parse_dsn(url)):
+            return url
+    except psycopg2.ProgrammingError:
+        pass
+    # The message leaves out the value: it may hold a password.
+    raise SettingsError("DATABASE_URL: must be a URL such as postgresql://user:password@host:5432/dice")
+
+
+def _target(text: str) -> tuple[str, URL]:
+    name, equals, address = text.strip().partition("=")
+    if not name or not equals:
+        raise SettingsError(f"{TARGETS}: {text!r} must be a name and a URL such as frontend=http://127.0.0.1:8002")
+    return name, Environment({TARGETS: address}).url(TARGETS)
