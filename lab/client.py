@@ -240,6 +240,12 @@ class Lab:
     def stage(self) -> int:
         return int(self.state["stage"])
 
+    @property
+    def sampling(self) -> str:
+        """How the Collector samples traces: ``tail``, or empty where it keeps all."""
+        how = str(self.state.get("sampling", ""))
+        return "" if how == "none" else how
+
     def url(self, service: str) -> str:
         """The URL of a service.
 

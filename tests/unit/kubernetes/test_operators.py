@@ -234,7 +234,9 @@ def test_loki_and_tempo_have_the_limits_and_processors_of_compose() -> None:
         assert ours[section] == theirs[section]
     overrides = yaml.safe_load((engines.COMPOSE / "loki" / "overrides.yaml").read_text())
     assert values("loki")["loki"]["runtimeConfig"] == overrides
-    theirs = yaml.safe_load((engines.COMPOSE / "tempo" / "tempo.yaml").read_text())
+    variables = stages.env_file(engines.SAMPLING / "none.env")  # the Collectors of this size leave the generator on
+    shipped = (engines.COMPOSE / "tempo" / "tempo.yaml").read_text()
+    theirs = yaml.safe_load(shipped.replace("${TEMPO_GENERATOR}", variables["TEMPO_GENERATOR"]))
     ours = values("tempo")["tempo"]["structuredConfig"]
     assert ours["metrics_generator"]["processor"] == theirs["metrics_generator"]["processor"]
     assert ours["overrides"] == theirs["overrides"]
