@@ -91,7 +91,7 @@ else
 endif
 
 kubernetes-stages: $(VENV)/installed  ## write kubernetes/stages and others from compose/stages
-	$(BIN)/python -m lab.kubernetes
+	$(BIN)/python -m lab.kubernetes.kustomize
 
 lock: $(VENV)/installed-test  ## lock what setup.cfg declares; ARGS=--upgrade for newer versions
 	$(COMPILE) --universal --python-version 3.11 --extra build --output-file requirements/lab.txt

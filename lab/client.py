@@ -27,7 +27,7 @@ from yarl import URL
 
 from lab import LabError
 from lab.containers import Containers
-from lab.pods import Pods
+from lab.kubernetes.pods import Pods
 from lab.signals import OPENMETRICS, Line, Sample, Span, parse_export, parse_line, parse_samples, parse_spans
 from lab.supervise import engines, stages
 from lab.supervise.readiness import readiness
