@@ -181,7 +181,7 @@ chaos.epilog = f"Experiments: {', '.join(EXPERIMENTS)}."
 )
 def forward(**given: Any) -> int:
     """Forward the ports of a lab in a cluster to this machine."""
-    return _run("forward", given)
+    return _run("kubernetes.forward", given)
 
 
 @dicelab.command()
