@@ -1,5 +1,6 @@
 # `make up` and `make test` install what they need and run; `make help` lists all targets.
 STAGE ?= 6
+SAMPLING ?= none
 WORKERS ?= 2
 PYTHON ?= python3
 VENV := .venv
@@ -20,7 +21,7 @@ endif
 endif
 endif
 # Configuration that containers mount: their users must be able to read it, also in a checkout made under umask 077.
-MOUNTED := alloy grafana otel/collector.yaml compose/alertmanager compose/loki compose/prometheus compose/tempo compose/.targets
+MOUNTED := alloy grafana otel/collector.yaml otel/sampling compose/alertmanager compose/loki compose/prometheus compose/tempo compose/.targets
 # Programs that the tests need besides Python; installed by apt-get where they are missing and make runs as root.
 CHROMIUM ?= $(or $(shell command -v chromium || command -v chromium-browser || command -v google-chrome),/usr/bin/chromium)
 PROMETHEUS := $(or $(shell command -v prometheus),/usr/bin/prometheus)
@@ -49,7 +50,7 @@ up: $(VENV)/installed  ## run the lab: make up, or make up STAGE=3
 down: $(VENV)/installed  ## stop a lab that was started with --detach
 	$(BIN)/dicelab down
 
-compose: compose/.env  ## run the lab in containers: make compose STAGE=3
+compose: compose/.env  ## run the lab in containers: make compose STAGE=3, or with SAMPLING=tail
 	$(MAKE) --no-print-directory compose-down
 	mkdir -p compose/.targets/probes
 	. compose/stages/$(STAGE).env; cd compose/targets; \
@@ -58,7 +59,8 @@ compose: compose/.env  ## run the lab in containers: make compose STAGE=3
 	    > ../.targets/probes/lab.yml
 	find $(MOUNTED) ! -perm -004 -exec chmod a+r {} +
 	find $(MOUNTED) -type d ! -perm -001 -exec chmod a+x {} +
-	set -a; STAGE=$(STAGE); . compose/stages/$(STAGE).env; . compose/.env; cd compose; $(COMPOSE) up --build --detach --wait --wait-timeout 300
+	set -a; STAGE=$(STAGE); . compose/stages/$(STAGE).env; . compose/sampling/$(SAMPLING).env; . compose/.env; cd compose; \
+	  $(COMPOSE) up --build --detach --wait --wait-timeout 300
 	@echo "Rolls: http://127.0.0.1:8000/roll?die=fair$(if $(filter-out 1,$(STAGE)),  The page: http://127.0.0.1:8002)" \
 	  " Grafana: http://127.0.0.1:8023 (its admin's password is in compose/.env)"
 
@@ -89,7 +91,7 @@ else
 endif
 
 kubernetes-stages: $(VENV)/installed  ## write kubernetes/stages and others from compose/stages
-	$(BIN)/python -m lab.kubernetes
+	$(BIN)/python -m lab.kubernetes.kustomize
 
 lock: $(VENV)/installed-test  ## lock what setup.cfg declares; ARGS=--upgrade for newer versions
 	$(COMPILE) --universal --python-version 3.11 --extra build --output-file requirements/lab.txt

@@ -66,7 +66,8 @@ def losses() -> list[Panel]:
         over_time(
             "Spans: Collector and Tempo",
             "Spans per second that the Collector receives, sends and gives up, and that Tempo receives.",
-            "Received and not sent: they wait in the queue. Given up: they are lost, see the runbook PipelineLoss.",
+            "Received and not sent: they wait in the queue, or SAMPLING=tail does not keep them."
+            " Given up: they are lost, see the runbook PipelineLoss.",
             [
                 per_second("otelcol_receiver_accepted_spans_total", "Collector receives"),
                 per_second("otelcol_exporter_sent_spans_total", "Collector sends"),
@@ -79,7 +80,13 @@ def losses() -> list[Panel]:
             "Collector's queue",
             "How full the queue to Tempo is, which holds 2000 requests of the services.",
             "It fills while Tempo is down or slow; see the runbook PipelineBacklog.",
-            [query("sum(otelcol_exporter_queue_size) / sum(otelcol_exporter_queue_capacity)", "used")],
+            [
+                query(
+                    "max(sum by (exporter) (otelcol_exporter_queue_size)"
+                    " / sum by (exporter) (otelcol_exporter_queue_capacity))",
+                    "used",
+                )
+            ],
             unit="percentunit",
             steps=[(0.5, AMBER), (0.9, RED)],
             highest=1,

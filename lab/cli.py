@@ -47,6 +47,7 @@ def _run(module: str, given: dict[str, Any]) -> int:
 @click.option("--engines", is_flag=True, help="Also start Prometheus, Tempo and the other engines that are on PATH.")
 @click.option("--workers", type=count(1, 64), default=1, metavar="N", help="Processes of dice-roller and die-service.")
 @click.option("--telemetry", type=click.Choice(["standard", "fast"]), help="How the services are instrumented.")
+@click.option("--sampling", type=click.Choice(["none", "tail"]), help="Which traces the Collector keeps.")
 @click.option("--detach", is_flag=True, help="Return once the lab is ready, and leave it running.")
 @click.option("--no-tail", is_flag=True, help="Do not follow the services' logs.")
 @options.run_dir
@@ -180,7 +181,7 @@ chaos.epilog = f"Experiments: {', '.join(EXPERIMENTS)}."
 )
 def forward(**given: Any) -> int:
     """Forward the ports of a lab in a cluster to this machine."""
-    return _run("forward", given)
+    return _run("kubernetes.forward", given)
 
 
 @dicelab.command()
@@ -253,6 +254,27 @@ def sql(**given: Any) -> int:
     Tables: spans, lines. 'describe spans' lists columns.
     """
     return _run("sql", given)
+
+
+@dicelab.command()
+@click.option("--requests", type=count(1, 100_000), default=200, metavar="N", help="Requests for rolls to measure.")
+@click.option("--rolls-a-day", type=count(1, 10**12), metavar="N", help="To project [default: that of the price file]")
+@click.option(
+    "--prices",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="A price file [default: an example]",
+)
+@click.option("--seed", type=int, default=7, metavar="N", help="Of the requests.")
+@click.option("--json", is_flag=True, help="Print the report as JSON.")
+@options.run_dir
+def cost(**given: Any) -> int:
+    """Measure what the telemetry of a roll costs.
+
+    Rolls dice, and reports bytes a roll by signal, series by label, what nobody asks for, a projection by a price
+    file, and the five changes that would save most.
+    """
+    return _run("cost.command", given)
 
 
 @dicelab.command()

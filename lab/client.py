@@ -27,7 +27,7 @@ from yarl import URL
 
 from lab import LabError
 from lab.containers import Containers
-from lab.pods import Pods
+from lab.kubernetes.pods import Pods
 from lab.signals import OPENMETRICS, Line, Sample, Span, parse_export, parse_line, parse_samples, parse_spans
 from lab.supervise import engines, stages
 from lab.supervise.readiness import readiness
@@ -239,6 +239,12 @@ class Lab:
     @property
     def stage(self) -> int:
         return int(self.state["stage"])
+
+    @property
+    def sampling(self) -> str:
+        """How the Collector samples traces: ``tail``, or empty where it keeps all."""
+        how = str(self.state.get("sampling", ""))
+        return "" if how == "none" else how
 
     def url(self, service: str) -> str:
         """The URL of a service.

@@ -21,7 +21,7 @@ from typing import Any
 import aiohttp
 from rich.console import Console
 
-from lab import LabError, containers, pods, telemetry
+from lab import LabError, containers, telemetry
 from lab.chaos import expectations as expect
 from lab.chaos import observations
 from lab.chaos.expectations import Expectation
@@ -31,6 +31,7 @@ from lab.chaos.observations import Observations
 from lab.chaos.pods import PodTarget
 from lab.chaos.targets import ContainerTarget, RunDirTarget, Target
 from lab.client import BASE_PORT, Lab, Missing, NotRunning, least_stage
+from lab.kubernetes import pods
 from lab.load import generator
 from lab.load.generator import Answer, Client, Record
 from lab.load.latency import Latencies

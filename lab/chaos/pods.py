@@ -11,7 +11,7 @@ from typing import Self
 from lab import LabError
 from lab.chaos.targets import LOCK, PSQL, RUN_TIME, UNLOCK, Target
 from lab.containers import output
-from lab.pods import Pods, command
+from lab.kubernetes.pods import Pods, command
 from lab.waiting import within
 
 # Seconds until the autoscalers have left one pod of each service.

@@ -18,12 +18,18 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from lab.supervise.stages import Stage
+from lab import LabError
+from lab.supervise.stages import Stage, env_file
 
 ROOT = Path(__file__).resolve().parents[2]
 COMPOSE = ROOT / "compose"
 ALLOY = ROOT / "alloy"
 GRAFANA = ROOT / "grafana"
+OTEL = ROOT / "otel"
+SAMPLING = COMPOSE / "sampling"
+TAIL = "tail"
+# What SAMPLING=tail needs of a Collector.
+TAIL_COMPONENTS = {"tailsampling", "filter", "transform", "servicegraph", "spanmetrics", "prometheusremotewrite"}
 # Engines count their ports from the base port plus this.
 FIRST_PORT = 10
 HOST = "127.0.0.1"
@@ -159,7 +165,25 @@ def _single_binary(config: str, setting: Setting) -> list[str]:
 
 
 def _collector(setting: Setting) -> list[str]:
-    return [setting.binary, "--config", str(ROOT / "otel" / "collector.yaml")]
+    sampling = setting.variables["SAMPLING"]
+    if sampling == TAIL and (lacking := sorted(TAIL_COMPONENTS - components(setting.binary))):
+        raise LabError(f"{setting.binary} has no {', '.join(lacking)}: SAMPLING=tail needs otelcol-contrib")
+    configurations = (OTEL / "collector.yaml", OTEL / "sampling" / f"{sampling}.yaml")
+    return [setting.binary, *(part for path in configurations for part in ("--config", str(path)))]
+
+
+def components(binary: str) -> set[str]:
+    """The names of a Collector's components, without underscores: releases differ in them."""
+    process = subprocess.run(
+        [binary, "components"],
+        check=False,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        timeout=HELP_TIMEOUT,
+    )
+    return {name.replace("_", "") for name in re.findall(r"name: (\w+)", process.stdout)}
 
 
 def _alloy(setting: Setting) -> list[str]:
@@ -313,6 +337,7 @@ class Plan:
     logs: Path  # the services' log files
     admin_password: str  # of Grafana; all other users are anonymous viewers
     probes: bool  # whether Prometheus has services probed
+    sampling: str = "none"  # which traces the Collector keeps
 
     def has(self, name: str) -> bool:
         return any(engine.name == name for engine, _ in self.found)
@@ -370,6 +395,7 @@ class Plan:
             "GRAFANA_CONFIG": str(GRAFANA),
             "GRAFANA_ADMIN_PASSWORD": self.admin_password,
             "STAGE": str(self.stage.number),
+            **env_file(SAMPLING / f"{self.sampling}.env"),
         }
         return variables
 
@@ -425,6 +451,7 @@ def plan(
     environ: Mapping[str, str] = os.environ,
     *,
     all_engines: bool = True,
+    sampling: str = "none",
 ) -> Plan:
     """Look for the engines that a stage can use.
 
@@ -434,6 +461,10 @@ def plan(
         environ: ``PATH``; ``GRAFANA_ADMIN_PASSWORD``, which is random if it is not set; ``PROBES``: Prometheus has
             nothing probed if it is ``false``.
         all_engines: whether those are wanted that not every lab starts.
+        sampling: which traces the Collector keeps: ``none`` for all, or ``tail``.
+
+    Raises:
+        LabError: when there is no such sampling, or no Collector and no Tempo for it.
     """
     path = environ.get("PATH")
     wanted = [
@@ -451,4 +482,7 @@ def plan(
     missing = tuple(engine for engine in wanted if engine.name not in there)
     admin_password = environ.get("GRAFANA_ADMIN_PASSWORD") or secrets.token_urlsafe()
     probes = any(engine.name == "exporter" for engine, _ in found) and environ.get("PROBES") != "false"
-    return Plan(found, missing, stage, base_port, directory, logs, admin_password, probes)
+    made = Plan(found, missing, stage, base_port, directory, logs, admin_password, probes, sampling)
+    if sampling == TAIL and not made.has("otel-collector"):
+        raise LabError("SAMPLING=tail needs the OpenTelemetry Collector and Tempo on PATH")
+    return made

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
 
+from lab import LabError
 from lab.supervise import engines, stages
 from lab.supervise.rundir import RunDir
 from lab.supervise.stages import Service
@@ -19,6 +20,7 @@ from lab.supervise.stages import Service
 # Delay of span export to files, in milliseconds: short, so that a roll's trace is complete right after the roll.
 FILE_EXPORT_DELAY_MS = "300"
 TELEMETRY = ("standard", "fast")  # the first is the services' default
+SAMPLING = ("none", "tail")  # the first is the default
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,7 @@ class Options:
         engines: whether the engines that are on PATH are started.
         workers: processes of each service that can have several.
         telemetry: how the services are instrumented, one of :data:`TELEMETRY`; ``None`` for their own default.
+        sampling: which traces the Collector keeps, one of :data:`SAMPLING`; ``None`` for that of the environment.
         detach: whether the command returns once the lab is ready.
         tail: whether the services' log lines are shown.
     """
@@ -45,6 +48,7 @@ class Options:
     engines: bool = False
     workers: int = 1
     telemetry: str | None = None
+    sampling: str | None = None
     detach: bool = False
     tail: bool = True
 
@@ -87,13 +91,18 @@ class LabPlan:
         environ: the environment that the services and engines inherit.
 
     Raises:
-        LabError: when there is no such stage.
+        LabError: when there is no such stage or sampling, or no Collector for it.
     """
 
     def __init__(self, options: Options, run_dir: RunDir, environ: Mapping[str, str]) -> None:
         self.options = options
         self.run_dir = run_dir
         self.stage = stages.load(options.stage)
+        self.sampling = options.sampling or environ.get("SAMPLING") or SAMPLING[0]
+        if self.sampling not in SAMPLING:
+            raise LabError(f"SAMPLING is {self.sampling!r}, not {' or '.join(SAMPLING)}")
+        if self.sampling != SAMPLING[0] and not options.engines:
+            raise LabError(f"SAMPLING={self.sampling} needs --engines: the Collector samples")
         self.engines = engines.plan(
             self.stage,
             options.base_port,
@@ -101,6 +110,7 @@ class LabPlan:
             run_dir.logs,
             environ,
             all_engines=options.engines,
+            sampling=self.sampling,
         )
         self._environ = dict(environ)
         self.learn_socket: Path | None = None  # where the page finds the exercises

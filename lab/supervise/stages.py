@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,6 +41,15 @@ class Stage:
     variables: dict[str, str]
 
 
+def env_file(path: Path) -> dict[str, str]:
+    """The variables of an env file."""
+    return _variables(path.read_text().splitlines())
+
+
+def _variables(lines: Iterable[str]) -> dict[str, str]:
+    return dict(line.split("=", 1) for line in lines if line and not line.startswith("#"))
+
+
 def load(number: int) -> Stage:
     """Read one stage.
 
@@ -53,7 +63,7 @@ def load(number: int) -> Stage:
         lines = path.read_text().splitlines()
     except OSError as error:
         raise LabError(f"{path}: {error.strerror}") from None
-    variables = dict(line.split("=", 1) for line in lines if line and not line.startswith("#"))
+    variables = _variables(lines)
     parts = variables.pop("COMPOSE_PROFILES").split(",")
     services = tuple(service for service in SERVICES if service.name in parts)
     return Stage(number, services, POSTGRES in parts, variables)

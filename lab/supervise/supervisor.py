@@ -202,6 +202,7 @@ class Supervisor:
         state: dict[str, Any] = {
             "stage": plan.stage.number,
             "telemetry": plan.telemetry,
+            "sampling": plan.sampling,
             "pid": os.getpid(),
             "services": [
                 {"name": service.name, "url": plan.url(service), **self._processes_of(service.name)}

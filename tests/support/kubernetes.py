@@ -14,7 +14,7 @@ from unittest import mock
 import pytest
 import yaml
 
-from lab import kubernetes
+from lab.kubernetes.kustomize import DIRECTORY
 
 Document = dict[str, Any]
 WORKLOADS = ("Deployment", "StatefulSet", "DaemonSet")
@@ -25,7 +25,7 @@ NAME = "app.kubernetes.io/name"
 Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
-def kustomize() -> list[str]:
+def kustomize_command() -> list[str]:
     """The command that builds a kustomization; skips the test where there is none."""
     if shutil.which("kustomize"):
         return ["kustomize", "build"]
@@ -37,7 +37,7 @@ def kustomize() -> list[str]:
 @functools.cache
 def text(directory: str) -> str:
     """What kustomize prints for a directory below ``kubernetes/``."""
-    command = [*kustomize(), "--load-restrictor", "LoadRestrictionsNone", str(kubernetes.DIRECTORY / directory)]
+    command = [*kustomize_command(), "--load-restrictor", "LoadRestrictionsNone", str(DIRECTORY / directory)]
     built = subprocess.run(command, check=False, capture_output=True, text=True)
     assert built.returncode == 0, built.stderr
     assert not built.stderr, built.stderr

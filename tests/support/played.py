@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lab import forward
+from lab.kubernetes import forward
 from lab.supervise import engines
 from tests.support import containers, images
 from tests.support.containers import PREFIX, Unavailable

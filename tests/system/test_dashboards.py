@@ -283,10 +283,10 @@ EXPOSED_BY = {
     "loki_": "loki",
     "alertmanager_": "alertmanager",
 }
-# Absent before the first loss, or for hours.
+# Absent before the first loss, for hours, or while no alert fires.
 NOT_YET = re.compile(
     r"otelcol_exporter_(?:send|enqueue)_failed_spans_total|tempo_discarded_spans_total|loki_discarded_samples_total"
-    r"|prometheus_remote_storage_samples_dropped_total|job:pipeline_lost:total|roll:window_complete:\w+"
+    r"|prometheus_remote_storage_samples_dropped_total|job:pipeline_lost:total|roll:window_complete:\w+|ALERTS"
 )
 
 

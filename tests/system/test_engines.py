@@ -7,6 +7,7 @@ import json
 import mmap
 import os
 import re
+import shutil
 import socket
 import subprocess
 import time
@@ -182,6 +183,65 @@ def test_a_batch_makes_no_series_for_each_of_its_rolls(lab: Lab) -> None:
     answer = get(f"{engine_url(lab, 'prometheus')}/api/v1/query_exemplars?{arguments}").json
     labels = [exemplar["labels"] for series in answer["data"] for exemplar in series["exemplars"]]
     assert trace_id in {label[name] for label in labels for name in names & label.keys()}
+
+
+@pytest.mark.engines("prometheus", "otel-collector", "tempo", "loki", "alloy")
+def test_the_cost_of_a_roll_agrees_with_the_figures_of_the_engines(lab: Lab, tmp_path: Path) -> None:
+    command = dicelab("cost", "--requests", "60", "--json", "--run-dir", lab.run_dir)
+    output, _ = command.communicate(timeout=110)
+    assert command.returncode == 0, output.decode()
+    report = json.loads(output)
+    assert report["traces"]["requested"] == report["traces"]["kept"] >= 60
+    figures = {(one["what"], one["engine"]): one for one in report["agreement"]}
+    assert {engine.partition(",")[0] for _, engine in figures} == {"Prometheus", "Loki", "Tempo"}
+    # Requests of other tests may still be on their way: their lines and spans are in the engines' figures only.
+    for key, low, high in (
+        (("series of the services", "Prometheus, count()"), 99, 101),
+        (("lines, all of the lab", "Loki, distributor"), 99, 105),
+        (("bytes of lines", "Loki, distributor"), 95, 110),
+        (("spans", "Tempo, distributor"), 100, 120),
+        (("bytes of spans as OTLP", "Tempo, distributor"), 90, 130),
+    ):
+        assert low <= figures[key]["percent"] <= high, figures[key]
+    ours = Counter(sample.name for service in lab.services for sample in lab.samples(service))
+    own = {name: count for name, count in ours.items() if name.startswith(("dice_", "roll_", "async_", "streamlit_"))}
+    analyzed = _analyzed_series(lab, tmp_path)
+    assert len(own) > 10
+    assert {name: analyzed.get(name) for name in own} == own
+
+
+def _analyzed_series(lab: Lab, tmp_path: Path) -> dict[str, int]:
+    """The series of each metric by ``promtool tsdb analyze``; a second Prometheus makes the block that it reads."""
+    data = tmp_path / "data"
+    shutil.copytree(lab.run_dir / "engines" / "prometheus" / "data", data, ignore=shutil.ignore_patterns("lock"))
+    (tmp_path / "empty.yml").write_text("")
+    address = f"127.0.0.1:{free_base_port()}"
+    command = [
+        *("prometheus", f"--config.file={tmp_path / 'empty.yml'}", f"--storage.tsdb.path={data}"),
+        *(f"--web.listen-address={address}", "--web.enable-admin-api", "--log.level=error"),
+    ]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        try:
+            wait_for(partial(_answers, f"http://{address}/-/ready"), timeout=60, say="the second Prometheus")
+            made = get(f"http://{address}/api/v1/admin/tsdb/snapshot", method="POST").json["data"]["name"]
+        finally:
+            process.terminate()
+    analyzed = subprocess.run(
+        ["promtool", "tsdb", "analyze", "--limit=100000", data / "snapshots" / made],
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    assert analyzed.returncode == 0, analyzed.stderr
+    _, _, names = analyzed.stdout.partition("Highest cardinality metric names:\n")
+    return {name: int(count) for count, name in re.findall(r"^(\d+) (\S+)$", names, re.MULTILINE)}
+
+
+def _answers(url: str) -> bool:
+    try:
+        return get(url, timeout=2).status == 200
+    except OSError:
+        return False
 
 
 def test_every_engine_has_a_memory_limit(lab: Lab) -> None:

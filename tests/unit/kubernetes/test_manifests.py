@@ -20,7 +20,7 @@ import pytest
 import yaml
 from kubernetes_validate import ValidationError
 
-from lab import kubernetes
+from lab.kubernetes import kustomize
 from lab.supervise import engines, stages
 from tests.support import images
 from tests.support.kubernetes import (
@@ -31,7 +31,7 @@ from tests.support.kubernetes import (
     Document,
     Manifests,
     Workload,
-    kustomize,
+    kustomize_command,
     load,
     text,
     validate,
@@ -48,15 +48,15 @@ VERSIONS = ("1.35", "1.36", "1.37")
 
 
 def test_the_kustomizations_of_the_stages_are_those_that_make_writes() -> None:
-    written = {str(path): text for path, text in kubernetes.files()}
+    written = {str(path): text for path, text in kustomize.files()}
     committed = {
-        str(path.relative_to(kubernetes.DIRECTORY)): path.read_text()
-        for folder in ("stages", *kubernetes.ENGINES)
-        for path in (kubernetes.DIRECTORY / folder).rglob("*")
+        str(path.relative_to(kustomize.DIRECTORY)): path.read_text()
+        for folder in ("stages", *kustomize.ENGINES)
+        for path in (kustomize.DIRECTORY / folder).rglob("*")
         if path.is_file()
     }
     rules = "engines/large/rules.yaml"
-    committed[rules] = (kubernetes.DIRECTORY / rules).read_text()
+    committed[rules] = (kustomize.DIRECTORY / rules).read_text()
     assert committed == written, "run make kubernetes-stages"
 
 
@@ -355,7 +355,7 @@ def test_the_policies_forbid_what_nobody_needs() -> None:
     ]
     without = Manifests([one for one in manifests.documents if one not in policies])
     assert "loki refuses alloy at 3100" in forbidden(without)
-    for namespace in (kubernetes.NAMESPACE, kubernetes.NODES_NAMESPACE):
+    for namespace in (kustomize.NAMESPACE, kustomize.NODES_NAMESPACE):
         assert any(
             policy["spec"]["podSelector"] == {} and set(policy["spec"]["policyTypes"]) == {"Ingress", "Egress"}
             for (at, _), policy in manifests.of("NetworkPolicy").items()
@@ -394,7 +394,7 @@ def test_pods_keep_to_the_restricted_profile_except_the_reader_of_the_nodes_logs
         ), workload.name
     labels = manifests.of("Namespace")["", "dicelab"]["metadata"]["labels"]
     assert labels["pod-security.kubernetes.io/enforce"] == "restricted"
-    assert manifests.workload("alloy").namespace == kubernetes.NODES_NAMESPACE
+    assert manifests.workload("alloy").namespace == kustomize.NODES_NAMESPACE
     (logs,) = (mount for mount in manifests.workload("alloy").container["volumeMounts"] if mount["name"] == "logs")
     assert logs["readOnly"]
 
@@ -509,7 +509,7 @@ def test_prometheus_differs_from_compose_in_its_targets_only() -> None:
     without = {key: value for key, value in dicelab.items() if key != "relabel_configs"}
     assert [without, probe] == theirs.pop("scrape_configs")
     assert ours == theirs
-    jobs = {"alloy": f"alloy-pods.{kubernetes.NODES_NAMESPACE}"}
+    jobs = {"alloy": f"alloy-pods.{kustomize.NODES_NAMESPACE}"}
     jobs |= {service.name: f"{service.name}-pods" for service in stages.SERVICES}
     assert {pod["job_name"]: pod["dns_sd_configs"][0]["names"] for pod in pods} == {
         job: [name] for job, name in jobs.items()
@@ -518,7 +518,7 @@ def test_prometheus_differs_from_compose_in_its_targets_only() -> None:
     for pod in pods:
         (found,) = pod["dns_sd_configs"]
         name, _, namespace = found["names"][0].partition(".")
-        spec = services[namespace or kubernetes.NAMESPACE, name]["spec"]
+        spec = services[namespace or kustomize.NAMESPACE, name]["spec"]
         assert spec["clusterIP"] == "None"
         assert spec["publishNotReadyAddresses"]
         assert spec["ports"][0]["port"] == found["port"]
@@ -556,7 +556,7 @@ def test_the_frontend_is_one_and_the_others_scale() -> None:
 
 
 def test_a_service_without_pods_is_down(tmp_path: Path) -> None:
-    rules = kubernetes.DIRECTORY / "engines" / "small" / "prometheus" / "pods.yml"
+    rules = kustomize.DIRECTORY / "engines" / "small" / "prometheus" / "pods.yml"
     case = {
         "rule_files": [str(rules)],
         "evaluation_interval": "5s",
@@ -645,7 +645,7 @@ def test_make_applies_a_stage_and_makes_its_secrets_once(tmp_path: Path, engines
     program = tmp_path / "kubectl"
     program.write_text(KUBECTL.format(directory=tmp_path, found=found))
     program.chmod(0o755)
-    builder = " ".join([*kustomize(), "--load-restrictor", "LoadRestrictionsNone"])
+    builder = " ".join([*kustomize_command(), "--load-restrictor", "LoadRestrictionsNone"])
     command = ["make", "kubernetes", "STAGE=5", "APPLY=1", f"ENGINES={engines_of}"]
     done = subprocess.run(
         [*command, f"KUBECTL={program}", f"KUSTOMIZE={builder}"],

@@ -128,6 +128,43 @@ def test_workers_that_take_all_cpus_are_advised_of_the_fast_telemetry(
     assert made.workers_advice(8) == ""
 
 
+def programs(directory: Path, *names: str) -> str:
+    """A PATH with programs of these names, which do nothing."""
+    directory.mkdir()
+    for name in names:
+        (directory / name).write_text("#!/bin/sh\n")
+        (directory / name).chmod(0o755)
+    return str(directory)
+
+
+def test_sampling_is_read_from_option_then_variable(tmp_path: Path) -> None:
+    path = programs(tmp_path / "bin", "tempo", "otelcol")
+    assert plan(tmp_path).sampling == "none"
+    for option, variable, generator in (
+        (None, "", "[service-graphs,span-metrics]"),
+        (None, "tail", "[]"),
+        ("tail", "", "[]"),
+        ("none", "tail", "[service-graphs,span-metrics]"),
+    ):
+        made = plan(tmp_path, {"PATH": path, "SAMPLING": variable}, engines=True, sampling=option)
+        assert made.sampling == (option or variable or "none")
+        assert made.engines is not None
+        variables = made.engines.variables("")
+        assert (variables["SAMPLING"], variables["TEMPO_GENERATOR"]) == (made.sampling, generator)
+
+
+def test_tail_sampling_needs_a_collector_that_can(tmp_path: Path) -> None:
+    with pytest.raises(LabError, match="SAMPLING is 'half', not none or tail"):
+        plan(tmp_path, {"SAMPLING": "half"})
+    with pytest.raises(LabError, match="SAMPLING=tail needs --engines"):
+        plan(tmp_path, sampling="tail")
+    with pytest.raises(LabError, match="needs the OpenTelemetry Collector and Tempo on PATH"):
+        plan(tmp_path, {"PATH": programs(tmp_path / "lone", "otelcol")}, engines=True, sampling="tail")
+    made = plan(tmp_path, {"PATH": programs(tmp_path / "both", "tempo", "otelcol")}, engines=True, sampling="tail")
+    with pytest.raises(LabError, match=r"otelcol has no filter, .*tailsampling.*: SAMPLING=tail needs otelcol-contrib"):
+        made.engine_processes("")
+
+
 def test_roll_delay_is_read_from_option_then_variable(tmp_path: Path) -> None:
     assert plan(tmp_path).roll_delay == 1.0
     assert plan(tmp_path, {"ROLL_DELAY": "0.5"}).roll_delay == 0.5
@@ -136,7 +173,12 @@ def test_roll_delay_is_read_from_option_then_variable(tmp_path: Path) -> None:
 
 def test_a_detached_lab_gets_the_same_options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     options = Options(
-        tmp_path / "a b", 3, 9000, "localhost", 0.25, engines=True, workers=2, telemetry="standard", tail=False
+        *(tmp_path / "a b", 3, 9000, "localhost", 0.25),
+        engines=True,
+        workers=2,
+        telemetry="standard",
+        sampling="tail",
+        tail=False,
     )
     given: list[dict[str, object]] = []
 

@@ -14,9 +14,10 @@ from typing import Any
 
 import pytest
 
-from lab import LabError, forward, pods
+from lab import LabError
 from lab.chaos.pods import STUTTER, PodTarget
-from lab.pods import Workload
+from lab.kubernetes import forward, pods
+from lab.kubernetes.pods import Workload
 from lab.supervise import engines, stages
 from tests.support.labs import wait_for
 

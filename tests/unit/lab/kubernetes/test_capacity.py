@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import yaml
 
-from lab import capacity, kubernetes
+from lab.kubernetes import capacity, kustomize
 from lab.supervise.engines import ROOT
 
 DOCS = (ROOT / "docs" / "kubernetes.md").read_text()
@@ -17,7 +17,7 @@ def test_the_tables_in_the_docs_are_those_that_are_computed() -> None:
 
 
 def test_figures_are_those_of_their_sources() -> None:
-    scaling = yaml.safe_load_all((kubernetes.DIRECTORY / "base/dice-roller/scaling.yaml").read_text())
+    scaling = yaml.safe_load_all((kustomize.DIRECTORY / "base/dice-roller/scaling.yaml").read_text())
     spec = next(one["spec"] for one in scaling if one["kind"] == "HorizontalPodAutoscaler")
     assert spec["metrics"][0]["resource"]["target"]["averageValue"] == f"{capacity.TARGET_LOAD * 1000:.0f}m"
     assert spec["minReplicas"] == capacity.LEAST_PODS

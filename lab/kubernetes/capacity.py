@@ -1,4 +1,4 @@
-"""What many users need, computed: ``python -m lab.capacity`` prints the table of docs/kubernetes.md.
+"""What many users need, computed: ``python -m lab.kubernetes.capacity`` prints the table of docs/kubernetes.md.
 
 Nothing here was measured at that size. Each figure has its source beside it.
 """

@@ -11,7 +11,7 @@ from typing import Any
 
 from lab import LabError
 from lab.containers import output
-from lab.kubernetes import NAME_LABEL, NAMESPACE, NODES_NAMESPACE
+from lab.kubernetes.kustomize import NAME_LABEL, NAMESPACE, NODES_NAMESPACE
 
 KINDS = "deployments,statefulsets,daemonsets"
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 from rich.console import Console
 
-from lab import pods
-from lab.kubernetes import PORTS, SERVICE_PORT
-from lab.pods import Pods, Workload
+from lab.kubernetes import pods
+from lab.kubernetes.kustomize import PORTS, SERVICE_PORT
+from lab.kubernetes.pods import Pods, Workload
 from lab.supervise import engines, stages
 from lab.terminal import say
 from lab.waiting import sleep, stop_signal

@@ -1,0 +1,143 @@
+"""The engines' own figures beside ours: what Prometheus, Loki and Tempo counted of the same telemetry, in percent."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from lab.client import TENANTS, Lab, Missing
+from lab.cost.collect import Collector, counters, new_bytes
+from lab.cost.measure import Observed
+from lab.cost.otlp import size
+from lab.waiting import within
+
+PATIENCE = 20.0  # seconds until an engine has counted what was sent
+Counts = defaultdict[str, float]  # samples of a page, by name
+ADDED = re.compile(r"up|scrape_.*|ALERTS.*|.*:.*")  # series of Prometheus itself: of scrapes, of rules
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """One figure, by us and by an engine."""
+
+    what: str
+    ours: float
+    engine: str
+    theirs: float
+
+    @property
+    def percent(self) -> float:
+        """Theirs as a percentage of ours."""
+        return 100 * self.theirs / self.ours if self.ours else 100.0 if not self.theirs else 0.0
+
+
+class Engines:
+    """The counters of Loki and Tempo from before the requests: make it, then :meth:`read`."""
+
+    def __init__(self, lab: Lab, before: Mapping[str, Counts]) -> None:
+        self._lab = lab
+        self._before = before
+        self._begin = time.time()
+
+    @classmethod
+    async def before(cls, lab: Lab) -> Engines:
+        return cls(lab, {name: await _counted(lab, name) for name in ("loki", "tempo") if name in lab.engines})
+
+    async def read(self, observed: Observed, collector: Collector) -> list[Agreement]:
+        """Compare with each engine that runs."""
+        found: list[Agreement] = []
+        if "prometheus" in self._lab.engines:
+            found += await self._prometheus(observed)
+        if {"loki", "alloy"} <= self._lab.engines.keys():
+            found += await self._loki(collector)
+        if "tempo" in self._lab.engines and not self._lab.sampling:
+            found += await self._tempo(observed)
+        return found
+
+    async def _prometheus(self, observed: Observed) -> list[Agreement]:
+        ours: Counter[str] = Counter(series.name for series in observed.series())
+        jobs = "|".join(observed.pages)
+        theirs: dict[str, float] = {}
+        async for _ in within(PATIENCE, poll=1.0):  # until the scrape after the last request
+            try:
+                rows = await self._lab.fetch_prometheus(f'count by (__name__) ({{job=~"{jobs}"}})')
+            except Missing:
+                continue
+            named = {row["metric"]["__name__"]: float(row["value"][1]) for row in rows}
+            theirs = {name: count for name, count in named.items() if not ADDED.fullmatch(name)}
+            if sum(theirs.values()) >= ours.total():
+                break
+        found = [Agreement("series of the services", ours.total(), "Prometheus, count()", sum(theirs.values()))]
+        status = (await self._lab.fetch(f"{self._lab.engine('prometheus')}/api/v1/status/tsdb")).json["data"]
+        largest = {row["name"]: float(row["value"]) for row in status["seriesCountByMetricName"] if row["name"] in ours}
+        if largest:
+            sum_of_ours = float(sum(ours[name] for name in largest))
+            words = f"series of {', '.join(sorted(largest))}"
+            found.append(Agreement(words, sum_of_ours, "Prometheus, status/tsdb", sum(largest.values())))
+        return found
+
+    async def _loki(self, collector: Collector) -> list[Agreement]:
+        async def received() -> Counts:
+            return _difference(await _counted(self._lab, "loki"), self._before["loki"])
+
+        count, ours = new_bytes(collector.all_lines())
+        counted = await received()
+        async for _ in within(PATIENCE, poll=0.5):
+            count, ours = new_bytes(collector.all_lines())
+            counted = await received()
+            if counted["loki_distributor_lines_received_total"] >= count:
+                break
+        return [
+            Agreement(
+                "lines, all of the lab", count, "Loki, distributor", counted["loki_distributor_lines_received_total"]
+            ),
+            Agreement("bytes of lines", ours, "Loki, distributor", counted["loki_distributor_bytes_received_total"]),
+            Agreement("bytes of lines", ours, "Loki, volume API (an estimate)", await self._volume()),
+        ]
+
+    async def _volume(self) -> float:
+        """The bytes of all streams since the start by Loki's index; 0 where it does not know yet."""
+        total = 0.0
+        for tenant in TENANTS:
+            response = await self._lab.fetch(
+                f"{self._lab.engine('loki')}/loki/api/v1/index/volume",
+                {
+                    "query": '{service_name=~".+"}',
+                    "start": str(int(self._begin * 1e9)),
+                    "end": str(int(time.time() * 1e9)),
+                },
+                **{"X-Scope-OrgID": tenant},
+            )
+            if response.status == 200:
+                total += _sum(response.json["data"]["result"])
+        return total
+
+    async def _tempo(self, observed: Observed) -> list[Agreement]:
+        counted = _difference(await _counted(self._lab, "tempo"), self._before["tempo"])
+        return [
+            Agreement(
+                "spans", len(observed.spans), "Tempo, distributor", counted["tempo_distributor_spans_received_total"]
+            ),
+            Agreement(
+                "bytes of spans as OTLP",
+                size(observed.spans).raw,
+                "Tempo, distributor",
+                counted["tempo_distributor_bytes_received_total"],
+            ),
+        ]
+
+
+async def _counted(lab: Lab, engine: str) -> Counts:
+    return await counters(lab.session, f"{lab.engine(engine)}/metrics")
+
+
+def _difference(after: Counts, before: Counts) -> Counts:
+    return defaultdict(float, {name: value - before[name] for name, value in after.items()})
+
+
+def _sum(rows: Iterable[Mapping[str, Any]]) -> float:
+    return sum(float(row["value"][1]) for row in rows)

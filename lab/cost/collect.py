@@ -1,0 +1,240 @@
+"""Traffic of the command's own, and the spans, lines and pages of metrics that it leaves.
+
+Only the telemetry of these requests is counted, by their trace ids: other users of the lab change nothing. The requests
+carry no trace context, and this process makes no spans and no lines.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import os
+import random
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import orjson
+
+from lab import LabError
+from lab.client import Lab
+from lab.cost.measure import LineRecord, Observed, Page
+from lab.cost.otlp import Size, SpanRecord, records
+from lab.load.generator import Client
+from lab.load.traffic import BUILTIN, Mix, dice_of
+from lab.schema.registry import Registry
+from lab.signals import OPENMETRICS, parse_line, parse_samples
+from lab.supervise import engines
+from lab.waiting import within
+
+USERS = 8  # that roll at the same time
+ASYNC_PROBABILITY, MAX_BATCH = 0.2, 10  # as dicelab traffic has them
+TIMEOUT = 30.0  # seconds for one request
+PATIENCE = 60.0  # seconds until the spans and lines are there
+# Seconds without anything new after which nothing more is expected: longer than services wait for a batch of spans.
+QUIET_FILES, QUIET_ENGINES = 1.5, 7.0
+QUIET_SAMPLING = 20.0  # the same, where the Collector waits for the end of each trace
+PARALLEL = 8  # requests to Tempo
+
+
+@dataclass
+class Run:
+    """The requests that were sent.
+
+    Attributes:
+        rolls: requested; those of a batch count each.
+        failed: requests.
+    """
+
+    rolls: int = 0
+    requests: int = 0
+    failed: int = 0
+    traces: set[str] = field(default_factory=set)
+
+
+class Files:
+    """The growing files of a directory; :meth:`new` reads what was written since this object was made."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._start = {os.stat(path).st_ino: os.stat(path).st_size for path in self._paths()}
+
+    def _paths(self) -> list[Path]:
+        return sorted(
+            (path for path in self._directory.glob("*.jsonl*") if re.fullmatch(r".+\.jsonl(\.\d+)?", path.name)),
+            reverse=True,
+        )
+
+    def new(self) -> Iterator[tuple[str, bytes]]:
+        """The complete lines since then, with the name of the service whose file they are in."""
+        for path in self._paths():
+            try:
+                with open(path, "rb") as file:
+                    file.seek(self._start.get(os.fstat(file.fileno()).st_ino, 0))
+                    content = file.read()
+            except FileNotFoundError:  # rotated meanwhile; its name was read before, or will be the next time
+                continue
+            for line in content.splitlines(keepends=True):
+                if line.endswith(b"\n"):
+                    yield path.name.partition(".")[0], line
+
+    def size(self) -> int:
+        return sum(len(line) for _, line in self.new())
+
+
+async def roll(lab: Lab, requests: int, seed: int) -> Run:
+    """Send requests as ``dicelab traffic`` does: every die, some of them in batches, signed in where users can.
+
+    Raises:
+        LabError: when the lab does not answer, or no request succeeds.
+    """
+    run = Run()
+    capabilities = await lab.fetch_capabilities()
+    dice = await dice_of(lab, capabilities) or BUILTIN
+    mix = Mix(dict.fromkeys(dice, 1.0), ASYNC_PROBABILITY if capabilities.max_times else 0.0, MAX_BATCH)
+    chance = random.Random(seed)
+    pending = [mix.draw(chance) for _ in range(requests)]
+
+    async with Client(TIMEOUT, traced=False) as client:
+
+        async def ask(route: str, query: Mapping[str, str] | None = None, **how: Any) -> Mapping[str, str]:
+            answer = await client.ask(lab.front, route, query, **how)
+            run.requests += 1
+            run.failed += answer.failed
+            if answer.trace_id:
+                run.traces.add(answer.trace_id)
+            return answer.headers
+
+        async def user(number: int) -> None:
+            headers = {}
+            if capabilities.sign_in:
+                answered = await ask("/sign-in", method="POST", form={"name": f"user {number + 1}"})
+                if cookie := answered.get("Set-Cookie", "").partition(";")[0]:
+                    headers = {"Cookie": cookie}
+            while pending:
+                die, times = pending.pop()
+                query = {"die": die} if times is None else {"die": die, "times": str(times)}
+                run.rolls += times or 1
+                await ask("/roll" if times is None else "/roll-async", query, headers=headers)
+            if headers:
+                await ask("/sign-out", method="POST", headers=headers)
+
+        await asyncio.gather(*map(user, range(min(USERS, requests))))
+    if run.failed == run.requests:
+        raise LabError(f"none of {run.requests} requests to {lab.front} succeeded")
+    return run
+
+
+class Collector:
+    """Collects what a running lab shows of some requests: make it, send them, then :meth:`observe`."""
+
+    def __init__(self, lab: Lab) -> None:
+        self._lab = lab
+        self._logs = Files(lab.directory.logs)
+        self._traces = Files(lab.directory.traces)
+        self._registry = Registry.read()
+
+    async def observe(self, run: Run) -> Observed:
+        """Wait until the telemetry of the requests has arrived, and read it."""
+        await self._settled()
+        spans = await self._from_tempo(run.traces) if "tempo" in self._lab.engines else self._from_files(run.traces)
+        pages = {service: await page(self._lab, service) for service in self._lab.services}
+        return Observed(
+            run.rolls,
+            frozenset(run.traces),
+            tuple(spans),
+            tuple(self._lines(run.traces)),
+            pages,
+            scrape_interval(),
+        )
+
+    def all_lines(self) -> list[tuple[str, bytes]]:
+        """Every line since the start, also those of other requests; with its file's service."""
+        return list(self._logs.new())
+
+    async def _settled(self) -> None:
+        """Wait until nothing has been added for a while."""
+        quiet = QUIET_SAMPLING if self._lab.sampling else QUIET_ENGINES if "tempo" in self._lab.engines else QUIET_FILES
+        clock = asyncio.get_running_loop().time
+        seen, since = -1.0, clock()
+        async for _ in within(PATIENCE, poll=0.25):
+            now = float(self._logs.size() + self._traces.size())
+            if "tempo" in self._lab.engines:
+                counted = await counters(self._lab.session, f"{self._lab.engines['tempo']}/metrics")
+                now += counted["tempo_distributor_spans_received_total"]
+            if now != seen:
+                seen, since = now, clock()
+            elif clock() - since >= quiet:
+                return
+
+    def _from_files(self, traces: set[str]) -> Iterator[SpanRecord]:
+        for _, line in self._traces.new():
+            yield from (record for record in records(orjson.loads(line)) if record.span.trace_id in traces)
+
+    async def _from_tempo(self, traces: set[str]) -> list[SpanRecord]:
+        limit = asyncio.Semaphore(PARALLEL)
+
+        async def fetch(trace_id: str) -> list[SpanRecord]:
+            async with limit:
+                url = f"{self._lab.engines['tempo']}/api/v2/traces/{trace_id}"
+                response = await self._lab.fetch(url, Accept="application/json")
+            return records(response.json.get("trace", {})) if response.status == 200 else []
+
+        return [record for found in await asyncio.gather(*map(fetch, sorted(traces))) for record in found]
+
+    def _lines(self, traces: set[str]) -> Iterator[LineRecord]:
+        for service, text in self._logs.new():
+            try:
+                line = parse_line(text.decode())
+            except ValueError:
+                continue
+            if line.trace_id in traces:
+                event = self._registry.event(line.service, line.fields)
+                yield LineRecord(line.service or service, text, line, event.name if event else line.message)
+
+
+async def page(lab: Lab, service: str) -> Page:
+    """A service's page of metrics, as Prometheus asks for it."""
+    text = (await lab.fetch(f"{lab.url(service)}/metrics", Accept=OPENMETRICS)).text
+    body = text.encode()
+    return Page(Size(len(body), len(gzip.compress(body))), tuple(parse_samples(text)))
+
+
+def scrape_interval() -> float:
+    """Seconds between two scrapes, by the shipped configuration of Prometheus."""
+    text = (engines.COMPOSE / "prometheus" / "prometheus.yml").read_text()
+    found = re.search(r"scrape_interval: (\d+)s", text)
+    assert found, "compose/prometheus/prometheus.yml has no scrape_interval in seconds"
+    return float(found[1])
+
+
+async def counters(session: aiohttp.ClientSession, url: str) -> defaultdict[str, float]:
+    """The samples of an engine's page of metrics, summed by name; empty where it does not answer."""
+    found: defaultdict[str, float] = defaultdict(float)
+    try:
+        async with session.get(url) as response:
+            text = await response.text()
+    except (aiohttp.ClientError, asyncio.TimeoutError):
+        return found
+    for name, value in re.findall(r"^([a-zA-Z_:][\w:]*)(?:\{.*\})? ([^ \n]+)", text, re.MULTILINE):
+        found[name] += float(value)
+    return found
+
+
+def new_bytes(lines: Iterable[tuple[str, bytes]]) -> tuple[int, int]:
+    """How many lines, and their bytes as Loki counts them: without the newline, with trace and span id as metadata."""
+    count = size = 0
+    for _, text in lines:
+        count += 1
+        size += len(text) - 1
+        try:
+            fields = orjson.loads(text)
+        except ValueError:
+            continue
+        if isinstance(fields, dict):
+            size += sum(len(name) + len(str(fields[name])) for name in ("trace_id", "span_id") if fields.get(name))
+    return count, size

@@ -1,0 +1,74 @@
+"""``dicelab cost``: what the telemetry of a roll takes, measured on the running lab with rolls of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from rich.console import Console
+
+from lab.client import Lab
+from lab.cost.agreement import Engines
+from lab.cost.asked import Asked
+from lab.cost.changes import Changes
+from lab.cost.collect import Collector, roll
+from lab.cost.measure import measure
+from lab.cost.prices import Prices
+from lab.cost.report import Report
+from lab.terminal import progress
+
+WIDTH = 150  # columns of the tables where no terminal says how many there are
+
+
+@dataclass(frozen=True)
+class Options:
+    """The options of the command.
+
+    Attributes:
+        requests: how many are sent.
+        rolls_a_day: of the projection; ``None`` for that of the price file.
+        prices: the price file; ``None`` for the example.
+        seed: of the requests.
+    """
+
+    run_dir: Path
+    requests: int = 200
+    rolls_a_day: int | None = None
+    prices: Path | None = None
+    seed: int = 7
+    json: bool = False
+
+
+def run(options: Options, console: Console) -> int:
+    """Measure, and print the report; returns 0.
+
+    Raises:
+        LabError: when no lab runs there, or it does not answer.
+        InputError: when the price file is not one.
+    """
+    prices = Prices.read(options.prices)
+    if options.rolls_a_day is not None:
+        prices = replace(prices, rolls_a_day=float(options.rolls_a_day))
+    report = asyncio.run(_report(Lab.in_run_dir(options.run_dir), options, prices))
+    if options.json:
+        print(json.dumps(report.document(), indent=2))
+    else:
+        if not console.is_terminal:
+            console.width = WIDTH
+        report.show(console)
+    return 0
+
+
+async def _report(lab: Lab, options: Options, prices: Prices) -> Report:
+    asked = Asked.read()
+    async with lab, progress("cost", lambda: "rolls, then waits until its telemetry has arrived", lambda: None):
+        engines = await Engines.before(lab)
+        collector = Collector(lab)
+        sent = await roll(lab, options.requests, options.seed)
+        observed = await collector.observe(sent)
+        agreements = await engines.read(observed, collector)
+    measured = measure(observed, asked)
+    changes = Changes(observed, measured, asked, prices, bool(lab.sampling)).best()
+    return Report(lab.stage, lab.sampling, sent, measured, changes, agreements, prices)

@@ -1,0 +1,197 @@
+"""``SAMPLING=tail``: the Collector keeps failed and slow traces and a tenth of the others, and counts all of them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+import time
+import urllib.request
+from collections.abc import Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlencode
+
+import pytest
+import yaml
+
+from lab.signals import parse_export
+from lab.supervise import engines, stages
+from tests.support import labs
+from tests.support.labs import Lab, get, wait_for
+
+TAIL = engines.OTEL / "sampling" / "tail.yaml"
+HEALTHY, FAILED, SLOW = 400, 20, 20
+BATCH = 50  # traces in one request
+
+
+def collector() -> str | None:
+    """A Collector on PATH that has what tail sampling needs."""
+    (engine,) = (engine for engine in engines.ENGINES if engine.name == "otel-collector")
+    binary = engine.find()
+    return binary if binary and engines.components(binary) >= engines.TAIL_COMPONENTS else None
+
+
+needs_collector = pytest.mark.skipif(collector() is None, reason="no Collector with tail sampling on PATH")
+
+
+@needs_collector
+@pytest.mark.parametrize("sampling", ["none", "tail"])
+def test_the_collector_accepts_its_configuration(tmp_path: Path, sampling: str) -> None:
+    plan = engines.plan(stages.load(6), 8000, tmp_path, tmp_path, sampling=sampling)
+    variables = plan.variables("")
+    (tmp_path / "otel-collector").mkdir()
+    (engine,) = (engine for engine in engines.ENGINES if engine.name == "otel-collector")
+    binary, *arguments = plan.command(engine, str(collector()), variables)
+    checked = subprocess.run(
+        [binary, "validate", *arguments], env=variables, check=False, capture_output=True, text=True
+    )
+    assert checked.returncode == 0, checked.stderr
+
+
+def test_both_generators_count_in_the_same_buckets() -> None:
+    """Those of Tempo's documentation for service graphs and span metrics; a panel may show either."""
+    connectors = yaml.safe_load(TAIL.read_text())["connectors"]
+    assert connectors["servicegraph"]["latency_histogram_buckets"] == [f"{100 * 2**power}ms" for power in range(8)]
+    assert len(connectors["spanmetrics"]["histogram"]["explicit"]["buckets"]) == 12
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    if collector() is None or not all(
+        engine.find() for engine in engines.ENGINES if engine.name in ("tempo", "prometheus")
+    ):
+        pytest.skip("no Tempo, Prometheus or Collector with tail sampling on PATH")
+    running = labs.start(
+        tmp_path_factory.mktemp("sampling") / "run", 3, "--engines", "--sampling", "tail", OTEL_BSP_SCHEDULE_DELAY="300"
+    )
+    yield running
+    running.stop()
+
+
+def url(lab: Lab, engine: str) -> str:
+    return str(next(entry["url"] for entry in lab.state["engines"] if entry["name"] == engine))
+
+
+def value(lab: Lab, expression: str) -> float:
+    answer = get(f"{url(lab, 'prometheus')}/api/v1/query?{urlencode({'query': expression})}").json
+    return sum(float(row["value"][1]) for row in answer["data"]["result"])
+
+
+def send(lab: Lab, kinds: Mapping[str, str]) -> None:
+    """Send traces of two services, ``caller`` and ``callee``, to the Collector; ``kinds``: healthy, failed or slow."""
+    now = time.time_ns()
+
+    def span(trace_id: str, number: int, kind: int, parent: str = "") -> dict[str, Any]:
+        how = kinds[trace_id]
+        return {
+            "traceId": trace_id,
+            "spanId": f"{trace_id[:15]}{number}",
+            "parentSpanId": parent,
+            "name": "GET /sampled",
+            "kind": kind,
+            "startTimeUnixNano": str(now - (2 * 10**9 if how == "slow" else 10**8)),
+            "endTimeUnixNano": str(now),
+            # The root knows nothing of the failure below it.
+            "status": {"code": 2 if how == "failed" and kind == 2 else 0},
+        }
+
+    ids = list(kinds)
+    for start in range(0, len(ids), BATCH):
+        some = ids[start : start + BATCH]
+        spans = {
+            "caller": [span(trace_id, 1, 3) for trace_id in some],
+            "callee": [span(trace_id, 2, 2, f"{trace_id[:15]}1") for trace_id in some],
+        }
+        document = {
+            "resourceSpans": [
+                {
+                    "resource": {"attributes": [{"key": "service.name", "value": {"stringValue": service}}]},
+                    "scopeSpans": [{"scope": {"name": "test"}, "spans": each}],
+                }
+                for service, each in spans.items()
+            ]
+        }
+        request = urllib.request.Request(
+            f"{lab.state['otlp_endpoint']}/v1/traces",
+            json.dumps(document).encode(),
+            {"Content-Type": "application/json"},
+        )
+        with urllib.request.urlopen(request, timeout=30) as response:
+            assert response.status == 200
+
+
+def kept(lab: Lab, ids: list[str]) -> set[str]:
+    """Those of the traces that Tempo has with both their spans; of one that it does not have its answer is empty."""
+    answers = {one: get(f"{url(lab, 'tempo')}/api/v2/traces/{one}") for one in ids}
+    return {
+        one
+        for one, answer in answers.items()
+        if answer.status == 200 and len(parse_export(answer.json.get("trace", {}))) == 2
+    }
+
+
+def test_failed_and_slow_traces_are_kept_and_a_tenth_of_the_others(lab: Lab) -> None:
+    kinds = {
+        hashlib.sha256(f"{how} {number}".encode()).hexdigest()[:32]: how
+        for how, count in (("healthy", HEALTHY), ("failed", FAILED), ("slow", SLOW))
+        for number in range(count)
+    }
+    by_kind = {how: [one for one in kinds if kinds[one] == how] for how in ("healthy", "failed", "slow")}
+    rolls = 30
+    before = lab.value("dice-roller", "http_requests_total", handler="/roll")
+    send(lab, kinds)
+    for _ in range(rolls):
+        assert get(f"{lab.front}/roll?die=fair").status == 200
+    must = [*by_kind["failed"], *by_kind["slow"]]
+    wait_for(lambda: kept(lab, must) == set(must), timeout=60, say="all failed and all slow traces in Tempo")
+    # The decisions on the healthy ones were made at the same time. 40 are expected; the ids are fixed, so that the
+    # result is the same each time, and within four standard deviations of a binomial distribution: 6 each.
+    healthy = len(kept(lab, by_kind["healthy"]))
+    assert 16 <= healthy <= 64, healthy
+
+    # What is counted is counted before: every request, by the names and labels of Tempo's metrics generator.
+    def calls(**labels: str) -> float:
+        conditions = ",".join(f'{name}="{wanted}"' for name, wanted in labels.items())
+        return value(lab, f"traces_spanmetrics_calls_total{{{conditions}}}")
+
+    def edges(metric: str = "request_total") -> float:
+        return value(lab, f'traces_service_graph_{metric}{{client="caller",server="callee",connection_type=""}}')
+
+    wait_for(lambda: edges() == len(kinds), timeout=60, say=f"{len(kinds)} requests from caller to callee")
+    assert edges("request_failed_total") == FAILED
+    assert edges("request_server_seconds_count") == edges("request_client_seconds_count") == len(kinds)
+    assert (
+        value(lab, 'sum(traces_service_graph_request_server_seconds_bucket{client="caller",le="1.6"})')
+        == HEALTHY + FAILED
+    )
+    assert calls(service="callee", span_name="GET /sampled", span_kind="SPAN_KIND_SERVER") == len(kinds)
+    assert calls(service="callee", status_code="STATUS_CODE_ERROR") == FAILED
+    assert value(lab, 'traces_spanmetrics_latency_bucket{service="callee",le="2.05"}') == len(kinds)
+    names = {"service": "dice-roller", "span_name": "GET /roll", "span_kind": "SPAN_KIND_SERVER"}
+    wait_for(
+        lambda: calls(**names) == lab.value("dice-roller", "http_requests_total", handler="/roll"),
+        timeout=60,
+        say="every request of the dice-roller in the span metrics",
+    )
+    assert calls(**names) >= before + rolls
+    kinds_seen = get(f"{url(lab, 'prometheus')}/api/v1/label/span_kind/values").json["data"]
+    assert set(kinds_seen) == {"SPAN_KIND_SERVER", "SPAN_KIND_CLIENT"}
+
+
+def test_the_service_map_is_made_once(lab: Lab) -> None:
+    """Tempo's generator is off: it would count the kept traces again."""
+    get(f"{lab.front}/roll?die=fair")
+    wait_for(
+        partial(value, lab, 'traces_service_graph_request_total{client="frontend",server="dice-roller"}'), timeout=60
+    )
+    derived = urlencode({"match[]": '{__name__=~"traces_.+"}'})
+    series = get(f"{url(lab, 'prometheus')}/api/v1/series?{derived}").json["data"]
+    labels = {label for one in series for label in one} - {"__name__", "le"}
+    # Those of Tempo's generator, and `failed`.
+    assert labels - {"connection_type"} == {
+        *("client", "server", "failed"),
+        *("service", "span_name", "span_kind", "status_code"),
+    }
+    assert {one["__name__"].split("_")[1] for one in series} == {"service", "spanmetrics"}
