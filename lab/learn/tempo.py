@@ -16,6 +16,7 @@ from lab.learn.queries import refused, with_hint
 from lab.waiting import within
 
 LIMIT = 1000  # traces
+TRIES = 3  # of a search
 
 
 async def search(lab: Lab, query: str, world: Mapping[str, Any]) -> set[str]:
@@ -26,14 +27,22 @@ async def search(lab: Lab, query: str, world: Mapping[str, Any]) -> set[str]:
         LabError: when it does not answer.
     """
     parameters = {"q": query, "start": str(int(world["start"]) - 2), "end": str(int(world["end"]) + 2)}
-    try:
-        url = f"{lab.engine('tempo')}/api/search"
-        async with lab.session.get(url, params={**parameters, "limit": str(LIMIT), "spss": "1"}) as response:
-            if response.status != 200:
-                raise refused("Tempo", await response.text())
-            document = await response.json()
-    except (aiohttp.ClientError, asyncio.TimeoutError, OSError, ValueError) as error:
-        raise LabError(f"tempo went away: {error or type(error).__name__}") from None
+    url = f"{lab.engine('tempo')}/api/search"
+    document: dict[str, Any] = {}
+    for left in reversed(range(TRIES)):
+        try:
+            async with lab.session.get(url, params={**parameters, "limit": str(LIMIT), "spss": "1"}) as response:
+                if response.status == 200:
+                    document = await response.json()
+                    break
+                text = await response.text()
+        except (aiohttp.ClientError, asyncio.TimeoutError, OSError, ValueError) as error:
+            raise LabError(f"tempo went away: {error or type(error).__name__}") from None
+        # Tempo divides the time into what it has in memory and what is older. In the second in which the border is the
+        # start or the end of the search, it refuses its own division.
+        if "start must be before end" not in text or not left:
+            raise refused("Tempo", text)
+        await asyncio.sleep(1.1)
     # Tempo leaves out zeros at the front.
     found = {str(trace["traceID"]).rjust(32, "0") for trace in document.get("traces") or []}
     return {trace_id for trace_id in found if trace_id.startswith(world["prefix"])}

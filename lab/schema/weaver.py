@@ -87,8 +87,8 @@ def _metrics(registry: Registry, page: str) -> Iterable[Sample]:
         yield {
             "name": metric.name if metric else family.name,
             "instrument": family.type,
-            # A page of metrics has no units but seconds and bytes.
-            "unit": metric.unit if metric and metric.unit.startswith("{") and not unit else unit,
+            # A page of metrics has no units but seconds and bytes; what counts or is a share has the declared one.
+            "unit": metric.unit if metric and metric.unit.startswith(("{", "1")) and not unit else unit,
             "data_points": points,
         }
 

@@ -358,6 +358,8 @@ PREFIXES = {
 AFTER_A_LOSS = {
     "otelcol_exporter_send_failed_spans_total": "otelcol_exporter_send_failed_spans",
     "otelcol_exporter_enqueue_failed_spans_total": "otelcol_exporter_enqueue_failed_spans",
+    "otelcol_exporter_send_failed_metric_points_total": "otelcol_exporter_send_failed_metric_points",
+    "otelcol_exporter_enqueue_failed_metric_points_total": "otelcol_exporter_enqueue_failed_metric_points",
     "tempo_discarded_spans_total": "discarded_spans_total",
     "loki_discarded_samples_total": "discarded_samples_total",
     "prometheus_remote_storage_samples_dropped_total": "samples_dropped_total",
