@@ -412,7 +412,7 @@ def traces_lost(seconds: float = 0.0, meanwhile: bool = False) -> Expectation:
         if not hurt:
             return f"none of {len(near)}"
         ends = [answer.started + answer.seconds - observed.injected for answer in hurt]
-        found = f"{len(hurt)} of {len(near)}, answered {min(ends):+.1f} to {max(ends):+.1f} s from its beginning"
+        found = f"{len(hurt)} of {len(near)}, answered {min(ends):+.1f} s to {max(ends):+.1f} s relative to its start"
         # Spans of a request that was under way had been sent as well.
         last = observed.restored if meanwhile else observed.injected
         if not seconds or min(ends) < -seconds or any(answer.started > last for answer in hurt):

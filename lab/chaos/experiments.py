@@ -216,6 +216,7 @@ class Engine:
         arrives: what arrives in spite of the fault, in words.
         expectations: what a fault that it outlives does to the telemetry.
         killed: the same for a kill, if it loses what it had in memory.
+        killed_alert: the alert of a kill; without one it is back too soon.
     """
 
     name: str

@@ -13,7 +13,8 @@ from typing import Any
 from rich.console import Console
 
 from lab import LabError
-from lab.learn.school import NEW, READING, School
+from lab.learn import READING
+from lab.learn.school import NEW, School
 from lab.terminal import say
 
 LARGEST = 1024 * 1024  # bytes of an answer in a file

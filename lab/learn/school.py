@@ -23,7 +23,6 @@ from lab.learn.progress import Progress
 from lab.supervise import engines
 
 GUIDES = Path(__file__).resolve().parents[2] / "docs" / "stages"
-READING = ("list", "guide", "question", "hint", "solution")
 NEW, ASKED, WRONG, RIGHT = "new", "asked", "wrong", "right"
 GET_IT = {"promtool": "Debian's package prometheus"} | {engine.name: engine.get_it for engine in engines.ENGINES}
 
@@ -44,7 +43,7 @@ class School:
         return Progress(self.run_dir)
 
     def document(self, action: str, about: str = "") -> Any:
-        """The JSON document of an action that only reads, :data:`READING`.
+        """The JSON document of an action that only reads, one of :data:`lab.learn.READING`.
 
         Args:
             about: the number of an exercise, or of a stage for its guide.

@@ -24,10 +24,9 @@ from typing import Any
 from aiohttp import web
 
 from lab import LabError
+from lab.learn import READING, WORKING
 from lab.supervise.private import private_directory
 
-READING = ("list", "guide", "question", "hint", "solution")
-WORKING = ("ask", "answer", "reset")
 NUMBER = re.compile(r"[1-9](\.[1-9])?")  # of a stage or an exercise
 LARGEST = 64 * 1024  # bytes of a request
 TIMEOUT = 240.0  # seconds for one exercise

@@ -115,10 +115,10 @@ async def test_only_traces_of_the_last_seconds_may_lack_spans(tmp_path: Path) ->
     LabWithTraces.services_of = {answer.trace_id: whole for answer in seen.answers}
     assert await met(expect.traces_lost(4), seen) == "none of 5"
     LabWithTraces.services_of = {**LabWithTraces.services_of, "98": {"traffic"}, "99.5": set()}
-    assert await met(expect.traces_lost(4), seen) == "2 of 5, answered -1.9 to -0.4 s from its beginning"
+    assert await met(expect.traces_lost(4), seen) == "2 of 5, answered -1.9 s to -0.4 s relative to its start"
     assert (await met(expect.traces_lost(1), seen)).startswith("not met: 2 of ")
     LabWithTraces.services_of = {**LabWithTraces.services_of, "101": set()}
     assert (await met(expect.traces_lost(4), seen)).startswith("not met: 3 of 5")
     seen.answers[-1] = Answer("/roll", "200", {}, "101", 0.9, 99.8)  # it was under way, and some spans had been sent
-    assert await met(expect.traces_lost(4), seen) == "3 of 5, answered -1.9 to +0.7 s from its beginning"
+    assert await met(expect.traces_lost(4), seen) == "3 of 5, answered -1.9 s to +0.7 s relative to its start"
     assert (await met(expect.traces_lost(), seen)).startswith("not met: ")
