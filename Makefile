@@ -74,15 +74,17 @@ ifdef APPLY
 	  || $(KUBECTL) create --namespace dicelab secret generic dicelab --from-env-file=compose/.env
 ifeq ($(ENGINES),large)
 	@. compose/.env; $(KUBECTL) get --namespace dicelab secret dicelab-database > /dev/null 2>&1 \
-	  || $(KUBECTL) create --namespace dicelab secret generic dicelab-database --type=kubernetes.io/basic-auth \
-	  --from-literal=username=dice --from-literal=password=$$POSTGRES_PASSWORD
+	  || printf %s "$$POSTGRES_PASSWORD" \
+	  | $(KUBECTL) create --namespace dicelab secret generic dicelab-database --type=kubernetes.io/basic-auth \
+	  --from-literal=username=dice --from-file=password=/dev/stdin
 endif
 	$(MANIFESTS) | $(KUBECTL) apply --server-side --filename -
 else
 	@$(MANIFESTS)
 endif
 
-kubernetes-down:  ## delete the lab on Kubernetes; its volumes stay (ARGS=--volumes deletes them and the passwords)
+kubernetes-down:  ## delete the lab with small engines; its volumes stay (ARGS=--volumes deletes them and the passwords)
+	$(if $(filter large,$(ENGINES)),$(error the operators and charts of ENGINES=large make it again: remove those first))
 ifeq ($(ARGS),--volumes)
 	$(KUBECTL) delete --ignore-not-found namespace dicelab dicelab-nodes
 else

@@ -194,7 +194,7 @@ class Lab:
         """
         loaded = stages.load(stage)
         services = {one.name: "" for one in loaded.services}
-        known = {one.name: one for one in engines.ENGINES if one.name != "postgres-exporter" or loaded.postgres}
+        known = {one.name: one for one in engines.ENGINES if loaded.postgres or one.name not in engines.WITH_POSTGRES}
         if unknown := addresses.keys() - services.keys() - known.keys() - {"", "otlp"}:
             raise LabError(f"stage {stage} has no {', '.join(sorted(unknown))}")
         entrance = FRONTEND if FRONTEND in services else ROLLER
@@ -390,24 +390,24 @@ class Lab:
         return await self._result(f"{self.engine('prometheus')}/api/v1/query", expression)
 
     async def fetch_lines(self, service: str, **fields: Any) -> list[Line]:
-        """The log lines of a service that have these fields, newest first: in its log file or its pods, else in Loki.
+        """The log lines of a service that have these fields, newest first: in its log file, else in Loki by tenant.
 
         Raises:
             NotRunning: when the lab is elsewhere and has no Loki.
             Missing: when Loki refuses the query.
         """
-        if not self.remote or self.pods is not None:
+        if not self.remote:
             return [line for line in self.lines(service) if line.has(**fields)][::-1]
         return [line for tenant in TENANTS for line in await self.fetch_loki_lines(tenant, service, **fields)]
 
     async def fetch_texts(self, service: str) -> list[str]:
-        """The log lines of a service as they were written: in its log file or its pods, else the newest in Loki.
+        """The log lines of a service as they were written: in its log file, else the newest in Loki.
 
         Raises:
             NotRunning: when the lab is elsewhere and has no Loki.
             Missing: when Loki refuses the query.
         """
-        if not self.remote or self.pods is not None:
+        if not self.remote:
             return self.log_lines(service)
         return [text for tenant in TENANTS for text in await self._newest_in_loki(tenant, service, "")]
 

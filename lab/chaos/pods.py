@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import zlib
+from contextlib import AsyncExitStack
 from types import TracebackType
 from typing import Self
 
@@ -49,19 +50,21 @@ class PodTarget(Target):
         try:
             await self._hold_autoscalers()
         except BaseException:
-            await self._release_autoscalers()
+            await self.__aexit__(None, None, None)
             raise
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        for name in list(self._stutters):
-            await self.slow(name, 0)
-        await self.unlock()
-        for name in list(self._replicas):
-            await self.start(name)
-        await self._release_autoscalers()
+        async with AsyncExitStack() as stack:  # the last one first; each is done even if another one fails
+            for name, limits in self._limits.items():
+                stack.push_async_callback(self._limit, name, *limits)
+            for name in self._replicas:
+                stack.push_async_callback(self.start, name)
+            stack.push_async_callback(self.unlock)
+            for name in self._stutters:
+                stack.push_async_callback(self.slow, name, 0)
 
     async def _hold_autoscalers(self) -> None:
         for name, workload in self._pods.workloads.items():
@@ -80,11 +83,6 @@ class PodTarget(Target):
                     break
             else:
                 raise LabError(f"the autoscaler of the {name} has not left one pod after {SETTLE:g} s")
-
-    async def _release_autoscalers(self) -> None:
-        for name, (low, high) in list(self._limits.items()):
-            await self._limit(name, low, high)
-            del self._limits[name]
 
     async def _limit(self, name: str, low: int, high: int) -> None:
         patch = json.dumps({"spec": {"minReplicas": low, "maxReplicas": high}})

@@ -7,7 +7,7 @@ import os
 import signal
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from types import TracebackType
 from typing import Any, Self
 
@@ -196,13 +196,14 @@ class ContainerTarget(Target):
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        for name in list(self._stutters):
-            await self.slow(name, 0)
-        await self.unlock()
-        for name in list(self._frozen):
-            await self.thaw(name)
-        for name in list(self._stopped):
-            await self.start(name)
+        async with AsyncExitStack() as stack:  # the last one first; each is done even if another one fails
+            for name in self._stopped:
+                stack.push_async_callback(self.start, name)
+            for name in self._frozen:
+                stack.push_async_callback(self.thaw, name)
+            stack.push_async_callback(self.unlock)
+            for name in self._stutters:
+                stack.push_async_callback(self.slow, name, 0)
 
     async def stop(self, name: str) -> None:
         self._stopped.add(name)

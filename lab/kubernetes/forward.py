@@ -49,31 +49,35 @@ def ports(name: str, base_port: int) -> Mapping[int, int]:
 
 async def _forward(options: Options, console: Console) -> None:
     found: Pods = await pods.find()
-    async with stop_signal() as stop:
-        forwards = []
+    async with stop_signal() as stop, asyncio.TaskGroup() as forwards:
         for name, workload in sorted(found.workloads.items()):
             if pairs := ports(name, options.base_port):
                 say(console, f"{name:18} " + ", ".join(f"http://127.0.0.1:{port}" for port in pairs))
-                forwards.append(asyncio.ensure_future(_keep(workload, pairs, stop)))
-        await stop.wait()
-        await asyncio.gather(*forwards)
+                forwards.create_task(_keep(workload, pairs, stop, console))
 
 
-async def _keep(workload: Workload, pairs: Mapping[int, int], stop: asyncio.Event) -> None:
+async def _keep(workload: Workload, pairs: Mapping[int, int], stop: asyncio.Event, console: Console) -> None:
     """Forward the ports of a part until ``stop`` is set; kubectl ends with the pod that it has chosen."""
     arguments = ("port-forward", f"service/{workload.name}", *(f"{here}:{there}" for here, there in pairs.items()))
+    said = ""  # kubectl's last words
     while not stop.is_set():
         process = await asyncio.create_subprocess_exec(
             *pods.command(workload.namespace, *arguments),
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.DEVNULL,
-            stderr=asyncio.subprocess.DEVNULL,
+            stderr=asyncio.subprocess.PIPE,
             start_new_session=True,
         )
-        ended, stopped = asyncio.ensure_future(process.wait()), asyncio.ensure_future(stop.wait())
-        await asyncio.wait((ended, stopped), return_when=asyncio.FIRST_COMPLETED)
-        stopped.cancel()
-        if not ended.done():
-            process.terminate()
-            await ended
+        ended, stopped = asyncio.ensure_future(process.communicate()), asyncio.ensure_future(stop.wait())
+        try:
+            await asyncio.wait((ended, stopped), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            stopped.cancel()
+            if process.returncode is None:
+                process.terminate()
+        _, errors = await ended
+        words = errors.decode(errors="replace").strip().rpartition("\n")[2]
+        if words != said and not stop.is_set():
+            say(console, f"{workload.name}: {words}" if words else f"{workload.name}: the forward has ended", "yellow")
+            said = words
         await sleep(PAUSE, stop)

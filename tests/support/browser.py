@@ -10,6 +10,7 @@ from typing import Any
 import pytest_asyncio
 from playwright.async_api import Browser, Page, async_playwright, expect
 
+from frontend.rolls import HISTORY
 from tests.support.labs import Lab
 
 PATIENCE = 30_000  # milliseconds after which a missing effect is a failure
@@ -106,9 +107,10 @@ async def roll(page: Page, die: str) -> tuple[str, str]:
     """Click through one roll; returns the status shown and the trace id."""
     await choose(page, die)
     newest = f"document.querySelector({ROLLS!r})?.dataset.value"  # the id of its trace
-    before = await page.evaluate(f"{newest} ?? null")
+    count, before = await page.locator(ROLLS).count(), await page.evaluate(f"{newest} ?? null")
     await button(page).click()
     await page.wait_for_function(f"before => {newest} !== undefined && {newest} !== before", arg=before)
+    await expect(page.locator(ROLLS)).to_have_count(min(count + 1, HISTORY))
     await expect(page.locator(".rolling")).to_have_count(0)
     trace_id = await page.locator("#result [data-trace]").get_attribute("data-trace")
     assert trace_id

@@ -18,8 +18,9 @@ __all__ = ["blank_page", "browser", "open_page"]  # fixtures
 # The bench, which loads the machine, is far from files that measure time: guides, chaos, database, lifecycle.
 LONG = (
     *("page", "bench", "learn", "explorer", "guides", "accessibility", "dicelab", "chaos", "schema", "rules"),
-    *("panels", "lifecycle", "learn_page", "traffic"),
+    *("panels", "mystery", "lifecycle", "learn_page", "traffic"),
 )
+assert all((Path(__file__).parent / f"test_{name}.py").is_file() for name in LONG)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

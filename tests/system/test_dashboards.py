@@ -354,8 +354,8 @@ def test_every_series_in_a_query_exists(lab: Lab) -> None:
     for query, said in read([*PROMQL.values(), *executive, *annotations]):
         labels: set[str] = set()
         for selector in alternatives(said.selectors):
-            # There only while an alert is pending or fires, or an experiment runs; see test_rules.py, test_exporter.py.
-            if selector.name in ("ALERTS", "dicelab_experiment_running") or not can_be_there(selector):
+            # An experiment runs in test_exporter.py only.
+            if selector.name == "dicelab_experiment_running" or not can_be_there(selector):
                 continue
             series = wait_for(partial(series_of, lab, str(selector)), timeout=30, say=f"{query.panel}: {selector}")
             labels |= {label for each in series for label in each}
@@ -408,7 +408,7 @@ def test_pipeline_and_saturation_panels_show_data(lab: Lab) -> None:
     asked = [query for query in queries("pipeline") if query.language == "promql"]
     for query, said in read(asked):
         for selector in said.selectors:
-            if selector.name != "ALERTS" and can_be_there(selector):
+            if can_be_there(selector):
                 wait_for(partial(series_of, lab, str(selector)), timeout=30, say=f"{query.panel}: {selector}")
     for query in asked:
         if query.panel in ("CPU", "Memory", "Descriptors", "Event loop"):

@@ -189,7 +189,7 @@ def test_a_slow_query_is_cancelled_and_a_full_pool_is_reported(own_lab: Callable
             asked = [users.submit(get, lab.url("die-service") + "/dice?identifier=fair") for _ in range(12)]
             wait_for(lambda: pool(lab) == (4, 0))
             answers = [answer.result() for answer in asked]
-        assert time.monotonic() - started < 5
+        assert time.monotonic() - started < 5  # the time of a query, 1.5 s, thrice at most
         statuses = Counter(answer.status for answer in answers)
         assert statuses[504] >= 4
         assert statuses[503] >= 1
@@ -235,7 +235,7 @@ def test_a_frozen_database_is_detected_and_requests_fail_fast(lab: Lab) -> None:
             started = time.monotonic()
             assert get(f"{lab.front}/roll?die=fair").status == 503
             seconds.append(time.monotonic() - started)
-        assert min(seconds) < 1
+        assert sorted(seconds)[1] < 1  # one of three may meet a busy machine
     finally:
         for pid in servers:
             os.kill(pid, signal.SIGCONT)

@@ -23,6 +23,13 @@ def test_figures_are_those_of_their_sources() -> None:
     assert spec["minReplicas"] == capacity.LEAST_PODS
     for figure in (capacity.LINE_BYTES, capacity.LINE_BYTES_STORED, capacity.SPAN_BYTES, capacity.SPAN_BYTES_STORED):
         assert f"| {figure:,} |" in DOCS
+    performance = (ROOT / "docs" / "performance.md").read_text()
+    rolls = performance.split("**`/roll?die=fair`**")[1].split("**`")[0]
+    for telemetry, seconds in capacity.ROLL_CPU.items():
+        (row,) = [line for line in rolls.splitlines() if line.startswith(f"| {telemetry}, over OTLP |")]
+        assert f"| {seconds * 1e6:,.0f} |" in row
+    collectors = (kustomize.DIRECTORY / "engines" / "large" / "collectors.yaml").read_text()
+    assert f"sampling_percentage: {capacity.SAMPLED * 100:.0f}" in collectors
     for service, series in capacity.SERIES.items():
         assert f"{series} of a {service}" in DOCS
     assert capacity.ENGINE_SERIES + sum(capacity.SERIES.values()) == 5_402
@@ -31,8 +38,8 @@ def test_figures_are_those_of_their_sources() -> None:
 def test_needs_grow_with_users_from_the_least() -> None:
     assert capacity.rolls(30) == pytest.approx(3)
     assert capacity.pods(1, "standard") == 2
-    # 10,000 rolls a second of 1.5615 ms, at 0.7 of a CPU each.
-    assert capacity.pods(100_000, "standard") == 23
+    # 10,000 rolls a second of 0.9895 ms, at 0.7 of a CPU each.
+    assert capacity.pods(100_000, "standard") == 15
     assert capacity.frontends(100_000) == 93
     assert capacity.pages(101) == 2
     # 10,000 rolls a second for a day of 2,705 bytes.

@@ -136,6 +136,22 @@ async def test_faults_are_undone_when_an_experiment_fails(cluster: Cluster, erro
     assert cluster.calls()[-2:] == [SCALED.format(3), RELEASED]
 
 
+async def test_the_other_faults_are_undone_when_one_cannot_be(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def unlock() -> None:
+        raise LabError("psql ended with 2")
+
+    cluster.answer(**{"get statefulset/postgres --output jsonpath": 3})
+    target = PodTarget(await pods.find())
+    await target.__aenter__()
+    await target.stop("postgres")
+    monkeypatch.setattr(target, "unlock", unlock)
+    with pytest.raises(LabError, match="psql ended"):
+        await target.__aexit__(None, None, None)
+    assert cluster.calls()[-2:] == [SCALED.format(3), RELEASED]
+
+
 async def test_autoscalers_are_released_when_they_do_not_obey(
     cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
