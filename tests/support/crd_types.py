@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
-import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from tests.support import typescript
 
 TYPES = Path(__file__).parents[1] / "crd_types"
 # The package of each API group.
@@ -26,11 +26,6 @@ def type_errors(documents: Sequence[dict[str, Any]], directory: Path) -> list[st
         documents: resources of the groups in :data:`PACKAGES`.
         directory: an empty one, for the code that is checked.
     """
-    node, compiler = shutil.which("node"), TYPES / "node_modules" / "typescript" / "lib" / "tsc.js"
-    assert node, "no node on PATH; the tests need it to check the types of resources"
-    assert compiler.exists(), f"the types are not installed; run npm ci in {TYPES}"
-    (directory / "node_modules").symlink_to(TYPES / "node_modules")
-    shutil.copy(TYPES / "tsconfig.json", directory)
     lines = []
     for number, original in enumerate(documents):
         document = _completed(original)
@@ -38,10 +33,8 @@ def type_errors(documents: Sequence[dict[str, Any]], directory: Path) -> list[st
         kind = document["kind"]
         module = f"@kubernetes-models/{PACKAGES[group]}/{group}/{version}/{kind}"
         lines.append(f"export const d{number}: import('{module}').I{kind} = {json.dumps(document)};")
-    (directory / "resources.ts").write_text("\n".join(lines) + "\n")
-    run = subprocess.run([node, compiler], cwd=directory, capture_output=True, text=True, check=False)
-    assert bool(run.stdout) == bool(run.returncode), (run.stdout, run.stderr)
-    return [_explained(line, documents) for line in run.stdout.splitlines() if not line.startswith(" ")]
+    found = typescript.messages(TYPES, directory, {"resources.ts": "\n".join(lines) + "\n"})
+    return [_explained(message, documents) for message in found]
 
 
 def _completed(document: dict[str, Any]) -> dict[str, Any]:

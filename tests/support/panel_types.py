@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
-import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from tests.support import typescript
 
 TYPES = Path(__file__).parents[1] / "panel_types"
 
@@ -20,17 +20,8 @@ def type_errors(dashboards: Mapping[str, Mapping[str, Any]], directory: Path) ->
         dashboards: the JSON of each, by a name.
         directory: an empty one, for the code that is checked.
     """
-    node, compiler = shutil.which("node"), TYPES / "node_modules" / "typescript" / "lib" / "tsc.js"
-    assert node, "no node on PATH; the tests need it to check the dashboards' types"
-    assert compiler.exists(), f"the types are not installed; run npm ci in {TYPES}"
-    (directory / "node_modules").symlink_to(TYPES / "node_modules")
-    for file in ("types.ts", "tsconfig.json"):
-        shutil.copy(TYPES / file, directory)
-    for name, dashboard in dashboards.items():
-        (directory / f"{name}.ts").write_text("\n".join(_code(dashboard)) + "\n")
-    run = subprocess.run([node, compiler], cwd=directory, capture_output=True, text=True, check=False)
-    assert bool(run.stdout) == bool(run.returncode), (run.stdout, run.stderr)
-    return [_explained(line, dashboards) for line in run.stdout.splitlines() if not line.startswith(" ")]
+    code = {f"{name}.ts": "\n".join(_code(dashboard)) + "\n" for name, dashboard in dashboards.items()}
+    return [_explained(message, dashboards) for message in typescript.messages(TYPES, directory, code)]
 
 
 def _code(dashboard: Mapping[str, Any]) -> list[str]:
