@@ -19,7 +19,7 @@ from prometheus_client import CollectorRegistry, Counter
 from prometheus_client.aiohttp import make_aiohttp_handler
 
 from alertreceiver.settings import Settings
-from web.hosts import AllowedHosts
+from web.hosts import AllowedHosts, refuse_foreign_hosts
 from web.origin import is_foreign
 
 SERVICE = "alerts"  # what its lines are called in Loki and in the page
@@ -33,15 +33,14 @@ SETTINGS = web.AppKey("settings", Settings)
 SESSION = web.AppKey("session", ClientSession)
 RECEIVED = web.AppKey("received", Counter)
 NAMES = web.AppKey("names", set[str])  # of the alerts that were received
-HOSTS = web.AppKey("hosts", AllowedHosts)
 
 
 def create_app(settings: Settings) -> web.Application:
-    app = web.Application(middlewares=[refuse_browsers_of_other_sites])
+    hosts = AllowedHosts([CONTAINER, *settings.allowed_hosts])
+    app = web.Application(middlewares=[refuse_foreign_hosts(hosts, CONTAINER), refuse_pages_of_other_sites])
     registry = CollectorRegistry()
     app[SETTINGS] = settings
     app[NAMES] = set()
-    app[HOSTS] = AllowedHosts([CONTAINER, *settings.allowed_hosts])
     app[RECEIVED] = Counter(
         "alerts_received_total",
         "Alerts received, by their name and status.",
@@ -62,14 +61,8 @@ async def _session(app: web.Application) -> AsyncIterator[None]:
 
 
 @web.middleware
-async def refuse_browsers_of_other_sites(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Refuse foreign hosts with 421 (DNS rebinding) and what another site's page posts with 403."""
-    try:
-        known = "Host" not in request.headers or request.url.host in request.app[HOSTS]
-    except ValueError:
-        raise web.HTTPBadRequest(text="the Host header makes no sense\n") from None
-    if not known:
-        raise web.HTTPMisdirectedRequest(text=f"no alerts are received for {request.host[:256]}; see ALLOWED_HOSTS\n")
+async def refuse_pages_of_other_sites(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Answer 403 to what another site's page posts."""
     if request.method == "POST" and is_foreign(request):
         raise web.HTTPForbidden(text="this is for Alertmanager, not for another site's page\n")
     return await handler(request)

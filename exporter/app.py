@@ -9,15 +9,14 @@ import asyncio
 from collections.abc import AsyncIterator, Mapping
 from typing import TypeVar
 
-from aiohttp import ClientSession, web
-from aiohttp.typedefs import Handler
+from aiohttp import ClientSession, DummyCookieJar, TCPConnector, web
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
 
 from exporter.collectors import DiceTable, RunDirectory
 from exporter.probes import MODULES, probe
 from exporter.settings import Settings
-from web.hosts import AllowedHosts
+from web.hosts import AllowedHosts, refuse_foreign_hosts
 from web.origin import is_foreign
 
 T = TypeVar("T")
@@ -29,13 +28,12 @@ MARGIN = 0.5  # seconds
 SETTINGS = web.AppKey("settings", Settings)
 REGISTRY = web.AppKey("registry", CollectorRegistry)
 SESSION = web.AppKey("session", ClientSession)
-HOSTS = web.AppKey("hosts", AllowedHosts)
 
 
 def create_app(settings: Settings) -> web.Application:
-    app = web.Application(middlewares=[refuse_foreign_hosts])
+    hosts = AllowedHosts([SERVICE, *settings.allowed_hosts])
+    app = web.Application(middlewares=[refuse_foreign_hosts(hosts, SERVICE)])
     app[SETTINGS] = settings
-    app[HOSTS] = AllowedHosts([SERVICE, *settings.allowed_hosts])
     app[REGISTRY] = CollectorRegistry()
     if settings.database_url:
         app[REGISTRY].register(DiceTable(settings.database_url))
@@ -49,30 +47,24 @@ def create_app(settings: Settings) -> web.Application:
 
 
 async def _session(app: web.Application) -> AsyncIterator[None]:
-    async with ClientSession(headers={"User-Agent": "dicelab-exporter"}) as session:
+    # A new connection for each probe: a reused one would hide that nobody can connect.
+    async with ClientSession(
+        connector=TCPConnector(force_close=True),
+        cookie_jar=DummyCookieJar(),
+        headers={"User-Agent": "dicelab-exporter"},
+    ) as session:
         app[SESSION] = session
         yield
 
 
-@web.middleware
-async def refuse_foreign_hosts(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Refuse foreign hosts with 421 (DNS rebinding)."""
-    try:
-        known = "Host" not in request.headers or request.url.host in request.app[HOSTS]
-    except ValueError:
-        raise web.HTTPBadRequest(text="the Host header makes no sense\n") from None
-    if not known:
-        raise web.HTTPMisdirectedRequest(text=f"there is no exporter at {request.host[:256]}; see ALLOWED_HOSTS\n")
-    return await handler(request)
-
-
 async def ready(request: web.Request) -> web.Response:
-    """Ready even while the database is away: that is what it is there to report."""
+    """Ready even if the database is down: reporting that is its job."""
     return web.Response()
 
 
 async def metrics(request: web.Request) -> web.Response:
-    return await _page(request, request.app[REGISTRY])
+    # In a thread: collectors wait for the database and the disk.
+    return await asyncio.to_thread(_page, request, request.app[REGISTRY])
 
 
 async def probe_target(request: web.Request) -> web.Response:
@@ -85,7 +77,7 @@ async def probe_target(request: web.Request) -> web.Response:
     module = _one_of(MODULES, request, "module")
     timeout = min(settings.probe_timeout, _scrape_timeout(request))
     result = await probe(request.app[SESSION], module, target, timeout)
-    return await _page(request, result.registry())
+    return _page(request, result.registry())
 
 
 def _one_of(choices: Mapping[str, T], request: web.Request, name: str) -> T:
@@ -105,8 +97,6 @@ def _scrape_timeout(request: web.Request) -> float:
         raise web.HTTPBadRequest(text=f"{SCRAPE_TIMEOUT} must be a number of seconds\n") from None
 
 
-async def _page(request: web.Request, registry: CollectorRegistry) -> web.Response:
+def _page(request: web.Request, registry: CollectorRegistry) -> web.Response:
     encode, content_type = choose_encoder(request.headers.get("Accept", ""))
-    # In a thread: collectors wait for the database and the disk.
-    body = await asyncio.to_thread(encode, registry)
-    return web.Response(body=body, headers={"Content-Type": content_type})
+    return web.Response(body=encode(registry), headers={"Content-Type": content_type})

@@ -20,7 +20,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 MAX_DICE = 100  # whoever can write to the table chooses the names, and each is a series
-TIMEOUT = 2  # seconds to connect, and for the query; below the 4 s that Prometheus gives a scrape
+CONNECT_TIMEOUT, QUERY_TIMEOUT = 2, 1.5  # seconds; together below the 4 s that Prometheus gives a scrape
 
 # The directories of each signal in the run dir: what the lab writes itself, and the engine's data.
 SIGNALS = {
@@ -39,6 +39,7 @@ class Source(Collector):
 
     Attributes:
         name: of the source, as in ``dicelab_database_up``.
+        up: the description of its ``..._up``.
         errors: what reading raises while it is away.
     """
 
@@ -80,10 +81,10 @@ class DiceTable(Source):
         self._url = url
 
     def read(self) -> Iterator[Metric]:
-        milliseconds = TIMEOUT * 1000
+        milliseconds = int(QUERY_TIMEOUT * 1000)
         connection = psycopg2.connect(
             self._url,
-            connect_timeout=TIMEOUT,
+            connect_timeout=CONNECT_TIMEOUT,
             tcp_user_timeout=milliseconds,
             options=f"-c statement_timeout={milliseconds}",
             application_name="exporter",
@@ -111,7 +112,7 @@ class RunDirectory(Source):
 
     name = "run_dir"
     up = "1 if the exporter could read the run dir, else 0."
-    errors = (OSError, ValueError)
+    errors = (OSError, ValueError, KeyError, TypeError)  # the latter: a state file of another shape
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -151,7 +152,8 @@ class RunDirectory(Source):
             try:
                 fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
             except BlockingIOError:  # the experiment holds the lock; after its end only its name is left
-                running.add_metric([file.read(100)], 1)
+                if name := file.read(100):  # it has just been locked, and has no name yet
+                    running.add_metric([name], 1)
         return running
 
     def _files(self, directories: tuple[str, ...]) -> Iterator[os.stat_result]:

@@ -42,12 +42,14 @@ class Result:
 async def roll(session: ClientSession, target: URL) -> tuple[str, int]:
     """Roll the fair die; it never fails by design. It is a real roll: the service counts and traces it."""
     async with session.get(target / "roll", params={"die": "fair"}, allow_redirects=False) as response:
-        body = await response.content.read(MAX_BODY)
+        body = b""
+        while len(body) < MAX_BODY and (part := await response.content.read(MAX_BODY - len(body))):
+            body += part
     if response.status != 200:
         return "failed", response.status
     try:
         face = json.loads(body)["roll"]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return "wrong_answer", response.status
     return "success" if face in range(1, 7) else "wrong_answer", response.status
 

@@ -79,7 +79,7 @@ def pipeline_and_saturation() -> Dashboard:
 def for_executives() -> Dashboard:
     dashboard = _dashboard(
         "dice-roller-executive",
-        "Dice Roller - For those who pay",
+        "Dice Roller - Executive overview",
         "One screen, without jargon: what was promised, what went wrong, who rolled and what it cost.",
         DATA_SOURCES,
     )

@@ -1,4 +1,4 @@
-"""The dashboard for those who pay: one screen, in their words."""
+"""The executive overview: one screen, without jargon."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ def promise() -> list[Panel]:
         number(
             "People who rolled",
             Says(
-                "Different people who signed in and rolled. Who rolls without signing in is not counted.",
+                "Different people who signed in and rolled. Rolls without signing in are not counted.",
                 "None although people rolled: sign-in comes with stage 6, and is it switched on?",
             ),
             [log_total(f"count(sum by (username) (count_over_time({USERS.logs} [$__range])))", "people")],
@@ -202,4 +202,4 @@ def promise() -> list[Panel]:
     ]
 
 
-ROWS = (Row("The service, for those who pay", promise),)
+ROWS = (Row("The service", promise),)

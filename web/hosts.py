@@ -9,6 +9,9 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Iterable
 
+from aiohttp import web
+from aiohttp.typedefs import Handler, Middleware
+
 ANY = "*"
 
 
@@ -32,6 +35,22 @@ class AllowedHosts:
             return False
         host = host.lower().rstrip(".")
         return host in self._names or host == "localhost" or host.endswith(".localhost") or _is_address(host)
+
+
+def refuse_foreign_hosts(hosts: AllowedHosts, name: str) -> Middleware:
+    """A middleware that answers 421 to a request for another host, for programs outside of :mod:`web.application`."""
+
+    @web.middleware
+    async def refuse(request: web.Request, handler: Handler) -> web.StreamResponse:
+        try:
+            known = "Host" not in request.headers or request.url.host in hosts
+        except ValueError:
+            raise web.HTTPBadRequest(text="the Host header makes no sense\n") from None
+        if not known:
+            raise web.HTTPMisdirectedRequest(text=f"there is no {name} at {request.host[:256]}; see ALLOWED_HOSTS\n")
+        return await handler(request)
+
+    return refuse
 
 
 def is_loopback(host: str) -> bool:

@@ -13,7 +13,7 @@ import random
 import time
 from collections import Counter
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -104,7 +104,8 @@ async def _experiment(options: Options, lab: Lab) -> dict[str, Any]:
         async with progress(f"chaos {options.experiment}", run.words, run.share):
             try:
                 async with target:
-                    with marked(lab.run_dir, options.experiment):
+                    # The exporter reads the run dir; a lab of containers or in a cluster has none here.
+                    with marked(lab.run_dir, options.experiment) if isinstance(target, RunDirTarget) else nullcontext():
                         await run.through(target, client)
             finally:
                 # A service that is about to be restarted may still be ready.

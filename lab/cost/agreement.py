@@ -84,8 +84,6 @@ class Engines:
         async def received() -> Counts:
             return _difference(await _counted(self._lab, "loki"), self._before["loki"])
 
-        count, ours = new_bytes(collector.all_lines())
-        counted = await received()
         async for _ in within(PATIENCE, poll=0.5):
             count, ours = new_bytes(collector.all_lines())
             counted = await received()

@@ -238,8 +238,8 @@ class Asked:
                 if variable["type"] == "query":
                     add(variable["datasource"]["type"], str(variable["query"]["query"]), f"variable {variable['name']}")
             for annotation in content["annotations"]["list"]:
-                if annotation.get("expr"):
-                    add(annotation["datasource"]["type"], annotation["expr"], f"annotation {annotation['name']}")
+                if expression := annotation.get("target", {}).get("expr"):
+                    add(annotation["datasource"]["type"], expression, f"annotation {annotation['name']}")
         for path in sorted(rules.glob("*.yml")):
             for group in yaml.safe_load(path.read_text())["groups"]:
                 for rule in group["rules"]:

@@ -19,6 +19,7 @@ from typing import Any
 
 import aiohttp
 import orjson
+import yaml
 
 from lab import LabError
 from lab.client import Lab
@@ -206,10 +207,8 @@ async def page(lab: Lab, service: str) -> Page:
 
 def scrape_interval() -> float:
     """Seconds between two scrapes, by the shipped configuration of Prometheus."""
-    text = (engines.COMPOSE / "prometheus" / "prometheus.yml").read_text()
-    found = re.search(r"scrape_interval: (\d+)s", text)
-    assert found, "compose/prometheus/prometheus.yml has no scrape_interval in seconds"
-    return float(found[1])
+    configuration = yaml.safe_load((engines.COMPOSE / "prometheus" / "prometheus.yml").read_text())
+    return float(configuration["global"]["scrape_interval"].removesuffix("s"))
 
 
 async def counters(session: aiohttp.ClientSession, url: str) -> defaultdict[str, float]:

@@ -55,8 +55,8 @@ class Report:
             },
             "by_service": {
                 name: {
-                    "spans": _size(measured.spans.get(name, Size()), measured.rolls),
-                    "lines": _size(measured.lines.get(name, Size()), measured.rolls),
+                    "spans": _size(measured.spans[name], measured.rolls),
+                    "lines": _size(measured.lines[name], measured.rolls),
                     "scrape": measured.scrape.get(name, Size())._asdict(),
                     "series": measured.series.get(name, 0),
                 }
@@ -142,7 +142,7 @@ class Report:
         for one in own:
             known = by_name.get(one.name)
             by_name[one.name] = one._replace(series=one.series + known.series) if known else one
-        rows = _table("Asked for by nobody", "series", "in the code of the page or a command")
+        rows = _table("Unused metrics", "series", "in the code of the page or a command")
         for one in sorted(by_name.values(), key=lambda one: -one.series)[:SHOWN]:
             rows.add_row(one.name, f"{one.series:,}", "yes" if one.in_code else "")
         console.print(rows)
@@ -150,7 +150,7 @@ class Report:
     def _agreement(self, console: Console) -> None:
         if not self.agreements:
             return
-        rows = _table("Beside the engines' own figures", "here", "there", "agreement", "by")
+        rows = _table("Compared with the engines", "here", "there", "agreement", "by")
         for one in self.agreements:
             rows.add_row(one.what, f"{one.ours:,.0f}", f"{one.theirs:,.0f}", f"{one.percent:.1f} %", one.engine)
         console.print(rows)

@@ -142,12 +142,16 @@ def _postgres_exporter(setting: Setting) -> list[str]:
 
 def usage(binary: str) -> str:
     """The text that a program prints for ``--help``."""
+    return _printed(binary, "--help", stderr=subprocess.STDOUT)
+
+
+def _printed(*command: str, stderr: int = subprocess.DEVNULL) -> str:
     process = subprocess.run(
-        [binary, "--help"],
+        command,
         check=False,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
+        stderr=stderr,
         text=True,
         timeout=HELP_TIMEOUT,
     )
@@ -174,16 +178,7 @@ def _collector(setting: Setting) -> list[str]:
 
 def components(binary: str) -> set[str]:
     """The names of a Collector's components, without underscores: releases differ in them."""
-    process = subprocess.run(
-        [binary, "components"],
-        check=False,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-        timeout=HELP_TIMEOUT,
-    )
-    return {name.replace("_", "") for name in re.findall(r"name: (\w+)", process.stdout)}
+    return {name.replace("_", "") for name in re.findall(r"name: (\w+)", _printed(binary, "components"))}
 
 
 def _alloy(setting: Setting) -> list[str]:
@@ -336,7 +331,7 @@ class Plan:
     directory: Path  # the engines' data
     logs: Path  # the services' log files
     admin_password: str  # of Grafana; all other users are anonymous viewers
-    probes: bool  # whether Prometheus has services probed
+    probes: bool  # whether Prometheus probes services
     sampling: str = "none"  # which traces the Collector keeps
 
     def has(self, name: str) -> bool:
@@ -428,7 +423,9 @@ class Plan:
             metrics = "COLLECTOR_METRICS_PORT" if engine.name == "otel-collector" else engine.ports[0]
             addresses[engine.name] = f"{HOST}:{self.port(metrics)}"
         targets = [{"targets": [address], "labels": {"job": name}} for name, address in addresses.items()]
-        probes = [{"targets": [PROBED], "labels": {"__exporter__": addresses["exporter"]}}] if self.probes else []
+        probes = []
+        if self.probes and self.has("exporter"):
+            probes.append({"targets": [PROBED], "labels": {"__exporter__": addresses["exporter"]}})
         (config / "targets" / "probes").mkdir(parents=True, exist_ok=True)
         # YAML reads JSON.
         (config / "targets" / "lab.yml").write_text(json.dumps(targets, indent=2))
@@ -481,8 +478,10 @@ def plan(
     found = tuple((engine, binary) for engine in wanted if (binary := engine.find(path)))
     missing = tuple(engine for engine in wanted if engine.name not in there)
     admin_password = environ.get("GRAFANA_ADMIN_PASSWORD") or secrets.token_urlsafe()
-    probes = any(engine.name == "exporter" for engine, _ in found) and environ.get("PROBES") != "false"
-    made = Plan(found, missing, stage, base_port, directory, logs, admin_password, probes, sampling)
+    probes = environ.get("PROBES") or "true"
+    if probes not in ("true", "false"):
+        raise LabError(f"PROBES: {probes!r} must be true or false")
+    made = Plan(found, missing, stage, base_port, directory, logs, admin_password, probes == "true", sampling)
     if sampling == TAIL and not made.has("otel-collector"):
         raise LabError("SAMPLING=tail needs the OpenTelemetry Collector and Tempo on PATH")
     return made

@@ -120,7 +120,7 @@ def lacks(lab: Lab, name: str) -> Page | None:
     return samples if samples[name,] == 0 else None
 
 
-# --- the dashboard for those who pay ---
+# --- the executive overview ---
 
 # Nobody rolled a week ago, and the outage may have broken the promise; test_rules.py has an incident's exact values.
 ANY_NUMBER = {

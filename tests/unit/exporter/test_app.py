@@ -48,11 +48,17 @@ class Roller:
     status: int = 200
     asked: list[str] = field(default_factory=list)
 
-    async def answer(self, request: web.Request) -> web.Response:
+    async def answer(self, request: web.Request) -> web.StreamResponse:
         self.asked.append(request.path_qs)
         if self.body is None:
             await asyncio.sleep(60)
-        return web.Response(text=self.body, status=self.status)
+        body = self.body or ""
+        response = web.StreamResponse(status=self.status)
+        await response.prepare(request)
+        for part in (body[:3], body[3:]):  # an answer need not arrive in one piece
+            await response.write(part.encode())
+            await asyncio.sleep(0.01)
+        return response
 
     @asynccontextmanager
     async def probed(self, timeout: float = 60.0) -> AsyncIterator[TestClient[web.Request, web.Application]]:
@@ -85,6 +91,7 @@ def outcome(samples: Page) -> str:
         ("roll", '{"roll": "6"}', 200, "wrong_answer"),
         ("roll", "[]", 200, "wrong_answer"),
         ("roll", "<html>", 200, "wrong_answer"),
+        ("roll", "[" * 4000, 200, "wrong_answer"),
         ("roll", "", 503, "failed"),
         ("roll", "", 302, "failed"),
         ("ready", "", 200, "success"),

@@ -75,6 +75,11 @@ def test_prometheus_has_something_probed_unless_it_is_switched_off(
     assert targets == ([{"targets": ["dice-roller"], "labels": {"__exporter__": "127.0.0.1:9026"}}] if probed else [])
 
 
+def test_an_unclear_setting_of_the_probes_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(LabError, match="PROBES: 'no' must be true or false"):
+        engines.plan(stages.load(6), 9000, tmp_path, tmp_path / "logs", {"PATH": "", "PROBES": "no"})
+
+
 def test_workers_share_a_log_file_and_have_their_own_trace_files(tmp_path: Path) -> None:
     made = plan(tmp_path, stage=2, workers=2)
     processes = {process.name: process for process in made.service_processes("", tmp_path / "workers")}

@@ -104,16 +104,24 @@ def test_queries_are_read_from_dashboards_and_rules(tmp_path: Path) -> None:
         {"title": "Map", "datasource": {"type": "tempo"}, "targets": [{"queryType": "serviceMap"}]},
         {"title": "Row"},
     ]
-    dashboard = {"panels": panels, "templating": {"list": []}, "annotations": {"list": []}}
+    prometheus = {"type": "prometheus"}
+    variable = {
+        "type": "query",
+        "name": "die",
+        "datasource": prometheus,
+        "query": {"query": "label_values(v_total, x)"},
+    }
+    annotation = {"name": "Alerts", "datasource": prometheus, "target": {"expr": "f_total > 0"}}
+    dashboard = {"panels": panels, "templating": {"list": [variable]}, "annotations": {"list": [annotation]}}
     (tmp_path / "one.json").write_text(json.dumps(dashboard))
     (tmp_path / "one.yml").write_text("groups: [{rules: [{record: a:b, expr: c_total}, {alert: D, expr: a:b > 1}]}]")
     code = tmp_path / "code"
     code.mkdir()
     (code / "page.py").write_text('QUERY = "rate(e_total[1m])"')
     asked = Asked.read(tmp_path, tmp_path, [code])
-    assert [name for name in ("rolls_total", "c_total", "a:b", "e_total") if asked.series(name, {})] == [
-        *("rolls_total", "c_total", "a:b")
-    ]
+    assert [
+        name for name in ("rolls_total", "c_total", "a:b", "v_total", "f_total", "e_total") if asked.series(name, {})
+    ] == [*("rolls_total", "c_total", "a:b", "v_total", "f_total")]
     assert asked.in_code("e_total")
     assert not asked.in_code("e")
     assert asked.line(parse_line(LINE), LINE) == "list"
