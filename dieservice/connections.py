@@ -117,10 +117,11 @@ class Pool:
 
     def release(self, cursor: Cursor) -> None:
         """Give a cursor back. A connection that is closed or inside a transaction is not used again."""
-        self._returned += 1
-        if self._leak_every and self._returned % self._leak_every == 0:
-            self._leaked.append(cursor)
-            return
+        if self._leak_every:
+            self._returned += 1
+            if self._returned % self._leak_every == 0:
+                self._leaked.append(cursor)
+                return
         self._in_use.discard(cursor)
         if not cursor.closed:
             connection = cursor.connection

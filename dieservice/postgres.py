@@ -119,10 +119,10 @@ class PostgresCatalogue:
                 async with untraced_connection(options) as control:
                     await self._prepare(control)
                     pool = Pool(options, self._pool_size, self._settings.pool_timeout)
-                    pool.leak(self._leak_every)
                     await pool.fill()
                     self._probe_now.clear()
                     self._pool = pool
+                    pool.leak(self._leak_every)
                     retry = FIRST_RETRY
                     await self._probe(control, pool)
             except Exception as error:  # any failure: the next attempt may succeed

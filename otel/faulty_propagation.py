@@ -1,4 +1,4 @@
-"""A propagator with two faults that can be switched on while a service runs: for services whose faults are to be found.
+"""A propagator with two faults that can be switched on in a running service.
 
 It wraps the propagator that ``OTEL_PROPAGATORS`` has chosen, and without a fault does exactly what that one does.
 """

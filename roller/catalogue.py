@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from functools import lru_cache
 from time import perf_counter
 from typing import Any, Protocol
@@ -108,10 +107,13 @@ class RemoteCatalogue:
             if random.random() >= share:
                 return
             started = perf_counter()
-            with suppress(asyncio.TimeoutError, ClientError):
+            try:
                 async with self._session().get(self._url_of(name), timeout=ClientTimeout(total=seconds)):
-                    pass  # answered after all; nobody uses the answer
-            self._telemetry.failed(name, "timeout", perf_counter() - started)
+                    return  # answered in time after all; the roll asks once more
+            except asyncio.TimeoutError:
+                self._telemetry.failed(name, "timeout", perf_counter() - started)
+            except ClientError:
+                self._telemetry.failed(name, "connection_error", perf_counter() - started)
         raise CatalogueTimeout("The die-service did not answer in time.")
 
     async def _request(self, name: str) -> Die:

@@ -1,4 +1,4 @@
-"""Defects that a service has on purpose while ``dicelab mystery`` is played, switched while it runs.
+"""Injected defects: switched on and off in a running service during ``dicelab mystery``.
 
 In ordinary runs ``DEFECTS_SOCKET`` is not set, and nothing of this exists. In a game every service connects to that
 Unix socket and receives its defects as JSON objects, one a line, each with everything that is switched on::
@@ -71,7 +71,13 @@ async def _apply(switches: Mapping[str, Switch], values: Mapping[str, Any]) -> N
 
 def _common() -> dict[str, Switch]:
     """The defects that every service can have."""
-    switches: dict[str, Switch] = {"full_disk": _full_disk}
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def full_disk(on: Any) -> None:
+        """Make every write to a regular file fail. A service writes only its spans to files; its lines go to a pipe."""
+        resource.setrlimit(resource.RLIMIT_FSIZE, (0, before[1]) if on else before)
+
+    switches: dict[str, Switch] = {"full_disk": full_disk}
     propagator = propagate.get_global_textmap()
     if isinstance(propagator, FaultyPropagator):
 
@@ -83,9 +89,3 @@ def _common() -> dict[str, Switch]:
 
         switches |= {"no_context": no_context, "sampled": sampled}
     return switches
-
-
-def _full_disk(on: Any) -> None:
-    """Make every write to a file fail: in a service that is its spans, whose lines go to a pipe."""
-    _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (0 if on else hard, hard))

@@ -222,9 +222,10 @@ class _Faults:
         self._frozen[name] = pid
 
     def _thaw(self, name: str) -> None:
-        if name in self._frozen and self._frozen.pop(name) == self._parts[name].pid:
+        pid = self._frozen.pop(name, None)
+        if pid is not None and pid == self._parts[name].pid:  # else it has been restarted
             with suppress(ProcessLookupError):
-                os.kill(self._parts[name].pid or 0, signal.SIGCONT)
+                os.kill(pid, signal.SIGCONT)
 
     def _fill(self, name: str) -> None:
         directory = self._data / name
@@ -232,7 +233,9 @@ class _Faults:
             raise LabError(f"{directory} is no file system of its own that can be filled: mount a small one there")
         if shutil.disk_usage(directory).total > LARGEST:
             raise LabError(f"the file system at {directory} is not filled: it is larger than {LARGEST // 2**20} MiB")
-        filler = self._fillers.setdefault(name, tempfile.TemporaryFile(dir=directory, buffering=0))
+        if name not in self._fillers:
+            self._fillers[name] = tempfile.TemporaryFile(dir=directory, buffering=0)
+        filler = self._fillers[name]
         size = 2**20
         while size:
             try:

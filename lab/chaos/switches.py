@@ -68,10 +68,9 @@ class SwitchServer:
         async for _ in within(PATIENCE):
             if name not in self._connections:
                 continue
-            with suppress(asyncio.TimeoutError, KeyError):
-                async with asyncio.timeout(PATIENCE):
-                    if await self._send(name):
-                        return
+            with suppress(KeyError):
+                if await self._send(name):
+                    return
         raise LabError(f"the {name} does not answer")
 
     async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -90,12 +89,14 @@ class SwitchServer:
         """Send a process its defects; whether it has answered."""
         async with self._one_at_a_time:
             reader, writer = self._connections[name]
-            with suppress(OSError):
-                writer.write(json.dumps(self._values[name]).encode() + b"\n")
-                await writer.drain()
-                if await reader.readline():
-                    return True
-            if self._connections.get(name) == (reader, writer):  # it has ended
+            with suppress(OSError):  # a time-out is one
+                async with asyncio.timeout(PATIENCE):
+                    writer.write(json.dumps(self._values[name]).encode() + b"\n")
+                    await writer.drain()
+                    if await reader.readline():
+                        return True
+            # It has ended, or would answer this message when the next one is sent.
+            if self._connections.get(name) == (reader, writer):
                 self._hang_up(name)
             return False
 

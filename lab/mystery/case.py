@@ -21,7 +21,7 @@ from prometheus_client.samples import Sample
 from prometheus_client.utils import floatToGoString
 
 from lab.client import Lab
-from lab.signals import Line, Span, parse_export, parse_line
+from lab.signals import Span, parse_export
 
 TEMPO_TRACES = 600  # that are fetched from Tempo, spread over the game
 TEMPO_AT_ONCE = 10
@@ -68,10 +68,6 @@ class Case:
     @cached_property
     def spans(self) -> list[Span]:
         return [span for export in self.exports for span in parse_export(export)]
-
-    @cached_property
-    def parsed_lines(self) -> list[Line]:
-        return [parse_line(json.dumps(line)) for line in self.lines]
 
     @cached_property
     def traces(self) -> dict[str, list[Span]]:

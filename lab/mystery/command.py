@@ -7,7 +7,7 @@ import json
 import random
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from lab import InputError, LabError
 from lab.client import Lab
 from lab.mystery import answer as answers
 from lab.mystery import files, player
-from lab.mystery.answer import clock
+from lab.mystery.answer import BadAnswer, clock
 from lab.mystery.game import Game, Played, play
 from lab.mystery.history import History
 from lab.mystery.plan import LEVELS, PUBLIC_SEEDS, Plan, draw
@@ -140,7 +140,12 @@ async def _play(lab: Lab, plan: Plan, options: Options, console: Console) -> int
     if played is None:
         raise LabError("interrupted: everything is put back, and this game does not count")
     session = sessions[0]
-    result = score(played.case, played.truth, session.answer)
+    try:
+        result = score(played.case, played.truth, session.answer)
+    except BadAnswer as error:  # a query that is valid on no data, but not on these
+        tell(str(error))
+        result = score(played.case, played.truth, replace(session.answer, query=""))
+    _show_result(played, session, result, options, console)
     History(options.run_dir).add(
         {
             "at": clock(time.time()),
@@ -153,7 +158,6 @@ async def _play(lab: Lab, plan: Plan, options: Options, console: Console) -> int
             "given_up": session.given_up,
         }
     )
-    _show_result(played, session, result, options, console)
     return 0 if played.put_back else 1
 
 

@@ -154,21 +154,19 @@ def _runs(process: int) -> bool:
 async def _happening(game: Game, target: RunDirTarget) -> AsyncIterator[None]:
     """While the block runs: scrapes, decoys, and the fault when its time has come."""
     plan, facets = game.plan, game.plan.facets
-    tasks = [
-        asyncio.ensure_future(_scrape(game)),
-        asyncio.ensure_future(_watch_alerts(game)),
-        asyncio.ensure_future(_break(game, target, facets)),
-        *(asyncio.ensure_future(_decoy(game, target, decoy, facets)) for decoy in plan.decoys),
-    ]
     try:
-        yield
-        for task in tasks:  # a fault that could not be put in
-            if task.done() and not task.cancelled() and (error := task.exception()) is not None:
-                raise error
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        async with asyncio.TaskGroup() as group:
+            tasks = [
+                group.create_task(_scrape(game)),
+                group.create_task(_watch_alerts(game)),
+                group.create_task(_break(game, target, facets)),
+                *(group.create_task(_decoy(game, target, decoy, facets)) for decoy in plan.decoys),
+            ]
+            yield
+            for task in tasks:
+                task.cancel()
+    except BaseExceptionGroup as errors:  # for example, a fault that could not be put in ends the game at once
+        raise errors.exceptions[0] from None
 
 
 async def _break(game: Game, target: RunDirTarget, facets: Facets) -> None:

@@ -103,9 +103,12 @@ class Lines:
         while timer.left > 0:
             try:
                 async with asyncio.timeout(POLL):
-                    return await self._queue.get()
+                    line = await self._queue.get()
             except TimeoutError:
                 continue
+            if line is None:  # every later call gets it too
+                self._queue.put_nowait(None)
+            return line
         raise TimeoutError
 
 
@@ -122,7 +125,7 @@ async def by_file(session: Session, path: Path, say: Say) -> None:
         if changed or not content.strip() or content == refused or session.wait > 0:
             continue
         try:
-            session.answer = session.read(_text(content))
+            session.answer = await asyncio.to_thread(session.read, _text(content))
             return
         except BadAnswer as error:
             say(f"{path}: {error}")
@@ -166,7 +169,7 @@ async def by_documents(session: Session, lines: Lines, say: Say) -> None:
             if not word:
                 continue
             try:
-                session.answer = session.read(word)
+                session.answer = await asyncio.to_thread(session.read, word)
                 return
             except BadAnswer as error:
                 say(str(error))
@@ -264,6 +267,6 @@ async def _one(session: Session, lines: Lines, say: Say, parse: Callable[[str], 
         if _command(session, line.strip(), say):
             continue
         try:
-            return parse(line.strip())
+            return await asyncio.to_thread(parse, line.strip())
         except BadAnswer as error:
             say(str(error))

@@ -208,7 +208,7 @@ async def _kill_again(target: RunDirTarget, parameters: Parameters, facets: Face
         await target.kill(parameters["service"])
 
 
-def _draw_crash(chance: random.Random, facets: Facets, strength: float) -> Parameters:
+def _draw_service(chance: random.Random, facets: Facets, strength: float) -> Parameters:
     return {"service": chance.choice((ROLLER, DIE_SERVICE))}
 
 
@@ -229,10 +229,6 @@ def _draw_hop(chance: random.Random, facets: Facets, strength: float) -> Paramet
 async def _lose_context(target: RunDirTarget, parameters: Parameters, facets: Facets) -> None:
     names = _processes_of(parameters["caller"])(parameters, facets)
     await target.switch({name: {"no_context": True} for name in names})
-
-
-def _draw_disk(chance: random.Random, facets: Facets, strength: float) -> Parameters:
-    return {"service": chance.choice((ROLLER, DIE_SERVICE))}
 
 
 async def _full_disk(target: RunDirTarget, parameters: Parameters, facets: Facets) -> None:
@@ -330,7 +326,7 @@ SITUATIONS: dict[str, Situation] = {
             SOME,
             f"The {{service}} was killed every {CRASH_INTERVAL:g} s; the supervisor started it again.",
             _kill,
-            _draw_crash,
+            _draw_service,
             keep=_kill_again,
             one_process=True,
         ),
@@ -400,7 +396,7 @@ SITUATIONS: dict[str, Situation] = {
             NOBODY,
             "The {service} could not write its spans: for its files the disk was full. They came later.",
             _full_disk,
-            _draw_disk,
+            _draw_service,
             telemetry_only=True,
             without=("tempo",),
             one_process=True,

@@ -7,7 +7,6 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from lab.mystery.plan import Plan
-from lab.mystery.situations import NOTHING
 
 
 @dataclass(frozen=True)
@@ -79,7 +78,3 @@ class Truth:
 
     def document(self) -> dict[str, Any]:
         return asdict(self)
-
-    @property
-    def nothing(self) -> bool:
-        return self.components == (NOTHING,)

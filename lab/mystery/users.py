@@ -143,18 +143,22 @@ def indicators(
         for die, counts in sorted(faces.items())
         if die in dice and (test := chi_square(counts, dice[die])) is not None and test.p < LESS_LIKELY
     ]
+    usual, now = _figures(before), _figures(during)
     noticed = None
-    ends = sorted(one.at for one in requests if onset <= one.at <= ended)
-    for end in ends:
-        recent = [one for one in requests if max(onset, end - NOTICED_WITHIN) <= one.at <= end]
-        if len(recent) >= FEWEST and _moved(before, recent, strict=True):
-            noticed = round(end - onset, 1)
+    after = sorted((one for one in requests if onset <= one.at <= ended), key=lambda one: one.at)
+    first = 0
+    for last, one in enumerate(after):
+        while after[first].at < one.at - NOTICED_WITHIN:
+            first += 1
+        recent = after[first : last + 1]
+        if len(recent) >= FEWEST and _moved(usual, _figures(recent), strict=True):
+            noticed = round(one.at - onset, 1)
             break
     return {
-        "before": _figures(before),
-        "during": _figures(during),
+        "before": usual,
+        "during": now,
         "faces_wrong": faces_wrong,
-        "moved": bool(faces_wrong) or _moved(before, during, strict=False),
+        "moved": bool(faces_wrong) or _moved(usual, now, strict=False),
         "noticed_seconds": noticed,
     }
 
@@ -171,15 +175,14 @@ def _figures(requests: Sequence[Request]) -> dict[str, Any]:
     }
 
 
-def _moved(before: Sequence[Request], during: Sequence[Request], strict: bool) -> bool:
-    """Whether failures or latencies are higher; a few requests alone have to differ by twice as much."""
-    first, then = _figures(before), _figures(during)
+def _moved(first: Mapping[str, Any], then: Mapping[str, Any], strict: bool) -> bool:
+    """Whether failures or latencies are higher; a few requests alone have to differ by four times as much."""
     if not first["requests"] or not then["requests"]:
         return bool(first["requests"])  # nobody got an answer any more
-    factor = 2 if strict else 1
-    slower = 1 + (SLOWER - 1) * factor * (2 if strict else 1)
+    factor = 4 if strict else 1
+    slower = 1 + (SLOWER - 1) * factor
     return bool(
-        then["failed"] - first["failed"] >= MORE_FAILURES * factor * (2 if strict else 1)
+        then["failed"] - first["failed"] >= MORE_FAILURES * factor
         or then["median_ms"] >= slower * first["median_ms"]
         or (not strict and then["p95_ms"] >= slower * first["p95_ms"])
     )
