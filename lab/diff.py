@@ -19,9 +19,9 @@ import sys
 import tempfile
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
-from itertools import zip_longest
+from itertools import cycle, islice, zip_longest
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -43,6 +43,7 @@ ROLL, BATCH = "/roll?die=fair", "/roll-async?die=fair&times=3"
 ROLL_DELAY = "0.01"  # seconds
 MAX_ROLLS = 200  # of the risky die until one fails
 ATTEMPTS = 5  # at finding free ports
+PORTS = range(32_000, 32_700)  # below those that the system gives to outgoing connections
 # What configures a service and would make this machine's stages differ from everybody's.
 CONFIGURING = re.compile(
     r"OTEL_|DATABASE_URL|ROLL_|TRACES_|TELEMETRY|DB_|DICE_|LOG_|RANDOM_SEED|SESSION|ALLOWED_HOSTS|WORKERS_DIR|"
@@ -228,21 +229,17 @@ async def _temporary_lab(stage: int, seed: int) -> AsyncIterator[tuple[Lab, Call
         shutil.rmtree(directory, ignore_errors=True)
 
 
+_BASE_PORTS = cycle(random.sample(range(PORTS.start, PORTS.stop, len(SERVICES)), len(PORTS) // len(SERVICES)))
+
+
 def _free_base_port() -> int:
-    """A base port whose services' ports are free now, below the ephemeral ones."""
-    for _ in range(1000):
-        base = random.randrange(20_000, 32_000)
-        sockets = []
-        try:
+    """A base port that no other lab of this command has, and whose services' ports are free now."""
+    for base in islice(_BASE_PORTS, len(PORTS)):
+        with ExitStack() as sockets, suppress(OSError):
             for service in SERVICES:
-                sockets.append(socket.create_server(("127.0.0.1", base + service.port_offset)))
+                sockets.enter_context(socket.create_server(("127.0.0.1", base + service.port_offset)))
             return base
-        except OSError:
-            continue
-        finally:
-            for one in sockets:
-                one.close()
-    raise LabError("no free ports from 20000 to 32000")
+    raise LabError(f"no free ports from {PORTS.start} to {PORTS.stop}")
 
 
 @dataclass(frozen=True)
