@@ -8,11 +8,14 @@ import re
 import subprocess
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from playwright.async_api import Error as PlaywrightError
+from playwright.async_api import expect
 
 from lab.client import DIE_SERVICE, FRONTEND, ROLLER
 from lab.client import Lab as AnyLab
@@ -20,11 +23,13 @@ from lab.mystery import command, files
 from lab.mystery.answer import Answer
 from lab.mystery.evidence import anomaly
 from lab.mystery.game import Game, Played, play
+from lab.mystery.history import History
 from lab.mystery.plan import draw
 from lab.mystery.score import score
 from lab.mystery.situations import MECHANISMS, SITUATIONS, Facets, Fault
 from lab.signals import OPENMETRICS
 from tests.support import labs
+from tests.support.browser import Open, open_tab, violations
 from tests.support.labs import Lab, dicelab, get, wait_for
 
 pytestmark = pytest.mark.timeout(300)  # each game restarts all services twice, which takes a while on a busy machine
@@ -209,6 +214,54 @@ async def test_only_symptoms_tell_one_fault_from_another_and_the_score_is_comput
     for path in (tmp_path / "case" / "case").iterdir():
         if path.name != files.QUESTION:  # which lists all mechanisms
             assert not [secret for secret in SECRETS if secret in path.read_text()], path.name
+
+
+async def test_a_game_is_played_in_the_page(lab: Lab, open_page: Open) -> None:
+    page = await open_page(lab, viewport={"width": 375, "height": 800})
+    await open_tab(page, "Learn")
+    await page.locator("#mystery-level").select_option("1")
+    await page.locator("#mystery-seed").fill("8")
+    await page.locator("#mystery-within").fill("5")
+    await page.get_by_role("button", name="Start a game").click()
+    # The page's own service is restarted, and the page reconnects to the game.
+    left = page.locator("#mystery-left")
+    await expect(left).to_be_visible(timeout=120_000)
+    assert await page.evaluate("document.documentElement.scrollWidth") <= 375
+    assert await violations(page) == []
+    other = (await asyncio.to_thread(dicelab("mystery", "--run-dir", lab.run_dir).communicate, timeout=60))[0].decode()
+    assert other.splitlines()[-1] == "dicelab: another experiment runs in this lab"
+    await page.locator("#mystery-pause").click()
+    await expect(page.locator("#mystery-playing")).to_contain_text("(paused)")
+    await page.locator("#mystery-resume").click()
+    await expect(page.locator("#mystery-playing")).not_to_contain_text("(paused)")
+    # An answer that cannot be read, or comes too early, costs nothing; the form keeps it.
+    truth = draw(8, 1, Facets.of(AnyLab.in_run_dir(lab.run_dir)), steady=2.5, uncertain=2.5)
+    await page.locator("#mystery-component").select_option(truth.components[0])
+    await page.locator("#mystery-mechanism").select_option(truth.mechanisms[0])
+    await page.locator("#mystery-impact").select_option(truth.impact)
+    await page.locator("#mystery-query").fill("SELEC 1")
+    await page.locator("#mystery-since").fill(f"+{truth.onset}")
+    answer, said = page.get_by_role("button", name="Answer", exact=True), page.locator("#mystery-said")
+    await answer.click()
+    await expect(said).to_contain_text("query: Parser Error")
+    await page.locator("#mystery-query").fill("SELECT count(*) FROM spans WHERE status = 'error'")
+    result = page.locator("#mystery-result")
+    while not await result.is_visible():  # until answers are taken, and everything is put back
+        if await answer.is_visible() and await answer.is_enabled():
+            assert not [secret for secret in truth.story() if secret in await page.content()]
+            with suppress(PlaywrightError):  # the page reconnects
+                await answer.click(timeout=1000)
+        await asyncio.sleep(0.5)
+    await expect(result).to_contain_text(truth.story()[0])
+    await expect(result).to_contain_text(f"component: {truth.components[0]}; right is {truth.components[0]}")
+    await expect(page.locator("#mystery-history")).to_be_visible()
+    assert await violations(page) == []
+    games = History(lab.run_dir).read()
+    assert [(game["seed"], game["level"], game["given_up"]) for game in games] == [(8, 1, False)]
+    assert games[0]["score"] >= 80
+    await asyncio.to_thread(wait_for, lambda: as_before(lab))
+    (lab.run_dir / "mystery" / "history.jsonl").unlink()
+    (lab.run_dir / "mystery").rmdir()
 
 
 def wait_until_it_runs(lab: Lab, process: subprocess.Popen[bytes]) -> None:
