@@ -204,8 +204,8 @@ def _load(
     file = scratch / "rows.jsonl"
     broken: Counter[str] = Counter()
     with ExitStack() as stack, open(file, "wb") as rows:
-        for name, opened in _opened(directory, stack, left_out):
-            for line in _whole_lines(opened):
+        for name, opened in open_files(directory, stack, left_out):
+            for line in whole_lines(opened):
                 try:
                     found = [_encoded(row) for row in rows_of(line.decode(), name)]
                 except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError):
@@ -226,7 +226,7 @@ def _load(
         left_out.append(f"{directory.name}/{name}: {lines}")
 
 
-def _opened(directory: Path, stack: ExitStack, left_out: list[str]) -> Iterator[tuple[str, BinaryIO]]:
+def open_files(directory: Path, stack: ExitStack, left_out: list[str]) -> Iterator[tuple[str, BinaryIO]]:
     """The open files of a directory, each once, older ones first, though they may be rotated meanwhile."""
     files: dict[int, tuple[str, BinaryIO]] = {}
     for _ in range(LISTINGS):
@@ -250,7 +250,7 @@ def _opened(directory: Path, stack: ExitStack, left_out: list[str]) -> Iterator[
     yield from sorted(files.values(), key=lambda file: file[0], reverse=True)
 
 
-def _whole_lines(file: BinaryIO) -> Iterator[bytes]:
+def whole_lines(file: BinaryIO) -> Iterator[bytes]:
     """The lines that were complete when reading began: the last one may be half written."""
     left = os.fstat(file.fileno()).st_size
     while left > 0 and (line := file.readline()):
