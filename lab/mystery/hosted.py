@@ -19,7 +19,8 @@ from lab import LabError
 from lab.mystery.history import History
 
 ACTIONS = ("state", "start", "answer", "pause", "resume", "quit")
-PREPARATION_PATIENCE = 120.0  # seconds without a page before the question, while the page's own service is restarted
+# Seconds without a page until one has seen the question: its own service is restarted, and a user may sign in again.
+PREPARATION_PATIENCE = 120.0
 PATIENCE = 20.0  # seconds without a page after that
 POLL = 0.5
 REPLY_PATIENCE = 10.0  # seconds for the game to say what has become of an answer
@@ -59,6 +60,7 @@ class HostedGame:
         self._level = 0
         self._question: dict[str, Any] | None = None
         self._result: dict[str, Any] | None = None
+        self._seen = False  # whether a page has asked since there is a question
         self._said = self._error = ""
         self._left, self._paused, self._over = 0.0, False, False
         self._heard = time.monotonic()  # when _left was right
@@ -70,6 +72,7 @@ class HostedGame:
             text: for ``start``, a JSON object with the options; for ``answer``, the answer as JSON.
         """
         self._asked = time.monotonic()
+        self._seen |= self._question is not None
         try:
             if action == "start":
                 await self._start(_options(text))
@@ -147,7 +150,7 @@ class HostedGame:
     async def _watch(self, process: asyncio.subprocess.Process) -> None:
         while process.returncode is None:
             await asyncio.sleep(min(POLL, self._patience))
-            patience = max(PREPARATION_PATIENCE, self._patience) if self._question is None else self._patience
+            patience = max(PREPARATION_PATIENCE, self._patience) if not self._seen else self._patience
             if not self._over and time.monotonic() - self._asked > patience:
                 self._error = "the page was closed: everything is put back, and this game does not count"
                 with suppress(ProcessLookupError):
