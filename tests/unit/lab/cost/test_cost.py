@@ -9,18 +9,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from aiohttp import ClientSession, web
 from aiohttp.test_utils import TestServer
 
 from lab import InputError
 from lab.cost.agreement import Agreement
 from lab.cost.asked import Asked, LineQuery, MetricQuery, SpanQuery
-from lab.cost.changes import Changes
+from lab.cost.changes import KEPT, Changes
 from lab.cost.collect import Files, counters, loki_bytes
-from lab.cost.measure import LineRecord, Observed, Page, Series, label_shares, measure, unused_series
+from lab.cost.measure import SLOW, LineRecord, Observed, Page, Series, label_shares, measure, unused_series
 from lab.cost.otlp import Size, SpanRecord, records
 from lab.cost.prices import EXAMPLE, Prices
 from lab.signals import parse_line, parse_samples
+from lab.supervise import engines
 
 PAGE = """# TYPE rolls counter
 rolls_total{die="fair",outcome="success"} 3.0
@@ -131,6 +133,16 @@ def test_series_that_nobody_asks_for_are_found(asked: Asked) -> None:
 
 def test_healthy_traces_neither_failed_nor_were_slow(observed: Observed) -> None:
     assert observed.healthy() == {f"{number:032x}" for number in range(2, 10)}
+
+
+def test_the_change_to_tail_sampling_has_the_rules_of_the_collector() -> None:
+    processors = yaml.safe_load((engines.OTEL / "sampling" / "tail.yaml").read_text())["processors"]
+    policies = {policy["type"]: policy[policy["type"]] for policy in processors["tail_sampling"]["policies"]}
+    assert policies == {
+        "status_code": {"status_codes": ["ERROR"]},
+        "latency": {"threshold_ms": SLOW * 1000},
+        "probabilistic": {"sampling_percentage": KEPT * 100},
+    }
 
 
 def test_the_five_changes_that_save_most_come_first_with_their_savings(observed: Observed, asked: Asked) -> None:
