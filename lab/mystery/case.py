@@ -23,8 +23,8 @@ from prometheus_client.samples import Sample
 from prometheus_client.utils import floatToGoString
 
 from lab.client import Lab
+from lab.rotated import open_files, whole_lines
 from lab.signals import Span, parse_export
-from lab.tables import open_files, whole_lines
 
 TEMPO_TRACES = 600  # that are fetched from Tempo, spread over the game
 TEMPO_AT_ONCE = 10
