@@ -42,8 +42,9 @@ class Mystery:
         on = context.bridge.on
         on("mystery.start", self._start_asked)
         on("mystery.answer", self._answered)
-        for action in ("pause", "resume", "quit"):
-            on(f"mystery.{action}", lambda _value, action=action: self._do(action))
+        on("mystery.pause", lambda _value: self._do("pause"))
+        on("mystery.resume", lambda _value: self._do("resume"))
+        on("mystery.quit", lambda _value: self._do("quit"))
 
     def start(self) -> None:
         """Find out whether a game is on, and follow it as long as it is."""

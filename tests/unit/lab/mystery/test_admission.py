@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -24,7 +25,7 @@ def slow(roll: Roll) -> None:
 def record(directory: Path, moved: bool) -> None:
     question = answer.question(Facets(6).components, BEGAN, None, commitment("00ff", PLAN))
     right = replace(truth(ROLLER_DIE_SERVICE, "slow-network"), situation="die-service-slow")
-    seen = {
+    seen: dict[str, Any] = {
         "moved": moved,
         "noticed_seconds": 2.5 if moved else None,
         "faces_wrong": [],
