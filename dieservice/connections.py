@@ -139,10 +139,12 @@ class Pool:
         """
         self._idle[:] = [cursor for cursor in self._idle if not cursor.closed]
         while not self._closed and self._permits_taken + len(self._idle) < self._size:
-            await self._permits.acquire()  # at once, because one is free
+            await self._permits.acquire()
             self._permits_taken += 1
             try:
-                self._idle.append(await self._connect(None))
+                # A task that waited longer got its permit first, and may have made the connection meanwhile.
+                if self._permits_taken + len(self._idle) <= self._size:
+                    self._idle.append(await self._connect(None))
             finally:
                 self._return_permit()
 

@@ -66,16 +66,19 @@ WITHOUT_METRICS = ("-m", "bench.service", "{}")
 BARE = Variant("no telemetry", REFERENCE)
 TELEMETRY = ("standard", "fast")  # values of the variable of that name
 FILES = {which: Variant(which, SERVICE, {"TELEMETRY": which}) for which in TELEMETRY}
-COMPARED = (
-    BARE,
-    *FILES.values(),
-    *(Variant(f"{which}, over OTLP", SERVICE, {"TELEMETRY": which}, collector=True) for which in TELEMETRY),
-)
-SIGNALS = (
-    BARE,
-    *(
+
+
+def compared(telemetry: Sequence[str] = TELEMETRY) -> list[Variant]:
+    """The variants of ``paths``."""
+    over_otlp = [Variant(f"{which}, over OTLP", SERVICE, {"TELEMETRY": which}, collector=True) for which in telemetry]
+    return [BARE, *(FILES[which] for which in telemetry), *over_otlp]
+
+
+def signals(telemetry: Sequence[str] = TELEMETRY) -> list[Variant]:
+    """The variants of ``signals``."""
+    return [BARE] + [
         Variant(f"{which}: {signal}", command, {"TELEMETRY": which} | variables)
-        for which in TELEMETRY
+        for which in telemetry
         for signal, command, variables in (
             ("metrics alone", SERVICE, NO_TRACES | NO_LOGS),
             ("logs alone", WITHOUT_METRICS, NO_TRACES),
@@ -83,8 +86,9 @@ SIGNALS = (
             ("all", SERVICE, {}),
             ("all, a tenth of the traces", SERVICE, A_TENTH),
         )
-    ),
-)
+    ]
+
+
 ROLL = "/roll?die=fair"
 PATHS = (
     ROLL,
@@ -130,6 +134,7 @@ class Options:
         seconds: how long each time.
         clients: connections.
         minutes: how long ``scale`` watches a lab.
+        telemetry: the package of :mod:`otel` that is measured; ``None`` for each.
         json: the file that every run is written to; ``-`` is stdout.
     """
 
@@ -138,7 +143,12 @@ class Options:
     seconds: float
     clients: int
     minutes: float
+    telemetry: str | None
     json: Path | None
+
+    @property
+    def packages(self) -> Sequence[str]:
+        return [self.telemetry] if self.telemetry else TELEMETRY
 
 
 def run(args: Options, console: Console) -> int:
@@ -153,7 +163,7 @@ def run(args: Options, console: Console) -> int:
     schedule_batch()  # as dicelab up does
     directory = Path(tempfile.mkdtemp(prefix="dicelab-bench-"))
     # All variants run at the same time, each with a pool.
-    postgres = EmbeddedPostgres(directory / "postgres", max_connections=20 * max(len(SIGNALS), len(COMPARED)))
+    postgres = EmbeddedPostgres(directory / "postgres", max_connections=20 * max(len(signals()), len(compared())))
     try:
         url = os.environ.get("DATABASE_URL", "")
         if not url:
@@ -423,21 +433,23 @@ def _clean_environ() -> dict[str, str]:
 
 
 async def _signals(args: Options, console: Console, bed: Bed, faults: list[str]) -> list[dict[str, Any]]:
-    runs = await _rounds(bed, SIGNALS, (ROLL,), args, faults)
+    variants = signals(args.packages)
+    runs = await _rounds(bed, variants, (ROLL,), args, faults)
     rows = _table(f"{ROLL}, {args.clients} clients, {args.rounds} rounds of {args.seconds:g} s", console)
-    for variant in SIGNALS:
+    for variant in variants:
         _row(rows, variant.name, runs[variant.name, ROLL], runs[BARE.name, ROLL])
     console.print(rows)
     return [asdict(run) for group in runs.values() for run in group]
 
 
 async def _paths(args: Options, console: Console, bed: Bed, faults: list[str]) -> list[dict[str, Any]]:
-    runs = await _rounds(bed, COMPARED, PATHS, args, faults)
+    variants = compared(args.packages)
+    runs = await _rounds(bed, variants, PATHS, args, faults)
     title = f"With and without telemetry, {args.clients} clients, for batches at most {BATCH_CLIENTS}"
     rows = _table(title, console)
     for path in PATHS:
         rows.add_row(path, style="bold")
-        for variant in COMPARED:
+        for variant in variants:
             _row(rows, f"  {variant.name}", runs[variant.name, path], runs[BARE.name, path])
     console.print(rows)
     return [asdict(run) for group in runs.values() for run in group]
@@ -476,23 +488,24 @@ async def _rounds(
 async def _scale(args: Options, console: Console, bed: Bed, faults: list[str]) -> list[dict[str, Any]]:
     scale = _Scale(args, console, faults)
     sustained = {}
-    for which, variant in FILES.items():
-        async with Deployment(bed, variant, ROLL_DELAY="1") as deployment:
+    for which in args.packages:
+        async with Deployment(bed, FILES[which], ROLL_DELAY="1") as deployment:
             await scale.with_delay(deployment, args.clients)
             sustained[which] = await scale.with_delay(deployment, CROWD)
-    console.print(_advice(sustained), soft_wrap=True)
-    for variant in FILES.values():
-        async with Deployment(bed, variant) as deployment:
+    if len(sustained) == len(TELEMETRY):
+        console.print(advice(sustained), soft_wrap=True)
+    for which in args.packages:
+        async with Deployment(bed, FILES[which]) as deployment:
             await deployment.run(ROLL, args.clients, 1)  # warm up
             await scale.by_batch_size(deployment)
-    async with Deployment(bed, FILES[os.environ.get("TELEMETRY") or "standard"]) as deployment:
+    async with Deployment(bed, FILES[args.telemetry or os.environ.get("TELEMETRY") or "standard"]) as deployment:
         await deployment.run(ROLL, args.clients, 1)  # warm up
         await scale.by_clients(deployment)
         await scale.by_time(deployment)
     return scale.runs
 
 
-def _advice(sustained: dict[str, float]) -> str:
+def advice(sustained: dict[str, float]) -> str:
     """Advice on the fast package, from the share of the possible rolls that each package sustains with the delay."""
     if sustained["standard"] >= ENOUGH:
         return f"TELEMETRY=standard sustains {ENOUGH:.0%} of the possible rolls here; fast is not needed."

@@ -310,6 +310,7 @@ def diff(**given: Any) -> int:
     metavar="MINUTES",
     help="scale: how long a lab is watched.",
 )
+@click.option("--telemetry", type=click.Choice(["standard", "fast"]), help="Measure this package of otel/ alone.")
 @click.option(
     "--json",
     type=click.Path(path_type=Path, allow_dash=True),

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from lab.bench import CROWD
+from lab import bench
 from tests.support.labs import clean_environ, processes_of, wait_for
 
 
@@ -49,17 +49,32 @@ def measured(
     return result, json.loads(figures.read_text())
 
 
-@pytest.mark.timeout(240)  # sixteen deployments
-def test_signals_and_paths_are_measured(tmp_path: Path) -> None:
-    result, document = measured(tmp_path, "signals", "paths")
+@pytest.mark.timeout(240)
+def test_paths_are_measured_against_no_telemetry(tmp_path: Path) -> None:
+    result, document = measured(tmp_path, "paths", "--telemetry", "fast")
     assert result.returncode == 0, result.stdout + result.stderr
-    assert "fast, over OTLP" in result.stdout
     assert document["faults"] == []
     assert document["load"] == "bench.load"
-    signals, paths = document["signals"], document["paths"]
-    assert len({run["variant"] for run in signals}) == len(signals) == 11
-    assert len({(run["variant"], run["path"]) for run in paths}) == len(paths) == 20
-    for run in signals + paths:
+    paths = document["paths"]
+    assert list(dict.fromkeys(run["variant"] for run in paths)) == ["no telemetry", "fast", "fast, over OTLP"]
+    assert len({(run["variant"], run["path"]) for run in paths}) == len(paths) == 12
+    complete(paths)
+    assert "fast, over OTLP" in result.stdout
+
+
+@pytest.mark.timeout(240)
+def test_signals_are_measured_alone_and_together(tmp_path: Path) -> None:
+    result, document = measured(tmp_path, "signals", "--telemetry", "standard")
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert document["faults"] == []
+    signals = document["signals"]
+    assert [run["variant"] for run in signals] == [variant.name for variant in bench.signals(["standard"])]
+    complete(signals)
+
+
+def complete(runs: list[dict[str, Any]]) -> None:
+    """Each run has its figures, and no request failed."""
+    for run in runs:
         assert run["requests"] > 0
         assert run["failed"] == 0
         assert 0 < run["p50"] <= run["p99"]
@@ -68,24 +83,22 @@ def test_signals_and_paths_are_measured(tmp_path: Path) -> None:
 
 @pytest.mark.timeout(240)
 def test_scale_is_measured(tmp_path: Path) -> None:
-    result, document = measured(tmp_path, "scale", "--minutes", "0.01", seconds=0.4)
-    few, crowd, _, fast, *others = document["scale"]
-    assert (few["variant"], crowd["variant"], fast["variant"]) == ("standard", "standard", "fast")
+    result, document = measured(tmp_path, "scale", "--telemetry", "fast", "--minutes", "0.01", seconds=0.4)
+    few, crowd, *others = document["scale"]
+    assert {run["variant"] for run in document["scale"]} == {"fast"}
     assert few["clients"] == 4
-    assert "TELEMETRY=" in result.stdout
     # A busy machine may refuse some of a thousand concurrent connections; that is reported, and nothing else is.
     failed = [run for run in document["scale"] if run["failed"]]
-    assert all(run["clients"] == CROWD for run in failed), failed
+    assert all(run["clients"] == bench.CROWD for run in failed), failed
     assert len(document["faults"]) == len(failed), document["faults"]
     assert result.returncode == bool(failed), result.stdout + result.stderr
-    assert crowd["clients"] == CROWD
+    assert crowd["clients"] == bench.CROWD
     assert crowd["p50"] > 250  # the delay is real
     # Two ways to count the same rolls; the first of them start at the same time.
     assert crowd["rate"] / 2 < crowd["sustained"] < crowd["rate"] * 2
     assert crowd["scrape_ms"] > 0
-    assert [run["rolls"] for run in others] == [1, 2, 5, 10, 20, 50, 100] * 2 + [1] * 6
-    assert [run["variant"] for run in others] == ["standard"] * 7 + ["fast"] * 7 + ["standard"] * 6
-    assert [run["clients"] for run in others[14:]] == [8, 64, 256, CROWD, 4, 4]
+    assert [run["rolls"] for run in others] == [1, 2, 5, 10, 20, 50, 100] + [1] * 6
+    assert [run["clients"] for run in others[7:]] == [8, 64, 256, bench.CROWD, 4, 4]
     assert others[-1]["resident_mb"] > 50
 
 

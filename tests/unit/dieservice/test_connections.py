@@ -80,6 +80,25 @@ async def test_a_full_pool_refuses_after_its_timeout(pool_of: MakePool) -> None:
         assert (pool.size, pool.available) == (SIZE, SIZE)
 
 
+async def test_a_pool_that_is_filled_while_tasks_wait_keeps_its_size(pool_of: MakePool) -> None:
+    async with pool_of(size=2, timeout=10.0) as pool:
+        lost, used = await pool.acquire(), await pool.acquire()
+        waiting = asyncio.create_task(pool.acquire())
+        await asyncio.sleep(0)
+
+        async def give_back() -> Cursor:
+            cursor = await waiting
+            pool.release(used)
+            return cursor
+
+        giving_back = asyncio.create_task(give_back())
+        lost.connection.close()
+        pool.release(lost)  # its permit goes to the task that waits; this one fills the pool before that task runs
+        await pool.fill()
+        pool.release(await giving_back)
+        assert (pool.size, pool.available) == (2, 2)
+
+
 async def test_waiters_get_connections_in_order(pool_of: MakePool) -> None:
     async with pool_of(size=1, timeout=10.0) as pool:
         cursor = await pool.acquire()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from lab.bench import drop_limit, read_wrk
+from lab.bench import advice, compared, drop_limit, read_wrk, signals
 from lab.cli import main
 
 
@@ -48,3 +48,22 @@ def test_drop_limit_is_the_lowest_rate_with_drops() -> None:
     # A rate that is dropped from is the limit even where a higher one happened to drop nothing.
     assert "from 3,000 rolls/s on" in drop_limit([(3_000.0, 1.0), (20_000.0, 0.0)])
     assert "up to 0 rolls/s" in drop_limit([(3_000.0, 1.0), (20_000.0, 0.0)])
+
+
+def test_all_packages_are_compared_unless_one_is_chosen() -> None:
+    assert [variant.name for variant in compared()] == [
+        "no telemetry",
+        "standard",
+        "fast",
+        "standard, over OTLP",
+        "fast, over OTLP",
+    ]
+    assert [variant.name for variant in compared(["fast"])] == ["no telemetry", "fast", "fast, over OTLP"]
+    names = {variant.name for variant in signals()}
+    assert len(names) == len(signals()) == 11
+    assert names == {variant.name for which in ("standard", "fast") for variant in signals([which])}
+
+
+def test_the_fast_package_is_advised_where_the_standard_one_does_not_keep_up() -> None:
+    assert "fast is not needed" in advice({"standard": 0.98, "fast": 1.0})
+    assert "1.50 times as many rolls as standard" in advice({"standard": 0.6, "fast": 0.9})
