@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from urllib.parse import urlencode
 
@@ -62,6 +62,12 @@ def test_down_and_up_keep_the_data_and_tail_sampling_starts(project: Containers)
     )
     start = time.time()
 
+    def wait(condition: Callable[[], bool]) -> None:
+        try:
+            wait_for(condition, timeout=60)
+        except AssertionError as error:
+            raise AssertionError(f"{error}\n{project.last_words()}") from None
+
     def in_tempo() -> bool:
         return get(f"{tempo}/api/v2/traces/{trace_id}").status == 200
 
@@ -75,9 +81,9 @@ def test_down_and_up_keep_the_data_and_tail_sampling_starts(project: Containers)
         return bool(get(f"{prometheus}/api/v1/query?{arguments}").json["data"]["result"])
 
     rolls = 'dice_rolls_total{job="dice-roller",die_type="fair",result="success"}'
-    wait_for(in_tempo, timeout=60)
-    wait_for(in_loki, timeout=60)
-    wait_for(lambda: in_prometheus(rolls, time.time()), timeout=60)
+    wait(in_tempo)
+    wait(in_loki)
+    wait(lambda: in_prometheus(rolls, time.time()))
     scraped = time.time()
     postgres = project.inspect()["postgres"]["Id"]
     project.run("exec", postgres, *PSQL, "CREATE TABLE kept AS SELECT 42 AS answer")
@@ -87,13 +93,13 @@ def test_down_and_up_keep_the_data_and_tail_sampling_starts(project: Containers)
     # With tail sampling, which has no start of its own in these tests because each takes long.
     project.make("compose", "STAGE=6", "SAMPLING=tail")
 
-    wait_for(in_tempo, timeout=60)
-    wait_for(in_loki, timeout=60)
-    wait_for(lambda: in_prometheus(rolls, scraped), timeout=60)
+    wait(in_tempo)
+    wait(in_loki)
+    wait(lambda: in_prometheus(rolls, scraped))
     postgres = project.inspect()["postgres"]["Id"]
     assert "42" in project.run("exec", postgres, *PSQL, "SELECT answer FROM kept")
 
     assert get(f"{FRONT}/roll?die=fair").status == 200
     # Only the Collector's edges have the label `failed`; those of Tempo's generator are from before.
     edges = 'traces_service_graph_request_total{client="frontend",server="dice-roller",failed!=""}'
-    wait_for(lambda: in_prometheus(edges, time.time()), timeout=60)
+    wait(lambda: in_prometheus(edges, time.time()))
