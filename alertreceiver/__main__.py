@@ -1,16 +1,10 @@
-import os
-import sys
+"""Run the alert receiver: ``python -m alertreceiver``."""
 
-from aiohttp import web
+import sys
 
 from alertreceiver.app import SERVICE, create_app
 from alertreceiver.settings import Settings
-from web.settings import Environment, SettingsError
+from web.helper import main
 
 if __name__ == "__main__":
-    try:
-        settings = Settings.read(Environment(os.environ))
-    except SettingsError as error:
-        print(f"{SERVICE}: {error}", file=sys.stderr)
-        sys.exit(2)
-    web.run_app(create_app(settings), host=settings.host, port=settings.port, print=None, access_log=None)
+    sys.exit(main(SERVICE, Settings.read, create_app))

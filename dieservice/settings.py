@@ -5,10 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import psycopg2
-from psycopg2.extensions import parse_dsn
-
 from dieservice.catalogue import Specification, read_file
+from web.database import database_url
 from web.settings import Environment, ServerSettings, SettingsError
 
 DICE_FILE = Path(__file__).parent / "dice.json"
@@ -34,12 +32,9 @@ class Settings:
     @classmethod
     def read(cls, env: Environment) -> Settings:
         in_database = env.choice("DICE_STORE", "file", ("file", "postgres")) == "postgres"
-        url = env.text("DATABASE_URL")
+        url = database_url(env) if in_database else ""
         if in_database and not url:
             raise SettingsError("DATABASE_URL is not set, but DICE_STORE=postgres needs it")
-        if in_database and not _is_database_url(url):
-            # The message leaves out the value: it may hold a password.
-            raise SettingsError("DATABASE_URL: must be a URL such as postgresql://user:password@host:5432/dice")
         return cls(
             server=ServerSettings.read(env, default_port=8001),
             dice=tuple(read_file(Path(env.text("DICE_FILE", str(DICE_FILE))))),
@@ -53,10 +48,3 @@ class Settings:
             if in_database
             else None,
         )
-
-
-def _is_database_url(url: str) -> bool:
-    try:
-        return url.startswith(("postgresql://", "postgres://")) and bool(parse_dsn(url))
-    except psycopg2.ProgrammingError:
-        return False

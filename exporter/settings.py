@@ -6,10 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import psycopg2
-from psycopg2.extensions import parse_dsn
 from yarl import URL
 
+from web.database import database_url
 from web.settings import Environment, SettingsError
 
 TARGETS = "PROBE_TARGETS"
@@ -31,22 +30,12 @@ class Settings:
         return cls(
             host=env.text("EXPORTER_HOST", "127.0.0.1"),
             port=env.integer("EXPORTER_PORT", 8026, 0, 65535),
-            database_url=_database_url(env.text("DATABASE_URL")),
+            database_url=database_url(env),
             run_dir=Path(run_dir) if run_dir else None,
             targets=dict(map(_target, filter(None, env.text("PROBE_TARGETS").split(",")))),
             probe_timeout=env.number("PROBE_TIMEOUT", 3.5, 0.1, 60.0),
             allowed_hosts=env.names("ALLOWED_HOSTS"),
         )
-
-
-def _database_url(url: str) -> str:
-    try:
-        if not url or (url.startswith(("postgresql://", "postgres://")) and parse_dsn(url)):
-            return url
-    except psycopg2.ProgrammingError:
-        pass
-    # The message leaves out the value: it may hold a password.
-    raise SettingsError("DATABASE_URL: must be a URL such as postgresql://user:password@host:5432/dice")
 
 
 def _target(text: str) -> tuple[str, URL]:

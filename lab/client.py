@@ -172,6 +172,7 @@ class Lab:
             # At least: containers do not show which stage they are.
             "stage": least_stage(names),
             "postgres": {},  # a container like the others
+            "sampling": containers.sampling,
             "otlp_endpoint": f"http://127.0.0.1:{_engine_port('COLLECTOR_HTTP_PORT')}",
         }
         front = services.get(FRONTEND, services.get(ROLLER, ""))
@@ -214,7 +215,12 @@ class Lab:
             found |= {name: beside(_engine_offset(one.ports[0])) for name, one in known.items()}
             found["otlp"] = beside(_engine_offset("COLLECTOR_HTTP_PORT"))
         found |= {name: url for name, url in addresses.items() if name}
-        state = {"stage": stage, "postgres": {}, "otlp_endpoint": found.get("otlp", "")}
+        state = {
+            "stage": stage,
+            "postgres": {},
+            "otlp_endpoint": found.get("otlp", ""),
+            "sampling": pods.sampling if pods else "none",
+        }
         return cls(
             RunDir(run_dir),
             front,

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from lab import LabError
 
 PROJECT = "dicelab"  # the compose project
+COLLECTOR = "otel-collector"
+TAIL_CONFIGURATION = "/sampling/tail.yaml"  # the end of an argument of a Collector that samples by the end of traces
 # The command of each container engine, and the template that prints a container's compose service.
 COMMANDS = {
     "docker": '{{.Label "com.docker.compose.service"}}',
@@ -26,10 +28,12 @@ class Containers:
     Attributes:
         command: ``docker`` or ``podman``.
         ids: the id of each container, by the name of its compose service.
+        sampling: how the Collector samples traces: ``tail``, or ``none`` where it keeps all.
     """
 
     command: str
     ids: Mapping[str, str]
+    sampling: str = "none"
 
     def id(self, name: str) -> str:
         """The id of a container.
@@ -74,8 +78,16 @@ async def find(project: str = PROJECT) -> Containers:
                 lines = await output([command, "ps", "--filter", label, "--format", "{{.ID}} " + of_service])
                 if lines:
                     found = (line.partition(" ") for line in lines.splitlines())
-                    return Containers(command, {name: container for container, _, name in found})
+                    ids = {name: container for container, _, name in found}
+                    return Containers(command, ids, await _sampling(command, ids))
     raise LabError(f"no containers of the project {project} run here; make compose starts some")
+
+
+async def _sampling(command: str, ids: Mapping[str, str]) -> str:
+    if COLLECTOR not in ids:
+        return "none"
+    arguments = await output([command, "inspect", "--format", "{{range .Args}}{{.}}\n{{end}}", ids[COLLECTOR]])
+    return "tail" if any(one.endswith(TAIL_CONFIGURATION) for one in arguments.split()) else "none"
 
 
 async def output(command: Sequence[str]) -> str:

@@ -277,7 +277,7 @@ async def _trace(lab: Lab, trace_id: str) -> list[Span]:
         return await lab.fetch_trace(trace_id)
     except Missing:
         if lab.sampling:
-            raise NotRunning("the Collector keeps a tenth of such traces") from None
+            raise NotRunning("the Collector keeps a sample of such traces") from None
         raise
 
 

@@ -11,7 +11,6 @@ A table holds what stood in the files when it was loaded; it lives in memory and
 from __future__ import annotations
 
 import json
-import os
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -19,19 +18,19 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO, NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import duckdb
 import orjson
 
 from lab import InputError
+from lab.rotated import open_files, whole_lines
 from lab.signals import SPAN_KINDS, STATUS_CODES, Line, Span, parse_line, parse_spans
 from lab.supervise.rundir import RunDir
 
 MEMORY = "1GB"  # for the tables and a query; what does not fit goes to the temporary directory
 MAX_DISK = "1GB"
 MAX_MESSAGE = 200  # characters of an error that are shown
-LISTINGS = 5  # how often the run dir is listed again because a file was rotated meanwhile
 
 
 class Column(NamedTuple):
@@ -204,8 +203,8 @@ def _load(
     file = scratch / "rows.jsonl"
     broken: Counter[str] = Counter()
     with ExitStack() as stack, open(file, "wb") as rows:
-        for name, opened in _opened(directory, stack, left_out):
-            for line in _whole_lines(opened):
+        for name, opened in open_files(directory, stack, left_out):
+            for line in whole_lines(opened):
                 try:
                     found = [_encoded(row) for row in rows_of(line.decode(), name)]
                 except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError):
@@ -224,39 +223,6 @@ def _load(
     for name, count in broken.items():
         lines = f"1 line {what}" if count == 1 else f"{count} lines: each {what}"
         left_out.append(f"{directory.name}/{name}: {lines}")
-
-
-def _opened(directory: Path, stack: ExitStack, left_out: list[str]) -> Iterator[tuple[str, BinaryIO]]:
-    """The open files of a directory, each once, older ones first, though they may be rotated meanwhile."""
-    files: dict[int, tuple[str, BinaryIO]] = {}
-    for _ in range(LISTINGS):
-        complete = True
-        for path in directory.glob("*.jsonl*"):
-            if not path.suffix.removeprefix(".").isdigit() and path.suffix != ".jsonl":
-                continue
-            try:
-                opened = stack.enter_context(open(path, "rb"))
-            except FileNotFoundError:  # renamed since the directory was listed
-                complete = False
-                continue
-            except OSError as error:
-                note = f"{directory.name}/{path.name}: {error.strerror}"
-                if note not in left_out:
-                    left_out.append(note)
-                continue
-            complete &= files.setdefault(os.fstat(opened.fileno()).st_ino, (path.name, opened))[1] is not opened
-        if complete:  # the last listing showed nothing new
-            break
-    yield from sorted(files.values(), key=lambda file: file[0], reverse=True)
-
-
-def _whole_lines(file: BinaryIO) -> Iterator[bytes]:
-    """The lines that were complete when reading began: the last one may be half written."""
-    left = os.fstat(file.fileno()).st_size
-    while left > 0 and (line := file.readline()):
-        left -= len(line)
-        if line.endswith(b"\n") and line.strip():
-            yield line
 
 
 def _encoded(row: Row) -> bytes:

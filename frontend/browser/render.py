@@ -20,7 +20,12 @@ SERVED_ALONE = {"templates/error.html", "templates/sign_in.html", "templates/pag
 
 def plural(count: float, noun: str) -> str:
     """A number with its noun: ``1 line``, ``2 lines``."""
-    return f"{count:,.0f} {noun}{'' if count == 1 else 's'}".replace(",", "\u202f")
+    return f"{amount(count)} {noun}{'' if count == 1 else 's'}"
+
+
+def amount(value: float) -> str:
+    """A whole number with spaces between thousands."""
+    return f"{value:,.0f}".replace(",", "\u202f")
 
 
 @cache
@@ -34,6 +39,7 @@ def _environment() -> jinja2.Environment:
     )
     environment.filters["duration"] = duration_text
     environment.filters["plural"] = plural
+    environment.filters["amount"] = amount
     environment.filters["json"] = lambda value: orjson.dumps(value).decode()
     environment.globals["colour"] = colour
     return environment

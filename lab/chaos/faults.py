@@ -105,6 +105,7 @@ class FaultServer:
         self._tasks.add(task)
         try:
             if self._busy:
+                await reader.readline()  # a client that still writes when the lab hangs up does not see the reason
                 await _reply(writer, {"error": "another experiment runs in this lab"})
                 return
             self._busy = True

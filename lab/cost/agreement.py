@@ -10,13 +10,18 @@ from dataclasses import dataclass
 from typing import Any
 
 from lab.client import TENANTS, Lab, Missing
-from lab.cost.collect import Collector, counters, new_bytes
+from lab.cost.collect import SPANS_RECEIVED, Collector, counters, loki_bytes
 from lab.cost.measure import Observed
 from lab.cost.otlp import size
 from lab.waiting import within
 
 PATIENCE = 20.0  # seconds until an engine has counted what was sent
 Counts = defaultdict[str, float]  # samples of a page, by name
+LINES_RECEIVED, BYTES_RECEIVED = "loki_distributor_lines_received_total", "loki_distributor_bytes_received_total"
+SPAN_BYTES_RECEIVED = "tempo_distributor_bytes_received_total"
+COUNTERS = {"loki": (LINES_RECEIVED, BYTES_RECEIVED), "tempo": (SPANS_RECEIVED, SPAN_BYTES_RECEIVED)}
+LOOK_BACK = 2.5 * 3600  # seconds: longer than Loki fills a chunk, 2 h, and less than it asks its ingester for, 3 h
+AHEAD = 2.0  # seconds: Loki cuts the end of the range to full ones
 ADDED = re.compile(r"up|scrape_.*|ALERTS.*|.*:.*")  # series of Prometheus itself: of scrapes, of rules
 
 
@@ -36,16 +41,19 @@ class Agreement:
 
 
 class Engines:
-    """The counters of Loki and Tempo from before the requests: make it, then :meth:`read`."""
+    """What Loki and Tempo counted before the requests: make it, then :meth:`read`."""
 
-    def __init__(self, lab: Lab, before: Mapping[str, Counts]) -> None:
+    def __init__(self, lab: Lab, before: Mapping[str, Counts], since: float, volume: float) -> None:
         self._lab = lab
         self._before = before
-        self._begin = time.time()
+        self._since = since
+        self._volume_before = volume
 
     @classmethod
     async def before(cls, lab: Lab) -> Engines:
-        return cls(lab, {name: await _counted(lab, name) for name in ("loki", "tempo") if name in lab.engines})
+        counted = {name: await _counted(lab, name) for name in COUNTERS if name in lab.engines}
+        since = time.time() - LOOK_BACK
+        return cls(lab, counted, since, await _volume(lab, since) if "loki" in lab.engines else 0.0)
 
     async def read(self, observed: Observed, collector: Collector) -> list[Agreement]:
         """Compare with each engine that runs."""
@@ -85,52 +93,51 @@ class Engines:
             return _difference(await _counted(self._lab, "loki"), self._before["loki"])
 
         async for _ in within(PATIENCE, poll=0.5):
-            count, ours = new_bytes(collector.all_lines())
+            ours = loki_bytes(collector.all_lines())
             counted = await received()
-            if counted["loki_distributor_lines_received_total"] >= count:
+            if counted[LINES_RECEIVED] >= ours.lines:
                 break
+        volume = await _volume(self._lab, self._since) - self._volume_before
         return [
-            Agreement(
-                "lines, all of the lab", count, "Loki, distributor", counted["loki_distributor_lines_received_total"]
-            ),
-            Agreement("bytes of lines", ours, "Loki, distributor", counted["loki_distributor_bytes_received_total"]),
-            Agreement("bytes of lines", ours, "Loki, volume API (an estimate)", await self._volume()),
+            Agreement("lines, all of the lab", ours.lines, "Loki, distributor", counted[LINES_RECEIVED]),
+            Agreement("bytes of lines", ours.received, "Loki, distributor", counted[BYTES_RECEIVED]),
+            Agreement("bytes of lines in chunks", ours.in_chunks, "Loki, volume API", volume),
         ]
-
-    async def _volume(self) -> float:
-        """The bytes of all streams since the start by Loki's index; 0 where it does not know yet."""
-        total = 0.0
-        for tenant in TENANTS:
-            response = await self._lab.fetch(
-                f"{self._lab.engine('loki')}/loki/api/v1/index/volume",
-                {
-                    "query": '{service_name=~".+"}',
-                    "start": str(int(self._begin * 1e9)),
-                    "end": str(int(time.time() * 1e9)),
-                },
-                **{"X-Scope-OrgID": tenant},
-            )
-            if response.status == 200:
-                total += _sum(response.json["data"]["result"])
-        return total
 
     async def _tempo(self, observed: Observed) -> list[Agreement]:
         counted = _difference(await _counted(self._lab, "tempo"), self._before["tempo"])
         return [
+            Agreement("spans", len(observed.spans), "Tempo, distributor", counted[SPANS_RECEIVED]),
             Agreement(
-                "spans", len(observed.spans), "Tempo, distributor", counted["tempo_distributor_spans_received_total"]
-            ),
-            Agreement(
-                "bytes of spans as OTLP",
-                size(observed.spans).raw,
-                "Tempo, distributor",
-                counted["tempo_distributor_bytes_received_total"],
+                "bytes of spans as OTLP", size(observed.spans).raw, "Tempo, distributor", counted[SPAN_BYTES_RECEIVED]
             ),
         ]
 
 
 async def _counted(lab: Lab, engine: str) -> Counts:
-    return await counters(lab.session, f"{lab.engine(engine)}/metrics")
+    return await counters(lab.session, f"{lab.engine(engine)}/metrics", COUNTERS[engine])
+
+
+async def _volume(lab: Lab, since: float) -> float:
+    """The bytes of all streams in Loki's chunks, by its volume API; 0 where it does not know yet.
+
+    Of a chunk that is partly in the time range Loki counts a share of the bytes, as if they were spread evenly over the
+    chunk's time. So the range has to hold whole chunks, and what was added is the difference of two answers.
+    """
+    total = 0.0
+    for tenant in TENANTS:
+        response = await lab.fetch(
+            f"{lab.engine('loki')}/loki/api/v1/index/volume",
+            {
+                "query": '{service_name=~".+"}',
+                "start": str(int(since * 1e9)),
+                "end": str(int((time.time() + AHEAD) * 1e9)),
+            },
+            **{"X-Scope-OrgID": tenant},
+        )
+        if response.status == 200:
+            total += _sum(response.json["data"]["result"])
+    return total
 
 
 def _difference(after: Counts, before: Counts) -> Counts:

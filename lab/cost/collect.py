@@ -10,16 +10,17 @@ import asyncio
 import gzip
 import os
 import random
-import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import aiohttp
 import orjson
 import yaml
+from prometheus_client.parser import text_string_to_metric_families
 
 from lab import LabError
 from lab.client import Lab
@@ -27,6 +28,7 @@ from lab.cost.measure import LineRecord, Observed, Page
 from lab.cost.otlp import Size, SpanRecord, records
 from lab.load.generator import Client
 from lab.load.traffic import BUILTIN, Mix, dice_of
+from lab.rotated import open_files, whole_lines
 from lab.schema.registry import Registry
 from lab.signals import OPENMETRICS, parse_line, parse_samples
 from lab.supervise import engines
@@ -40,6 +42,8 @@ PATIENCE = 60.0  # seconds until the spans and lines are there
 QUIET_FILES, QUIET_ENGINES = 1.5, 7.0
 QUIET_SAMPLING = 20.0  # the same, where the Collector waits for the end of each trace
 PARALLEL = 8  # requests to Tempo
+PAIR = 8  # bytes of a pair of structured metadata in a chunk of Loki: the numbers of its name and its value
+SPANS_RECEIVED = "tempo_distributor_spans_received_total"
 
 
 @dataclass
@@ -62,26 +66,17 @@ class Files:
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
-        self._start = {os.stat(path).st_ino: os.stat(path).st_size for path in self._paths()}
-
-    def _paths(self) -> list[Path]:
-        return sorted(
-            (path for path in self._directory.glob("*.jsonl*") if re.fullmatch(r".+\.jsonl(\.\d+)?", path.name)),
-            reverse=True,
-        )
+        with ExitStack() as stack:
+            states = [os.fstat(file.fileno()) for _, file in open_files(directory, stack, [])]
+        self._start = {state.st_ino: state.st_size for state in states}
 
     def new(self) -> Iterator[tuple[str, bytes]]:
         """The complete lines since then, with the name of the service whose file they are in."""
-        for path in self._paths():
-            try:
-                with open(path, "rb") as file:
-                    file.seek(self._start.get(os.fstat(file.fileno()).st_ino, 0))
-                    content = file.read()
-            except FileNotFoundError:  # rotated meanwhile; its name was read before, or will be the next time
-                continue
-            for line in content.splitlines(keepends=True):
-                if line.endswith(b"\n"):
-                    yield path.name.partition(".")[0], line
+        with ExitStack() as stack:
+            for name, file in open_files(self._directory, stack, []):
+                file.seek(self._start.get(os.fstat(file.fileno()).st_ino, 0))
+                for line in whole_lines(file):
+                    yield name.partition(".")[0], line
 
     def size(self) -> int:
         return sum(len(line) for _, line in self.new())
@@ -165,8 +160,8 @@ class Collector:
         async for _ in within(PATIENCE, poll=0.25):
             now = float(self._logs.size() + self._traces.size())
             if "tempo" in self._lab.engines:
-                counted = await counters(self._lab.session, f"{self._lab.engines['tempo']}/metrics")
-                now += counted["tempo_distributor_spans_received_total"]
+                counted = await counters(self._lab.session, f"{self._lab.engines['tempo']}/metrics", [SPANS_RECEIVED])
+                now += counted[SPANS_RECEIVED]
             if now != seen:
                 seen, since = now, clock()
             elif clock() - since >= quiet:
@@ -211,29 +206,56 @@ def scrape_interval() -> float:
     return float(configuration["global"]["scrape_interval"].removesuffix("s"))
 
 
-async def counters(session: aiohttp.ClientSession, url: str) -> defaultdict[str, float]:
-    """The samples of an engine's page of metrics, summed by name; empty where it does not answer."""
+async def counters(session: aiohttp.ClientSession, url: str, names: Collection[str]) -> defaultdict[str, float]:
+    """Samples of an engine's page of metrics, summed by name; empty where it does not answer.
+
+    Args:
+        names: of the samples; the rest of the page, which is long, is not parsed.
+    """
     found: defaultdict[str, float] = defaultdict(float)
     try:
         async with session.get(url) as response:
             text = await response.text()
     except (aiohttp.ClientError, asyncio.TimeoutError):
         return found
-    for name, value in re.findall(r"^([a-zA-Z_:][\w:]*)(?:\{.*\})? ([^ \n]+)", text, re.MULTILINE):
-        found[name] += float(value)
+    lines = [line for line in text.splitlines(keepends=True) if line.startswith(tuple(names))]
+    for family in text_string_to_metric_families("".join(lines)):
+        for sample in family.samples:
+            if sample.name in names:
+                found[sample.name] += sample.value
     return found
 
 
-def new_bytes(lines: Iterable[tuple[str, bytes]]) -> tuple[int, int]:
-    """How many lines, and their bytes as Loki counts them: without the newline, with trace and span id as metadata."""
-    count = size = 0
-    for _, text in lines:
+class LokiBytes(NamedTuple):
+    """Lines as Loki counts them.
+
+    Attributes:
+        received: bytes at its distributor: each line's text, and the names and values of its structured metadata.
+        in_chunks: bytes in its chunks: texts, 8 bytes for each pair of structured metadata, and each of their values
+            once a stream. The names are once in a chunk, too, and are not counted here.
+    """
+
+    lines: int
+    received: int
+    in_chunks: int
+
+
+def loki_bytes(lines: Iterable[tuple[str, bytes]]) -> LokiBytes:
+    """What Loki counts of lines of services, with their ids as structured metadata, by ``alloy/pipeline.alloy``."""
+    count = received = in_chunks = 0
+    symbols: set[tuple[str, ...]] = set()
+    for service, text in lines:
         count += 1
-        size += len(text) - 1
+        received += len(text) - 1
+        in_chunks += len(text) - 1
         try:
-            fields = orjson.loads(text)
+            line = parse_line(text.decode())
         except ValueError:
             continue
-        if isinstance(fields, dict):
-            size += sum(len(name) + len(str(fields[name])) for name in ("trace_id", "span_id") if fields.get(name))
-    return count, size
+        stream = service, line.level, str(line.fields.get("usage") is True)
+        for name in ("trace_id", "span_id"):
+            if value := str(line.fields.get(name) or ""):
+                received += len(name) + len(value)
+                in_chunks += PAIR + (len(value) if (*stream, value) not in symbols else 0)
+                symbols.add((*stream, value))
+    return LokiBytes(count, received, in_chunks)

@@ -42,18 +42,21 @@ class Options:
 
 
 def run(options: Options, console: Console) -> int:
-    """Measure, and print the report; returns 0.
+    """Measure, print the report, and leave it in the run dir, where the page finds it; returns 0.
 
     Raises:
-        LabError: when no lab runs there, or it does not answer.
+        LabError: when no lab runs there, it does not answer, or the report cannot be written.
         InputError: when the price file is not one.
     """
     prices = Prices.read(options.prices)
     if options.rolls_a_day is not None:
         prices = replace(prices, rolls_a_day=float(options.rolls_a_day))
-    report = asyncio.run(_report(Lab.in_run_dir(options.run_dir), options, prices))
+    lab = Lab.in_run_dir(options.run_dir)
+    report = asyncio.run(_report(lab, options, prices))
+    document = report.document()
+    lab.directory.write_cost_report(document)
     if options.json:
-        print(json.dumps(report.document(), indent=2))
+        print(json.dumps(document, indent=2))
     else:
         if not console.is_terminal:
             console.width = WIDTH

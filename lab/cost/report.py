@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
@@ -43,6 +44,7 @@ class Report:
         measured = self.measured
         spans, lines = measured.per_roll(measured.spans), measured.per_roll(measured.lines)
         return {
+            "measured": datetime.now(UTC).isoformat(timespec="seconds"),
             "stage": self.stage,
             "sampling": self.sampling or "none",
             "rolls": measured.rolls,

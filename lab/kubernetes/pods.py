@@ -13,6 +13,7 @@ from lab import LabError
 from lab.containers import output
 from lab.kubernetes.kustomize import NAME_LABEL, NAMESPACE, NODES_NAMESPACE
 
+SAMPLER = "sampler-collector"  # of the large size: the Collectors that keep or drop each trace at its end
 KINDS = "deployments,statefulsets,daemonsets"
 
 
@@ -42,6 +43,11 @@ class Pods:
     """
 
     workloads: Mapping[str, Workload]
+
+    @property
+    def sampling(self) -> str:
+        """How the Collector samples traces: ``tail``, or ``none`` where it keeps all."""
+        return "tail" if SAMPLER in self.workloads else "none"
 
     def workload(self, name: str) -> Workload:
         """A part of the lab.

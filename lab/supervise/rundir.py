@@ -8,6 +8,7 @@ import json
 import os
 import stat
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, ClassVar
@@ -33,6 +34,7 @@ class RunDir:
         self.postgres = self.path / "postgres"
         self.engines = self.path / "engines"
         self.own_log = self.path / "dicelab.log"
+        self.cost_report = self.path / "cost.json"
         self._lock_file = self.path / "lock"
 
     def make(self) -> None:
@@ -90,6 +92,7 @@ class RunDir:
         os.truncate(lock, 0)
         os.write(lock, str(os.getpid()).encode())
         self.state_file.unlink(missing_ok=True)
+        self.cost_report.unlink(missing_ok=True)  # of another lab: its stage and settings may be others
 
     def _close_files_to_others(self) -> None:
         """Take from other users what an earlier version let them read; no link is followed."""
@@ -122,11 +125,26 @@ class RunDir:
 
     def write_state(self, state: dict[str, Any]) -> None:
         """Replace the state file atomically."""
-        temporary = self.state_file.with_suffix(".tmp")
-        # It may hold a database password.
+        self._replace(self.state_file, state)
+
+    def write_cost_report(self, report: Mapping[str, Any]) -> None:
+        """Replace the last report of ``dicelab cost`` atomically; the page shows it.
+
+        Raises:
+            LabError: when it cannot be written.
+        """
+        try:
+            self._replace(self.cost_report, report)
+        except OSError as error:
+            raise self._error(error) from None
+
+    @staticmethod
+    def _replace(path: Path, document: Mapping[str, Any]) -> None:
+        temporary = path.with_suffix(".tmp")
+        # The state may hold a database password.
         with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
-            json.dump(state, file, indent=2)
-        temporary.replace(self.state_file)
+            json.dump(document, file, indent=2)
+        temporary.replace(path)
 
     def state(self) -> dict[str, Any] | None:
         """The state of the running lab, which writes it once it is ready, or ``None``."""

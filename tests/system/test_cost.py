@@ -1,4 +1,4 @@
-"""``dicelab cost`` without engines, against what the lab itself counted and wrote."""
+"""``dicelab cost`` without engines, against what the lab itself counted and wrote, and its report in the page."""
 
 from __future__ import annotations
 
@@ -7,33 +7,36 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from playwright.async_api import expect
 
+from frontend.browser.render import amount, plural
 from lab.signals import total
+from tests.support.browser import Open, open_tab, violations
 from tests.support.labs import Lab, dicelab
 
 REQUESTS = 40
 
 
-@pytest.fixture
-def report_of() -> Callable[..., dict[str, Any]]:
-    def run(lab: Lab, *arguments: str) -> dict[str, Any]:
-        command = dicelab("cost", "--requests", str(REQUESTS), "--run-dir", lab.run_dir, *arguments)
-        output, _ = command.communicate(timeout=110)
-        assert command.returncode == 0, output.decode()
-        content: dict[str, Any] = json.loads(output)
-        return content
-
-    return run
-
-
-def test_the_cost_of_a_roll_is_measured(
-    stage_lab: Callable[..., Lab], report_of: Callable[..., dict[str, Any]]
-) -> None:
+@pytest.fixture(scope="module")
+def measured(stage_lab: Callable[..., Lab]) -> tuple[dict[str, Any], float]:
+    """The report of the command, and how many rolls the dice-roller counted meanwhile."""
     lab = stage_lab(6)
-    counted = {"handler": "/roll"}
-    before = total(lab.samples("dice-roller"), "http_requests_total", counted)
-    report = report_of(lab, "--json", "--rolls-a-day", "1000")
-    requests = total(lab.samples("dice-roller"), "http_requests_total", counted) - before
+
+    def rolls() -> float:
+        return total(lab.samples("dice-roller"), "http_requests_total", {"handler": "/roll"})
+
+    before = rolls()
+    command = dicelab(
+        *("cost", "--requests", str(REQUESTS), "--run-dir", lab.run_dir, "--json", "--rolls-a-day", "1000")
+    )
+    output, _ = command.communicate(timeout=110)
+    assert command.returncode == 0, output.decode()
+    return json.loads(output), rolls() - before
+
+
+def test_the_cost_of_a_roll_is_measured(stage_lab: Callable[..., Lab], measured: tuple[dict[str, Any], float]) -> None:
+    lab = stage_lab(6)
+    report, requests = measured
     spans = {(one["service"], one["name"]): one for one in report["span_names"]}
     assert spans["dice-roller", "GET /roll"]["count"] == requests > 0
     assert report["traces"]["kept"] == report["traces"]["requested"] == report["requests"]
@@ -57,3 +60,30 @@ def test_the_cost_of_a_roll_is_measured(
     assert report["projection"]["example_prices"]
     assert report["projection"]["prices"]["rolls_a_day"] == 1000
     assert report["agreement"] == []  # no engine runs
+
+
+async def test_the_page_shows_the_last_report(
+    stage_lab: Callable[..., Lab], measured: tuple[dict[str, Any], float], open_page: Open
+) -> None:
+    lab = stage_lab(6)
+    report, _ = measured
+    kept = lab.run_dir / "kept.json"
+    kept.write_bytes((lab.run_dir / "cost.json").read_bytes())
+    (lab.run_dir / "cost.json").unlink()
+    page = await open_page(lab, path="?tab=metrics", viewport={"width": 375, "height": 800})
+    cost = page.locator("#cost")
+    await open_tab(page, "Metrics")
+    await expect(cost).to_contain_text("Not measured yet. dicelab cost rolls")
+    kept.rename(lab.run_dir / "cost.json")
+    for name, service in report["by_service"].items():
+        row = cost.locator(f'[data-cost="{name}"]')
+        figures = service["spans"]["raw"], service["lines"]["raw"], service["series"]
+        for place, figure in enumerate(figures, start=1):
+            await expect(row.locator("td").nth(place)).to_have_text(amount(figure))
+        # The bar is as long as its bytes, beside the longest.
+        bars = [float(await bar.evaluate("bar => bar.getBBox().width")) for bar in await row.locator("rect").all()]
+        assert bars[0] / bars[1] == pytest.approx(figures[0] / figures[1], rel=0.05)
+    await expect(cost).to_contain_text(f"with {plural(report['rolls'], 'roll')}")
+    await expect(cost).to_contain_text(f"A month with {plural(1000, 'roll')} a day")
+    assert await page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    assert await violations(page) == []

@@ -1,4 +1,4 @@
-"""The metrics view: current figures of each service, a latency heat map, objectives, charts, the faces of a die."""
+"""The metrics view: current figures of each service, a latency heat map, objectives, charts, cost, a die's faces."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 from frontend.explorer.colours import colour
 from frontend.explorer.context import Context
 from frontend.explorer.grafana import explore_link
-from frontend.explorer.metrics import alerts
+from frontend.explorer.metrics import alerts, cost
 from frontend.explorer.metrics.chart import Chart, Series, chart
 from frontend.explorer.model import BOUNDS, Cell, duration_text
 from frontend.explorer.sources.figures import ENOUGH, PERCENTILES, Figures
@@ -45,7 +45,7 @@ class MetricsView:
     """
 
     name, title = "metrics", "Metrics"
-    regions = (alerts.REGION, "figures", "heat", "charts", "faces")
+    regions = (alerts.REGION, "figures", "heat", "charts", cost.REGION, "faces")
 
     def __init__(self, context: Context, specification: Callable[[str], Awaitable[Specification | None]]) -> None:
         self._context = context
@@ -102,6 +102,7 @@ class MetricsView:
         telemetry, die, service = self._context.telemetry, self._die, self._service
         since, until = self._context.range.bounds()
         await alerts.refresh(self._context)
+        await cost.refresh(self._context)
         if telemetry.traces is not None:  # first: available at once, while rates need two readings
             await self._refresh_heat(service, since, until)
         # Before the figures: this request to the die-service must not appear in them.

@@ -12,6 +12,7 @@ from yarl import URL
 from frontend.explorer.learn.client import Exercises
 from frontend.explorer.model import LogSource, TraceSource
 from frontend.explorer.sources.alerts import Alertmanager, AlertSource, PrometheusAlerts
+from frontend.explorer.sources.cost import CostReport
 from frontend.explorer.sources.engines import Loki, Tempo
 from frontend.explorer.sources.figures import MetricSource
 from frontend.explorer.sources.files import Files
@@ -34,6 +35,7 @@ class Telemetry:
     files: Files | None
     grafana: URL | None
     learn: Exercises | None = None
+    cost: CostReport | None = None
 
     @property
     def behind(self) -> int:
@@ -77,6 +79,7 @@ def choose(session: Callable[[], ClientSession], settings: Settings) -> Telemetr
         files=files,
         grafana=settings.grafana_url,
         learn=Exercises(settings.learn_socket) if settings.learn_socket else None,
+        cost=CostReport(settings.telemetry_dir) if settings.telemetry_dir else None,
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -11,9 +12,10 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
-from lab import LabError
+from lab import LabError, containers
 from lab.client import Lab, Missing, NotRunning
 from lab.containers import Containers
+from lab.kubernetes.pods import Pods, Workload
 from lab.supervise.rundir import RunDir
 
 STATE = {
@@ -84,6 +86,32 @@ def test_containers_have_the_ports_of_the_compose_file(tmp_path: Path, names: se
     assert (lab.stage, lab.front) == (stage, f"http://127.0.0.1:{front}")
     assert set(lab.services) == names - {"postgres", "prometheus"}
     assert lab.engines == ({"prometheus": "http://127.0.0.1:8010"} if "prometheus" in names else {})
+
+
+@pytest.mark.parametrize("sampling", ["none", "tail"])
+async def test_sampling_of_containers_is_read_from_the_arguments_of_the_collector(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sampling: str
+) -> None:
+    script = tmp_path / "docker"
+    script.write_text(
+        f"""#!/bin/sh
+case "$1" in
+    ps) echo "a otel-collector"; echo "b dice-roller";;
+    inspect) [ "$4" = a ] && printf -- '--config=/collector.yaml\\n--config=/etc/sampling/{sampling}.yaml';;
+esac
+"""
+    )
+    script.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    found = await containers.find()
+    assert found.sampling == sampling
+    assert Lab.in_containers(tmp_path, found).sampling == sampling.replace("none", "")
+
+
+def test_a_cluster_with_samplers_samples(tmp_path: Path) -> None:
+    for name, sampling in (("sampler-collector", "tail"), ("otel-collector", "")):
+        pods = Pods({name: Workload("statefulset", name, "dicelab")})
+        assert Lab.elsewhere(tmp_path, 6, {"": "http://127.0.0.1:8002"}, pods).sampling == sampling
 
 
 def test_incomplete_and_broken_lines_are_skipped(tmp_path: Path) -> None:

@@ -38,3 +38,12 @@ def test_log_files_rotate_at_line_ends(tmp_path: Path) -> None:
         assert path.stat().st_size <= 1000
         assert all(json.loads(line) for line in path.read_text().splitlines())
     assert (tmp_path / "service.jsonl").read_text().endswith('{"number": 99}\n')
+
+
+def test_a_report_is_private_and_is_removed_with_the_next_lab(tmp_path: Path) -> None:
+    directory = RunDir(tmp_path)
+    directory.write_cost_report({"rolls": 1})
+    assert json.loads(directory.cost_report.read_text()) == {"rolls": 1}
+    assert stat.S_IMODE(directory.cost_report.stat().st_mode) == 0o600
+    directory.claim()
+    assert not directory.cost_report.exists()

@@ -9,16 +9,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
+from aiohttp import ClientSession, web
+from aiohttp.test_utils import TestServer
 
 from lab import InputError
 from lab.cost.agreement import Agreement
 from lab.cost.asked import Asked, LineQuery, MetricQuery, SpanQuery
-from lab.cost.changes import Changes
-from lab.cost.collect import Files, new_bytes
-from lab.cost.measure import LineRecord, Observed, Page, Series, label_shares, measure, unused_series
+from lab.cost.changes import KEPT, Changes
+from lab.cost.collect import Files, counters, loki_bytes
+from lab.cost.measure import SLOW, LineRecord, Observed, Page, Series, label_shares, measure, unused_series
 from lab.cost.otlp import Size, SpanRecord, records
 from lab.cost.prices import EXAMPLE, Prices
 from lab.signals import parse_line, parse_samples
+from lab.supervise import engines
 
 PAGE = """# TYPE rolls counter
 rolls_total{die="fair",outcome="success"} 3.0
@@ -131,6 +135,16 @@ def test_healthy_traces_neither_failed_nor_were_slow(observed: Observed) -> None
     assert observed.healthy() == {f"{number:032x}" for number in range(2, 10)}
 
 
+def test_the_change_to_tail_sampling_has_the_rules_of_the_collector() -> None:
+    processors = yaml.safe_load((engines.OTEL / "sampling" / "tail.yaml").read_text())["processors"]
+    policies = {policy["type"]: policy[policy["type"]] for policy in processors["tail_sampling"]["policies"]}
+    assert policies == {
+        "status_code": {"status_codes": ["ERROR"]},
+        "latency": {"threshold_ms": SLOW * 1000},
+        "probabilistic": {"sampling_percentage": KEPT * 100},
+    }
+
+
 def test_the_five_changes_that_save_most_come_first_with_their_savings(observed: Observed, asked: Asked) -> None:
     measured = measure(observed, asked)
     changes = Changes(observed, measured, asked, PRICES).best()
@@ -233,12 +247,31 @@ def test_only_complete_lines_written_since_the_start_are_new(tmp_path: Path) -> 
 
 
 def test_the_bytes_of_lines_are_counted_as_loki_counts_them() -> None:
-    """The text without its newline, and the structured metadata: names and values of the ids."""
-    text = b'{"trace_id": "abcd", "span_id": "ef", "n": 1}\n'
-    assert new_bytes([("frontend", text), ("frontend", b"Traceback\n")]) == (
-        2,
-        len(text) - 1 + len("trace_idabcd") + len("span_idef") + len("Traceback"),
+    """The text without its newline, and the structured metadata: in chunks, equal values of a stream once."""
+    one = b'{"level": "INFO", "trace_id": "abcd", "span_id": "ef", "n": 1}\n'
+    other = b'{"level": "ERROR", "trace_id": "abcd", "span_id": "ef", "n": 1}\n'
+    lines = [("frontend", text) for text in (one, one, other, b"Traceback\n")]
+    texts = 2 * len(one) + len(other) - 3 + len("Traceback")
+    assert loki_bytes(lines) == (
+        4,
+        texts + 3 * (len("trace_idabcd") + len("span_idef")),
+        texts + 3 * 2 * 8 + 2 * len("abcdef"),  # two streams
     )
+
+
+async def test_only_the_named_counters_of_a_page_are_read() -> None:
+    page = 'spans_total{tenant="a"} 2\nspans_total{tenant="b,}"} 3e+00\nspans_total_created 9\nother{x="y" broken\n'
+    app = web.Application()
+
+    async def metrics(request: web.Request) -> web.Response:
+        return web.Response(text=page)
+
+    app.router.add_get("/metrics", metrics)
+    async with TestServer(app) as server, ClientSession() as session:
+        url = str(server.make_url("/metrics"))
+        assert await counters(session, url, ["spans_total"]) == {"spans_total": 5.0}
+    async with ClientSession() as session:
+        assert await counters(session, url, ["spans_total"]) == {}  # it does not answer any more
 
 
 def test_agreement_is_theirs_in_percent_of_ours() -> None:
