@@ -81,10 +81,13 @@ def value(lab: Lab, expression: str) -> float:
 
 
 def send(lab: Lab, kinds: Mapping[str, str]) -> None:
-    """Send traces of two services, ``caller`` and ``callee``, to the Collector; ``kinds``: healthy, failed or slow."""
+    """Send traces of two services, ``caller`` and ``callee``, to the Collector; ``kinds``: healthy, failed or slow.
+
+    The callee calls a database, and a server that makes no spans.
+    """
     now = time.time_ns()
 
-    def span(trace_id: str, number: int, kind: int, parent: str = "") -> dict[str, Any]:
+    def span(trace_id: str, number: int, kind: int, parent: str = "", **attributes: str) -> dict[str, Any]:
         how = kinds[trace_id]
         return {
             "traceId": trace_id,
@@ -92,6 +95,9 @@ def send(lab: Lab, kinds: Mapping[str, str]) -> None:
             "parentSpanId": parent,
             "name": "GET /sampled",
             "kind": kind,
+            "attributes": [
+                {"key": name.replace("_", "."), "value": {"stringValue": text}} for name, text in attributes.items()
+            ],
             "startTimeUnixNano": str(now - (2 * 10**9 if how == "slow" else 10**8)),
             "endTimeUnixNano": str(now),
             # The root knows nothing of the failure below it.
@@ -103,7 +109,15 @@ def send(lab: Lab, kinds: Mapping[str, str]) -> None:
         some = ids[start : start + BATCH]
         spans = {
             "caller": [span(trace_id, 1, 3) for trace_id in some],
-            "callee": [span(trace_id, 2, 2, f"{trace_id[:15]}1") for trace_id in some],
+            "callee": [
+                one
+                for trace_id in some
+                for one in (
+                    span(trace_id, 2, 2, f"{trace_id[:15]}1"),
+                    span(trace_id, 3, 3, f"{trace_id[:15]}2", db_system_name="postgresql", server_address="storage"),
+                    span(trace_id, 4, 3, f"{trace_id[:15]}2"),
+                )
+            ],
         }
         document = {
             "resourceSpans": [
@@ -124,12 +138,12 @@ def send(lab: Lab, kinds: Mapping[str, str]) -> None:
 
 
 def kept(lab: Lab, ids: list[str]) -> set[str]:
-    """Those of the traces that Tempo has with both their spans; of one that it does not have its answer is empty."""
+    """Those of the traces that Tempo has with all their spans; of one that it does not have its answer is empty."""
     answers = {one: get(f"{url(lab, 'tempo')}/api/v2/traces/{one}") for one in ids}
     return {
         one
         for one, answer in answers.items()
-        if answer.status == 200 and len(parse_export(answer.json.get("trace", {}))) == 2
+        if answer.status == 200 and len(parse_export(answer.json.get("trace", {}))) == 4
     }
 
 
@@ -162,6 +176,8 @@ def test_failed_and_slow_traces_are_kept_and_a_tenth_of_the_others(lab: Lab) -> 
 
     wait_for(lambda: edges() == len(kinds), timeout=60, say=f"{len(kinds)} requests from caller to callee")
     assert edges("request_failed_total") == FAILED
+    assert value(lab, 'traces_service_graph_request_total{client="callee",connection_type="database"}') == len(kinds)
+    assert value(lab, 'traces_service_graph_request_total{client="callee",server="storage"}') == len(kinds)
     assert edges("request_server_seconds_count") == edges("request_client_seconds_count") == len(kinds)
     assert (
         value(lab, 'sum(traces_service_graph_request_server_seconds_bucket{client="caller",le="1.6"})')
@@ -169,7 +185,8 @@ def test_failed_and_slow_traces_are_kept_and_a_tenth_of_the_others(lab: Lab) -> 
     )
     assert calls(service="callee", span_name="GET /sampled", span_kind="SPAN_KIND_SERVER") == len(kinds)
     assert calls(service="callee", status_code="STATUS_CODE_ERROR") == FAILED
-    assert value(lab, 'traces_spanmetrics_latency_bucket{service="callee",le="2.048"}') == len(kinds)
+    of_server = 'service="callee",span_kind="SPAN_KIND_SERVER"'
+    assert value(lab, f'traces_spanmetrics_latency_bucket{{{of_server},le="2.048"}}') == len(kinds)
     names = {"service": "dice-roller", "span_name": "GET /roll", "span_kind": "SPAN_KIND_SERVER"}
     wait_for(
         lambda: calls(**names) == lab.value("dice-roller", "http_requests_total", handler="/roll"),
@@ -196,3 +213,6 @@ def test_the_service_map_is_made_once(lab: Lab) -> None:
         *("service", "span_name", "span_kind", "status_code"),
     }
     assert {one["__name__"].split("_")[1] for one in series} == {"service", "spanmetrics"}
+    # As with Tempo's generator, a call without a server's span is no edge.
+    assert {one["server"] for one in series if "server" in one} >= {"callee", "dice-roller", "storage"}
+    assert not [one for one in series if one.get("server") == "unknown"]
