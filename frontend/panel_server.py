@@ -58,10 +58,8 @@ USER_HEADER = "X-Dicelab-User"  # the signed-in user, for Panel; set here, never
 # Page loads that wait while another page is built. The last of them waits some seconds; more are refused.
 MAX_WAITING = 16
 RETRY_AFTER = 3  # seconds after which a page load that was refused may be tried again
-# Ended sessions after which garbage is collected. Each leaves 1,500 objects, which take 4 ms to free, and a collection
-# traverses every page that is open, which takes 1 ms each; meanwhile no thread runs. So it is rarer with many pages.
-COLLECT_AFTER = 10
-COLLECT_AFTER_SHARE = 1 / 4  # of the pages that are open, if that is more
+# Ended sessions after which garbage is collected. Each leaves 0.2 MB and more of it.
+COLLECT_AFTER = 25
 UNUSED_SESSION_LIFETIME = 15.0  # seconds that Panel keeps a session without a WebSocket
 START_TIMEOUT = 30.0  # seconds
 
@@ -165,7 +163,8 @@ class PanelServer:
     def _session_ended(self, _context: Any) -> None:
         # A page is full of reference cycles, and the service leaves few automatic collections (web/tuning.py).
         self._ended += 1
-        if self._ended >= max(COLLECT_AFTER, self.sessions * COLLECT_AFTER_SHARE):
+        # A collection takes time in proportion to the pages that are open: the more there are, the rarer it is.
+        if self._ended >= max(COLLECT_AFTER, self.sessions):
             self._ended = 0
             gc.collect()
 
