@@ -3,7 +3,8 @@ STAGE ?= 6
 SAMPLING ?= none
 WORKERS ?= 2
 PYTHON ?= python3
-VENV := .venv
+# An environment of its own for a Python that was named: make test PYTHON=python3.13.
+VENV := .venv$(if $(filter file,$(origin PYTHON)),,-$(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])'))
 COMPOSE ?= docker compose
 # For the lab on Kubernetes. Its engines read the configuration of compose, which is outside of kubernetes/: kustomize refuses
 # that by default, because a kustomization from elsewhere could read any file.
@@ -13,13 +14,6 @@ ENGINES ?= small
 IMAGE ?= dicelab:0.1.0
 MANIFESTS = $(KUSTOMIZE) kubernetes/$(ENGINES)/$(STAGE) | sed 's|image: dicelab:0.1.0$$|image: $(IMAGE)|'
 BIN := $(VENV)/bin
-ifneq ($(origin PYTHON),file)
-ifneq ($(wildcard $(BIN)/python),)
-ifneq ($(shell $(PYTHON) --version),$(shell $(BIN)/python --version))
-$(error $(VENV) has another version of Python than $(PYTHON): delete it, or add VENV=.venv-$(lastword $(shell $(PYTHON) --version)))
-endif
-endif
-endif
 # Configuration that containers mount: their users must be able to read it, also in a checkout made under umask 077.
 MOUNTED := alloy grafana otel/collector.yaml otel/sampling compose/alertmanager compose/loki compose/prometheus compose/tempo compose/.targets
 # Programs that the tests need besides Python; installed by apt-get where they are missing and make runs as root.
@@ -139,7 +133,7 @@ lint: $(VENV)/installed-test  ## check style and types
 	$(BIN)/mypy
 
 clean:  ## remove everything that the targets above made, also a lab's files in .dicelab
-	rm -rf $(VENV) .dicelab build dicelab.cdx.json tests/*/node_modules *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-* .dicelab build dicelab.cdx.json tests/*/node_modules *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(BIN)/python:

@@ -52,6 +52,17 @@ def _script() -> str:
     return f'"use strict"\n{parts}'
 
 
+@cache
+def _template() -> Any:
+    """Panel's template, compiled once."""
+    return parse_template(TEMPLATE.read_text())
+
+
+@cache
+def _style() -> str:
+    return (BROWSER / "page.css").read_text()
+
+
 class RollPage:
     """One browser session's page.
 
@@ -116,9 +127,9 @@ class RollPage:
             username=self._user.username if self._user else None,
         )
         self._bridge.page_sent()
-        template = pn.Template(parse_template(TEMPLATE.read_text()))
+        template = pn.Template(_template())
         template.add_variable("page", body)
-        template.add_variable("style", (BROWSER / "page.css").read_text())
+        template.add_variable("style", _style())
         template.add_variable("script", _script())
         template.add_panel("bridge", self._bridge)
         return template

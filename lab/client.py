@@ -233,7 +233,8 @@ class Lab:
 
     async def find_engines(self) -> None:
         """Forget the engines that do not answer; none of them has to be there."""
-        there = {name: await self.fetch_ready(name) for name in self.engines}
+        answers = await asyncio.gather(*map(self.fetch_ready, self.engines))
+        there = dict(zip(self.engines, answers, strict=True))
         self.engines = {name: url for name, url in self.engines.items() if there[name]}
         if not there.get("otel-collector", True):
             self.state = {**self.state, "otlp_endpoint": ""}

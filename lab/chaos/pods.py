@@ -10,8 +10,7 @@ from types import TracebackType
 from typing import Self
 
 from lab import LabError
-from lab.chaos.targets import LOCK, PSQL, RUN_TIME, UNLOCK, Target
-from lab.containers import output
+from lab.chaos.targets import PSQL, RUN_TIME, CommandTarget, start
 from lab.kubernetes.pods import Pods, command
 from lab.waiting import within
 
@@ -32,7 +31,7 @@ done
 """
 
 
-class PodTarget(Target):
+class PodTarget(CommandTarget):
     """The lab in the cluster.
 
     A stopped part is scaled to no pod. A slow one is paused most of the time. For the time of the experiment the
@@ -40,11 +39,11 @@ class PodTarget(Target):
     """
 
     def __init__(self, pods: Pods) -> None:
+        super().__init__()
         self._pods = pods
         self._replicas: dict[str, int] = {}  # of what is stopped
         self._limits: dict[str, tuple[int, int]] = {}  # of the autoscalers
         self._stutters: dict[str, list[asyncio.subprocess.Process]] = {}
-        self._locking: asyncio.subprocess.Process | None = None
 
     async def __aenter__(self) -> Self:
         try:
@@ -133,19 +132,10 @@ class PodTarget(Target):
             script = STUTTER.format(pause=seconds, run=RUN_TIME)
             for pod in await self._pods.of(name):
                 arguments = ("exec", "--stdin", pod["metadata"]["name"], "--", "bash", "-c", script)
-                process = await _start(command(workload.namespace, *arguments))
+                process = await start(command(workload.namespace, *arguments), asyncio.subprocess.PIPE)
                 self._stutters.setdefault(name, []).append(process)
 
-    async def lock(self) -> None:
-        self._locking = await _start(self._psql(f"BEGIN; {LOCK}; SELECT pg_sleep(600)"))
-
-    async def unlock(self) -> None:
-        if self._locking is not None:
-            await output(self._psql(UNLOCK))
-            await self._locking.wait()
-            self._locking = None
-
-    def _psql(self, query: str) -> list[str]:
+    def psql(self, query: str) -> list[str]:
         workload = self._pods.workload("postgres")
         return command(workload.namespace, "exec", workload.reference, "--", *PSQL, query)
 
@@ -159,13 +149,3 @@ class PodTarget(Target):
                 restarts = [one["restartCount"] for one in pods[0]["status"].get("containerStatuses", [])]
                 found[name] = zlib.crc32(f"{pods[0]['metadata']['uid']} {restarts}".encode())
         return found
-
-
-async def _start(arguments: list[str]) -> asyncio.subprocess.Process:
-    return await asyncio.create_subprocess_exec(
-        *arguments,
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.DEVNULL,
-        stderr=asyncio.subprocess.DEVNULL,
-        start_new_session=True,  # Ctrl-C must not interrupt it before its fault is removed
-    )

@@ -6,7 +6,7 @@ import asyncio
 import os
 import signal
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack, suppress
 from types import TracebackType
 from typing import Any, Self
@@ -16,7 +16,7 @@ import psycopg2
 from lab import LabError
 from lab.chaos.faults import Faults
 from lab.client import Lab
-from lab.containers import Containers
+from lab.containers import Containers, output
 
 # Seconds that a container which is slowed down runs between two pauses.
 RUN_TIME = 0.05
@@ -176,7 +176,38 @@ class RunDirTarget(Target):
         return found
 
 
-class ContainerTarget(Target):
+class CommandTarget(Target):
+    """A lab whose database is reached by the command of a container engine or of a cluster, which runs psql there."""
+
+    def __init__(self) -> None:
+        self._locking: asyncio.subprocess.Process | None = None
+
+    @abstractmethod
+    def psql(self, query: str) -> list[str]:
+        """The command line that runs a query as the user of the dice."""
+
+    async def lock(self) -> None:
+        self._locking = await start(self.psql(f"BEGIN; {LOCK}; SELECT pg_sleep(600)"))
+
+    async def unlock(self) -> None:
+        if self._locking is not None:
+            await output(self.psql(UNLOCK))
+            await self._locking.wait()
+            self._locking = None
+
+
+async def start(arguments: Sequence[str], stdin: int = asyncio.subprocess.DEVNULL) -> asyncio.subprocess.Process:
+    """Start the command of a fault, whose output is not read."""
+    return await asyncio.create_subprocess_exec(
+        *arguments,
+        stdin=stdin,
+        stdout=asyncio.subprocess.DEVNULL,
+        stderr=asyncio.subprocess.DEVNULL,
+        start_new_session=True,  # Ctrl-C must not interrupt it before its fault is removed
+    )
+
+
+class ContainerTarget(CommandTarget):
     """The lab of a compose project.
 
     A slow container is one that is paused most of the time. If the experiment itself is killed with SIGKILL, its
@@ -184,11 +215,11 @@ class ContainerTarget(Target):
     """
 
     def __init__(self, containers: Containers) -> None:
+        super().__init__()
         self._containers = containers
         self._stopped: set[str] = set()
         self._frozen: set[str] = set()
         self._stutters: dict[str, asyncio.Task[None]] = {}
-        self._locking: asyncio.subprocess.Process | None = None
 
     async def __aenter__(self) -> Self:
         return self
@@ -254,26 +285,8 @@ class ContainerTarget(Target):
             await self._containers.run("unpause", container)
             await asyncio.sleep(RUN_TIME)
 
-    async def lock(self) -> None:
-        self._locking = await asyncio.create_subprocess_exec(
-            *(
-                self._containers.command,
-                "exec",
-                self._containers.id("postgres"),
-                *PSQL,
-                f"BEGIN; {LOCK}; SELECT pg_sleep(600)",
-            ),
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.DEVNULL,
-            stderr=asyncio.subprocess.DEVNULL,
-            start_new_session=True,
-        )
-
-    async def unlock(self) -> None:
-        if self._locking is not None:
-            await self._containers.run("exec", self._containers.id("postgres"), *PSQL, UNLOCK)
-            await self._locking.wait()
-            self._locking = None
+    def psql(self, query: str) -> list[str]:
+        return [self._containers.command, "exec", self._containers.id("postgres"), *PSQL, query]
 
     async def processes(self) -> dict[str, int | None]:
         found: dict[str, int | None] = {}

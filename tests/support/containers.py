@@ -282,5 +282,9 @@ def _override(containers: Containers, names: dict[str, str]) -> None:
             }
         else:
             changed[service] = {"image": f"{PREFIX}/dicelab", "build": RESET, "pull_policy": "never"}
+        if "healthcheck" in settings and service not in containers.left_out:
+            # The checks run one after another without their intervals (see _probe): on a busy machine the usual three
+            # can fail within seconds, and compose gives up on a container that is unhealthy once.
+            changed[service]["healthcheck"] = {"retries": 20}
     override = yaml.safe_dump({"services": changed}).replace(f"build: {RESET}", "build: !reset null")
     (containers.checkout / "compose" / "compose.override.yaml").write_text(override)

@@ -48,7 +48,9 @@ if [ ! -s "$PGDATA/PG_VERSION" ]; then
     initdb --pgdata="$PGDATA" --username="$POSTGRES_USER" --pwfile=<(printf '%s\\n' "$POSTGRES_PASSWORD") \\
         --locale=C --encoding=UTF8 --auth-local=trust --auth-host=trust
     printf 'host all all all scram-sha-256\\n' >> "$PGDATA/pg_hba.conf"
-    printf "listen_addresses = '*'\\nunix_socket_directories = '/var/run/postgresql'\\n" >> "$PGDATA/postgresql.conf"
+    # Debian's psql looks for the socket in the first directory, that of the package here in the second.
+    printf "listen_addresses = '*'\\n" >> "$PGDATA/postgresql.conf"
+    printf "unix_socket_directories = '/var/run/postgresql, /tmp'\\n" >> "$PGDATA/postgresql.conf"
     printf 'CREATE DATABASE "%s"\\n' "$POSTGRES_DB" | postgres --single -D "$PGDATA" postgres
 fi
 exec "$@"

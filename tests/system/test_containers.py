@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from urllib.parse import urlencode
 
@@ -33,7 +33,9 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Containers]:
 
 @pytest.mark.parametrize("stage", [1, 3, 6])
 def test_a_stage_is_healthy_and_complete(project: Containers, stage: int) -> None:
+    started = time.monotonic()
     project.make("compose", f"STAGE={stage}")  # waits until all are healthy
+    print(f"\nstage {stage}: all healthy after {time.monotonic() - started:.0f} s")
     running = project.inspect()
     wanted = {service.name for service in stages.load(stage).services} | {engine.name for engine in engines.ENGINES}
     wanted ^= set() if stages.load(stage).postgres else set(engines.WITH_POSTGRES)
@@ -52,13 +54,19 @@ def test_no_service_is_left_out(project: Containers) -> None:
         pytest.skip("; ".join(f"{service} is left out: {why}" for service, why in project.left_out.items()))
 
 
-def test_down_and_up_keep_the_data(project: Containers) -> None:
+def test_down_and_up_keep_the_data_and_tail_sampling_starts(project: Containers) -> None:
     project.make("compose", "STAGE=6")
     trace_id = get(f"{FRONT}/roll?die=fair").trace_id
     tempo, loki, prometheus = (
         f"http://127.0.0.1:{PORTS[name]}" for name in ("TEMPO_PORT", "LOKI_PORT", "PROMETHEUS_PORT")
     )
     start = time.time()
+
+    def wait(condition: Callable[[], bool]) -> None:
+        try:
+            wait_for(condition, timeout=60)
+        except AssertionError as error:
+            raise AssertionError(f"{error}\n{project.last_words()}") from None
 
     def in_tempo() -> bool:
         return get(f"{tempo}/api/v2/traces/{trace_id}").status == 200
@@ -68,23 +76,30 @@ def test_down_and_up_keep_the_data(project: Containers) -> None:
         url = f"{loki}/loki/api/v1/query_range?{urlencode(arguments)}"
         return bool(get(url, headers={"X-Scope-OrgID": "operations"}).json["data"]["result"])
 
-    def in_prometheus(at: float) -> bool:
-        arguments = {"query": 'dice_rolls_total{job="dice-roller",die_type="fair",result="success"} > 0', "time": at}
-        return bool(get(f"{prometheus}/api/v1/query?{urlencode(arguments)}").json["data"]["result"])
+    def in_prometheus(query: str, at: float) -> bool:
+        arguments = urlencode({"query": f"{query} > 0", "time": at})
+        return bool(get(f"{prometheus}/api/v1/query?{arguments}").json["data"]["result"])
 
-    wait_for(in_tempo, timeout=60)
-    wait_for(in_loki, timeout=60)
-    wait_for(lambda: in_prometheus(time.time()), timeout=60)
+    rolls = 'dice_rolls_total{job="dice-roller",die_type="fair",result="success"}'
+    wait(in_tempo)
+    wait(in_loki)
+    wait(lambda: in_prometheus(rolls, time.time()))
     scraped = time.time()
     postgres = project.inspect()["postgres"]["Id"]
     project.run("exec", postgres, *PSQL, "CREATE TABLE kept AS SELECT 42 AS answer")
 
     project.make("compose-down")
     assert not project.inspect()
-    project.make("compose", "STAGE=6")
+    # With tail sampling, which has no start of its own in these tests because each takes long.
+    project.make("compose", "STAGE=6", "SAMPLING=tail")
 
-    wait_for(in_tempo, timeout=60)
-    wait_for(in_loki, timeout=60)
-    wait_for(lambda: in_prometheus(scraped), timeout=60)
+    wait(in_tempo)
+    wait(in_loki)
+    wait(lambda: in_prometheus(rolls, scraped))
     postgres = project.inspect()["postgres"]["Id"]
     assert "42" in project.run("exec", postgres, *PSQL, "SELECT answer FROM kept")
+
+    assert get(f"{FRONT}/roll?die=fair").status == 200
+    # Only the Collector's edges have the label `failed`; those of Tempo's generator are from before.
+    edges = 'traces_service_graph_request_total{client="frontend",server="dice-roller",failed!=""}'
+    wait(lambda: in_prometheus(edges, time.time()))

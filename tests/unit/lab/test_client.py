@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 from collections.abc import Awaitable, Callable
@@ -239,3 +240,18 @@ async def test_lines_of_a_lab_elsewhere_come_from_loki(aiohttp_server: Serve, tm
         assert len(await lab.fetch_lines("frontend", usage=True)) == 1
         with pytest.raises(NotRunning, match="tempo is not running"):
             await lab.fetch_trace("a" * 32)
+
+
+async def test_engines_elsewhere_are_looked_for_at_the_same_time(aiohttp_server: Serve, tmp_path: Path) -> None:
+    both = asyncio.Barrier(2)
+
+    async def ready(request: web.Request) -> web.Response:
+        await both.wait()  # an engine that is asked alone gives no answer
+        return web.Response()
+
+    app = web.Application()
+    app.router.add_get("/ready", ready)
+    url = str((await aiohttp_server(app)).make_url("")).rstrip("/")
+    async with Lab.elsewhere(tmp_path, 4, {"": "http://127.0.0.1:1", "loki": url, "tempo": url}) as lab:
+        await lab.find_engines()
+        assert lab.engines == {"loki": url, "tempo": url}
