@@ -214,6 +214,13 @@ def learn(**given: Any) -> int:
 @click.option("--seed", type=int, metavar="N", help="Of what is drawn [default: one that nobody knows]")
 @click.option("--level", type=count(1, 3), default=2, metavar="1..3", help="How hard it is.")
 @click.option(
+    "--within",
+    type=Number(5, 600, " seconds"),
+    default=80.0,
+    metavar="SECONDS",
+    help="The fault is put in within this time; half of it passes before.",
+)
+@click.option(
     "--minutes",
     type=Number(2, 24 * 60, " minutes"),
     default=15.0,

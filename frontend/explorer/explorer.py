@@ -103,6 +103,8 @@ class Explorer:
         self._read(query)
         self._task = asyncio.create_task(self._keep_fresh())
         self._warmed = asyncio.create_task(self._warm_up())
+        if self._learn is not None:
+            self._learn.start()
 
     async def _warm_up(self) -> None:
         """Warm up the sources: the index of the files takes a while to start."""

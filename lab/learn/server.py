@@ -8,6 +8,8 @@ for one; a thread answers what only reads::
     200     {"status": 0, "document": {"exercise": "1.1", "right": true, "text": "Right."}, "error": "", "busy": ""}
 
 ``busy`` is the number of the exercise that is being prepared or checked at the moment, empty where none is.
+
+``{"words": ["mystery", ACTION]}`` is about the game, see :mod:`lab.mystery.hosted`.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ from aiohttp import web
 
 from lab import LabError
 from lab.learn import READING, WORKING
+from lab.mystery.hosted import ACTIONS, HostedGame
 from lab.supervise.private import private_directory
 
 NUMBER = re.compile(r"[1-9](\.[1-9])?")  # of a stage or an exercise
@@ -47,6 +50,7 @@ class LearnServer:
         self._directory = private_directory()  # a run dir's path may be too long for a socket
         self._runner: web.AppRunner | None = None
         self._busy: list[str] = []
+        self._game = HostedGame(run_dir)
 
     @property
     def path(self) -> Path:
@@ -60,6 +64,7 @@ class LearnServer:
         await web.UnixSite(self._runner, str(self.path), shutdown_timeout=0.5).start()
 
     async def close(self) -> None:
+        await self._game.close()
         if self._runner is not None:
             await self._runner.cleanup()
         shutil.rmtree(self._directory, ignore_errors=True)
@@ -70,6 +75,9 @@ class LearnServer:
             words, answer = [str(word) for word in document["words"]], str(document.get("answer", ""))
         except (ValueError, KeyError, TypeError, AttributeError):
             return web.json_response({"error": "a JSON object with words is expected"}, status=400)
+        if words[0:1] == ["mystery"] and len(words) == 2 and words[1] in ACTIONS:
+            status, found, error = await self._game.do(words[1], answer)
+            return web.json_response({"status": status, "document": found, "error": error, "busy": ""})
         if not 1 <= len(words) <= 2 or words[0] not in READING + WORKING or not all(map(NUMBER.fullmatch, words[1:])):
             return web.json_response({"error": "no such action"}, status=400)
         works = words[0] in ("ask", "answer") and len(words) == 2

@@ -12,9 +12,11 @@ from __future__ import annotations
 import argparse
 import asyncio
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean
 
+from lab import LabError
 from lab.client import Lab
 from lab.mystery import command, files
 from lab.mystery.baselines import CEILING, constants, three_sigma
@@ -26,7 +28,7 @@ STEADY, UNCERTAIN, FAULT = 30.0, 15.0, 36.0  # seconds
 LEVEL = 1  # full strength, no decoys: as easy for a detector as it gets
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m lab.mystery", description="Admit the situations of the game.")
     actions = parser.add_subparsers(dest="action", required=True)
     recording = actions.add_parser("record")
@@ -35,10 +37,14 @@ def main() -> int:
     recording.add_argument("--only", action="append", default=[], choices=[*SITUATIONS])
     admitting = actions.add_parser("admit")
     admitting.add_argument("directories", type=Path, nargs="+")
-    given = parser.parse_args()
-    if given.action == "record":
-        return asyncio.run(record(given.directory, given.run_dir, given.only))
-    return admit([path for directory in given.directories for path in sorted(directory.iterdir())])
+    given = parser.parse_args(arguments)
+    try:
+        if given.action == "record":
+            return asyncio.run(record(given.directory, given.run_dir, given.only))
+        return admit([path for directory in given.directories for path in sorted(directory.iterdir())])
+    except (LabError, OSError) as error:
+        print(f"lab.mystery: {error}", file=sys.stderr)
+        return 2
 
 
 async def record(directory: Path, run_dir: Path, only: list[str]) -> int:
@@ -57,13 +63,16 @@ async def record(directory: Path, run_dir: Path, only: list[str]) -> int:
 
 def admit(directories: list[Path]) -> int:
     """Print the table; 0 when every situation is admitted."""
-    recorded = {directory.name: files.read(directory) for directory in directories}
-    said, constant = constants(list(recorded.values()))
-    sigma = [score(one.case, one.truth, three_sigma(one.case, one.question["components"])) for one in recorded.values()]
+    recorded = [files.read(directory) for directory in directories]
+    if not recorded:
+        raise LabError("there is no case to admit")
+    said, constant = constants(recorded)
+    sigma = [score(one.case, one.truth, three_sigma(one.case, one.question["components"])) for one in recorded]
     print("| situation | component | users notice after | alert after | constant | three sigma |")
     print("|---|---|---|---|---|---|")
     admitted = True
-    for (name, one), fixed, detected in zip(recorded.items(), constant, sigma, strict=True):
+    for one, fixed, detected in zip(recorded, constant, sigma, strict=True):
+        name = one.truth.situation
         moved, only = one.indicators["moved"], all(SITUATIONS[part].telemetry_only for part in name.split("+"))
         admitted &= moved or only
         print(

@@ -14,7 +14,8 @@ from lab.mystery.situations import IMPACTS, MECHANISMS, NOTHING
 FIELDS = ("component", "mechanism", "since", "impact", "trace", "query")
 MOST_GUESSES = 10
 LARGEST = 64 * 1024  # bytes of an answer
-LONGEST = 24 * 3600.0  # seconds from the beginning of a game
+DAY = 24 * 3600.0  # seconds
+LONGEST = DAY  # from the beginning of a game
 EXAMPLE = """\
 {"component": "die-service", "mechanism": "down", "since": "2026-01-31T12:00:00Z", "impact": "everyone",
  "trace": "0af7651916cd43dd8448eb211c80319c", "query": "SELECT count(*) FROM spans WHERE status = 'error'"}"""
@@ -99,7 +100,7 @@ def guesses(what: str, given: Any, known: Iterable[str]) -> tuple[str, ...]:
 
 
 def moment(given: Any, began: float) -> float | None:
-    """A time: RFC 3339, ``HH:MM:SS`` in UTC on the day of the game, or seconds after its beginning.
+    """A time: RFC 3339, ``HH:MM:SS`` in UTC nearest to the beginning of the game, or seconds after its beginning.
 
     Raises:
         BadAnswer
@@ -116,10 +117,12 @@ def moment(given: Any, began: float) -> float | None:
         text = str(given).strip()
         if text.startswith("+"):
             return moment(float(text[1:]), began)
-        if "T" not in text and "-" not in text:
-            text = f"{day:%Y-%m-%d}T{text}"
-        found = datetime.fromisoformat(text)
-        return (found if found.tzinfo else found.replace(tzinfo=UTC)).timestamp()
+        of_day = "T" not in text and "-" not in text
+        found = datetime.fromisoformat(f"{day:%Y-%m-%d}T{text}" if of_day else text)
+        at = (found if found.tzinfo else found.replace(tzinfo=UTC)).timestamp()
+        if of_day:  # a game may last over midnight
+            at = min((at - DAY, at, at + DAY), key=lambda one: abs(one - began))
+        return at
     except (ValueError, OverflowError):
         raise BadAnswer(
             f"since {str(given)!r:.60} is no time: give 2026-01-31T12:00:00Z, 12:00:00, or seconds such as +42"

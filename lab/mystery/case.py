@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cached_property
@@ -21,6 +23,7 @@ from prometheus_client.samples import Sample
 from prometheus_client.utils import floatToGoString
 
 from lab.client import Lab
+from lab.rotated import open_files, whole_lines
 from lab.signals import Span, parse_export
 
 TEMPO_TRACES = 600  # that are fetched from Tempo, spread over the game
@@ -110,18 +113,16 @@ async def collect(lab: Lab, began: float, ended: float, scrapes: Sequence[Scrape
 
 
 def _lines(lab: Lab, began: float, ended: float) -> Iterator[Document]:
-    for path in _written_since(lab.directory.logs, began):
-        for line in _whole_documents(path):
-            if began <= seconds(line.get("timestamp")) <= ended:
-                yield line
+    for line in _documents_since(lab.directory.logs, began):
+        if began <= seconds(line.get("timestamp")) <= ended:
+            yield line
 
 
 def _from_files(directory: Path, began: float, ended: float) -> Iterator[Document]:
-    for path in _written_since(directory, began):
-        for export in _whole_documents(path):
-            kept = _between(export, began, ended)
-            if kept["resourceSpans"]:
-                yield kept
+    for export in _documents_since(directory, began):
+        kept = _between(export, began, ended)
+        if kept["resourceSpans"]:
+            yield kept
 
 
 async def _from_tempo(lab: Lab, lines: Iterable[Document], began: float, ended: float) -> list[Document]:
@@ -143,21 +144,19 @@ async def _from_tempo(lab: Lab, lines: Iterable[Document], began: float, ended: 
     return [export for export in kept if export["resourceSpans"]]
 
 
-def _written_since(directory: Path, began: float) -> list[Path]:
-    return [path for path in sorted(directory.glob("*.jsonl*")) if path.stat().st_mtime >= began]
-
-
-def _whole_documents(path: Path) -> Iterator[Document]:
-    with open(path, "rb") as file:
-        for line in file:
-            if not line.endswith(b"\n"):
-                return
-            try:
-                document = json.loads(line)
-            except ValueError:  # a killed process may have left half a line
+def _documents_since(directory: Path, began: float) -> Iterator[Document]:
+    """The documents of the files written since a time, each file once, though one may be rotated meanwhile."""
+    with ExitStack() as stack:
+        for _, file in open_files(directory, stack, []):
+            if os.fstat(file.fileno()).st_mtime < began:
                 continue
-            if isinstance(document, dict):
-                yield document
+            for line in whole_lines(file):
+                try:
+                    document = json.loads(line)
+                except ValueError:  # a killed process may have left half a line
+                    continue
+                if isinstance(document, dict):
+                    yield document
 
 
 def _between(export: Document, began: float, ended: float) -> Document:

@@ -39,6 +39,7 @@ class Options:
     Attributes:
         words: an action and what it works on; none to play.
         seed: of what is drawn; ``None`` for one that nobody knows.
+        within: seconds after the beginning by which the fault is put in; half of it passes before.
         minutes: the time limit.
         answer: a file that the answer is written to while the game runs.
     """
@@ -47,6 +48,7 @@ class Options:
     words: Sequence[str]
     seed: int | None
     level: int
+    within: float
     minutes: float
     answer: Path | None
     json: bool
@@ -82,7 +84,8 @@ def run(options: Options, console: Console) -> int:
         )
     lab = Lab.in_run_dir(options.run_dir)
     seed = random.SystemRandom().randrange(2**48) if options.seed is None else options.seed
-    plan = draw(seed, options.level, Facets.of(lab))
+    half = options.within / 2
+    plan = draw(seed, options.level, Facets.of(lab), steady=half, uncertain=half)
     if action == "record":
         return _record(Path(rest[0]), lab, plan, options, console)
     return asyncio.run(_play(lab, plan, options, console))
@@ -119,12 +122,12 @@ async def _play(lab: Lab, plan: Plan, options: Options, console: Console) -> int
 
     def tell(text: str) -> None:
         if options.json:
-            print(json.dumps({"said": text}), flush=True)
+            print(json.dumps({"said": text, **(sessions[0].progress() if sessions else {})}), flush=True)
         else:
             say(console, printable(text))
 
     async def playing(game: Game) -> None:
-        session = player.Session(game, Timer(60 * options.minutes))
+        session = player.Session(game, Timer(60 * options.minutes), options.within + player.LASTS)
         sessions.append(session)
         _show_question(session, options, console)
         if options.answer is not None:
@@ -133,6 +136,8 @@ async def _play(lab: Lab, plan: Plan, options: Options, console: Console) -> int
             await player.by_documents(session, lines, tell)
         elif lines is not None:
             await player.by_prompts(session, lines, tell)
+        session.over = True
+        tell("The game is over; everything is put back ...")
 
     if not options.json:
         say(console, "The game is prepared: every service is restarted once, and users arrive ...", "dim")

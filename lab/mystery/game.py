@@ -38,6 +38,7 @@ READY_PATIENCE = 60.0  # seconds for the services to be ready, before a game and
 POLL = 0.1
 SCRAPE_INTERVAL = 2.5
 ARRIVAL = 1.5  # seconds for the last spans and lines to be written
+DECISION = 12.0  # seconds until the Collector has decided about a trace and Tempo has it, with tail sampling
 ALIVE_INTERVAL = 0.5
 
 
@@ -118,7 +119,7 @@ async def _play(lab: Lab, plan: Plan, player: Player) -> Played:
                 async with _happening(game, target):
                     await player(game)
                     ended = time.time()
-                    await asyncio.sleep(ARRIVAL)
+                    await asyncio.sleep(DECISION if lab.sampling == "tail" else ARRIVAL)
                     case = await collect(lab, game.began, ended, game.scrapes)
                     noticed = game.indicators(ended)
             finally:
@@ -159,6 +160,7 @@ async def _happening(game: Game, target: RunDirTarget) -> AsyncIterator[None]:
             tasks = [
                 group.create_task(_scrape(game)),
                 group.create_task(_watch_alerts(game)),
+                group.create_task(game.users.watch()),
                 group.create_task(_break(game, target, facets)),
                 *(group.create_task(_decoy(game, target, decoy, facets)) for decoy in plan.decoys),
             ]

@@ -17,6 +17,7 @@ LEVELS = (1, 2, 3)
 FIRST_STAGE = 3
 # Seconds of ordinary traffic before the fault: at least, and how much more is drawn.
 STEADY, UNCERTAIN = 40.0, 40.0
+WITHIN = STEADY + UNCERTAIN
 STRENGTHS = {1: 1.0, 2: 0.8, 3: 0.6}
 RESTART, SPIKE, DEPLOYMENT = "restart", "load-spike", "deploy-marker"
 DECOYS = {
@@ -161,8 +162,9 @@ def _decoys(chance: random.Random, level: int, faults: Sequence[Fault], onset: f
     guilty = " ".join(fault.component for fault in faults)
     innocent = [name for name in (ROLLER, DIE_SERVICE) if name not in guilty] or [ROLLER, DIE_SERVICE]
     drawn = chance.sample(sorted(DECOYS), DECOY_COUNT[level])
+    first = min(FROM_BEGINNING, onset / 2)
     return tuple(
-        Decoy(name, round(chance.uniform(FROM_BEGINNING, max(FROM_BEGINNING, onset - FROM_FAULT)), 1), service)
+        Decoy(name, round(chance.uniform(first, max(first, onset - FROM_FAULT)), 1), service)
         for name in drawn
         for service in [chance.choice(innocent)]
     )

@@ -18,14 +18,14 @@ from lab.mystery import answer as answers
 from lab.mystery.answer import Answer, BadAnswer, clock
 from lab.mystery.evidence import check_query
 from lab.mystery.game import Game
-from lab.mystery.plan import STEADY, UNCERTAIN
+from lab.mystery.plan import WITHIN
 from lab.mystery.score import WRONG_GUESS
 from lab.mystery.situations import IMPACTS, MECHANISMS
 from lab.mystery.timer import Timer
 
 POLL = 0.25  # seconds between two looks at a file, and at the clock
-# Seconds after the beginning from which answers are taken: by then the fault, if there is one, has lasted a while.
-EARLIEST = STEADY + UNCERTAIN + 15.0
+LASTS = 15.0  # seconds that the fault, if there is one, has lasted at least when answers are taken
+EARLIEST = WITHIN + LASTS  # seconds after the beginning from which answers are taken
 HELP = "answer: give your answer; time, pause, resume, question; quit: give up"
 Say = Callable[[str], None]
 
@@ -36,8 +36,9 @@ class Session:
 
     Attributes:
         answer: as far as it was given.
-        given_up: whether the player has left without an answer.
         earliest: seconds after the beginning from which an answer is taken.
+        given_up: whether the player has left without an answer.
+        over: whether the player's part has ended: by an answer, by giving up, or because the time is up.
     """
 
     game: Game
@@ -45,13 +46,19 @@ class Session:
     earliest: float = EARLIEST
     answer: Answer = field(default_factory=Answer)
     given_up: bool = False
+    over: bool = False
 
     @property
     def components(self) -> tuple[str, ...]:
         return self.game.plan.facets.components
 
     def question(self) -> dict[str, Any]:
-        return answers.question(self.components, self.game.began, self.timer.seconds, self.game.commitment)
+        asked = answers.question(self.components, self.game.began, self.timer.seconds, self.game.commitment)
+        return {**asked, "answers_from": clock(self.game.began + self.earliest)}
+
+    def progress(self) -> dict[str, Any]:
+        """The time that is left, for programs; it says nothing about the fault."""
+        return {"left": round(self.timer.left, 1), "paused": self.timer.paused, "over": self.over}
 
     def read(self, text: str) -> Answer:
         """An answer of a JSON document that can be scored.

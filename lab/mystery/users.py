@@ -67,6 +67,8 @@ class Users:
         self._stop = asyncio.Event()
         self._traffic: Traffic | None = None
         self._tasks: set[asyncio.Task[None]] = set()
+        self._failed = asyncio.Event()
+        self._failure = ""
         self.dice: Mapping[str, Sequence[int]] = BUILTIN
 
     @property
@@ -82,10 +84,21 @@ class Users:
         self.dice = await dice_of(self._lab, await self._lab.fetch_capabilities()) or BUILTIN
         self._traffic = await self._come(USERS, LONG, self._stop, self._log)
         async for _ in within(FIRST_PATIENCE):
+            if self._failed.is_set():
+                await self.watch()
             recent = self.requests[-FIRST_ANSWERS:]
             if len(recent) == FIRST_ANSWERS and sum(not one.failed for one in recent) >= GOOD_SHARE * FIRST_ANSWERS:
                 return
         raise LabError("the lab does not answer well enough for a game to begin")
+
+    async def watch(self) -> None:
+        """Wait until the users end without having been stopped: without them there is no game.
+
+        Raises:
+            LabError: when they do.
+        """
+        await self._failed.wait()
+        raise LabError(f"the traffic of the users has ended: {self._failure}")
 
     async def spike(self, users: int, seconds: float) -> None:
         """More users for a time."""
@@ -100,9 +113,13 @@ class Users:
         traffic.record = record
 
         async def run() -> None:
-            await traffic.closed(
-                stop, max_rolls=MAX_ROLLS, think_time=THINK_TIME, duration=seconds, profile=PROFILES["steady"]
-            )
+            try:
+                await traffic.closed(
+                    stop, max_rolls=MAX_ROLLS, think_time=THINK_TIME, duration=seconds, profile=PROFILES["steady"]
+                )
+            except Exception as error:
+                self._failure = str(error) or type(error).__name__
+                self._failed.set()
 
         task = asyncio.ensure_future(run())
         self._tasks.add(task)

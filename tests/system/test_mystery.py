@@ -5,14 +5,18 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import shutil
 import subprocess
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from playwright.async_api import Error as PlaywrightError
+from playwright.async_api import Page, expect
 
 from lab.client import DIE_SERVICE, FRONTEND, ROLLER
 from lab.client import Lab as AnyLab
@@ -20,15 +24,18 @@ from lab.mystery import command, files
 from lab.mystery.answer import Answer
 from lab.mystery.evidence import anomaly
 from lab.mystery.game import Game, Played, play
+from lab.mystery.history import History
 from lab.mystery.plan import draw
 from lab.mystery.score import score
 from lab.mystery.situations import MECHANISMS, SITUATIONS, Facets, Fault
 from lab.signals import OPENMETRICS
 from tests.support import labs
+from tests.support.browser import Open, violations
 from tests.support.labs import Lab, dicelab, get, wait_for
 
 pytestmark = pytest.mark.timeout(300)  # each game restarts all services twice, which takes a while on a busy machine
 STEADY, FAULT = 6.0, 13.0  # seconds
+SEED = 8  # at level 1 and within 5 seconds: a fault that makes spans fail
 DELAY = 1.5  # seconds: nothing else takes as long, on a busy machine either
 VARIABLE = "DEFECTS_SOCKET"
 # What nothing may say while a fault is on. Names that are a word of everyday English are left out.
@@ -209,6 +216,71 @@ async def test_only_symptoms_tell_one_fault_from_another_and_the_score_is_comput
     for path in (tmp_path / "case" / "case").iterdir():
         if path.name != files.QUESTION:  # which lists all mechanisms
             assert not [secret for secret in SECRETS if secret in path.read_text()], path.name
+
+
+async def sign_in(page: Page) -> None:
+    """Sign in where the page asks for it, as it does after each restart of its service."""
+    with suppress(PlaywrightError):  # the page may reconnect at the same time
+        if await page.get_by_label("Your name").is_visible():
+            await page.get_by_label("Your name").fill("alice", timeout=1000)
+            await page.get_by_role("button", name="Sign in").click(timeout=1000)
+
+
+async def test_a_game_is_played_in_the_page(lab: Lab, blank_page: Open) -> None:
+    page = await blank_page(viewport={"width": 375, "height": 800})
+    await page.goto(f"{lab.front}/?tab=learn")
+    await sign_in(page)
+    await page.locator("#mystery-level").select_option("1")
+    await page.locator("#mystery-seed").fill(str(SEED))
+    await page.locator("#mystery-within").fill("5")
+    await page.get_by_role("button", name="Start a game").click()
+    playing = page.locator("#mystery-playing")
+    async with asyncio.timeout(120):
+        while not await playing.is_visible():
+            await sign_in(page)
+            await asyncio.sleep(0.5)
+    await expect(page.locator("#mystery-left")).to_have_text(re.compile(r"1[45]:\d\d"))
+    assert await page.evaluate("document.documentElement.scrollWidth") <= 375
+    assert await violations(page) == []
+    other = (await asyncio.to_thread(dicelab("mystery", "--run-dir", lab.run_dir).communicate, timeout=60))[0].decode()
+    assert other.splitlines()[-1] == "dicelab: another experiment runs in this lab"
+    await page.locator("#mystery-pause").click()
+    await expect(playing).to_contain_text("(paused)")
+    await page.locator("#mystery-resume").click()
+    await expect(playing).not_to_contain_text("(paused)")
+
+    # An answer that cannot be read costs nothing, and the form keeps it.
+    plan = draw(SEED, 1, Facets.of(AnyLab.in_run_dir(lab.run_dir)), steady=2.5, uncertain=2.5)
+    for field_id, value in (
+        ("component", plan.components[0]),
+        ("mechanism", plan.mechanisms[0]),
+        ("impact", plan.impact),
+    ):
+        await page.locator(f"#mystery-{field_id}").select_option(value)
+    await page.locator("#mystery-since").fill(f"+{plan.onset}")
+    await page.locator("#mystery-query").fill("SELEC 1")
+    answer = page.get_by_role("button", name="Answer", exact=True)
+    await answer.click()
+    await expect(page.locator("#mystery-said")).to_contain_text("query: Parser Error")
+    await page.locator("#mystery-query").fill("SELECT count(*) FROM spans WHERE status = 'error'")
+    result = page.locator("#mystery-result")
+    async with asyncio.timeout(150):
+        while not await result.is_visible():  # answers are taken some time after the fault
+            with suppress(PlaywrightError):  # the page reconnects when everything is put back
+                if await playing.is_visible():
+                    assert not [sentence for sentence in plan.story() if sentence in await page.content()]
+                    await answer.click(timeout=1000)
+            await sign_in(page)
+            await asyncio.sleep(0.5)
+    await expect(result).to_contain_text(plan.story()[0])
+    await expect(result).to_contain_text(f"component: {plan.components[0]}; right is {plan.components[0]}")
+    await expect(page.locator("#mystery-history")).to_be_visible()
+    assert await violations(page) == []
+    games = History(lab.run_dir).read()
+    assert [(game["seed"], game["level"], game["given_up"]) for game in games] == [(SEED, 1, False)]
+    assert games[0]["score"] >= 80
+    await asyncio.to_thread(wait_for, lambda: as_before(lab))
+    shutil.rmtree(lab.run_dir / "mystery")  # the tests below look for games of their own
 
 
 def wait_until_it_runs(lab: Lab, process: subprocess.Popen[bytes]) -> None:

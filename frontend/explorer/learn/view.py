@@ -12,6 +12,7 @@ from markupsafe import Markup
 from frontend.explorer.context import Context
 from frontend.explorer.learn import guide
 from frontend.explorer.learn.client import Exercises, Reply
+from frontend.explorer.learn.mystery import Mystery
 
 STAGE = re.compile(r"[1-9]")
 NUMBER = re.compile(r"[1-9]\.[1-9]")
@@ -26,11 +27,12 @@ class LearnView:
 
     name = "learn"
     title = "Learn"
-    regions = ("learn-list", "learn-exercise", "learn-guide")
+    regions = ("learn-list", "learn-exercise", "learn-guide", "learn-mystery")
 
     def __init__(self, context: Context, exercises: Exercises) -> None:
         self._context = context
         self._exercises = exercises
+        self._mystery = Mystery(context, exercises)
         self._entries: list[dict[str, Any]] | None = None
         self._number = ""
         self._question = self._expected = ""
@@ -50,8 +52,13 @@ class LearnView:
         on("learn.guide", self._toggle_guide)
         on("learn.solution", lambda _value: self._start("solution"))
 
+    def start(self) -> None:
+        """The browser is connected."""
+        self._mystery.start()
+
     def stop(self) -> None:
         """The session has ended; the lab completes what it has begun, and the progress shows it."""
+        self._mystery.stop()
         if self._task is not None:
             self._task.cancel()
 
@@ -66,11 +73,13 @@ class LearnView:
         self._context.show("learn-list", "learn/list.html", entries=self._entries, number=self._number)
         self._draw_exercise()
         self._draw_guide()
+        self._mystery.draw()
 
     def say(self, message: str) -> None:
         self._context.show("learn-list", "failure.html", message=message)
 
     async def refresh(self) -> float | None:
+        self._mystery.start()  # another page may have begun a game
         if self._doing or self._fresh:
             return None
         busy = await self._fetch()

@@ -49,6 +49,12 @@ def test_times(given: Any, after: float) -> None:
     assert read(since=given).since == BEGAN + after
 
 
+def test_a_time_of_day_is_the_one_nearest_to_the_beginning() -> None:
+    midnight = BEGAN + 12 * 3600
+    assert parse('{"since": "00:00:10"}', COMPONENTS, midnight - 30).since == midnight + 10
+    assert parse('{"since": "23:59:50"}', COMPONENTS, midnight + 30).since == midnight - 10
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

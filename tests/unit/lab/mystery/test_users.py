@@ -1,10 +1,16 @@
 from __future__ import annotations
 
+import asyncio
 import random
 from collections import Counter
+from types import SimpleNamespace
 from typing import Any
 
-from lab.mystery.users import Request, indicators
+import pytest
+
+from lab import LabError
+from lab.load.traffic import Traffic
+from lab.mystery.users import Request, Users, indicators
 
 BEGAN, ONSET, ENDED = 1000.0, 1040.0, 1080.0
 FAIR = {"fair": (1, 2, 3, 4, 5, 6)}
@@ -41,3 +47,23 @@ def test_failures_and_latency_and_faces_are_what_users_notice() -> None:
 def test_silence_is_noticed_too() -> None:
     requests = [Request(BEGAN + number, 0.1, False, "") for number in range(40)]
     assert indicators(requests, BEGAN, ONSET, ENDED, {}, {})["moved"]
+
+
+async def test_users_that_end_by_an_error_end_the_game(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Lab:
+        front = "http://127.0.0.1:1"
+
+        async def fetch_capabilities(self) -> Any:
+            return SimpleNamespace(max_times=0, sign_in=False)
+
+    async def closed(*_: Any, **__: Any) -> None:
+        raise ValueError("a defect")
+
+    lab: Any = Lab()
+    client: Any = None
+    monkeypatch.setattr(Traffic, "closed", closed)
+    users = Users(lab, client, seed=1)
+    await users.spike(1, 1.0)
+    with pytest.raises(LabError, match="the traffic of the users has ended: a defect"):
+        await asyncio.wait_for(users.watch(), 10)
+    await users.stop()
