@@ -251,8 +251,8 @@ async def a_roll_to_divide(lesson: Lesson) -> Facts:
             own = own_time(trace, ROLLER)
             share = 100 * own / whole
             facts = lesson.facts(trace=trace_id, share=round(share, 2), own_ms=round(own / 1e6, 2))
-            # The answer should differ from its complement and from the milliseconds.
-            clear = min(abs(2 * share - 100), abs(share - own / 1e6), share)
+            # The answer, its complement and the milliseconds should differ.
+            clear = min(abs(2 * share - 100), abs(share - own / 1e6), abs(100 - share - own / 1e6), share)
             if best is None or clear > best[0]:
                 best = clear, facts
         if best is not None and best[0] > 5:

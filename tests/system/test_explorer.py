@@ -311,13 +311,13 @@ async def test_the_url_keeps_tab_filters_and_trace(stage_lab: Callable[[int], La
     await expect(page.locator("#trace code").first).to_have_text(second)
 
     await open_tab(page, "Logs")
-    await page.get_by_label("Level", exact=True).select_option("WARNING")
+    await page.locator("#logs-level").select_option("WARNING")
     await page.get_by_label("Time range").select_option("6h")
     await expect(page.locator("#logs-head")).to_contain_text("last 6 hours")
     await expect(page).to_have_url(f"{lab.front}/?tab=logs&trace={second}&level=WARNING&range=6h")
     await page.reload()
     await expect(page.get_by_role("tab", name="Logs")).to_have_attribute("aria-selected", "true")
-    await expect(page.get_by_label("Level", exact=True)).to_have_value("WARNING")
+    await expect(page.locator("#logs-level")).to_have_value("WARNING")
     await expect(page.get_by_label("Time range")).to_have_value("6h")
     await expect(page.locator(ROLLS)).to_have_count(2)  # the session's rolls are there again
     await page.go_back()
@@ -390,7 +390,7 @@ async def test_new_lines_appear_until_paused(stage_lab: Callable[[int], Lab], op
     await page.get_by_role("button", name="Resume").click()
     await expect(page.locator(LINES).filter(has_text=later[:8]).first).to_be_visible()
 
-    await page.get_by_label("Level", exact=True).select_option("WARNING")
+    await page.locator("#logs-level").select_option("WARNING")
     await expect(page.locator(LINES).filter(has_text="INFO")).to_have_count(0)
     await expect(page.locator(LINES).filter(has_text="WARNING").first).to_be_visible()
 
