@@ -5,6 +5,7 @@ Nothing here starts anything; :mod:`lab.supervise.supervisor` runs the plan.
 
 from __future__ import annotations
 
+import secrets
 import socket
 import sys
 from collections.abc import Mapping
@@ -98,6 +99,8 @@ class LabPlan:
         self.options = options
         self.run_dir = run_dir
         self.stage = stages.load(options.stage)
+        # For the whole lab: whoever has signed in stays signed in when the frontend is restarted.
+        self._session_secret = environ.get("SESSION_SECRET") or secrets.token_urlsafe(32)
         self.sampling = options.sampling or environ.get("SAMPLING") or SAMPLING[0]
         if self.sampling not in SAMPLING:
             raise LabError(f"SAMPLING is {self.sampling!r}, not {' or '.join(SAMPLING)}")
@@ -212,6 +215,8 @@ class LabPlan:
             environ[other.url_variable] = self.url(other)
         environ.setdefault("TELEMETRY_DIR", str(self.run_dir.path))
         environ.setdefault("SESSIONS_FILE", str(self.run_dir.path / "sessions"))
+        if service.name == "frontend":
+            environ["SESSION_SECRET"] = self._session_secret
         if self.learn_socket is not None:
             environ["LEARN_SOCKET"] = str(self.learn_socket)
         for name, url in self.engines.urls().items():

@@ -111,7 +111,7 @@ def test_cross_site_rolls_are_not_counted_for_the_user(
 
 
 def test_sign_outs_survive_a_restart(own_lab: Callable[..., Lab]) -> None:
-    lab = own_lab(6, SESSION_SECRET="x" * 32)
+    lab = own_lab(6)
     leaves, stays = sign_in(lab, "leaves"), sign_in(lab, "stays")
     assert get(f"{lab.front}/sign-out", method="POST", headers={"Cookie": leaves}).status in (200, 303)
     wait_for(lambda: usage(lab, "leaves") == ["sign_in", "sign_out"])  # a killed process loses what it has not written

@@ -37,6 +37,17 @@ def test_services_start_before_their_callers_and_get_their_urls(tmp_path: Path) 
     assert {environ["DATABASE_URL"] for environ in made.values()} == {DATABASE}
 
 
+def test_a_lab_has_one_secret_for_its_sessions_and_the_users_own_comes_first(tmp_path: Path) -> None:
+    made = plan(tmp_path, stage=6)
+    secret = environs(made)["frontend"]["SESSION_SECRET"]
+    assert len(secret) >= 32
+    assert environs(made)["frontend"]["SESSION_SECRET"] == secret  # as after a restart
+    assert environs(plan(tmp_path, stage=6))["frontend"]["SESSION_SECRET"] != secret
+    assert "SESSION_SECRET" not in environs(made)["dice-roller"]
+    own = plan(tmp_path, {"PATH": os.defpath, "SESSION_SECRET": "x" * 32}, stage=6)
+    assert environs(own)["frontend"]["SESSION_SECRET"] == "x" * 32
+
+
 def test_only_stages_from_5_have_a_database(tmp_path: Path) -> None:
     assert list(environs(plan(tmp_path, stage=1))) == ["dice-roller"]
     assert [plan(tmp_path, stage=stage).embeds_database for stage in range(1, 7)] == [False] * 4 + [True] * 2
