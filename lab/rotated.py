@@ -8,15 +8,20 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import BinaryIO
 
+from lab import LabError
+
 LISTINGS = 5  # how often the directory is listed again because a file was rotated meanwhile
 
 
-def open_files(directory: Path, stack: ExitStack, left_out: list[str]) -> Iterator[tuple[str, BinaryIO]]:
+def open_files(directory: Path, stack: ExitStack, left_out: list[str] | None = None) -> Iterator[tuple[str, BinaryIO]]:
     """Each file of a directory once, with its name, older ones first.
 
     Args:
         stack: closes them.
         left_out: gets a note about each file that cannot be read.
+
+    Raises:
+        LabError: when a file cannot be read and nobody takes the note.
     """
     files: dict[int, tuple[str, BinaryIO]] = {}
     for _ in range(LISTINGS):
@@ -31,6 +36,8 @@ def open_files(directory: Path, stack: ExitStack, left_out: list[str]) -> Iterat
                 continue
             except OSError as error:
                 note = f"{directory.name}/{path.name}: {error.strerror}"
+                if left_out is None:
+                    raise LabError(note) from None
                 if note not in left_out:
                     left_out.append(note)
                 continue

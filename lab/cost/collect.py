@@ -67,13 +67,13 @@ class Files:
     def __init__(self, directory: Path) -> None:
         self._directory = directory
         with ExitStack() as stack:
-            states = [os.fstat(file.fileno()) for _, file in open_files(directory, stack, [])]
+            states = [os.fstat(file.fileno()) for _, file in open_files(directory, stack)]
         self._start = {state.st_ino: state.st_size for state in states}
 
     def new(self) -> Iterator[tuple[str, bytes]]:
         """The complete lines since then, with the name of the service whose file they are in."""
         with ExitStack() as stack:
-            for name, file in open_files(self._directory, stack, []):
+            for name, file in open_files(self._directory, stack):
                 file.seek(self._start.get(os.fstat(file.fileno()).st_ino, 0))
                 for line in whole_lines(file):
                     yield name.partition(".")[0], line

@@ -147,7 +147,7 @@ async def _from_tempo(lab: Lab, lines: Iterable[Document], began: float, ended: 
 def _documents_since(directory: Path, began: float) -> Iterator[Document]:
     """The documents of the files written since a time, each file once, though one may be rotated meanwhile."""
     with ExitStack() as stack:
-        for _, file in open_files(directory, stack, []):
+        for _, file in open_files(directory, stack):
             if os.fstat(file.fileno()).st_mtime < began:
                 continue
             for line in whole_lines(file):

@@ -52,6 +52,7 @@ class HostedGame:
         self._patience = patience
         self._process: asyncio.subprocess.Process | None = None
         self._tasks: list[asyncio.Task[None]] = []
+        self._starting = False
         self._news = asyncio.Event()  # set when the game has said something
         self._asked = 0.0  # when a page last asked, by time.monotonic
         self._clear()
@@ -99,8 +100,15 @@ class HostedGame:
         return bool(self._tasks) and not self._tasks[0].done()
 
     async def _start(self, options: list[str]) -> None:
-        if self._runs:
+        if self._runs or self._starting:
             raise LabError("a game is under way already")
+        self._starting = True  # another page may ask while the process is being made
+        try:
+            await self._start_process(options)
+        finally:
+            self._starting = False
+
+    async def _start_process(self, options: list[str]) -> None:
         self._clear()
         self._level = int(options[options.index("--level") + 1]) if "--level" in options else 2
         self._process = await asyncio.create_subprocess_exec(
@@ -217,7 +225,7 @@ def _options(text: str) -> list[str]:
             raise ValueError
         values = {name: OPTIONS[name](str(value)) for name, value in given.items() if value not in (None, "")}
     except (ValueError, RecursionError):
-        raise LabError("level and seed must be whole numbers") from None
+        raise LabError("level and seed must be whole numbers, within a number of seconds") from None
     return [part for name, value in values.items() for part in (f"--{name}", str(value))]
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import socket
 import subprocess
 import time
@@ -17,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.support.containers import Unavailable
+from tests.support.containers import require
 
 PROGRAMS = ("etcd", "kube-apiserver", "kube-controller-manager", "kubectl", "openssl")
 TOKEN = "token-of-the-tests"
@@ -67,9 +66,7 @@ def running(directory: Path) -> Iterator[ApiServer]:
     Raises:
         Unavailable: when a program is missing.
     """
-    for program in PROGRAMS:
-        if not shutil.which(program):
-            raise Unavailable(f"{program} is not on PATH")
+    require(*PROGRAMS)
     ports = _free_ports(3)
     store, peers, secure = (f"http://127.0.0.1:{ports[0]}", f"http://127.0.0.1:{ports[1]}", ports[2])
     key, tokens, kubeconfig = directory / "accounts.key", directory / "tokens.csv", directory / "kubeconfig"

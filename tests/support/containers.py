@@ -35,7 +35,14 @@ SYSTEMD = Path("/run/systemd/system")
 
 
 class Unavailable(Exception):
-    """The project cannot run in containers here; the text says why."""
+    """What a test needs cannot run here; the text says why."""
+
+
+def require(*programs: str) -> None:
+    """Raise :class:`Unavailable` for a program that is not on PATH."""
+    for program in programs:
+        if not shutil.which(program):
+            raise Unavailable(f"{program} is not on PATH")
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from typing import Any
 from lab.kubernetes import forward
 from lab.supervise import engines
 from tests.support import containers, images
-from tests.support.containers import PREFIX, Unavailable
+from tests.support.containers import PREFIX, Unavailable, require
 from tests.support.kubernetes import SECRET, Document, Manifests, Workload, load
 from tests.support.labs import free_base_port, get, wait_for
 
@@ -209,9 +209,7 @@ def node(directory: Path) -> Iterator[Node]:
         Unavailable: when something required is missing.
     """
     # Debian has catatonit, which holds a pod's namespaces, in a package of its own.
-    for program in ("podman", "runc", "catatonit"):
-        if not shutil.which(program):
-            raise Unavailable(f"{program} is not on PATH")
+    require("podman", "runc", "catatonit")
     environment = containers.podman_environment(directory)
     if not containers.succeeds([*PODMAN, "info"], environment):
         raise Unavailable("podman does not work here")

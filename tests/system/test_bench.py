@@ -95,7 +95,7 @@ def test_scale_is_measured(tmp_path: Path) -> None:
     assert crowd["clients"] == bench.CROWD
     assert crowd["p50"] > 250  # the delay is real
     # Two ways to count the same rolls; the first of them start at the same time.
-    assert crowd["rate"] / 4 < crowd["sustained"] < crowd["rate"] * 4
+    assert crowd["rate"] / 2 < crowd["sustained"] < crowd["rate"] * 2
     assert crowd["scrape_ms"] > 0
     assert [run["rolls"] for run in others] == [1, 2, 5, 10, 20, 50, 100] + [1] * 6
     assert [run["clients"] for run in others[7:]] == [8, 64, 256, bench.CROWD, 4, 4]

@@ -20,8 +20,6 @@ from tests.support.labs import Held, Lab, dicelab, get, wait_for
 
 PATIENCE = {"DIE_SERVICE_CONNECT_TIMEOUT": "0.4", "DB_POOL_TIMEOUT": "0.4"}
 SHORT = ("--steady", "1", "--fault", "3", "--rate", "25")
-# Expectations about durations, which the other work on the machine prolongs.
-TIMED = ("a 503 is prompt", "load is shed", "the first 200 comes within", "answers take as long as before")
 
 
 def experiment(lab: Lab, name: str, *arguments: str) -> dict[str, Any]:
@@ -29,9 +27,9 @@ def experiment(lab: Lab, name: str, *arguments: str) -> dict[str, Any]:
     output, _ = process.communicate(timeout=180)
     summary: dict[str, Any] = json.loads(output)
     unmet = [one for one in summary["expectations"] if one["met"] is False]
-    assert [one for one in unmet if not one["text"].startswith(TIMED)] == [], summary
-    assert {True} <= {one["met"] for one in summary["expectations"]}
-    assert process.returncode == bool(unmet), summary
+    assert unmet == [], summary
+    assert summary["expectations"]
+    assert process.returncode == 0, summary
     return summary
 
 

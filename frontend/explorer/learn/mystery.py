@@ -98,7 +98,7 @@ class Mystery:
         reply = await self._exercises.do("mystery", action, answer=text)
         self._error = reply.error
         self._take(reply)
-        self._doing = None  # not before: until then another click would be lost
+        self._doing = None  # the buttons are drawn enabled again
         self.draw()
         self.start()
 

@@ -1,14 +1,17 @@
-"""What an experiment concludes from what it has observed: alerts, and traces that lack spans."""
+"""What an experiment concludes from what it has observed, and that there is one at a time."""
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 from typing import ClassVar
 
 import pytest
 
+from lab import LabError
 from lab.chaos import expectations as expect
 from lab.chaos.expectations import Expectation
+from lab.chaos.faults import Faults, FaultServer
 from lab.chaos.observations import Observations
 from lab.client import Lab, Missing, NotRunning
 from lab.load.generator import Answer
@@ -122,3 +125,17 @@ async def test_only_traces_of_the_last_seconds_may_lack_spans(tmp_path: Path) ->
     seen.answers[-1] = Answer("/roll", "200", {}, "101", 0.9, 99.8)  # it was under way, and some spans had been sent
     assert await met(expect.traces_lost(4), seen) == "3 of 5, answered -1.9 s to +0.7 s relative to its start"
     assert (await met(expect.traces_lost(), seen)).startswith("not met: ")
+
+
+async def test_a_second_experiment_is_refused_with_the_reason_however_late_it_asks(tmp_path: Path) -> None:
+    server = FaultServer({}, {}, [], tmp_path)
+    await server.open()
+    try:
+        async with Faults(str(server.path)) as first, Faults(str(server.path)) as second:
+            with pytest.raises(LabError, match="runs no service of its own"):
+                await first.ask(restart={"service": {}})
+            await asyncio.sleep(0.1)  # long enough for the lab to refuse a connection that has not asked yet
+            with pytest.raises(LabError, match="another experiment runs in this lab"):
+                await second.ask(end=True)
+    finally:
+        await server.close()

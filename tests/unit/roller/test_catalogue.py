@@ -1,13 +1,16 @@
 from __future__ import annotations
 
+import asyncio
+import socket
 from collections.abc import AsyncIterator
 
 import pytest
 from aiohttp import ClientSession, web
 from prometheus_client import CollectorRegistry
 from pytest_aiohttp.plugin import AiohttpServer
+from yarl import URL
 
-from roller.catalogue import RemoteCatalogue, UnknownDie
+from roller.catalogue import CatalogueTimeout, RemoteCatalogue, UnknownDie
 from roller.telemetry import FAILURES, DieServiceTelemetry
 
 
@@ -32,6 +35,34 @@ async def test_invalid_names_from_the_die_service_are_dropped(
     with pytest.raises(UnknownDie) as unknown:
         await catalogue.find("loaded")
     assert unknown.value.known == ["fair"]
+
+
+@pytest.mark.parametrize("status", ["timeout", "connection_error"])
+async def test_attempts_that_are_given_up_are_counted_by_what_happened(
+    aiohttp_server: AiohttpServer, session: ClientSession, status: str
+) -> None:
+    async def dice(request: web.Request) -> web.Response:
+        await asyncio.sleep(10)
+        return web.Response()
+
+    app = web.Application()
+    app.router.add_get("/dice", dice)
+    server = await aiohttp_server(app, shutdown_timeout=0)
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        nobody = URL(f"http://127.0.0.1:{closed.getsockname()[1]}")
+    registry = CollectorRegistry()
+    url = server.make_url("/") if status == "timeout" else nobody
+    catalogue = RemoteCatalogue(lambda: session, url, 10, DieServiceTelemetry(registry))
+    catalogue.lose_patience({"share": 1.0, "seconds": 0.05, "attempts": 3})
+    with pytest.raises(CatalogueTimeout):
+        await catalogue.find("fair")
+    counted = {
+        sample.labels["status"]: sample.value
+        for family in registry.collect()
+        for sample in family.samples
+        if sample.name == "die_service_requests_total" and sample.value
+    }
+    assert counted == {status: 3}
 
 
 def test_each_failure_status_starts_at_zero() -> None:

@@ -88,6 +88,13 @@ async def test_a_game_from_its_question_to_its_score(tmp_path: Path) -> None:
         assert (await game.do("quit", ""))[::2] == (2, "no game is under way")
 
 
+async def test_of_two_pages_that_start_at_the_same_time_one_is_refused(tmp_path: Path) -> None:
+    async with hosted(tmp_path) as game:
+        answers = await asyncio.gather(game.do("start", '{"level": 1}'), game.do("start", '{"level": 1}'))
+        assert sorted(error for _, _, error in answers) == ["", "a game is under way already"]
+        await until(game, is_in("playing"))
+
+
 async def test_a_player_gives_up_and_begins_again(tmp_path: Path) -> None:
     async with hosted(tmp_path) as game:
         for _ in range(2):
@@ -121,8 +128,14 @@ async def test_the_end_of_the_lab_ends_the_game(tmp_path: Path) -> None:
         assert (await game.do("state", ""))[1]["state"] == "none"
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"level": "one"}', '{"seed": 1.5}', '{"answer": "/etc/passwd"}'])
+@pytest.mark.parametrize(
+    "text", ["{", "[]", '{"level": "one"}', '{"seed": 1.5}', '{"within": "soon"}', '{"answer": "/etc/passwd"}']
+)
 async def test_options_that_are_none_start_nothing(tmp_path: Path, text: str) -> None:
     async with hosted(tmp_path) as game:
         status, state, error = await game.do("start", text)
-        assert (status, state["state"], error) == (2, "none", "level and seed must be whole numbers")
+        assert (status, state["state"], error) == (
+            2,
+            "none",
+            "level and seed must be whole numbers, within a number of seconds",
+        )

@@ -120,6 +120,14 @@ async def test_the_end_of_the_time_ends_the_prompts_and_keeps_the_guesses() -> N
     assert said[-1] == "The time is up."
 
 
+async def test_the_end_of_the_input_ends_the_prompts_and_keeps_the_guesses() -> None:
+    one = session()
+    with typed("answer", "die-service") as lines:
+        async with asyncio.timeout(10):
+            await player.by_prompts(one, lines, lambda text: None)
+    assert one.answer.components == ("die-service",)
+
+
 async def test_an_answer_that_comes_too_early_is_not_taken() -> None:
     said: list[str] = []
     one = session(earliest=60)
