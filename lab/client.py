@@ -285,8 +285,7 @@ class Lab:
         if self.pods is not None:
             return self.pods.log_lines(service)
         path = self.log_file(service)
-        # A line that is still being written has no newline yet.
-        return path.read_text().split("\n")[:-1] if path.exists() else []
+        return _complete_lines(path) if path.exists() else []
 
     def log_file(self, service: str) -> Path:
         return self.directory.logs / f"{service}.jsonl"
@@ -302,7 +301,7 @@ class Lab:
         return [
             span
             for path in sorted(self.directory.traces.glob("*.jsonl*"))
-            for span in parse_spans(path.read_text().split("\n")[:-1], trace_id)
+            for span in parse_spans(_complete_lines(path), trace_id)
         ]
 
     # --- HTTP ---
@@ -518,6 +517,11 @@ def least_stage(names: Container[str]) -> int:
 
 def _engine_offset(name: str) -> int:
     return engines.FIRST_PORT + engines.PORTS.index(name)
+
+
+def _complete_lines(path: Path) -> list[str]:
+    """The lines of a file. One that is being written has no newline yet, and may end within a character."""
+    return [line.decode(errors="replace") for line in path.read_bytes().split(b"\n")[:-1]]
 
 
 def _engine_port(name: str) -> int:

@@ -126,6 +126,17 @@ def test_incomplete_and_broken_lines_are_skipped(tmp_path: Path) -> None:
     assert lab.log_lines("nosuch") == []
 
 
+def test_a_line_may_be_half_written_within_a_character(tmp_path: Path) -> None:
+    directory = RunDir(tmp_path)
+    directory.make()
+    half = '{"message": "🎲"}\n{"message": "🎲'.encode()[:-2]
+    (directory.logs / "frontend.jsonl").write_bytes(half)
+    (directory.traces / "frontend.jsonl").write_bytes('{"resourceSpans": []}\n{"🎲'.encode()[:-2])
+    lab = Lab(directory, "")
+    assert [line.message for line in lab.lines("frontend")] == ["🎲"]
+    assert lab.spans() == []
+
+
 async def test_capabilities_are_read_from_openapi(aiohttp_server: Serve, tmp_path: Path) -> None:
     batch = {"get": {"parameters": [{"name": "die"}, {"name": "times", "schema": {"maximum": 100}}]}}
     document = {"info": {"title": "frontend"}, "paths": {"/roll": {"get": {}}, "/roll-async": batch}}
