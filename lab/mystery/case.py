@@ -23,6 +23,7 @@ from prometheus_client.samples import Sample
 from prometheus_client.utils import floatToGoString
 
 from lab.client import Lab
+from lab.mystery.samples import Scrape, window
 from lab.rotated import open_files, whole_lines
 from lab.signals import Span, parse_export
 
@@ -31,15 +32,6 @@ TEMPO_AT_ONCE = 10
 
 Document = dict[str, Any]
 _JOB = re.compile(r'(?<={)job="([\w-]+)"(?:,|(?=}))')  # the first label
-
-
-@dataclass(frozen=True)
-class Scrape:
-    """One ``/metrics`` page in the OpenMetrics format; ``at`` in seconds since 1970."""
-
-    at: float
-    service: str
-    text: str
 
 
 @dataclass(frozen=True)
@@ -180,10 +172,14 @@ def _between(export: Document, began: float, ended: float) -> Document:
 # --- parts of it, as files ---
 
 
-def write_window(case: Case, directory: Path, start: float, end: float, epoch: float) -> None:
-    """Write what began in a time as the files of a run dir, shifted so that the time begins at ``epoch``."""
+def write_window(case: Case, directory: Path, start: float, end: float, epoch: float, samples: bool) -> None:
+    """Write what began in a time as the files of a run dir, shifted so that the time begins at ``epoch``.
+
+    Args:
+        samples: whether those are written too.
+    """
     shift = epoch - start
-    for name in ("logs", "traces"):
+    for name in ("logs", "traces", "metrics"):
         (directory / name).mkdir(parents=True)
     with open(directory / "logs" / "window.jsonl", "w") as file:
         for line in case.lines:
@@ -199,6 +195,9 @@ def write_window(case: Case, directory: Path, start: float, end: float, epoch: f
                     scope["spans"] = [_shifted(span, round(shift * 1e9)) for span in scope["spans"]]
             if kept["resourceSpans"]:
                 file.write(json.dumps(kept) + "\n")
+    if samples:
+        with open(directory / "metrics" / "window.jsonl", "wb") as rows:
+            rows.writelines(row.line() for row in window(case.scrapes, start, end, shift))
 
 
 def _shifted(span: Mapping[str, Any], nanoseconds: int) -> Document:

@@ -11,10 +11,11 @@ import asyncio
 import json
 import os
 import secrets
+import shutil
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager, closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,16 +28,19 @@ from lab.chaos.targets import RunDirTarget
 from lab.client import Lab
 from lab.load.generator import Client
 from lab.mystery.answer import clock
-from lab.mystery.case import Case, Scrape, collect
+from lab.mystery.case import Case, collect
 from lab.mystery.plan import DEPLOYMENT, RESTART, SPIKE_SECONDS, SPIKE_USERS, Decoy, Plan, commitment
+from lab.mystery.samples import Sampler, Scrape, recent, up
 from lab.mystery.situations import DELAYS, DIE_SERVICE_POSTGRES, LINKS, Facets
 from lab.mystery.truth import Truth
 from lab.mystery.users import TIMEOUT, Users, indicators, seed_of
 from lab.signals import OPENMETRICS
+from lab.supervise.rundir import RotatingFile, RunDir
 
 READY_PATIENCE = 60.0  # seconds for the services to be ready, before a game and after it
 POLL = 0.1
 SCRAPE_INTERVAL = 2.5
+SAMPLES_BYTES = 16 * 1024 * 1024  # after which the file is rotated: some four minutes
 ARRIVAL = 1.5  # seconds for the last spans and lines to be written
 DECISION = 12.0  # seconds until the Collector has decided about a trace and Tempo has it, with tail sampling
 ALIVE_INTERVAL = 0.5
@@ -119,7 +123,7 @@ async def _play(lab: Lab, plan: Plan, player: Player) -> Played:
                 async with _happening(game, target):
                     await player(game)
                     ended = time.time()
-                    await asyncio.sleep(DECISION if lab.sampling == "tail" else ARRIVAL)
+                    await asyncio.sleep(arrival(lab))
                     case = await collect(lab, game.began, ended, game.scrapes)
                     noticed = game.indicators(ended)
             finally:
@@ -127,6 +131,11 @@ async def _play(lab: Lab, plan: Plan, player: Player) -> Played:
         put_back = await observations.ready(lab, READY_PATIENCE, POLL, times=4)
     truth = Truth.of(plan, game.began + plan.onset if game.onset is None else game.onset, ended)
     return Played(game, case, truth, noticed, put_back)
+
+
+def arrival(lab: Lab) -> float:
+    """Seconds until the last spans and lines of a game can be read."""
+    return DECISION if lab.sampling == "tail" else ARRIVAL
 
 
 async def _unless_stopped(lab: Lab, playing: Coroutine[Any, Any, Played]) -> Played:
@@ -208,19 +217,34 @@ async def _at(game: Game, after: float) -> None:
 
 
 async def _scrape(game: Game) -> None:
+    """Scrape all services at intervals, for the score, and for the player as a table of ``dicelab sql``."""
     lab = game.lab
-    while True:
-        at = time.time()
 
-        async def one(service: str, at: float = at) -> None:
-            with suppress(aiohttp.ClientError, asyncio.TimeoutError, OSError):
-                async with asyncio.timeout(SCRAPE_INTERVAL):
-                    page = await lab.fetch(f"{lab.url(service)}/metrics", Accept=OPENMETRICS)
-                    if page.status == 200:
-                        game.scrapes.append(Scrape(at, service, page.text))
+    async def one(service: str, at: float) -> Scrape | None:
+        with suppress(aiohttp.ClientError, asyncio.TimeoutError, OSError):
+            async with asyncio.timeout(SCRAPE_INTERVAL):
+                page = await lab.fetch(f"{lab.url(service)}/metrics", Accept=OPENMETRICS)
+                if page.status == 200:
+                    return Scrape(at, service, page.text)
+        return None
 
-        await asyncio.gather(*(one(service) for service in lab.services))
-        await asyncio.sleep(max(0.0, at + SCRAPE_INTERVAL - time.time()))
+    with closing(_samples_file(lab.directory)) as file:
+        sampler = Sampler()
+        while True:
+            at = round(time.time(), 3)  # as a recorded case has it
+            found = [page for page in await asyncio.gather(*(one(service, at) for service in lab.services)) if page]
+            game.scrapes = recent([*game.scrapes, *found], game.onset, at)
+            rows = [row for page in found for row in sampler.rows(page)]
+            rows += up(at, lab.services, {page.service for page in found})
+            file.write(b"".join(row.line() for row in rows))
+            await asyncio.sleep(max(0.0, at + SCRAPE_INTERVAL - time.time()))
+
+
+def _samples_file(run_dir: RunDir) -> RotatingFile:
+    """The file of this game's samples, in place of those of the last game."""
+    shutil.rmtree(run_dir.metrics, ignore_errors=True)
+    run_dir.metrics.mkdir(mode=0o700)
+    return RotatingFile(run_dir.metrics / "samples.jsonl", SAMPLES_BYTES)
 
 
 async def _watch_alerts(game: Game) -> None:
