@@ -24,6 +24,7 @@ import aiohttp
 
 from lab import LabError
 from lab.chaos import observations
+from lab.chaos.observations import Observations
 from lab.chaos.targets import RunDirTarget
 from lab.client import Lab
 from lab.load.generator import Client
@@ -53,7 +54,7 @@ class Game:
     Attributes:
         began: in seconds since 1970.
         onset: when the fault was put in, in seconds since 1970; ``None`` before.
-        alerts: the alerts that have fired since the fault, and after how many seconds.
+        observed: the alerts before the fault and since.
     """
 
     lab: Lab
@@ -63,15 +64,23 @@ class Game:
     began: float
     onset: float | None = None
     scrapes: list[Scrape] = field(default_factory=list)
-    alerts: dict[str, float] = field(default_factory=dict)
+    observed: Observations = field(init=False)
     _faces_before: dict[str, Counter[int]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.observed = Observations(self.lab)
+
+    @property
+    def alerts(self) -> dict[str, float]:
+        """The alerts that have fired since the fault, and after how many seconds."""
+        return {name: round(one.since - self.observed.injected, 1) for name, one in self.observed.firing.items()}
 
     @property
     def commitment(self) -> str:
         return commitment(self.nonce, self.plan.document())
 
     def begin_fault(self) -> None:
-        self.onset = time.time()
+        self.onset, self.observed.injected = time.time(), time.monotonic()
         self._faces_before = self.users.faces()
 
     def indicators(self, ended: float) -> dict[str, Any]:
@@ -144,20 +153,12 @@ async def _unless_stopped(lab: Lab, playing: Coroutine[Any, Any, Played]) -> Pla
     try:
         while not game.done():
             await asyncio.wait([game], timeout=ALIVE_INTERVAL)
-            if not _runs(int(lab.state["pid"])):
+            if lab.directory.owner() != lab.state["pid"]:
                 raise LabError("the lab was stopped: this game does not count")
         return game.result()
     finally:
         game.cancel()
         await asyncio.gather(game, return_exceptions=True)
-
-
-def _runs(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except OSError:
-        return False
-    return True
 
 
 @asynccontextmanager
@@ -168,7 +169,7 @@ async def _happening(game: Game, target: RunDirTarget) -> AsyncIterator[None]:
         async with asyncio.TaskGroup() as group:
             tasks = [
                 group.create_task(_scrape(game)),
-                group.create_task(_watch_alerts(game)),
+                group.create_task(observations.record_alerts(game.observed)),
                 group.create_task(game.users.watch()),
                 group.create_task(_break(game, target, facets)),
                 *(group.create_task(_decoy(game, target, decoy, facets)) for decoy in plan.decoys),
@@ -245,19 +246,3 @@ def _samples_file(run_dir: RunDir) -> RotatingFile:
     shutil.rmtree(run_dir.metrics, ignore_errors=True)
     run_dir.metrics.mkdir(mode=0o700)
     return RotatingFile(run_dir.metrics / "samples.jsonl", SAMPLES_BYTES)
-
-
-async def _watch_alerts(game: Game) -> None:
-    if "prometheus" not in game.lab.engines:
-        return
-    before: set[str] = set()
-    while True:
-        with suppress(aiohttp.ClientError, asyncio.TimeoutError, OSError, KeyError, ValueError):
-            firing = {name for name, state in (await game.lab.fetch_alerts()).items() if state == "firing"}
-            onset = game.onset
-            if onset is None:
-                before |= firing
-            else:
-                for name in firing - before:
-                    game.alerts.setdefault(name, round(time.time() - onset, 1))
-        await asyncio.sleep(1.0)

@@ -41,7 +41,7 @@ def test_the_samples_of_a_page_are_those_that_the_standard_parser_finds() -> Non
     text = generate_latest(registry).decode()
     expected = [
         (family.type, sample.name, sample.labels, str(sample.value))
-        for family in text_string_to_metric_families(text)  # type: ignore[no-untyped-call]
+        for family in text_string_to_metric_families(text)
         for sample in family.samples
     ]
     found = [(row.kind, row.name, row.labels, str(row.value)) for row in Sampler().rows(Scrape(1.0, ROLLER, text))]
