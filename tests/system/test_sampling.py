@@ -16,10 +16,11 @@ from urllib.parse import urlencode
 import pytest
 import yaml
 
+from lab.client import SAMPLING_METRICS
 from lab.signals import parse_export
 from lab.supervise import engines, stages
 from tests.support import labs
-from tests.support.labs import Lab, get, wait_for
+from tests.support.labs import Lab, dicelab, get, wait_for
 
 TAIL = engines.OTEL / "sampling" / "tail.yaml"
 HEALTHY, FAILED, SLOW = 400, 20, 20
@@ -196,6 +197,15 @@ def test_failed_and_slow_traces_are_kept_and_a_tenth_of_the_others(lab: Lab) -> 
     assert calls(**names) >= before + rolls
     kinds_seen = get(f"{url(lab, 'prometheus')}/api/v1/label/span_kind/values").json["data"]
     assert set(kinds_seen) == {"SPAN_KIND_SERVER", "SPAN_KIND_CLIENT"}
+
+
+def test_a_check_of_a_url_knows_that_the_collector_samples(lab: Lab) -> None:
+    """It reads no state file then, and the trace of its roll, a healthy one, is seldom kept."""
+    wait_for(lambda: value(lab, f"count({SAMPLING_METRICS})"), timeout=60, say="the Collector's metrics")
+    command = dicelab("check", "--run-dir", lab.run_dir, "--stage", "3", "--url", lab.front)
+    output, _ = command.communicate(timeout=110)
+    assert command.returncode == 0, output.decode()
+    assert "✘" not in output.decode()
 
 
 def test_the_service_map_is_made_once(lab: Lab) -> None:
