@@ -59,6 +59,12 @@ def test_both_generators_count_in_the_same_buckets() -> None:
     assert buckets == [f"{2 * 2**power}ms" for power in range(14)]
 
 
+def test_kept_traces_are_sent_in_batches() -> None:
+    """They come one by one, and the queue for Tempo holds 2000 requests: a minute of them while rolls fail."""
+    pipeline = yaml.safe_load(TAIL.read_text())["service"]["pipelines"]["traces"]["processors"]
+    assert pipeline[pipeline.index("tail_sampling") + 1] == "batch"
+
+
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     if collector() is None or not all(
