@@ -27,7 +27,7 @@ from lab.mystery.samples import Scrape, window
 from lab.rotated import open_files, whole_lines
 from lab.signals import Span, parse_export
 
-TEMPO_TRACES = 600  # that are fetched from Tempo, spread over the game
+TEMPO_TRACES = 3000  # that are fetched from Tempo, spread over the game: all of some three minutes
 TEMPO_AT_ONCE = 10
 
 Document = dict[str, Any]
@@ -94,11 +94,17 @@ def seconds(timestamp: Any) -> float:
 # --- from a running lab ---
 
 
-async def collect(lab: Lab, began: float, ended: float, scrapes: Sequence[Scrape]) -> Case:
-    """The telemetry of a lab between two times, as far as it has arrived; the lab has to be entered."""
+async def collect(
+    lab: Lab, began: float, ended: float, scrapes: Sequence[Scrape], evidence: Sequence[str] = ()
+) -> Case:
+    """The telemetry of a lab between two times, as far as it has arrived; the lab has to be entered.
+
+    Args:
+        evidence: ids of traces that are fetched in any case.
+    """
     lines = await asyncio.to_thread(lambda: list(_lines(lab, began, ended)))
     if "tempo" in lab.engines:
-        exports = await _from_tempo(lab, lines, began, ended)
+        exports = await _from_tempo(lab, lines, began, ended, evidence)
     else:
         exports = await asyncio.to_thread(lambda: list(_from_files(lab.directory.traces, began, ended)))
     return Case(began, ended, exports, lines, scrapes)
@@ -117,9 +123,11 @@ def _from_files(directory: Path, began: float, ended: float) -> Iterator[Documen
             yield kept
 
 
-async def _from_tempo(lab: Lab, lines: Iterable[Document], began: float, ended: float) -> list[Document]:
+async def _from_tempo(
+    lab: Lab, lines: Iterable[Document], began: float, ended: float, evidence: Sequence[str]
+) -> list[Document]:
     ids = list(dict.fromkeys(str(line["trace_id"]) for line in lines if line.get("trace_id")))
-    chosen = ids[:: max(1, len(ids) // TEMPO_TRACES)]
+    chosen = dict.fromkeys([*evidence, *ids[:: -(-len(ids) // TEMPO_TRACES) or 1]])
     free = asyncio.Semaphore(TEMPO_AT_ONCE)
 
     async def fetch(trace_id: str) -> Document | None:

@@ -137,6 +137,7 @@ async def _play(lab: Lab, plan: Plan, options: Options, console: Console) -> int
         elif lines is not None:
             await player.by_prompts(session, lines, tell)
         session.over = True
+        game.evidence = [session.answer.trace] if session.answer.trace else []
         tell("The game is over; everything is put back ...")
 
     if not options.json:

@@ -55,6 +55,7 @@ class Game:
         began: in seconds since 1970.
         onset: when the fault was put in, in seconds since 1970; ``None`` before.
         observed: the alerts before the fault and since.
+        evidence: the ids of the traces that the player has named.
     """
 
     lab: Lab
@@ -65,6 +66,7 @@ class Game:
     onset: float | None = None
     scrapes: list[Scrape] = field(default_factory=list)
     observed: Observations = field(init=False)
+    evidence: list[str] = field(default_factory=list)
     _faces_before: dict[str, Counter[int]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -133,7 +135,7 @@ async def _play(lab: Lab, plan: Plan, player: Player) -> Played:
                     await player(game)
                     ended = time.time()
                     await asyncio.sleep(arrival(lab))
-                    case = await collect(lab, game.began, ended, game.scrapes)
+                    case = await collect(lab, game.began, ended, game.scrapes, game.evidence)
                     noticed = game.indicators(ended)
             finally:
                 await users.stop()

@@ -240,6 +240,8 @@ async def test_only_symptoms_tell_one_fault_from_another_and_the_score_is_comput
     recorded = files.read(tmp_path / "case")
     assert score(recorded.case, recorded.truth, answer) == result
     assert {timed.service for timed in recorded.case.samples} == set(lab.services)
+    scraped = [{(one.at, one.service) for one in case.scrapes} for case in (recorded.case, slow.case)]
+    assert scraped[0] == scraped[1]
     for path in (tmp_path / "case" / "case").iterdir():
         if path.name != files.QUESTION:  # which lists all mechanisms
             assert not [secret for secret in SECRETS if secret in path.read_text()], path.name

@@ -137,7 +137,7 @@ PAGE = """\
 http_requests_total{{status="200"}} {answered} # {{trace_id="ab"}} 0.5 1.0
 http_requests_total{{status="503"}} {failed}
 # TYPE free gauge
-free {free}
+free{{job="x"}} {free}
 # TYPE process_resident_memory_bytes gauge
 process_resident_memory_bytes {answered}
 # EOF
