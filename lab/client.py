@@ -40,6 +40,7 @@ LOKI_RANGE = 600.0  # seconds that a Loki query covers
 LOKI_LIMIT = 1000  # lines
 LOKI_MOST_LINES = 5000  # that Loki answers with
 TENANTS = ("operations", "usage")
+SAMPLING_METRICS = '{__name__=~"otelcol_processor_tail_sampling_.+"}'
 BASE_PORT = 8000  # the port from which the compose file counts
 
 
@@ -487,6 +488,18 @@ class Lab:
                 middle = (since + until) / 2
                 pending += [(tenant, since, middle), (tenant, middle, until)]
         return found
+
+    async def fetch_sampling(self) -> str:
+        """How the Collector samples traces, as :attr:`sampling`.
+
+        A lab that only HTTP reaches does not say so itself: there Prometheus is asked for the metrics that a Collector
+        has if it samples.
+        """
+        if not self.sampling and self.remote and "prometheus" in self.engines:
+            with suppress(Missing):
+                await self.fetch_prometheus(SAMPLING_METRICS)
+                return engines.TAIL
+        return self.sampling
 
     async def fetch_alerts(self) -> dict[str, str]:
         """The state of each alert that Prometheus has a rule for: inactive, pending or firing.

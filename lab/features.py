@@ -276,7 +276,7 @@ async def _trace(lab: Lab, trace_id: str) -> list[Span]:
     try:
         return await lab.fetch_trace(trace_id)
     except Missing:
-        if lab.sampling:
+        if await lab.fetch_sampling():
             raise NotRunning("the Collector keeps a sample of such traces") from None
         raise
 

@@ -111,6 +111,8 @@ async def _experiment(options: Options, lab: Lab) -> dict[str, Any]:
                 # A service that is about to be restarted may still be ready.
                 put_back = await observations.ready(lab, PUT_BACK_TIMEOUT, 2 * POLL, times=4)
                 _log(logging.INFO, "Experiment done", experiment=options.experiment, all_ready=put_back)
+            processes = await target.processes() if observed.processes_after else {}
+            restarted = [name for name, one in observed.processes_after.items() if processes.get(name) != one]
             run.phase = "checking the telemetry"
             deadline = time.monotonic() + TELEMETRY_PATIENCE
             expectations = [*experiment.expectations, experiment.expected_alert]
@@ -121,6 +123,7 @@ async def _experiment(options: Options, lab: Lab) -> dict[str, Any]:
         "seed": seed,
         "interrupted": stop.is_set(),
         "put_back": put_back,
+        "restarted_at_the_end": restarted,
         "held": bool(verdicts) and all(one.met is not False for one in verdicts) and put_back,
     }
 
@@ -364,6 +367,9 @@ def _show(summary: dict[str, Any], console: Console) -> None:
         say(console, "Not every service is ready again: see dicelab status.", "bold red")
     else:
         say(console, "The fault is removed; every service is ready.")
+    if summary["restarted_at_the_end"]:
+        names = ", ".join(summary["restarted_at_the_end"])
+        say(console, f"Restarted to remove the fault, so that its counters begin at 0: {names}")
     if not summary["interrupted"]:
         say(console, "The hypothesis holds." if summary["held"] else "The hypothesis does not hold.", "bold")
 

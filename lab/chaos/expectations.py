@@ -383,6 +383,8 @@ def traces_lost(seconds: float = 0.0, meanwhile: bool = False) -> Expectation:
     """
 
     async def question(observed: Observations) -> str:
+        if await observed.lab.fetch_sampling():
+            raise NotRunning("the Collector keeps a sample of such traces")
         margin = max(2 * seconds, 4.0)
         answered = [
             (answer.started + answer.seconds, answer)

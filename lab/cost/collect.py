@@ -38,9 +38,11 @@ USERS = 8  # that roll at the same time
 ASYNC_PROBABILITY, MAX_BATCH = 0.2, 10  # as dicelab traffic has them
 TIMEOUT = 30.0  # seconds for one request
 PATIENCE = 60.0  # seconds until the spans and lines are there
-# Seconds without anything new after which nothing more is expected: longer than services wait for a batch of spans.
-QUIET_FILES, QUIET_ENGINES = 1.5, 7.0
-QUIET_SAMPLING = 20.0  # the same, where the Collector waits for the end of each trace
+# Seconds between two looks at what has arrived: in files, in Tempo.
+LOOK_FILES, LOOK_ENGINES = 1.0, 2.0
+# Seconds after which nothing more is expected if a span does not come that a line names, such as one of a trace that is
+# not sampled: longer than services wait for a batch of spans, and than the Collector waits for the end of a trace.
+QUIET_FILES, QUIET_ENGINES, QUIET_SAMPLING = 5.0, 15.0, 20.0
 PARALLEL = 8  # requests to Tempo
 PAIR = 8  # bytes of a pair of structured metadata in a chunk of Loki: the numbers of its name and its value
 SPANS_RECEIVED = "tempo_distributor_spans_received_total"
@@ -136,8 +138,7 @@ class Collector:
 
     async def observe(self, run: Run) -> Observed:
         """Wait until the telemetry of the requests has arrived, and read it."""
-        await self._settled()
-        spans = await self._from_tempo(run.traces) if "tempo" in self._lab.engines else self._from_files(run.traces)
+        spans = await self._arrived(run.traces)
         pages = {service: await page(self._lab, service) for service in self._lab.services}
         return Observed(
             run.rolls,
@@ -152,20 +153,30 @@ class Collector:
         """Every line since the start, also those of other requests; with its file's service."""
         return list(self._logs.new())
 
-    async def _settled(self) -> None:
-        """Wait until nothing has been added for a while."""
-        quiet = QUIET_SAMPLING if self._lab.sampling else QUIET_ENGINES if "tempo" in self._lab.engines else QUIET_FILES
+    async def _arrived(self, traces: set[str]) -> list[SpanRecord]:
+        """Wait until all telemetry of some traces has arrived; their spans.
+
+        A service writes its last line about a request before the request's span ends, and sends spans in the order in
+        which they end. So all spans of a trace are there once those are that its lines name.
+        """
+        with_tempo = "tempo" in self._lab.engines
+        look = LOOK_ENGINES if with_tempo else LOOK_FILES
+        quiet = QUIET_SAMPLING if self._lab.sampling else QUIET_ENGINES if with_tempo else QUIET_FILES
         clock = asyncio.get_running_loop().time
-        seen, since = -1.0, clock()
-        async for _ in within(PATIENCE, poll=0.25):
-            now = float(self._logs.size() + self._traces.size())
-            if "tempo" in self._lab.engines:
-                counted = await counters(self._lab.session, f"{self._lab.engines['tempo']}/metrics", [SPANS_RECEIVED])
-                now += counted[SPANS_RECEIVED]
-            if now != seen:
-                seen, since = now, clock()
-            elif clock() - since >= quiet:
-                return
+        spans: list[SpanRecord] = []
+        incomplete = traces
+        arrived, since = (0, 0), clock()
+        async for _ in within(PATIENCE, poll=look):
+            spans = [record for record in spans if record.span.trace_id not in incomplete]
+            spans += await self._from_tempo(incomplete) if with_tempo else self._from_files(incomplete)
+            lines = list(self._lines(traces))
+            incomplete = _incomplete(traces, lines, spans)
+            now = len(lines), len(spans)
+            if now != arrived:
+                arrived, since = now, clock()
+            elif not incomplete or clock() - since >= quiet:
+                break
+        return spans
 
     def _from_files(self, traces: set[str]) -> Iterator[SpanRecord]:
         for _, line in self._traces.new():
@@ -191,6 +202,13 @@ class Collector:
             if line.trace_id in traces:
                 event = self._registry.event(line.service, line.fields)
                 yield LineRecord(line.service or service, text, line, event.name if event else line.message)
+
+
+def _incomplete(traces: Iterable[str], lines: Iterable[LineRecord], spans: Iterable[SpanRecord]) -> set[str]:
+    """The traces that have no line, or one that names a span that is not there."""
+    arrived = {(record.span.trace_id, record.span.span_id) for record in spans}
+    named = {(record.line.trace_id, str(record.line.fields.get("span_id") or "")) for record in lines}
+    return set(traces) - {trace_id for trace_id, _ in named} | {trace_id for trace_id, _ in named - arrived}
 
 
 async def page(lab: Lab, service: str) -> Page:

@@ -29,7 +29,10 @@ OTEL = ROOT / "otel"
 SAMPLING = COMPOSE / "sampling"
 TAIL = "tail"
 # What SAMPLING=tail needs of a Collector.
-TAIL_COMPONENTS = {"tailsampling", "filter", "transform", "servicegraph", "spanmetrics", "prometheusremotewrite"}
+TAIL_COMPONENTS = {
+    *("tailsampling", "batch", "filter", "transform"),
+    *("servicegraph", "spanmetrics", "prometheusremotewrite"),
+}
 # Engines count their ports from the base port plus this.
 FIRST_PORT = 10
 HOST = "127.0.0.1"

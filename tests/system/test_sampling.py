@@ -16,10 +16,11 @@ from urllib.parse import urlencode
 import pytest
 import yaml
 
+from lab.client import SAMPLING_METRICS
 from lab.signals import parse_export
 from lab.supervise import engines, stages
 from tests.support import labs
-from tests.support.labs import Lab, get, wait_for
+from tests.support.labs import Lab, dicelab, get, wait_for
 
 TAIL = engines.OTEL / "sampling" / "tail.yaml"
 HEALTHY, FAILED, SLOW = 400, 20, 20
@@ -56,6 +57,12 @@ def test_both_generators_count_in_the_same_buckets() -> None:
     assert connectors["servicegraph"]["latency_histogram_buckets"] == [f"{100 * 2**power}ms" for power in range(8)]
     buckets = connectors["spanmetrics"]["histogram"]["explicit"]["buckets"]
     assert buckets == [f"{2 * 2**power}ms" for power in range(14)]
+
+
+def test_kept_traces_are_sent_in_batches() -> None:
+    """They come one by one, and the queue for Tempo holds 2000 requests: a minute of them while rolls fail."""
+    pipeline = yaml.safe_load(TAIL.read_text())["service"]["pipelines"]["traces"]["processors"]
+    assert pipeline[pipeline.index("tail_sampling") + 1] == "batch"
 
 
 @pytest.fixture(scope="module")
@@ -196,6 +203,15 @@ def test_failed_and_slow_traces_are_kept_and_a_tenth_of_the_others(lab: Lab) -> 
     assert calls(**names) >= before + rolls
     kinds_seen = get(f"{url(lab, 'prometheus')}/api/v1/label/span_kind/values").json["data"]
     assert set(kinds_seen) == {"SPAN_KIND_SERVER", "SPAN_KIND_CLIENT"}
+
+
+def test_a_check_of_a_url_knows_that_the_collector_samples(lab: Lab) -> None:
+    """It reads no state file then, and the trace of its roll, a healthy one, is seldom kept."""
+    wait_for(lambda: value(lab, f"count({SAMPLING_METRICS})"), timeout=60, say="the Collector's metrics")
+    command = dicelab("check", "--run-dir", lab.run_dir, "--stage", "3", "--url", lab.front)
+    output, _ = command.communicate(timeout=110)
+    assert command.returncode == 0, output.decode()
+    assert "✘" not in output.decode()
 
 
 def test_the_service_map_is_made_once(lab: Lab) -> None:

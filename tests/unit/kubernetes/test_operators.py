@@ -156,7 +156,11 @@ def test_collectors_balance_by_trace_before_they_sample() -> None:
     assert balancer["routing_key"] == "traceID"
     assert balancer["resolver"]["dns"]["hostname"].startswith("sampler-collector-headless.")
     assert first["config"]["service"]["pipelines"]["traces"]["exporters"] == ["loadbalancing"]
-    assert second["config"]["service"]["pipelines"]["traces"]["processors"] == ["memory_limiter", "tail_sampling"]
+    assert second["config"]["service"]["pipelines"]["traces"]["processors"] == [
+        "memory_limiter",
+        "tail_sampling",
+        "batch",
+    ]
     assert "autoscaler" not in second
     # The queue to Tempo, and how the Collector shows its own metrics, are those of everywhere.
     shared = yaml.safe_load((engines.ROOT / "otel" / "collector.yaml").read_text())

@@ -125,6 +125,9 @@ async def test_only_traces_of_the_last_seconds_may_lack_spans(tmp_path: Path) ->
     seen.answers[-1] = Answer("/roll", "200", {}, "101", 0.9, 99.8)  # it was under way, and some spans had been sent
     assert await met(expect.traces_lost(4), seen) == "3 of 5, answered -1.9 s to +0.7 s relative to its start"
     assert (await met(expect.traces_lost(), seen)).startswith("not met: ")
+    lab.state = {"sampling": "tail"}  # one that is not there may not have been kept
+    with pytest.raises(NotRunning, match="a sample of such traces"):
+        await expect.traces_lost(4).question(seen)
 
 
 async def test_a_second_experiment_is_refused_with_the_reason_however_late_it_asks(tmp_path: Path) -> None:

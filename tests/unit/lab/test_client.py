@@ -15,6 +15,7 @@ from aiohttp.test_utils import TestServer
 from lab import LabError, containers
 from lab.client import Lab, Missing, NotRunning
 from lab.containers import Containers
+from lab.features import Subject, span_of_the_roll
 from lab.kubernetes.pods import Pods, Workload
 from lab.supervise.rundir import RunDir
 
@@ -251,6 +252,35 @@ async def test_lines_of_a_lab_elsewhere_come_from_loki(aiohttp_server: Serve, tm
         assert len(await lab.fetch_lines("frontend", usage=True)) == 1
         with pytest.raises(NotRunning, match="tempo is not running"):
             await lab.fetch_trace("a" * 32)
+
+
+async def test_a_lab_elsewhere_samples_if_its_collector_has_metrics_of_that(
+    aiohttp_server: Serve, tmp_path: Path
+) -> None:
+    series: list[object] = []
+
+    async def query(request: web.Request) -> web.Response:
+        assert "otelcol_processor_tail_sampling_" in request.query["query"]
+        return web.json_response({"data": {"result": series}})
+
+    async def trace(request: web.Request) -> web.Response:
+        return web.json_response({})
+
+    app = web.Application()
+    app.router.add_get("/api/v1/query", query)
+    app.router.add_get("/api/v2/traces/{id}", trace)
+    url = str((await aiohttp_server(app)).make_url("")).rstrip("/")
+    find = span_of_the_roll("dice-roller", "GET /roll")
+    addresses = {"": "https://lab.example", "tempo": url, "prometheus": url}
+    async with Lab.elsewhere(tmp_path, 3, addresses) as lab:
+        with pytest.raises(Missing, match="no trace abc"):
+            await find(Subject(lab, 3, roll="abc"))
+        series.append({"value": [0, "1"]})
+        with pytest.raises(NotRunning, match="a sample of such traces"):
+            await find(Subject(lab, 3, roll="abc"))
+        lab.engines = {"tempo": url}
+        with pytest.raises(Missing, match="no trace abc"):
+            await find(Subject(lab, 3, roll="abc"))
 
 
 async def test_engines_elsewhere_are_looked_for_at_the_same_time(aiohttp_server: Serve, tmp_path: Path) -> None:

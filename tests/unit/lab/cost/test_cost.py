@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gzip
 import json
 from dataclasses import replace
@@ -14,15 +15,18 @@ from aiohttp import ClientSession, web
 from aiohttp.test_utils import TestServer
 
 from lab import InputError
+from lab.client import Lab
+from lab.cost import collect
 from lab.cost.agreement import Agreement
 from lab.cost.asked import Asked, LineQuery, MetricQuery, SpanQuery
 from lab.cost.changes import KEPT, Changes
-from lab.cost.collect import Files, counters, loki_bytes
+from lab.cost.collect import Collector, Files, Run, counters, loki_bytes
 from lab.cost.measure import SLOW, LineRecord, Observed, Page, Series, label_shares, measure, unused_series
 from lab.cost.otlp import Size, SpanRecord, records
 from lab.cost.prices import EXAMPLE, Prices
 from lab.signals import parse_line, parse_samples
 from lab.supervise import engines
+from lab.supervise.rundir import RunDir
 
 PAGE = """# TYPE rolls counter
 rolls_total{die="fair",outcome="success"} 3.0
@@ -42,7 +46,11 @@ lonely 1.0
 
 
 def trace(number: int, *, status: int = 0, seconds: float = 0.1) -> list[SpanRecord]:
-    """A roll: a server's span, and one of the roll below it."""
+    return records(document(number, status=status, seconds=seconds))
+
+
+def document(number: int, *, status: int = 0, seconds: float = 0.1) -> dict[str, Any]:
+    """A roll as it is exported: a server's span, and one of the roll below it."""
 
     def span(identifier: int, name: str, kind: int) -> dict[str, Any]:
         return {
@@ -58,9 +66,7 @@ def trace(number: int, *, status: int = 0, seconds: float = 0.1) -> list[SpanRec
 
     resource = {"attributes": [{"key": "service.name", "value": {"stringValue": "dice-roller"}}]}
     spans = [span(1, "GET /roll", 2), span(2, "roll the die", 1)]
-    return records(
-        {"resourceSpans": [{"resource": resource, "scopeSpans": [{"scope": {"name": "r"}, "spans": spans}]}]}
-    )
+    return {"resourceSpans": [{"resource": resource, "scopeSpans": [{"scope": {"name": "r"}, "spans": spans}]}]}
 
 
 def line(number: int, message: str, level: str = "INFO", **fields: Any) -> LineRecord:
@@ -278,3 +284,37 @@ def test_agreement_is_theirs_in_percent_of_ours() -> None:
     assert Agreement("series", 200, "Prometheus", 190).percent == 95
     assert Agreement("series", 0, "Prometheus", 0).percent == 100
     assert Agreement("series", 0, "Prometheus", 5).percent == 0
+
+
+# --- what has arrived ---
+
+
+async def test_spans_that_lines_name_are_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing new for a while does not mean that everything is there: a busy machine delays a batch of spans."""
+    monkeypatch.setattr(collect, "LOOK_FILES", 0.01)
+    directory = RunDir(tmp_path)
+    directory.make()
+    lab = Lab(directory, "")
+    collector = Collector(lab)
+    (directory.logs / "dice-roller.jsonl").write_bytes(line(1, "GET /roll 200", span_id=f"{1:016x}").text)
+    observing = asyncio.create_task(collector.observe(Run(rolls=1, traces={f"{1:032x}"})))
+    done, _ = await asyncio.wait([observing], timeout=0.3)
+    assert not done
+    with (directory.traces / "dice-roller.jsonl").open("w") as file:
+        file.write(json.dumps(document(1)) + "\n")
+    observed = await asyncio.wait_for(observing, 10)
+    assert [record.span.name for record in observed.spans] == ["GET /roll", "roll the die"]
+
+
+async def test_spans_that_do_not_come_are_waited_for_for_a_while(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of traces that are not sampled."""
+    monkeypatch.setattr(collect, "LOOK_FILES", 0.01)
+    monkeypatch.setattr(collect, "QUIET_FILES", 0.1)
+    directory = RunDir(tmp_path)
+    directory.make()
+    collector = Collector(Lab(directory, ""))
+    (directory.logs / "dice-roller.jsonl").write_bytes(line(1, "GET /roll 200", span_id=f"{1:016x}").text)
+    observed = await asyncio.wait_for(collector.observe(Run(rolls=1, traces={f"{1:032x}"})), 10)
+    assert (len(observed.spans), len(observed.lines)) == (0, 1)
