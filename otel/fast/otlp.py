@@ -28,7 +28,7 @@ LONGEST_REMEMBERED = 512
 STANDARD_LIMIT = 128  # of attributes, events and an event's attributes
 
 # A span of a batch: the scope it belongs to, and its message.
-Message = TypeVar("Message", str, bytes)
+Message = TypeVar("Message", bound=str | bytes)
 Encoded = tuple[InstrumentationScope, Message]
 
 
@@ -44,7 +44,7 @@ class _Attributes(Generic[Message]):
     """
 
     def __init__(self, fragment: Callable[[str, Any], Message]) -> None:
-        self._fragment = fragment
+        self._fragment: Callable[[str, Any], Message] = fragment
         # By type, because 1, 1.0 and True are equal keys. Floats are not cached: they rarely recur.
         self._known: dict[type, dict[tuple[str, Any], Message]] = {str: {}, bool: {}, int: {}}
 
