@@ -48,6 +48,20 @@ class Silence:
 SILENCE: Any = Silence()
 
 
+class Rolls(Silence):
+    """A null object that counts single rolls, because ``dicelab bench scale`` reads that count from ``/metrics``."""
+
+    def __init__(self) -> None:
+        self._count = 0
+
+    def completed(self, *_: object) -> None:
+        self._count += 1
+
+    async def metrics(self, request: web.Request) -> web.Response:
+        text = f'# TYPE roll_requests counter\nroll_requests_total{{outcome="success"}} {self._count}\n# EOF\n'
+        return web.Response(text=text)
+
+
 def new_application() -> web.Application:
     """As in ``web.application``, without the middleware that counts, times and logs requests."""
     app = web.Application(middlewares=[problems.middleware()])
@@ -73,7 +87,10 @@ def roller_app(settings: roller.settings.Settings) -> web.Application:
     app.cleanup_ctx.append(sessions)
     app[roller.routes.TABLE] = Table(settings.max_delay, settings.seed)
     app[roller.routes.CATALOGUE] = RemoteCatalogue(lambda: app[session], remote.url, remote.connections, SILENCE)
-    app[roller.routes.ROLLS] = app[roller.routes.BATCHES] = app[roller.routes.DIE_SERVICE] = SILENCE
+    rolls: Any = Rolls()
+    app[roller.routes.ROLLS] = rolls
+    app[roller.routes.BATCHES] = app[roller.routes.DIE_SERVICE] = SILENCE
+    app.router.add_get("/metrics", rolls.metrics, allow_head=False)
     app.router.add_get("/roll", roller.routes.roll, allow_head=False)
     app.router.add_get("/roll-async", roller.routes.roll_async(settings.max_rolls), allow_head=False)
     app[health.READINESS] = health.dependency(lambda: app[session], "die-service", remote.url)

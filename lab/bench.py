@@ -488,11 +488,13 @@ async def _rounds(
 async def _scale(args: Options, console: Console, bed: Bed, faults: list[str]) -> list[dict[str, Any]]:
     scale = _Scale(args, console, faults)
     sustained = {}
-    for which in args.packages:
-        async with Deployment(bed, FILES[which], ROLL_DELAY="1") as deployment:
+    for variant in (BARE, *(FILES[which] for which in args.packages)):
+        async with Deployment(bed, variant, ROLL_DELAY="1") as deployment:
             await scale.with_delay(deployment, args.clients)
-            sustained[which] = await scale.with_delay(deployment, CROWD)
-    if len(sustained) == len(TELEMETRY):
+            sustained[variant.name] = await scale.with_delay(deployment, CROWD)
+    if limit := machine_limit(sustained[BARE.name]):
+        console.print(limit, soft_wrap=True)
+    if len(args.packages) == len(TELEMETRY):
         console.print(advice(sustained), soft_wrap=True)
     for which in args.packages:
         async with Deployment(bed, FILES[which]) as deployment:
@@ -503,6 +505,17 @@ async def _scale(args: Options, console: Console, bed: Bed, faults: list[str]) -
         await scale.by_clients(deployment)
         await scale.by_time(deployment)
     return scale.runs
+
+
+def machine_limit(share: float) -> str:
+    """A remark on a machine that is too slow by itself; empty if it is not.
+
+    Args:
+        share: of the possible rolls, sustained without telemetry.
+    """
+    if share >= ENOUGH:
+        return ""
+    return f"This machine sustains {share:.1%} of the possible rolls without telemetry: compare the packages with that."
 
 
 def advice(sustained: dict[str, float]) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
-from functools import partial
 
 import orjson
 from aiohttp import web
@@ -82,15 +81,14 @@ def roll_async(highest: int) -> Handler:
 
 
 async def _batch(app: web.Application, die: Die, times: int) -> dict[str, object]:
-    telemetry = app[BATCHES]
     try:
-        with telemetry.batch(die.name, times):
-            rolls = await app[TABLE].roll_batch(die, times, partial(telemetry.roll, die.name, times))
+        with app[BATCHES].batch(die.name, times) as batch:
+            rolls = await app[TABLE].roll_batch(die, times, batch.roll)
             failed = [index for index, face in enumerate(rolls, start=1) if face is None]  # as async_roll_index
             if failed:
                 raise RollFailed(f"{len(failed)} of {times} rolls of the {die.name} die failed.")
             total = sum(face for face in rolls if face is not None)
-            telemetry.completed(die.name, times, total)
+            batch.completed(total)
     except RollFailed as error:
         members = {"die": die.name, "count": times, "rolls": rolls, "failed": failed}
         raise Problem(500, str(error), kind=ROLL_FAILED, members=members, cause=error) from None

@@ -33,10 +33,10 @@ class _FileExporter:
         self._resource = resource
         self._file = RotatingFile(file.path, file.max_bytes, file.backups)
 
-    def encode(self, span: spans.LeanSpan) -> otlp.Encoded:
+    def encode(self, span: spans.LeanSpan) -> otlp.Encoded[str]:
         return span.tracer.scope, otlp.json_span(span)
 
-    def export(self, batch: list[otlp.Encoded]) -> bool:
+    def export(self, batch: list[otlp.Encoded[str]]) -> bool:
         self._file.write(otlp.json_batch(self._resource, batch) + b"\n")
         return True
 
@@ -69,10 +69,10 @@ class _HttpExporter:
         if self._compress is not None:
             session.headers["Content-Encoding"] = variables.otlp_compression()
 
-    def encode(self, span: spans.LeanSpan) -> otlp.Encoded:
+    def encode(self, span: spans.LeanSpan) -> otlp.Encoded[bytes]:
         return span.tracer.scope, otlp.protobuf_span(span)
 
-    def export(self, batch: list[otlp.Encoded]) -> bool:
+    def export(self, batch: list[otlp.Encoded[bytes]]) -> bool:
         data = otlp.protobuf_batch(self._resource, batch)
         if self._compress is not None:
             data = self._compress(data)

@@ -91,7 +91,7 @@ class TracedSession:
         name, attributes = known
         span: Span = self._tracer.start_span(name, kind=SpanKind.CLIENT, attributes=attributes)
         if self._standard and alone and type(span) is LeanSpan and span.trace_state is NO_STATE:
-            context = {"traceparent": f"00-{span.trace_id:032x}-{span.span_id:016x}-{span.flags:02x}"}
+            context = {"traceparent": f"00-{span.trace_id}-{span.span_id}-{span.flags:02x}"}
         else:
             context = {}
             propagate.inject(context, context=trace.set_span_in_context(span))

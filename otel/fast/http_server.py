@@ -54,6 +54,7 @@ def standard_propagation() -> bool:
 
 _TRACEPARENT = re.compile("00-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})")
 _NO_CONTEXT = Context()
+_NO_TRACE_ID, _NO_SPAN_ID = "0" * 32, "0" * 16
 
 
 def server_middleware() -> Middleware:
@@ -136,7 +137,7 @@ def _extracted(request: web.Request) -> Context:
     match = _TRACEPARENT.fullmatch(traceparent)
     if match is None or "tracestate" in headers:
         return propagate.extract(request, getter=aiohttp_server.getter)
-    trace_id, span_id = int(match[1], 16), int(match[2], 16)
-    if not trace_id or not span_id:
+    trace_id, span_id, flags = match.groups()
+    if trace_id == _NO_TRACE_ID or span_id == _NO_SPAN_ID:
         return _NO_CONTEXT
-    return Context({SPAN_KEY: RemoteSpan(trace_id, span_id, int(match[3], 16))})
+    return Context({SPAN_KEY: RemoteSpan(trace_id, span_id, int(flags, 16))})

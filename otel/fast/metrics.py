@@ -22,7 +22,7 @@ from prometheus_client.utils import floatToGoString
 from otel.fast import logs, spans, traces
 from otel.standard import metrics as standard
 
-# The trace id of the current span if its trace is kept, else 0: what ``Histogram.observe`` takes as an exemplar.
+# The trace id of the current span if its trace is kept, else empty: what ``Histogram.observe`` takes as an exemplar.
 exemplar = spans.sampled_trace_id
 
 
@@ -141,9 +141,9 @@ class Histogram(_Family):
     def _reset(self) -> None:
         self._counts = [0] * len(self._bounds)
         self._sum = 0.0
-        self._exemplars: list[tuple[int, float, float] | None] = [None] * len(self._bounds)
+        self._exemplars: list[tuple[str, float, float] | None] = [None] * len(self._bounds)
 
-    def observe(self, amount: float, exemplar: int = 0) -> None:
+    def observe(self, amount: float, exemplar: str = "") -> None:
         """Count ``amount``; ``exemplar`` is what :func:`exemplar` returned."""
         bucket = bisect_left(self._bounds, amount)
         self._counts[bucket] += 1
@@ -155,7 +155,7 @@ class Histogram(_Family):
         total = 0.0
         for bound, count, seen in zip(self._bounds, self._counts, self._exemplars, strict=True):
             total += count
-            exemplar = Exemplar({"trace_id": f"{seen[0]:032x}"}, seen[1], seen[2]) if seen else None
+            exemplar = Exemplar({"trace_id": seen[0]}, seen[1], seen[2]) if seen else None
             yield "_bucket", {"le": floatToGoString(bound)}, total, exemplar  # type: ignore[no-untyped-call]
         yield "_count", {}, total, None
         yield "_sum", {}, self._sum, None

@@ -10,14 +10,14 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Mapping
 from struct import Struct
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import orjson
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
-from opentelemetry.trace import SpanKind, StatusCode
+from opentelemetry.trace import SpanKind
 
-from otel.fast.spans import NO_STATE, LeanSpan
+from otel.fast.spans import NO_STATE, UNSET, LeanSpan
 
 # SPAN_FLAGS_CONTEXT_HAS_IS_REMOTE_MASK, and with SPAN_FLAGS_CONTEXT_IS_REMOTE_MASK.
 FLAGS_LOCAL, FLAGS_REMOTE = 0x100, 0x300
@@ -28,33 +28,34 @@ LONGEST_REMEMBERED = 512
 STANDARD_LIMIT = 128  # of attributes, events and an event's attributes
 
 # A span of a batch: the scope it belongs to, and its message.
-Encoded = tuple[InstrumentationScope, bytes]
+Message = TypeVar("Message", bound=str | bytes)
+Encoded = tuple[InstrumentationScope, Message]
 
 
 class _NotPlain(Exception):
     """Only the standard encoders can encode this span."""
 
 
-class _Attributes:
+class _Attributes(Generic[Message]):
     """A cache of attributes, encoded as fragments of a message.
 
     Args:
         fragment: encodes one attribute.
     """
 
-    def __init__(self, fragment: Callable[[str, Any], bytes]) -> None:
-        self._fragment = fragment
+    def __init__(self, fragment: Callable[[str, Any], Message]) -> None:
+        self._fragment: Callable[[str, Any], Message] = fragment
         # By type, because 1, 1.0 and True are equal keys. Floats are not cached: they rarely recur.
-        self._known: dict[type, dict[tuple[str, Any], bytes]] = {str: {}, bool: {}, int: {}}
+        self._known: dict[type, dict[tuple[str, Any], Message]] = {str: {}, bool: {}, int: {}}
 
-    def __call__(self, attributes: Mapping[str, Any]) -> list[bytes]:
+    def encode(self, attributes: Mapping[str, Any]) -> list[Message]:
         known = self._known
         try:
             return [known[type(item[1])][item] for item in attributes.items()]
         except KeyError:
             return [self._new(type(item[1]), item) for item in attributes.items()]
 
-    def _new(self, kind: type, item: tuple[str, Any]) -> bytes:
+    def _new(self, kind: type, item: tuple[str, Any]) -> Message:
         key, value = item
         if type(key) is not str or not key or (kind is int and not -(2**63) <= value < 2**63):
             raise _NotPlain
@@ -84,8 +85,8 @@ def _plain(span: LeanSpan) -> bool:
     )
 
 
-def _by_scope(batch: Iterable[Encoded]) -> Iterable[tuple[InstrumentationScope, list[bytes]]]:
-    groups: dict[int, tuple[InstrumentationScope, list[bytes]]] = {}
+def _by_scope(batch: Iterable[Encoded[Message]]) -> Iterable[tuple[InstrumentationScope, list[Message]]]:
+    groups: dict[int, tuple[InstrumentationScope, list[Message]]] = {}
     for scope, message in batch:
         group = groups.get(id(scope))  # each scope is one object, and its hash is a slow Python function
         if group is None:
@@ -97,7 +98,7 @@ def _by_scope(batch: Iterable[Encoded]) -> Iterable[tuple[InstrumentationScope, 
 # --- JSON ---
 
 
-def json_span(span: LeanSpan) -> bytes:
+def json_span(span: LeanSpan) -> str:
     """The span as a JSON object."""
     if _plain(span):
         try:
@@ -108,81 +109,66 @@ def json_span(span: LeanSpan) -> bytes:
     from opentelemetry.exporter.otlp.json.common.trace_encoder import encode_spans
 
     message = encode_spans([span.readable()]).to_dict()["resourceSpans"][0]["scopeSpans"][0]["spans"][0]
-    return json.dumps(message, separators=(",", ":")).encode()
+    return json.dumps(message, separators=(",", ":"))
 
 
-def json_batch(resource: Resource, batch: Iterable[Encoded]) -> bytes:
+def json_batch(resource: Resource, batch: Iterable[Encoded[str]]) -> bytes:
     """An ``ExportTraceServiceRequest`` as one line, without its newline."""
-    scopes = [
-        b'{"scope":{"name":%b,"version":%b},"spans":[%b]%b}'
-        % (
-            _json_text(scope.name),
-            _json_text(scope.version or ""),
-            b",".join(messages),
-            b',"schemaUrl":%b' % _json_text(scope.schema_url) if scope.schema_url else b"",
-        )
-        for scope, messages in _by_scope(batch)
-    ]
-    return b'{"resourceSpans":[{"resource":{"attributes":[%b]},"scopeSpans":[%b]}]}' % (
-        b",".join(_json_attributes(resource.attributes)),
-        b",".join(scopes),
-    )
+    scopes = []
+    for scope, messages in _by_scope(batch):
+        schema = f',"schemaUrl":{_json_text(scope.schema_url)}' if scope.schema_url else ""
+        named = f'"name":{_json_text(scope.name)},"version":{_json_text(scope.version or "")}'
+        scopes.append(f'{{"scope":{{{named}}},"spans":[{",".join(messages)}]{schema}}}')
+    attributes = ",".join(_json_attributes(resource.attributes))
+    return (
+        f'{{"resourceSpans":[{{"resource":{{"attributes":[{attributes}]}},"scopeSpans":[{",".join(scopes)}]}}]}}'
+    ).encode()
 
 
-def _json_plain(span: LeanSpan) -> bytes:
-    parent = b',"parentSpanId":"%016x"' % span.parent_id if span.parent_id else b""
-    events = status = b""
+def _json_plain(span: LeanSpan) -> str:
+    parent = f',"parentSpanId":"{span.parent_id}"' if span.parent_id else ""
+    events = status = ""
     if span.events:
-        events = b',"events":[%b]' % b",".join(
-            b'{"timeUnixNano":"%d","name":%b,"attributes":[%b]}'
-            % (timestamp, _json_text(name), b",".join(_json_attributes(attributes)))
+        events = ",".join(
+            f'{{"timeUnixNano":"{timestamp}","name":{_json_text(name)},'
+            f'"attributes":[{",".join(_json_attributes(attributes))}]}}'
             for name, timestamp, attributes in span.events
         )
+        events = f',"events":[{events}]'
     if span.status_description:
-        status = b'"message":%b,' % _json_text(span.status_description)
-    if span.status_code is not StatusCode.UNSET:
-        status += b'"code":%d' % span.status_code.value
+        status = f'"message":{_json_text(span.status_description)},'
+    if span.status_code is not UNSET:
+        status += f'"code":{span.status_code.value}'
     return (
-        b'{"traceId":"%032x","spanId":"%016x"%b,"flags":%d,"name":%b,"kind":%d,'
-        b'"startTimeUnixNano":"%d","endTimeUnixNano":"%d","attributes":[%b]%b,"status":{%b}}'
-        % (
-            span.trace_id,
-            span.span_id,
-            parent,
-            FLAGS_REMOTE if span.parent_is_remote else FLAGS_LOCAL,
-            _json_text(span.name),
-            KINDS[span.kind._value_],
-            span.start_time,
-            span.end_time,
-            b",".join(_json_attributes(span.attributes)),
-            events,
-            status,
-        )
+        f'{{"traceId":"{span.trace_id}","spanId":"{span.span_id}"{parent},'
+        f'"flags":{FLAGS_REMOTE if span.parent_is_remote else FLAGS_LOCAL},"name":{_json_text(span.name)},'
+        f'"kind":{KINDS[span.kind._value_]},"startTimeUnixNano":"{span.start_time}","endTimeUnixNano":"{span.end_time}",'
+        f'"attributes":[{",".join(_json_attributes(span.attributes))}]{events},"status":{{{status}}}}}'
     )
 
 
-def _json_text(text: str) -> bytes:
+def _json_text(text: str) -> str:
     try:
-        return orjson.dumps(text)
+        return orjson.dumps(text).decode()
     except TypeError:  # lone surrogates: bytes of a request that were no UTF-8
-        return orjson.dumps(text.encode(errors="replace").decode())
+        return orjson.dumps(text.encode(errors="replace").decode()).decode()
 
 
-def _json_fragment(key: str, value: Any) -> bytes:
+def _json_fragment(key: str, value: Any) -> str:
     if type(value) is str:
-        content = b'{"stringValue":%b}' % _json_text(value)
+        content = f'{{"stringValue":{_json_text(value)}}}'
     elif type(value) is bool:
-        content = b'{"boolValue":%b}' % (b"true" if value else b"false")
+        content = f'{{"boolValue":{"true" if value else "false"}}}'
     elif type(value) is int:
-        content = b'{"intValue":"%d"}' % value
+        content = f'{{"intValue":"{value}"}}'
     elif value - value == 0.0:
-        content = b'{"doubleValue":%b}' % orjson.dumps(value)
+        content = f'{{"doubleValue":{value!r}}}'
     else:  # JSON cannot express NaN and infinity, OTLP can
         raise _NotPlain
-    return b'{"key":%b,"value":%b}' % (_json_text(key), content)
+    return f'{{"key":{_json_text(key)},"value":{content}}}'
 
 
-_json_attributes = _Attributes(_json_fragment)
+_json_attributes = _Attributes(_json_fragment).encode
 
 
 # --- protobuf: opentelemetry/proto/trace/v1/trace.proto ---
@@ -206,7 +192,7 @@ def protobuf_span(span: LeanSpan) -> bytes:
     return _field(b"\x12", message.SerializeToString())
 
 
-def protobuf_batch(resource: Resource, batch: Iterable[Encoded]) -> bytes:
+def protobuf_batch(resource: Resource, batch: Iterable[Encoded[bytes]]) -> bytes:
     """An ``ExportTraceServiceRequest``."""
     scopes = [
         _field(
@@ -225,9 +211,9 @@ def protobuf_batch(resource: Resource, batch: Iterable[Encoded]) -> bytes:
 
 
 def _protobuf_plain(span: LeanSpan) -> bytes:
-    parts = [b"\x0a\x10", span.trace_id.to_bytes(16, "big"), b"\x12\x08", span.span_id.to_bytes(8, "big")]
+    parts = [b"\x0a\x10", bytes.fromhex(span.trace_id), b"\x12\x08", bytes.fromhex(span.span_id)]
     if span.parent_id:
-        parts += (b"\x22\x08", span.parent_id.to_bytes(8, "big"))
+        parts += (b"\x22\x08", bytes.fromhex(span.parent_id))
     parts.append(_text(b"\x2a", span.name))
     parts.append(_TIMES.pack(b"\x30", KINDS[span.kind._value_], b"\x39", span.start_time, b"\x41", span.end_time))
     parts += _protobuf_attributes(span.attributes)
@@ -236,7 +222,7 @@ def _protobuf_plain(span: LeanSpan) -> bytes:
         event += [_field(b"\x1a", _key_value(key, value)) for key, value in attributes.items()]
         parts.append(_field(b"\x5a", b"".join(event)))
     status = _text(b"\x12", span.status_description or "")
-    if span.status_code is not StatusCode.UNSET:
+    if span.status_code is not UNSET:
         status += b"\x18" + _varint(span.status_code.value)
     parts.append(_field(b"\x7a", status))
     parts.append(_FLAGS.pack(b"\x85\x01", FLAGS_REMOTE if span.parent_is_remote else FLAGS_LOCAL))
@@ -277,4 +263,4 @@ def _key_value(key: str, value: Any) -> bytes:
     return _text(b"\x0a", key) + _field(b"\x12", content)
 
 
-_protobuf_attributes = _Attributes(lambda key, value: _field(b"\x4a", _key_value(key, value)))
+_protobuf_attributes = _Attributes(lambda key, value: _field(b"\x4a", _key_value(key, value))).encode

@@ -68,11 +68,12 @@ class SpanQueue:
 
     def add(self, span: spans.LeanSpan) -> None:
         """Take a span that has ended."""
-        if self._waiting() >= self._capacity or self._closed:
+        waiting = self._spans
+        if len(waiting) + len(self._encoded) >= self._capacity or self._closed:
             self._refused += 1
             return
-        self._spans.append(span)
-        if len(self._spans) >= self._encoded_at_once:
+        waiting.append(span)
+        if len(waiting) >= self._encoded_at_once:
             self._refused += self._encode(self._encoded_at_once)
             if len(self._encoded) >= self._batch and not self._filled.is_set():
                 self._filled.set()
@@ -103,13 +104,14 @@ class SpanQueue:
     def _encode(self, most: int) -> int:
         """Encode up to so many spans in a row; returns how many could not be."""
         lost = 0
+        take, encode, keep = self._spans.popleft, self._exporter.encode, self._encoded.append
         for _ in range(most):
             try:
-                span = self._spans.popleft()
+                span = take()
             except IndexError:  # another thread has taken the rest
                 break
             try:
-                self._encoded.append(self._exporter.encode(span))
+                keep(encode(span))
             except Exception:  # one span that cannot be encoded must not lose the others
                 lost += 1
                 log.exception("Span not encoded", extra={"fields": {}})

@@ -54,6 +54,8 @@ log = logging.getLogger(__name__)
 SAMPLED = TraceFlags.SAMPLED
 RANDOM = TraceFlags.RANDOM_TRACE_ID
 NO_STATE = DEFAULT_TRACE_STATE
+# Kept, because reading a member from its enum class takes as long as a dictionary's lookup and a call.
+UNSET, INTERNAL = StatusCode.UNSET, SpanKind.INTERNAL
 # The API keeps its context in this variable.
 _variable = cast("ContextVar[Context]", private.CONTEXT_VARIABLE.find())
 current_context: Callable[[], Context] = _variable.get
@@ -67,7 +69,6 @@ class LeanSpan(Span):
 
     __slots__ = (
         "_context",
-        "_hex_ids",
         "attributes",
         "end_time",
         "events",
@@ -91,8 +92,8 @@ class LeanSpan(Span):
         tracer: LeanTracer,
         name: str,
         kind: SpanKind,
-        trace_id: int,
-        parent_id: int,
+        trace_id: str,
+        parent_id: str,
         parent_is_remote: bool,
         flags: int,
         trace_state: TraceState,
@@ -103,21 +104,21 @@ class LeanSpan(Span):
         self.tracer = tracer
         self.name = name
         self.kind = kind
+        # The ids are hex digits, as spans, lines and headers have them.
         self.trace_id = trace_id
-        self.span_id: int = getrandbits(64) or 1
-        self.parent_id = parent_id  # 0: a root
+        self.span_id = (getrandbits(64) or 1).to_bytes(8, "big").hex()
+        self.parent_id = parent_id  # empty: a root
         self.parent_is_remote = parent_is_remote
         self.flags = flags
         self.trace_state = trace_state
         self.attributes = attributes
         self.links = links
         self.events: list[tuple[str, int, dict[str, Any]]] = []
-        self.status_code = StatusCode.UNSET
+        self.status_code = UNSET
         self.status_description: str | None = None
         self.start_time = start_time
         self.end_time = 0  # 0: not ended
         self._context: SpanContext | None = None
-        self._hex_ids: tuple[str, str] | None = None
 
     # --- the API's span ---
 
@@ -125,7 +126,7 @@ class LeanSpan(Span):
         context = self._context
         if context is None:
             context = self._context = SpanContext(
-                self.trace_id, self.span_id, False, TraceFlags(self.flags), self.trace_state
+                int(self.trace_id, 16), int(self.span_id, 16), False, TraceFlags(self.flags), self.trace_state
             )
         return context
 
@@ -212,9 +213,8 @@ class LeanSpan(Span):
         limits = self.tracer.limits
         parent = None
         if self.parent_id:
-            parent = SpanContext(
-                self.trace_id, self.parent_id, self.parent_is_remote, TraceFlags(self.flags), self.trace_state
-            )
+            ids = int(self.trace_id, 16), int(self.parent_id, 16)
+            parent = SpanContext(*ids, self.parent_is_remote, TraceFlags(self.flags), self.trace_state)
 
         def bounded(most: int | None, longest: int | None, attributes: Attributes) -> BoundedAttributes:
             return BoundedAttributes(most, utf8(attributes or {}), immutable=True, max_value_len=longest)
@@ -244,17 +244,17 @@ class LeanSpan(Span):
 
 
 class RemoteSpan(NonRecordingSpan):
-    """A remote caller's span, of which only the ids are known; the API's context is created on demand."""
+    """A remote caller's span, of which only the ids are known, as hex digits; the API's context is made on demand."""
 
     __slots__ = ("flags", "span_id", "trace_id")
 
-    def __init__(self, trace_id: int, span_id: int, flags: int) -> None:
+    def __init__(self, trace_id: str, span_id: str, flags: int) -> None:
         self.trace_id = trace_id
         self.span_id = span_id
         self.flags = flags
 
     def get_span_context(self) -> SpanContext:
-        return SpanContext(self.trace_id, self.span_id, True, TraceFlags(self.flags), NO_STATE)
+        return SpanContext(int(self.trace_id, 16), int(self.span_id, 16), True, TraceFlags(self.flags), NO_STATE)
 
     def __repr__(self) -> str:
         return f"RemoteSpan({self.get_span_context()!r})"
@@ -321,7 +321,7 @@ class LeanTracer(Tracer):
         self,
         name: str,
         context: Context | None = None,
-        kind: SpanKind = SpanKind.INTERNAL,
+        kind: SpanKind = INTERNAL,
         attributes: Attributes = None,
         links: Sequence[Link] | None = None,
         start_time: int | None = None,
@@ -336,24 +336,26 @@ class LeanTracer(Tracer):
             trace_id, parent_id, flags, state, remote = parent.trace_id, parent.span_id, parent.flags, NO_STATE, True
         else:
             above = parent.get_span_context() if isinstance(parent, Span) else INVALID_SPAN_CONTEXT
-            trace_id, parent_id, remote, flags, state, valid = above
+            trace_number, parent_number, remote, flags, state, valid = above
             if not valid:
-                trace_id, parent_id, flags, state = getrandbits(128) or 1, 0, RANDOM, NO_STATE
+                trace_number, parent_number, flags, state = getrandbits(128) or 1, 0, RANDOM, NO_STATE
             elif not state:
                 state = NO_STATE
+            trace_id, parent_id = f"{trace_number:032x}", f"{parent_number:016x}" if parent_number else ""
         given = dict(attributes) if attributes else {}
         if parent_id and self._follows_parent:
             sampled = flags & SAMPLED
         elif self._keeps_all:
             sampled = SAMPLED
         else:
-            result = self._sampler.should_sample(context, trace_id, name, kind, given, links)
+            result = self._sampler.should_sample(context, int(trace_id, 16), name, kind, given, links)
             sampled = SAMPLED if result.decision is Decision.RECORD_AND_SAMPLE else 0
             given = dict(result.attributes or {})
             state = result.trace_state or NO_STATE
         flags = (flags & RANDOM) | sampled
         if not sampled:
-            return NonRecordingSpan(SpanContext(trace_id, getrandbits(64) or 1, False, TraceFlags(flags), state))
+            ids = int(trace_id, 16), getrandbits(64) or 1
+            return NonRecordingSpan(SpanContext(*ids, False, TraceFlags(flags), state))
         return LeanSpan(
             self, name, kind, trace_id, parent_id, remote, flags, state, given, links or (), start_time or time_ns()
         )
@@ -362,7 +364,7 @@ class LeanTracer(Tracer):
         self,
         name: str,
         context: Context | None = None,
-        kind: SpanKind = SpanKind.INTERNAL,
+        kind: SpanKind = INTERNAL,
         attributes: Attributes = None,
         links: Sequence[Link] | None = None,
         start_time: int | None = None,
@@ -433,23 +435,21 @@ def current() -> LeanSpan | None:
     return span if type(span) is LeanSpan else None
 
 
-def sampled_trace_id() -> int:
-    """The current span's trace id if that trace is kept, else 0."""
+def sampled_trace_id() -> str:
+    """The current span's trace id, as hex digits, if that trace is kept; else empty."""
     span = current_context().get(SPAN_KEY)
     if type(span) is LeanSpan:
         return span.trace_id
     if span is None:
-        return 0
+        return ""
     context = cast(Span, span).get_span_context()
-    return context.trace_id if context.trace_flags.sampled else 0
+    return f"{context.trace_id:032x}" if context.trace_flags.sampled else ""
 
 
 def hex_ids(span: Span | None) -> tuple[str, str] | None:
     """Trace id and span id as 32 and 16 hex digits; ``None`` for no span and for one without ids."""
     if type(span) is LeanSpan:
-        if span._hex_ids is None:  # cached: several lines need it
-            span._hex_ids = f"{span.trace_id:032x}", f"{span.span_id:016x}"
-        return span._hex_ids
+        return span.trace_id, span.span_id
     if span is None:
         return None
     context = span.get_span_context()

@@ -117,7 +117,7 @@ def set_attribute(key: str, value: str | int | float | bool) -> None:
 
 def span(name: str, attributes: Attributes = None) -> AbstractContextManager[Span]:
     """A business span around a block. An exception that leaves the block marks the span as failed."""
-    return _tracer().start_as_current_span(name, attributes=attributes)
+    return spans.Active(_tracer().start_span(name, attributes=attributes))
 
 
 def root_span(name: str) -> AbstractContextManager[Span]:

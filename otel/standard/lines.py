@@ -26,11 +26,12 @@ def dump(document: dict[str, Any]) -> bytes:
 def timestamp(seconds: float) -> str:
     """RFC 3339 in UTC with milliseconds, such as ``2026-01-02T03:04:05.678Z``."""
     whole = int(seconds)
-    return f"{_second(whole)}.{int((seconds - whole) * 1000 + 1e-4):03d}Z"
+    return f"{second(whole)}.{int((seconds - whole) * 1000 + 1e-4):03d}Z"
 
 
 @lru_cache(4)
-def _second(whole: int) -> str:
+def second(whole: int) -> str:
+    """The same without its fraction."""
     return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(whole))
 
 

@@ -9,7 +9,7 @@ import socket
 import stat
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,8 @@ from typing import Any
 import psycopg2
 import pytest
 
-from lab.supervise.plan import loopback
 from lab.supervise.postgres import EmbeddedPostgres
+from tests.support import labs
 from tests.support.labs import Lab, dicelab, free_base_port, get, wait_for
 
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root acts as other users")
@@ -155,12 +155,19 @@ def test_the_next_start_removes_data_of_deleted_run_dirs(tmp_path: Path) -> None
             server.close()
 
 
-def test_only_the_owner_can_read_the_run_dir(own_lab: Callable[..., Lab]) -> None:
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    """A lab of stage 5 that was started under the usual umask."""
     before = os.umask(0o022)
     try:
-        lab = own_lab(5)
+        lab = labs.start(tmp_path_factory.mktemp("private") / "run", 5)
     finally:
         os.umask(before)
+    yield lab
+    lab.stop()
+
+
+def test_only_the_owner_can_read_the_run_dir(lab: Lab) -> None:
     assert get(f"{lab.front}/roll?die=fair").status == 200
     wait_for(lab.spans)
     for path in (lab.run_dir, *lab.run_dir.rglob("*")):
@@ -217,8 +224,7 @@ def listening_ports(pid: int) -> set[int]:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_the_proxy_of_a_slow_database_has_a_private_socket(own_lab: Callable[..., Lab]) -> None:
-    lab = own_lab(5)
+def test_the_proxy_of_a_slow_database_has_a_private_socket(lab: Lab) -> None:
     direct = lab.pid("die-service")
     with socket.socket(socket.AF_UNIX) as faults:
         faults.connect(lab.state["faults"])
@@ -238,11 +244,3 @@ def test_the_proxy_of_a_slow_database_has_a_private_socket(own_lab: Callable[...
         assert mode(directory) == 0o700
         assert query(url, "SELECT 1") == [(1,)]  # the user who runs the lab may connect
     wait_for(lambda: not directory.exists())
-
-
-def test_a_host_beyond_loopback_prints_a_warning(own_lab: Callable[..., Lab]) -> None:
-    lab = own_lab(1, "--host", "0.0.0.0")
-    output = lab.run_dir.with_name(lab.run_dir.name + ".out").read_text()
-    assert "WARNING: --host 0.0.0.0 opens the lab to other machines" in output
-    assert all(map(loopback, ("127.0.0.1", "localhost", "::1", "127.0.0.53")))
-    assert not any(map(loopback, ("0.0.0.0", "::", "192.0.2.1")))

@@ -7,12 +7,13 @@ import json
 import os
 import signal
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import pytest
 from aiohttp import ClientSession, WSServerHandshakeError
 
+from tests.support import labs
 from tests.support.browser import Open, button
 from tests.support.labs import Answer, Lab, get, sign_in, wait_for
 
@@ -110,8 +111,16 @@ def test_cross_site_rolls_are_not_counted_for_the_user(
     assert usage(lab, name) == ["sign_in", "roll"] if counted else ["sign_in"]
 
 
-def test_sign_outs_survive_a_restart(own_lab: Callable[..., Lab]) -> None:
-    lab = own_lab(6)
+@pytest.fixture(scope="module")
+def second_lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    """A lab of stage 6 beside the shared one, whose frontend may be restarted."""
+    lab = labs.start(tmp_path_factory.mktemp("second") / "run", 6)
+    yield lab
+    lab.stop()
+
+
+def test_sign_outs_survive_a_restart(second_lab: Lab) -> None:
+    lab = second_lab
     leaves, stays = sign_in(lab, "leaves"), sign_in(lab, "stays")
     assert get(f"{lab.front}/sign-out", method="POST", headers={"Cookie": leaves}).status in (200, 303)
     wait_for(lambda: usage(lab, "leaves") == ["sign_in", "sign_out"])  # a killed process loses what it has not written
@@ -137,9 +146,9 @@ def _is_ready(url: str) -> bool:
 
 
 async def test_labs_side_by_side_have_separate_sessions(
-    stage_lab: Callable[[int], Lab], own_lab: Callable[..., Lab], open_page: Open
+    stage_lab: Callable[[int], Lab], second_lab: Lab, open_page: Open
 ) -> None:
-    first, second = stage_lab(6), own_lab(6)
+    first, second = stage_lab(6), second_lab
     page = await open_page(first, name="of both")
     other = await page.context.new_page()
     await other.goto(second.front)
@@ -194,11 +203,11 @@ def test_a_page_beyond_the_limit_gets_retry_after(own_lab: Callable[..., Lab]) -
     assert get(f"{lab.front}/roll?die=fair").status == 200
 
 
-@pytest.mark.parametrize(("arguments", "warned"), [([], False), (["--host", "0.0.0.0"], True)])
-def test_listening_beyond_loopback_logs_a_warning(
-    own_lab: Callable[..., Lab], arguments: list[str], warned: bool
-) -> None:
-    lab = own_lab(1, *arguments)
-    lab.settle()
-    warnings = [line["message"] for line in lab.logs("dice-roller") if line["level"] == "WARNING"]
-    assert any("0.0.0.0" in message and "without a password" in message for message in warnings) is warned
+def test_listening_beyond_loopback_logs_a_warning(stage_lab: Callable[[int], Lab], own_lab: Callable[..., Lab]) -> None:
+    open_lab = own_lab(1, "--host", "0.0.0.0")
+    output = open_lab.run_dir.with_name(open_lab.run_dir.name + ".out").read_text()
+    assert "WARNING: --host 0.0.0.0 opens the lab to other machines" in output
+    for lab, warned in ((open_lab, True), (stage_lab(1), False)):
+        lab.settle()
+        warnings = [line["message"] for line in lab.logs("dice-roller") if line["level"] == "WARNING"]
+        assert any("0.0.0.0" in message and "without a password" in message for message in warnings) is warned

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from lab.bench import advice, compared, drop_limit, read_wrk, signals
+from lab.bench import advice, compared, drop_limit, machine_limit, read_wrk, signals
 from lab.cli import main
 
 
@@ -67,3 +67,8 @@ def test_all_packages_are_compared_unless_one_is_chosen() -> None:
 def test_the_fast_package_is_advised_where_the_standard_one_does_not_keep_up() -> None:
     assert "fast is not needed" in advice({"standard": 0.98, "fast": 1.0})
     assert "1.50 times as many rolls as standard" in advice({"standard": 0.6, "fast": 0.9})
+
+
+def test_a_machine_that_is_too_slow_without_telemetry_is_reported() -> None:
+    assert machine_limit(0.98) == ""
+    assert "sustains 70.0% of the possible rolls without telemetry" in machine_limit(0.7)

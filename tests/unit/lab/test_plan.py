@@ -11,7 +11,7 @@ from click.testing import CliRunner
 from lab import LabError
 from lab.cli import dicelab
 from lab.supervise import engines, stages
-from lab.supervise.plan import LabPlan, Options
+from lab.supervise.plan import LabPlan, Options, loopback
 from lab.supervise.rundir import RunDir
 from lab.supervise.supervisor import check_ports
 from lab.supervise.up import arguments
@@ -177,7 +177,7 @@ def test_tail_sampling_needs_a_collector_that_can(tmp_path: Path) -> None:
     with pytest.raises(LabError, match="needs the OpenTelemetry Collector and Tempo on PATH"):
         plan(tmp_path, {"PATH": programs(tmp_path / "lone", "otelcol")}, engines=True, sampling="tail")
     made = plan(tmp_path, {"PATH": programs(tmp_path / "both", "tempo", "otelcol")}, engines=True, sampling="tail")
-    with pytest.raises(LabError, match=r"otelcol has no filter, .*tailsampling.*: SAMPLING=tail needs otelcol-contrib"):
+    with pytest.raises(LabError, match=r"no batch, filter, .*tailsampling.*: SAMPLING=tail needs otelcol-contrib"):
         made.engine_processes("")
 
 
@@ -218,3 +218,8 @@ def test_a_detached_lab_gets_the_same_options(tmp_path: Path, monkeypatch: pytes
 def test_an_address_that_cannot_be_bound_is_reported(tmp_path: Path, host: str, base_port: int, text: str) -> None:
     with pytest.raises(LabError, match=text):
         check_ports(plan(tmp_path, stage=1, host=host, base_port=base_port).ports())
+
+
+def test_addresses_of_this_machine_are_loopback() -> None:
+    assert all(map(loopback, ("127.0.0.1", "localhost", "::1", "127.0.0.53")))
+    assert not any(map(loopback, ("0.0.0.0", "::", "192.0.2.1")))

@@ -111,7 +111,7 @@ def test_exemplar_is_the_trace_of_the_last_observation_in_a_bucket(metrics: Modu
 def exemplar_of(metrics: ModuleType, trace_id: int) -> object:
     """The return value of the package's ``exemplar()`` in a trace with this id, 0 for none."""
     if metrics is load("fast"):
-        return trace_id
+        return f"{trace_id:032x}" if trace_id else ""
     return {"trace_id": trace.format_trace_id(trace_id)} if trace_id else None
 
 
