@@ -256,9 +256,9 @@ def mystery(**given: Any) -> int:
 @click.option("--csv", is_flag=True, help="Print comma-separated values.")
 @options.run_dir
 def sql(**given: Any) -> int:
-    """Query the spans and log lines of the run dir.
+    """Query the spans, log lines and samples of the run dir.
 
-    Tables: spans, lines. 'describe spans' lists columns.
+    Tables: spans, lines, samples. 'describe spans' lists columns.
     """
     return _run("sql", given)
 

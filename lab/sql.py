@@ -1,4 +1,4 @@
-"""``dicelab sql``: a question about the spans and log lines of a run dir, in SQL."""
+"""``dicelab sql``: a question about the spans, log lines and samples of a run dir, in SQL."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lab import InputError
-from lab.tables import Result, Tables
+from lab.tables import Result, Tables, mentions_samples
 from lab.terminal import printable, say
 
 PLAIN_WIDTH = 10_000  # columns; where no terminal is, nothing is wrapped
@@ -42,7 +42,7 @@ def run(options: Options, console: Console) -> int:
     """
     if options.json and options.csv:
         raise InputError("give --json or --csv, not both")
-    with Tables.of(options.run_dir) as tables:
+    with Tables.of(options.run_dir, mentions_samples(options.query)) as tables:
         for note in tables.left_out:
             print(f"dicelab: left out: {printable(note)}", file=sys.stderr)
         result = tables.query(options.query)

@@ -1,4 +1,4 @@
-"""The spans and log lines of a run dir as two SQL tables, ``spans`` and ``lines``.
+"""The spans, log lines and samples of a run dir as SQL tables: ``spans``, ``lines`` and ``samples``.
 
 A table holds what stood in the files when it was loaded; it lives in memory and can only be read::
 
@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
@@ -88,6 +89,15 @@ LINES = (
     *(Column(name, type, f"TRY_CAST(fields['{name}'] AS {type})") for name, type in FIELDS.items()),
     Column("fields", "MAP(VARCHAR, VARCHAR)"),
 )
+SAMPLES = (
+    Column("timestamp", "TIMESTAMP"),
+    Column("service", "VARCHAR"),
+    Column("name", "VARCHAR"),
+    Column("kind", "VARCHAR"),
+    Column("labels", "MAP(VARCHAR, VARCHAR)"),
+    Column("value", "DOUBLE"),
+    Column("increase", "DOUBLE"),
+)
 Row = Mapping[str, Any]
 
 
@@ -112,8 +122,11 @@ class Tables:
         self.left_out = left_out
 
     @classmethod
-    def of(cls, run_dir: Path) -> Self:
+    def of(cls, run_dir: Path, samples: bool = True) -> Self:
         """Load the files of a run dir, which a lab may be writing to.
+
+        Args:
+            samples: whether that table is loaded, which takes the longest; else it is empty.
 
         Raises:
             InputError: when there is no run dir, or it cannot be read.
@@ -128,6 +141,8 @@ class Tables:
                 left_out: list[str] = []
                 _load(database, "spans", SPANS, scratch, _span_rows, directory.traces, left_out)
                 _load(database, "lines", LINES, scratch, _line_rows, directory.logs, left_out)
+                metrics = directory.metrics if samples else None
+                _load(database, "samples", SAMPLES, scratch, _sample_rows, metrics, left_out)
             except OSError as error:
                 raise InputError(f"{error.filename or directory.path}: {error.strerror}") from None
             except duckdb.Error as error:
@@ -166,6 +181,11 @@ class Tables:
         self._close()
 
 
+def mentions_samples(query: str) -> bool:
+    """Whether a query may read the table of samples."""
+    return "samples" in query.lower()
+
+
 def _database(scratch: Path) -> duckdb.DuckDBPyConnection:
     return duckdb.connect(
         ":memory:",
@@ -196,14 +216,14 @@ def _load(
     columns: Iterable[Column],
     scratch: Path,
     rows_of: Callable[[str, str], Iterable[Row]],
-    directory: Path,
+    directory: Path | None,
     left_out: list[str],
 ) -> None:
     """Make a table of the files of a directory; ``rows_of`` makes rows of a line and its file's name."""
     file = scratch / "rows.jsonl"
     broken: Counter[str] = Counter()
     with ExitStack() as stack, open(file, "wb") as rows:
-        for name, opened in open_files(directory, stack, left_out):
+        for name, opened in open_files(directory, stack, left_out) if directory else ():
             for line in whole_lines(opened):
                 try:
                     found = [_encoded(row) for row in rows_of(line.decode(), name)]
@@ -219,10 +239,10 @@ def _load(
         {"file": str(file)},
     )
     file.unlink()
-    what = "is no OTLP JSON" if table == "spans" else "is no JSON object"
+    what = {"spans": "is no OTLP JSON", "lines": "is no JSON object", "samples": "is no sample"}[table]
     for name, count in broken.items():
         lines = f"1 line {what}" if count == 1 else f"{count} lines: each {what}"
-        left_out.append(f"{directory.name}/{name}: {lines}")
+        left_out.append(f"{directory.name if directory else ''}/{name}: {lines}")
 
 
 def _encoded(row: Row) -> bytes:
@@ -263,6 +283,16 @@ def _line_rows(text: str, file: str) -> Iterator[Row]:
         "trace_id": line.trace_id or None,
         "span_id": _text(line.fields.get("span_id")) or None,
         "fields": _texts(line.fields),
+    }
+
+
+def _sample_rows(text: str, file: str) -> Iterator[Row]:
+    given = json.loads(text)
+    at = datetime.fromisoformat(given["timestamp"]).astimezone(UTC)
+    yield {
+        **{column.name: given[column.name] for column in SAMPLES},
+        "timestamp": at.replace(tzinfo=None).isoformat(),
+        "labels": _texts(given["labels"]),
     }
 
 

@@ -34,7 +34,7 @@ class Answer:
         since: when the fault began, in seconds since 1970; ``None`` where nothing is said.
         impact: whom it hurts; not scored.
         trace: a trace id as evidence.
-        query: a SELECT statement as evidence.
+        query: a SELECT statement or PromQL as evidence.
     """
 
     components: tuple[str, ...] = ()
@@ -181,8 +181,9 @@ def question(components: Iterable[str], began: float, seconds: float | None, com
         "components": list(components),
         "mechanisms": MECHANISMS,
         "impacts": IMPACTS,
-        "query": "One SELECT statement over the tables spans and lines of dicelab sql, whose result is one number. It"
-        " is evaluated in windows of the same length before and during the fault, each shifted to the same time.",
+        "query": "One SELECT statement over the tables spans, lines and samples of dicelab sql, whose result is one"
+        " number, or PromQL after promql: (it needs Prometheus on PATH). It is evaluated in windows of the same length"
+        " before and during the fault, each shifted to the same time.",
         "nothing": f"Where nothing is wrong, component and mechanism are {NOTHING}, and the rest stays empty.",
         "example": json.loads(EXAMPLE),
         "commitment": commitment,

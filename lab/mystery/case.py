@@ -23,23 +23,15 @@ from prometheus_client.samples import Sample
 from prometheus_client.utils import floatToGoString
 
 from lab.client import Lab
+from lab.mystery.samples import Scrape, window
 from lab.rotated import open_files, whole_lines
 from lab.signals import Span, parse_export
 
-TEMPO_TRACES = 600  # that are fetched from Tempo, spread over the game
+TEMPO_TRACES = 3000  # that are fetched from Tempo, spread over the game: all of some three minutes
 TEMPO_AT_ONCE = 10
 
 Document = dict[str, Any]
 _JOB = re.compile(r'(?<={)job="([\w-]+)"(?:,|(?=}))')  # the first label
-
-
-@dataclass(frozen=True)
-class Scrape:
-    """One ``/metrics`` page in the OpenMetrics format; ``at`` in seconds since 1970."""
-
-    at: float
-    service: str
-    text: str
 
 
 @dataclass(frozen=True)
@@ -102,11 +94,17 @@ def seconds(timestamp: Any) -> float:
 # --- from a running lab ---
 
 
-async def collect(lab: Lab, began: float, ended: float, scrapes: Sequence[Scrape]) -> Case:
-    """The telemetry of a lab between two times, as far as it has arrived; the lab has to be entered."""
+async def collect(
+    lab: Lab, began: float, ended: float, scrapes: Sequence[Scrape], evidence: Sequence[str] = ()
+) -> Case:
+    """The telemetry of a lab between two times, as far as it has arrived; the lab has to be entered.
+
+    Args:
+        evidence: ids of traces that are fetched in any case.
+    """
     lines = await asyncio.to_thread(lambda: list(_lines(lab, began, ended)))
     if "tempo" in lab.engines:
-        exports = await _from_tempo(lab, lines, began, ended)
+        exports = await _from_tempo(lab, lines, began, ended, evidence)
     else:
         exports = await asyncio.to_thread(lambda: list(_from_files(lab.directory.traces, began, ended)))
     return Case(began, ended, exports, lines, scrapes)
@@ -125,9 +123,11 @@ def _from_files(directory: Path, began: float, ended: float) -> Iterator[Documen
             yield kept
 
 
-async def _from_tempo(lab: Lab, lines: Iterable[Document], began: float, ended: float) -> list[Document]:
+async def _from_tempo(
+    lab: Lab, lines: Iterable[Document], began: float, ended: float, evidence: Sequence[str]
+) -> list[Document]:
     ids = list(dict.fromkeys(str(line["trace_id"]) for line in lines if line.get("trace_id")))
-    chosen = ids[:: max(1, len(ids) // TEMPO_TRACES)]
+    chosen = dict.fromkeys([*evidence, *ids[:: -(-len(ids) // TEMPO_TRACES) or 1]])
     free = asyncio.Semaphore(TEMPO_AT_ONCE)
 
     async def fetch(trace_id: str) -> Document | None:
@@ -180,10 +180,14 @@ def _between(export: Document, began: float, ended: float) -> Document:
 # --- parts of it, as files ---
 
 
-def write_window(case: Case, directory: Path, start: float, end: float, epoch: float) -> None:
-    """Write what began in a time as the files of a run dir, shifted so that the time begins at ``epoch``."""
+def write_window(case: Case, directory: Path, start: float, end: float, epoch: float, samples: bool) -> None:
+    """Write what began in a time as the files of a run dir, shifted so that the time begins at ``epoch``.
+
+    Args:
+        samples: whether those are written too.
+    """
     shift = epoch - start
-    for name in ("logs", "traces"):
+    for name in ("logs", "traces", "metrics"):
         (directory / name).mkdir(parents=True)
     with open(directory / "logs" / "window.jsonl", "w") as file:
         for line in case.lines:
@@ -199,6 +203,9 @@ def write_window(case: Case, directory: Path, start: float, end: float, epoch: f
                     scope["spans"] = [_shifted(span, round(shift * 1e9)) for span in scope["spans"]]
             if kept["resourceSpans"]:
                 file.write(json.dumps(kept) + "\n")
+    if samples:
+        with open(directory / "metrics" / "window.jsonl", "wb") as rows:
+            rows.writelines(row.line() for row in window(case.scrapes, start, end, shift))
 
 
 def _shifted(span: Mapping[str, Any], nanoseconds: int) -> Document:

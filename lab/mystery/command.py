@@ -137,6 +137,7 @@ async def _play(lab: Lab, plan: Plan, options: Options, console: Console) -> int
         elif lines is not None:
             await player.by_prompts(session, lines, tell)
         session.over = True
+        game.evidence = [session.answer.trace] if session.answer.trace else []
         tell("The game is over; everything is put back ...")
 
     if not options.json:
@@ -146,10 +147,10 @@ async def _play(lab: Lab, plan: Plan, options: Options, console: Console) -> int
         raise LabError("interrupted: everything is put back, and this game does not count")
     session = sessions[0]
     try:
-        result = score(played.case, played.truth, session.answer)
+        result = await asyncio.to_thread(score, played.case, played.truth, session.answer)
     except BadAnswer as error:  # a query that is valid on no data, but not on these
         tell(str(error))
-        result = score(played.case, played.truth, replace(session.answer, query=""))
+        result = await asyncio.to_thread(score, played.case, played.truth, replace(session.answer, query=""))
     _show_result(played, session, result, options, console)
     History(options.run_dir).add(
         {

@@ -12,12 +12,14 @@ from typing import Any
 
 from lab import InputError
 from lab.client import DIE_SERVICE, FRONTEND, ROLLER
+from lab.mystery import promql
 from lab.mystery.answer import BadAnswer
 from lab.mystery.case import Case, seconds, write_window
+from lab.mystery.samples import window
 from lab.mystery.truth import Truth
 from lab.signals import SPAN_KINDS, Span
 from lab.supervise.stages import POSTGRES
-from lab.tables import Tables
+from lab.tables import Tables, mentions_samples
 
 # What a service's client spans are addressed to.
 CALLEES = {FRONTEND: ROLLER, ROLLER: DIE_SERVICE, DIE_SERVICE: POSTGRES}
@@ -195,7 +197,7 @@ def check_query(query: str) -> None:
     """Check that a query can be run and gives one number.
 
     Raises:
-        BadAnswer: with DuckDB's reason, in one line.
+        BadAnswer: with the reason of DuckDB or Prometheus, in one line.
     """
     _values(Case(0.0, 0.0, [], []), query, [(0.0, 1.0)])
 
@@ -231,13 +233,18 @@ def windows(began: float, onset: float, ended: float) -> tuple[list[tuple[float,
 
 
 def _values(case: Case, query: str, times: Sequence[tuple[float, float]]) -> list[float]:
+    expression = promql.expression(query)
+    if expression is not None:
+        made = [window(case.scrapes, start, end, EPOCH - start, with_those_before=True) for start, end in times]
+        return promql.values(expression, made, EPOCH + min((end - start for start, end in times), default=0.0))
     values = []
+    samples = mentions_samples(query)
     with tempfile.TemporaryDirectory(prefix="dicelab-mystery-") as scratch:
         for number, (start, end) in enumerate(times):
             directory = Path(scratch) / str(number)
-            write_window(case, directory, start, end, EPOCH)
+            write_window(case, directory, start, end, EPOCH, samples)
             try:
-                with Tables.of(directory) as tables:
+                with Tables.of(directory, samples) as tables:
                     rows = tables.query(query).rows
             except InputError as error:
                 raise BadAnswer(f"query: {error}") from None

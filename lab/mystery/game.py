@@ -11,10 +11,11 @@ import asyncio
 import json
 import os
 import secrets
+import shutil
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager, closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,20 +24,24 @@ import aiohttp
 
 from lab import LabError
 from lab.chaos import observations
+from lab.chaos.observations import Observations
 from lab.chaos.targets import RunDirTarget
 from lab.client import Lab
 from lab.load.generator import Client
 from lab.mystery.answer import clock
-from lab.mystery.case import Case, Scrape, collect
+from lab.mystery.case import Case, collect
 from lab.mystery.plan import DEPLOYMENT, RESTART, SPIKE_SECONDS, SPIKE_USERS, Decoy, Plan, commitment
+from lab.mystery.samples import Sampler, Scrape, recent, up
 from lab.mystery.situations import DELAYS, DIE_SERVICE_POSTGRES, LINKS, Facets
 from lab.mystery.truth import Truth
 from lab.mystery.users import TIMEOUT, Users, indicators, seed_of
 from lab.signals import OPENMETRICS
+from lab.supervise.rundir import RotatingFile, RunDir
 
 READY_PATIENCE = 60.0  # seconds for the services to be ready, before a game and after it
 POLL = 0.1
 SCRAPE_INTERVAL = 2.5
+SAMPLES_BYTES = 16 * 1024 * 1024  # after which the file is rotated: some four minutes
 ARRIVAL = 1.5  # seconds for the last spans and lines to be written
 DECISION = 12.0  # seconds until the Collector has decided about a trace and Tempo has it, with tail sampling
 ALIVE_INTERVAL = 0.5
@@ -49,7 +54,8 @@ class Game:
     Attributes:
         began: in seconds since 1970.
         onset: when the fault was put in, in seconds since 1970; ``None`` before.
-        alerts: the alerts that have fired since the fault, and after how many seconds.
+        observed: the alerts before the fault and since.
+        evidence: the ids of the traces that the player has named.
     """
 
     lab: Lab
@@ -59,15 +65,24 @@ class Game:
     began: float
     onset: float | None = None
     scrapes: list[Scrape] = field(default_factory=list)
-    alerts: dict[str, float] = field(default_factory=dict)
+    observed: Observations = field(init=False)
+    evidence: list[str] = field(default_factory=list)
     _faces_before: dict[str, Counter[int]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.observed = Observations(self.lab)
+
+    @property
+    def alerts(self) -> dict[str, float]:
+        """The alerts that have fired since the fault, and after how many seconds."""
+        return {name: round(one.since - self.observed.injected, 1) for name, one in self.observed.firing.items()}
 
     @property
     def commitment(self) -> str:
         return commitment(self.nonce, self.plan.document())
 
     def begin_fault(self) -> None:
-        self.onset = time.time()
+        self.onset, self.observed.injected = time.time(), time.monotonic()
         self._faces_before = self.users.faces()
 
     def indicators(self, ended: float) -> dict[str, Any]:
@@ -119,8 +134,8 @@ async def _play(lab: Lab, plan: Plan, player: Player) -> Played:
                 async with _happening(game, target):
                     await player(game)
                     ended = time.time()
-                    await asyncio.sleep(DECISION if lab.sampling == "tail" else ARRIVAL)
-                    case = await collect(lab, game.began, ended, game.scrapes)
+                    await asyncio.sleep(arrival(lab))
+                    case = await collect(lab, game.began, ended, game.scrapes, game.evidence)
                     noticed = game.indicators(ended)
             finally:
                 await users.stop()
@@ -129,26 +144,23 @@ async def _play(lab: Lab, plan: Plan, player: Player) -> Played:
     return Played(game, case, truth, noticed, put_back)
 
 
+def arrival(lab: Lab) -> float:
+    """Seconds until the last spans and lines of a game can be read."""
+    return DECISION if lab.sampling == "tail" else ARRIVAL
+
+
 async def _unless_stopped(lab: Lab, playing: Coroutine[Any, Any, Played]) -> Played:
     """Wait for a game, but no longer than the lab runs."""
     game = asyncio.ensure_future(playing)
     try:
         while not game.done():
             await asyncio.wait([game], timeout=ALIVE_INTERVAL)
-            if not _runs(int(lab.state["pid"])):
+            if lab.directory.owner() != lab.state["pid"]:
                 raise LabError("the lab was stopped: this game does not count")
         return game.result()
     finally:
         game.cancel()
         await asyncio.gather(game, return_exceptions=True)
-
-
-def _runs(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except OSError:
-        return False
-    return True
 
 
 @asynccontextmanager
@@ -159,7 +171,7 @@ async def _happening(game: Game, target: RunDirTarget) -> AsyncIterator[None]:
         async with asyncio.TaskGroup() as group:
             tasks = [
                 group.create_task(_scrape(game)),
-                group.create_task(_watch_alerts(game)),
+                group.create_task(observations.record_alerts(game.observed)),
                 group.create_task(game.users.watch()),
                 group.create_task(_break(game, target, facets)),
                 *(group.create_task(_decoy(game, target, decoy, facets)) for decoy in plan.decoys),
@@ -208,32 +220,31 @@ async def _at(game: Game, after: float) -> None:
 
 
 async def _scrape(game: Game) -> None:
+    """Scrape all services at intervals, for the score, and for the player as a table of ``dicelab sql``."""
     lab = game.lab
-    while True:
-        at = time.time()
 
-        async def one(service: str, at: float = at) -> None:
-            with suppress(aiohttp.ClientError, asyncio.TimeoutError, OSError):
-                async with asyncio.timeout(SCRAPE_INTERVAL):
-                    page = await lab.fetch(f"{lab.url(service)}/metrics", Accept=OPENMETRICS)
-                    if page.status == 200:
-                        game.scrapes.append(Scrape(at, service, page.text))
+    async def one(service: str, at: float) -> Scrape | None:
+        with suppress(aiohttp.ClientError, asyncio.TimeoutError, OSError):
+            async with asyncio.timeout(SCRAPE_INTERVAL):
+                page = await lab.fetch(f"{lab.url(service)}/metrics", Accept=OPENMETRICS)
+                if page.status == 200:
+                    return Scrape(at, service, page.text)
+        return None
 
-        await asyncio.gather(*(one(service) for service in lab.services))
-        await asyncio.sleep(max(0.0, at + SCRAPE_INTERVAL - time.time()))
+    with closing(_samples_file(lab.directory)) as file:
+        sampler = Sampler()
+        while True:
+            at = round(time.time(), 3)  # as a recorded case has it
+            found = [page for page in await asyncio.gather(*(one(service, at) for service in lab.services)) if page]
+            game.scrapes = recent([*game.scrapes, *found], game.onset, at)
+            rows = [row for page in found for row in sampler.rows(page)]
+            rows += up(at, lab.services, {page.service for page in found})
+            file.write(b"".join(row.line() for row in rows))
+            await asyncio.sleep(max(0.0, at + SCRAPE_INTERVAL - time.time()))
 
 
-async def _watch_alerts(game: Game) -> None:
-    if "prometheus" not in game.lab.engines:
-        return
-    before: set[str] = set()
-    while True:
-        with suppress(aiohttp.ClientError, asyncio.TimeoutError, OSError, KeyError, ValueError):
-            firing = {name for name, state in (await game.lab.fetch_alerts()).items() if state == "firing"}
-            onset = game.onset
-            if onset is None:
-                before |= firing
-            else:
-                for name in firing - before:
-                    game.alerts.setdefault(name, round(time.time() - onset, 1))
-        await asyncio.sleep(1.0)
+def _samples_file(run_dir: RunDir) -> RotatingFile:
+    """The file of this game's samples, in place of those of the last game."""
+    shutil.rmtree(run_dir.metrics, ignore_errors=True)
+    run_dir.metrics.mkdir(mode=0o700)
+    return RotatingFile(run_dir.metrics / "samples.jsonl", SAMPLES_BYTES)

@@ -249,7 +249,10 @@ async def _ask(session: Session, lines: Lines, say: Say) -> None:
     session.answer = replace(session.answer, impact=await _one(session, lines, say, answers.impact) or "")
     say("Which trace shows it? Its id (Enter: none)")
     session.answer = replace(session.answer, trace=await _one(session, lines, say, answers.trace) or "")
-    say("Which query tells it from the time before? A SELECT with one number as its result, on one line (Enter: none)")
+    say(
+        "Which query tells it from the time before? On one line: a SELECT with one number as its result, or promql: and"
+        " PromQL (Enter: none)"
+    )
     session.answer = replace(session.answer, query=await _one(session, lines, say, _query) or "")
 
 

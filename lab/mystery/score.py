@@ -115,7 +115,7 @@ def _trace(case: Case, truth: Truth, answer: Answer, component: bool) -> tuple[b
 
 def _query(case: Case, truth: Truth, answer: Answer, component: bool) -> tuple[bool, str]:
     if truth.unseen:
-        return component and not answer.query, "query: no span and no line tells of this, so that none is right"
+        return component and not answer.query, "query: no span, line or sample tells of this, so that none is right"
     if not answer.query:
         return False, "query: none given"
     separated = evidence.separates(case, truth, answer.query)

@@ -103,7 +103,7 @@ class Situation:
         stage, workers, postgres, engines: what the lab must have.
         without: engines that it must not have.
         one_process: whether each service must be one process.
-        unseen: whether neither a trace nor a log line of the services shows it.
+        unseen: whether no trace, log line or metric of the services shows it.
     """
 
     name: str

@@ -18,7 +18,7 @@ class Truth:
         components, mechanisms: of one fault or of two.
         onset: when the fault was put in, in seconds since 1970; ``None`` where nothing was wrong.
         ended: the end of the game, in seconds since 1970.
-        unseen: whether neither a trace nor a log line shows it.
+        unseen: whether no trace, log line or metric of the services shows it.
         loaded: the die that is loaded and the face that it shows, where one is.
         story: what happened, a sentence each.
     """

@@ -31,6 +31,7 @@ class RunDir:
         self.state_file = self.path / "state.json"
         self.logs = self.path / "logs"
         self.traces = self.path / "traces"
+        self.metrics = self.path / "metrics"  # of the last mystery game
         self.postgres = self.path / "postgres"
         self.engines = self.path / "engines"
         self.own_log = self.path / "dicelab.log"

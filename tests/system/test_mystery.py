@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import re
 import shutil
 import subprocess
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -29,6 +31,7 @@ from lab.mystery.plan import draw
 from lab.mystery.score import score
 from lab.mystery.situations import MECHANISMS, SITUATIONS, Facets, Fault
 from lab.signals import OPENMETRICS
+from lab.tables import Tables
 from tests.support import labs
 from tests.support.browser import Open, violations
 from tests.support.labs import Lab, dicelab, get, wait_for
@@ -147,7 +150,8 @@ def _keys(document: Any) -> Any:
 
 async def played(lab: Lab, fault: Fault, steady: float, seconds: float, looked: list[Seen]) -> Played:
     """A short game whose player looks at everything and then waits."""
-    sizes = {path: path.stat().st_size for path in lab.run_dir.rglob("*.jsonl")}
+    # The file of the samples begins anew with each game.
+    sizes = {path: path.stat().st_size for path in lab.run_dir.rglob("*.jsonl") if path.parent.name != "metrics"}
 
     async def player(game: Game) -> None:
         await asyncio.sleep(steady + seconds / 2)
@@ -159,7 +163,24 @@ async def played(lab: Lab, fault: Fault, steady: float, seconds: float, looked: 
         return await play(running, replace(plan, faults=(fault,)), player)
 
 
+def resources(lab: Lab) -> Counter[str]:
+    """What a game could leave behind: processes, descriptors of the supervisor by kind, and files of the run dir."""
+    descriptors = Path(f"/proc/{state(lab)['pid']}/fd").iterdir()
+    files = (path.relative_to(lab.run_dir) for path in lab.run_dir.rglob("*") if path.is_file())
+    found = Counter(f"descriptor {os.readlink(path).partition('[')[0]}" for path in descriptors if path.is_symlink())
+    found["processes"] = sum(not command.startswith("postgres:") for command in labs.processes_of(lab.run_dir))
+    found.update(f"file {path}" for path in files if path.parts[0] not in ("postgres", "metrics"))
+    return found
+
+
+def no_more_than(lab: Lab, before: Counter[str]) -> bool:
+    with suppress(OSError):  # a descriptor that was closed meanwhile
+        return resources(lab) <= before
+    return False
+
+
 async def test_only_symptoms_tell_one_fault_from_another_and_the_score_is_computed(lab: Lab, tmp_path: Path) -> None:
+    before = resources(lab)
     restarts = {entry["name"]: entry["restarts"] for entry in state(lab)["services"]}
     looked: list[Seen] = []
     slow = await played(lab, Fault(SITUATIONS["die-service-slow"], {"seconds": DELAY}), STEADY, FAULT, looked)
@@ -172,6 +193,12 @@ async def test_only_symptoms_tell_one_fault_from_another_and_the_score_is_comput
 
     assert slow.put_back
     assert loaded.put_back
+    await asyncio.to_thread(wait_for, lambda: no_more_than(lab, before))
+    with Tables.of(lab.run_dir) as tables:
+        up = tables.query("SELECT epoch_ms(timestamp), service FROM samples WHERE name = 'up' AND value = 1").rows
+    assert {(at, service) for at, service in up if at <= loaded.truth.ended * 1000} == {
+        (round(one.at * 1000), one.service) for one in loaded.case.scrapes if one.at <= loaded.truth.ended
+    }
     for seen in looked:
         assert VARIABLE in seen.text  # it was looked at while the game ran
         assert not [secret for secret in SECRETS if secret in seen.text]
@@ -213,6 +240,8 @@ async def test_only_symptoms_tell_one_fault_from_another_and_the_score_is_comput
     recorded = files.read(tmp_path / "case")
     assert score(recorded.case, recorded.truth, answer) == result
     assert {timed.service for timed in recorded.case.samples} == set(lab.services)
+    scraped = [{(one.at, one.service) for one in case.scrapes} for case in (recorded.case, slow.case)]
+    assert scraped[0] == scraped[1]
     for path in (tmp_path / "case" / "case").iterdir():
         if path.name != files.QUESTION:  # which lists all mechanisms
             assert not [secret for secret in SECRETS if secret in path.read_text()], path.name

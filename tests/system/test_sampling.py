@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 import subprocess
@@ -17,6 +18,11 @@ import pytest
 import yaml
 
 from lab.client import SAMPLING_METRICS
+from lab.client import Lab as AnyLab
+from lab.mystery.case import seconds
+from lab.mystery.game import Game, play
+from lab.mystery.plan import draw
+from lab.mystery.situations import Facets
 from lab.signals import parse_export
 from lab.supervise import engines, stages
 from tests.support import labs
@@ -232,3 +238,23 @@ def test_the_service_map_is_made_once(lab: Lab) -> None:
     # As with Tempo's generator, a call without a server's span is no edge.
     assert {one["server"] for one in series if "server" in one} >= {"callee", "dice-roller", "storage"}
     assert not [one for one in series if one.get("server") == "unknown"]
+
+
+@pytest.mark.timeout(300)  # the game restarts all services twice
+async def test_a_mystery_waits_for_the_decision_about_its_last_traces(lab: Lab) -> None:
+    """Without that wait no trace of the last ten seconds would be among those of the case."""
+
+    async def player(game: Game) -> None:
+        await asyncio.sleep(12)
+
+    async with AnyLab.in_run_dir(lab.run_dir) as running:
+        plan = draw(1, 1, Facets.of(running), ["die-service-down"], steady=3.0, uncertain=0.0)
+        played = await play(running, plan, player)
+    ended = played.truth.ended
+    failed = {
+        line["trace_id"]
+        for line in played.case.lines
+        if line["level"] == "ERROR" and ended - 8 < seconds(line["timestamp"]) < ended - 2 and line.get("trace_id")
+    }
+    assert len(failed) > 10
+    assert len(failed & set(played.case.traces)) > len(failed) / 2

@@ -15,7 +15,7 @@ import pytest
 
 from lab.cli import main
 from lab.supervise.rundir import RotatingFile
-from lab.tables import FIELDS, LINES, SPANS
+from lab.tables import FIELDS, LINES, SAMPLES, SPANS
 from tests.support import matrix
 from tests.unit.lab.test_signals import PARENT, SPAN, TRACE, export
 
@@ -109,6 +109,34 @@ def test_a_field_of_another_type_is_null_and_stays_among_the_fields(run_dir: Pat
     write(run_dir / "logs" / "dice-roller.jsonl", LINE | {"roll_value": "many", "timestamp": "yesterday"})
     _, output, _ = ask("SELECT roll_value, timestamp, fields['roll_value'] AS said FROM lines", "--json")
     assert json.loads(output) == [{"roll_value": None, "timestamp": None, "said": "many"}]
+
+
+SAMPLE = {
+    "timestamp": "2026-01-02T03:04:05.500000+00:00",
+    "service": "dice-roller",
+    "name": "dice_rolls_total",
+    "kind": "counter",
+    "labels": {"die_type": "fair"},
+    "value": 7.0,
+    "increase": 2.0,
+}
+
+
+def test_a_sample_and_its_columns(run_dir: Path, ask: Ask) -> None:
+    (run_dir / "metrics").mkdir()
+    write(run_dir / "metrics" / "samples.jsonl", SAMPLE, SAMPLE | {"value": None, "increase": None}, {"name": "up"})
+    _, output, errors = ask("SELECT * EXCLUDE labels, labels['die_type'] AS die FROM samples ORDER BY value", "--json")
+    plain = {name: value for name, value in SAMPLE.items() if name != "labels"}
+    plain |= {"timestamp": "2026-01-02T03:04:05.500Z", "die": "fair"}
+    assert json.loads(output) == [plain, plain | {"value": None, "increase": None}]
+    assert errors == "dicelab: left out: metrics/samples.jsonl: 1 line is no sample\n"
+
+
+def test_samples_are_only_loaded_for_a_query_about_them(run_dir: Path, ask: Ask) -> None:
+    (run_dir / "metrics").mkdir()
+    write(run_dir / "metrics" / "samples.jsonl", "broken")
+    assert ask("SELECT count(*) FROM lines", "--csv")[2] == ""
+    assert "1 line is no sample" in ask("SELECT count(*) FROM Samples", "--csv")[2]
 
 
 def test_a_table_for_people(run_dir: Path, ask: Ask) -> None:
@@ -303,7 +331,7 @@ def test_every_documented_log_field_is_a_column() -> None:
         assert FIELDS[name] == types[kind], name
 
 
-@pytest.mark.parametrize(("table", "columns"), [("spans", SPANS), ("lines", LINES)])
+@pytest.mark.parametrize(("table", "columns"), [("spans", SPANS), ("lines", LINES), ("samples", SAMPLES)])
 def test_the_document_lists_exactly_the_columns(ask: Ask, table: str, columns: Any) -> None:
     section = DOCUMENT.read_text().split(f"## `{table}`")[1].split("\n## ")[0]
     documented = re.findall(r"^\| `(\w+)` \| ([^|]+?) \|", section, re.MULTILINE)
@@ -315,6 +343,9 @@ def test_the_document_lists_exactly_the_columns(ask: Ask, table: str, columns: A
 def test_the_queries_of_the_document_run(run_dir: Path, ask: Ask) -> None:
     write(run_dir / "logs" / "dice-roller.jsonl", LINE)
     write(run_dir / "traces" / "dice-roller.jsonl", export(), export(spanId=PARENT, parentSpanId="", kind=3))
-    slowest, edges = re.findall(r"```sql\n(.*?)```", DOCUMENT.read_text(), re.DOTALL)
+    (run_dir / "metrics").mkdir()
+    write(run_dir / "metrics" / "samples.jsonl", SAMPLE)
+    increase, slowest, edges = re.findall(r"```sql\n(.*?)```", DOCUMENT.read_text(), re.DOTALL)
+    assert ask(increase, "--csv")[1].splitlines()[1:] == ["2026-01-02T03:04:00.000Z,2.0"]
     assert ask(slowest, "--csv")[1].splitlines()[1:] == ["2026-01-02T03:04:05.678Z,dice-roller,INFO,Roll completed"]
     assert ask(edges, "--csv")[1].splitlines()[1:] == ["dice-roller,dice-roller,1"]

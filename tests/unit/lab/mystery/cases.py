@@ -9,6 +9,7 @@ from typing import Any
 from lab.client import DIE_SERVICE, FRONTEND, ROLLER
 from lab.mystery.answer import clock
 from lab.mystery.case import Case
+from lab.mystery.samples import Scrape
 from lab.mystery.truth import Truth
 
 BEGAN = 1_750_000_000.0
@@ -129,3 +130,26 @@ def truth(component: str, mechanism: str, **more: Any) -> Truth:
 def trace_at(seconds: float, rate: float = 5.0) -> str:
     """The trace id of the roll so many seconds after the onset."""
     return f"{round((ONSET - BEGAN + seconds) * rate):032x}"
+
+
+PAGE = """\
+# TYPE http_requests counter
+http_requests_total{{status="200"}} {answered} # {{trace_id="ab"}} 0.5 1.0
+http_requests_total{{status="503"}} {failed}
+# TYPE free gauge
+free{{job="x"}} {free}
+# TYPE process_resident_memory_bytes gauge
+process_resident_memory_bytes {answered}
+# EOF
+"""
+
+
+def scrapes(down_from: float = ENDED, service: str = ROLLER) -> list[Scrape]:
+    """Pages of a service every 2.5 seconds; from a time on all of its requests fail."""
+    pages = []
+    for number in range(int((ENDED - BEGAN) / 2.5)):
+        at = BEGAN + 2.5 * number
+        failed = max(0.0, at - down_from) * 10
+        free = number % 3 if at < down_from else 9
+        pages.append(Scrape(at, service, PAGE.format(answered=1000 + 25 * number - failed, failed=failed, free=free)))
+    return pages

@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
 
-from lab.client import Lab
+from lab.client import ROLLER, Lab
+from lab.mystery import case
 from lab.mystery.answer import clock
-from lab.mystery.case import collect
 from lab.supervise.rundir import RunDir
 
 BEGAN = 1_767_268_800.0
@@ -45,5 +47,30 @@ async def test_lines_between_two_times_each_once_though_a_file_is_rotated_meanwh
 
     monkeypatch.setattr(Path, "glob", glob)
     lab = Lab(RunDir(tmp_path), "http://127.0.0.1:1", state={"stage": 6})
-    case = await collect(lab, BEGAN, BEGAN + 60, [])
-    assert sorted(line["n"] for line in case.lines) == [1, 2, 3, 4, 6]
+    found = await case.collect(lab, BEGAN, BEGAN + 60, [])
+    assert sorted(line["n"] for line in found.lines) == [1, 2, 3, 4, 6]
+
+
+async def test_the_trace_of_an_answer_is_fetched_from_tempo_whichever_others_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids = [f"{number:032x}" for number in range(1, 8)]
+    (tmp_path / "logs").mkdir()
+    texts = [json.dumps({"timestamp": clock(BEGAN + number), "trace_id": name}) for number, name in enumerate(ids)]
+    (tmp_path / "logs" / "a.jsonl").write_text("".join(f"{text}\n" for text in texts))
+
+    async def trace(request: web.Request) -> web.Response:
+        span = {"traceId": request.match_info["id"], "spanId": "0" * 15 + "1", "name": "GET /roll", "kind": 2}
+        span |= {"startTimeUnixNano": str(int(BEGAN * 1e9)), "endTimeUnixNano": str(int(BEGAN * 1e9))}
+        resource = {"attributes": [{"key": "service.name", "value": {"stringValue": ROLLER}}]}
+        export = {"resourceSpans": [{"resource": resource, "scopeSpans": [{"spans": [span]}]}]}
+        return web.json_response({"trace": export})
+
+    tempo = web.Application()
+    tempo.router.add_get("/api/v2/traces/{id}", trace)
+    monkeypatch.setattr(case, "TEMPO_TRACES", 3)
+    async with TestServer(tempo) as server:
+        engines = {"tempo": str(server.make_url("")).rstrip("/")}
+        async with Lab(RunDir(tmp_path), "http://127.0.0.1:1", engines=engines, state={"stage": 6}) as lab:
+            found = await case.collect(lab, BEGAN, BEGAN + 60, [], [ids[1]])
+    assert set(found.traces) == {ids[0], ids[1], ids[3], ids[6]}

@@ -12,8 +12,9 @@ from lab import LabError
 from lab.cli import main
 from lab.client import ROLLER
 from lab.mystery import answer, files
-from lab.mystery.case import Case, Scrape, open_metrics, scrapes_of
+from lab.mystery.case import Case, open_metrics, scrapes_of
 from lab.mystery.plan import commitment, draw
+from lab.mystery.samples import Scrape
 from lab.mystery.situations import ROLLER_DIE_SERVICE, Facets
 from tests.unit.lab.mystery.cases import BEGAN, ONSET, Roll, case, trace_at, truth
 

@@ -1,0 +1,60 @@
+"""Evidence in PromQL: evaluated by a real Prometheus, over the samples of a case alone.
+
+Not by the Prometheus of the lab: a recorded case has none, and its counters and its clock would tell a query the time
+of a window. Each window is a database of its own, at the same time of day, with counters that begin at 0.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from lab import LabError
+from lab.learn.promql import Prometheus, Series
+from lab.mystery.answer import BadAnswer
+from lab.mystery.samples import Row
+
+PREFIX = "promql:"
+
+
+def expression(query: str) -> str | None:
+    """The PromQL of a query that is marked as such; ``None`` for any other."""
+    return query[len(PREFIX) :].strip() if query.lower().startswith(PREFIX) else None
+
+
+def values(promql: str, windows: Sequence[Iterable[Row]], at: float) -> list[float]:
+    """The number that an expression gives in each window, at a time in seconds since 1970.
+
+    Raises:
+        BadAnswer: when Prometheus is not on PATH or refuses it, or it gives more than one number.
+    """
+    with ThreadPoolExecutor(1) as thread:  # an event loop may be running in this one
+        return thread.submit(asyncio.run, _values(promql, windows, at)).result()
+
+
+async def _values(promql: str, windows: Sequence[Iterable[Row]], at: float) -> list[float]:
+    found = []
+    with tempfile.TemporaryDirectory(prefix="dicelab-mystery-") as scratch:
+        samples = Path(scratch) / "samples"
+        for rows in windows:
+            await asyncio.to_thread(samples.write_text, _text(rows, at))
+            try:
+                async with Prometheus.on(samples) as engine:
+                    result = list((await engine.rows(promql, at)).values())
+            except LabError as error:
+                raise BadAnswer(f"query: {error}") from None
+            if len(result) > 1:
+                raise BadAnswer(f"query: one number is expected, not {len(result)}")
+            found.append(result[0] if result else 0.0)
+    return found
+
+
+def _text(rows: Iterable[Row], at: float) -> str:
+    series = Series()
+    series.add("window", {}, 1.0, at)  # a database needs a sample
+    for row in rows:
+        series.add(row.name, {**row.labels, "job": row.service}, row.value, row.at)
+    return f"{series.text()}# EOF\n"

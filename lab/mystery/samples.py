@@ -1,0 +1,171 @@
+"""The samples of ``/metrics`` pages as rows of the table ``samples``, in a live game and in a recorded case alike."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from functools import lru_cache
+
+import orjson
+from prometheus_client.openmetrics.parser import text_string_to_metric_families
+
+CUMULATIVE = ("counter", "histogram", "summary")
+# Of the process itself: most of these grow while it runs, so that they tell the time and not the fault.
+RUNTIME = ("process_", "python_")
+KEPT_SECONDS = 60.0  # of scrapes after the onset, and at the end; longer than all windows of a query
+_LINE = re.compile(r'([^{ ]+(?:\{(?:[^"}]|"(?:[^"\\]|\\.)*")*\})?) (\S+)')  # a series and its value, no exemplar
+
+
+@dataclass(frozen=True)
+class Scrape:
+    """One ``/metrics`` page in the OpenMetrics format; ``at`` in seconds since 1970."""
+
+    at: float
+    service: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Row:
+    """One sample of a scrape.
+
+    Attributes:
+        at: in seconds since 1970.
+        kind: the type of its metric, such as ``counter``.
+        increase: of a counter since the scrape before; ``None`` for a gauge and in a service's first scrape.
+    """
+
+    at: float
+    service: str
+    name: str
+    kind: str
+    labels: dict[str, str]
+    value: float
+    increase: float | None = None
+
+    def line(self) -> bytes:
+        """The row as a line of a file in the directory ``metrics`` of a run dir; a value that is no number is null."""
+        document = {
+            "timestamp": datetime.fromtimestamp(self.at, UTC).isoformat(),
+            "service": self.service,
+            "name": self.name,
+            "kind": self.kind,
+            "labels": self.labels,
+            "value": self.value,
+            "increase": self.increase,
+        }
+        return orjson.dumps(document, option=orjson.OPT_APPEND_NEWLINE)
+
+
+class Sampler:
+    """Makes rows of scrapes, which are given in the order of their time."""
+
+    def __init__(self) -> None:
+        self._before: dict[str, dict[str, float]] = {}  # by service: the value of each counter in its last scrape
+
+    def rows(self, scrape: Scrape) -> list[Row]:
+        """The rows of a scrape.
+
+        A counter that was not there before began at 0, and one that is lower than before has been reset to 0.
+
+        Raises:
+            ValueError: when the page is in another format.
+        """
+        before = self._before.get(scrape.service)
+        counters: dict[str, float] = {}
+        rows = []
+        for series, kind, value in _lines(scrape.text):
+            name, labels = _series(series)
+            increase = None
+            if kind in CUMULATIVE and not name.endswith("_created"):
+                counters[series] = value
+                if before is not None:
+                    known = before.get(series, 0.0)
+                    increase = value - known if value >= known else value
+            rows.append(Row(scrape.at, scrape.service, name, kind, labels, value, increase))
+        self._before[scrape.service] = counters
+        return rows
+
+
+def up(at: float, services: Iterable[str], answered: Collection[str]) -> list[Row]:
+    """A row for each service, as Prometheus has it: 1 where it has answered at that time, else 0."""
+    return [Row(at, service, "up", "gauge", {}, float(service in answered)) for service in services]
+
+
+def window(
+    scrapes: Iterable[Scrape], start: float, end: float, shift: float, with_those_before: bool = False
+) -> Iterator[Row]:
+    """The rows of a time, shifted by so many seconds.
+
+    Counters have been 0 in the last scrape before that time, and metrics of the processes themselves are left out, so
+    that neither the rows nor their values tell when the window was.
+
+    Args:
+        with_those_before: whether the rows of that scrape are given too.
+    """
+    everything = sorted(scrapes, key=lambda one: one.at)
+    services = sorted({scrape.service for scrape in everything})
+    answered: dict[float, set[str]] = {}  # the services, by time
+    for scrape in everything:
+        answered.setdefault(scrape.at, set()).add(scrape.service)
+    sampler = Sampler()
+    grown: dict[tuple[str, str, str], float] = {}  # each counter since the beginning of the window
+    for scrape in _with_those_before(everything, start, end):
+        given = with_those_before or scrape.at >= start
+        for row in sampler.rows(scrape):
+            if row.name.startswith(RUNTIME):
+                continue
+            value = row.value
+            if row.kind in CUMULATIVE:
+                key = row.service, row.name, str(row.labels)
+                value = grown[key] = grown.get(key, 0.0) + (row.increase or 0.0)
+            if given:
+                yield replace(row, at=row.at + shift, value=value)
+    for at, found in answered.items():
+        if start <= at < end:
+            yield from up(at + shift, services, found)
+
+
+def recent(scrapes: Iterable[Scrape], onset: float | None, now: float) -> list[Scrape]:
+    """The scrapes that a score needs: those until some time after the onset of the fault, and the last ones."""
+    return [
+        scrape
+        for scrape in scrapes
+        if onset is None or scrape.at <= onset + KEPT_SECONDS or scrape.at >= now - KEPT_SECONDS
+    ]
+
+
+def _with_those_before(scrapes: Iterable[Scrape], start: float, end: float) -> list[Scrape]:
+    """The scrapes of a time, and first of each service the last one before it."""
+    before: dict[str, Scrape] = {}
+    within = []
+    for scrape in scrapes:
+        if scrape.at < start:
+            before[scrape.service] = scrape
+        elif scrape.at < end:
+            within.append(scrape)
+    return [*before.values(), *within]
+
+
+def _lines(text: str) -> Iterator[tuple[str, str, float]]:
+    """The series, type and value of each sample; prometheus_client's parser takes ten times as long for a page."""
+    kind = "unknown"
+    for line in text.splitlines():
+        if line.startswith("#"):
+            if line.startswith("# TYPE "):
+                kind = line.rpartition(" ")[2]
+            continue
+        found = _LINE.match(line)
+        if found is None:
+            raise ValueError(f"no sample: {line[:100]}")
+        yield found[1], kind, float(found[2])
+
+
+@lru_cache(maxsize=20_000)
+def _series(series: str) -> tuple[str, dict[str, str]]:
+    """The name and the labels of a series; not the label ``job``, which a recorded case has for the service."""
+    (family,) = text_string_to_metric_families(f"{series} 0\n# EOF\n")  # type: ignore[no-untyped-call]
+    (sample,) = family.samples
+    return sample.name, {name: value for name, value in sample.labels.items() if name != "job"}
