@@ -124,7 +124,7 @@ class LineWriter:
         try:
             document = _document(self._service, _timestamp(nanoseconds // 1_000_000), level, message, span)
             document.update(fields)
-            try:
+            try:  # without the options of dump(), which double the time
                 return orjson.dumps(document, default=str, option=orjson.OPT_APPEND_NEWLINE)
             except TypeError:
                 return dump(document) + b"\n"
@@ -166,7 +166,7 @@ def _document(service: str, moment: str, level: int, message: str, span: Span | 
         "message": message,
         "logger": service,
     }
-    if ids := spans.hex_ids(span):
+    if span is not None and (ids := spans.hex_ids(span)):
         document["trace_id"], document["span_id"] = ids
     return document
 

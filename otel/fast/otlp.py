@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping
+from functools import lru_cache, partial
 from struct import Struct
 from typing import Any, Generic, TypeVar
 
@@ -176,7 +177,7 @@ _json_attributes = _Attributes(_json_fragment).encode
 _DOUBLE = Struct("<d")
 # kind, start and end, each behind its tag
 _TIMES = Struct("<cBcQcQ")
-_FLAGS = Struct("<2sI")
+_FLAGS_LOCAL, _FLAGS_REMOTE = (b"\x85\x01" + flags.to_bytes(4, "little") for flags in (FLAGS_LOCAL, FLAGS_REMOTE))
 
 
 def protobuf_span(span: LeanSpan) -> bytes:
@@ -211,27 +212,34 @@ def protobuf_batch(resource: Resource, batch: Iterable[Encoded[bytes]]) -> bytes
 
 
 def _protobuf_plain(span: LeanSpan) -> bytes:
-    parts = [b"\x0a\x10", bytes.fromhex(span.trace_id), b"\x12\x08", bytes.fromhex(span.span_id)]
-    if span.parent_id:
-        parts += (b"\x22\x08", bytes.fromhex(span.parent_id))
-    parts.append(_text(b"\x2a", span.name))
-    parts.append(_TIMES.pack(b"\x30", KINDS[span.kind._value_], b"\x39", span.start_time, b"\x41", span.end_time))
-    parts += _protobuf_attributes(span.attributes)
+    name = span.name
+    parts = [
+        b"\x0a\x10",
+        bytes.fromhex(span.trace_id),
+        b"\x12\x08",
+        bytes.fromhex(span.span_id),
+        b"\x22\x08" + bytes.fromhex(span.parent_id) if span.parent_id else b"",
+        _name(name) if len(name) <= LONGEST_REMEMBERED else _text(b"\x2a", name),
+        _TIMES.pack(b"\x30", KINDS[span.kind._value_], b"\x39", span.start_time, b"\x41", span.end_time),
+        *_protobuf_attributes(span.attributes),
+    ]
     for name, timestamp, attributes in span.events:
         event = [b"\x09", timestamp.to_bytes(8, "little"), _text(b"\x12", name)]
         event += [_field(b"\x1a", _key_value(key, value)) for key, value in attributes.items()]
         parts.append(_field(b"\x5a", b"".join(event)))
-    status = _text(b"\x12", span.status_description or "")
+    status = _text(b"\x12", span.status_description) if span.status_description else b""
     if span.status_code is not UNSET:
         status += b"\x18" + _varint(span.status_code.value)
-    parts.append(_field(b"\x7a", status))
-    parts.append(_FLAGS.pack(b"\x85\x01", FLAGS_REMOTE if span.parent_is_remote else FLAGS_LOCAL))
+    parts.append(_field(b"\x7a", status) if status else b"\x7a\x00")
+    parts.append(_FLAGS_REMOTE if span.parent_is_remote else _FLAGS_LOCAL)
     return b"".join(parts)
 
 
 def _varint(number: int) -> bytes:
     if number < 0x80:
         return number.to_bytes(1, "little")
+    if number < 0x4000:  # as most lengths
+        return bytes((number & 0x7F | 0x80, number >> 7))
     out = bytearray()
     while number >= 0x80:
         out.append(number & 0x7F | 0x80)
@@ -263,4 +271,5 @@ def _key_value(key: str, value: Any) -> bytes:
     return _text(b"\x0a", key) + _field(b"\x12", content)
 
 
+_name = lru_cache(MAX_REMEMBERED)(partial(_text, b"\x2a"))
 _protobuf_attributes = _Attributes(lambda key, value: _field(b"\x4a", _key_value(key, value))).encode
