@@ -445,11 +445,16 @@ async def test_a_face_of_zero_is_shown_as_0(stage_lab: Callable[[int], Lab], ope
 async def test_a_reload_asks_for_no_file_again(stage_lab: Callable[[int], Lab], open_page: Open) -> None:
     lab = stage_lab(4)
     page = await open_page(lab)
+    # Panel asks for its style sheets last, some of them after the page has been idle.
+    sheets = """["loading", "default", "native"].every(name => performance.getEntriesByType("resource").some(
+        entry => entry.name.includes(`/${name}.css`)))"""
+    await page.wait_for_function(sheets)
     await page.wait_for_load_state("networkidle")
     before = await asyncio.to_thread(lab.value, "frontend", "http_requests_total", handler="/static/{path}")
     assert before > 5
     await page.reload()
     await page.wait_for_function(CONNECTED)
+    await page.wait_for_function(sheets)
     await page.wait_for_load_state("networkidle")
     after = await asyncio.to_thread(lab.value, "frontend", "http_requests_total", handler="/static/{path}")
     assert after <= before + 1  # one of Panel's files has no version in its address
