@@ -21,9 +21,9 @@ SCRAPES = 1 / 5  # a second (compose/prometheus/prometheus.yml)
 OBJECT_STORE = 0.023  # US dollars for a GB and month: S3 Standard, first tier, us-east-1
 
 # --- measured ---
-# docs/performance.md, "What it costs", of 25 November 2026: CPU of dice-roller and die-service for one /roll over OTLP,
+# docs/performance.md, "What it costs", of 26 November 2026: CPU of dice-roller and die-service for one /roll over OTLP,
 # in seconds. Each is taken to have half of it.
-ROLL_CPU = {"standard": 1_979e-6, "fast": 800e-6}
+ROLL_CPU = {"standard": 1_894e-6, "fast": 774e-6}
 # docs/kubernetes.md, "Measured": 2,400 rolls through the frontend at stage 6 with all engines.
 FRONTEND_CPU = 6_471e-6  # seconds of a roll with standard telemetry, its start included
 LINES, LINE_BYTES, LINE_BYTES_STORED = 11, 2_705, 493  # a roll
