@@ -11,7 +11,6 @@ import asyncio
 import json
 import os
 import secrets
-import shutil
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
@@ -31,17 +30,15 @@ from lab.load.generator import Client
 from lab.mystery.answer import clock
 from lab.mystery.case import Case, collect
 from lab.mystery.plan import DEPLOYMENT, RESTART, SPIKE_SECONDS, SPIKE_USERS, Decoy, Plan, commitment
-from lab.mystery.samples import Sampler, Scrape, recent, up
+from lab.mystery.samples import Sampler, SamplesFile, Scrape, recent, up
 from lab.mystery.situations import DELAYS, DIE_SERVICE_POSTGRES, LINKS, Facets
 from lab.mystery.truth import Truth
 from lab.mystery.users import TIMEOUT, Users, indicators, seed_of
 from lab.signals import OPENMETRICS
-from lab.supervise.rundir import RotatingFile, RunDir
 
 READY_PATIENCE = 60.0  # seconds for the services to be ready, before a game and after it
 POLL = 0.1
 SCRAPE_INTERVAL = 2.5
-SAMPLES_BYTES = 16 * 1024 * 1024  # after which the file is rotated: some four minutes
 ARRIVAL = 1.5  # seconds for the last spans and lines to be written
 DECISION = 12.0  # seconds until the Collector has decided about a trace and Tempo has it, with tail sampling
 ALIVE_INTERVAL = 0.5
@@ -231,20 +228,12 @@ async def _scrape(game: Game) -> None:
                     return Scrape(at, service, page.text)
         return None
 
-    with closing(_samples_file(lab.directory)) as file:
+    with closing(SamplesFile(lab.directory)) as file:
         sampler = Sampler()
         while True:
             at = round(time.time(), 3)  # as a recorded case has it
             found = [page for page in await asyncio.gather(*(one(service, at) for service in lab.services)) if page]
             game.scrapes = recent([*game.scrapes, *found], game.onset, at)
             rows = [row for page in found for row in sampler.rows(page)]
-            rows += up(at, lab.services, {page.service for page in found})
-            file.write(b"".join(row.line() for row in rows))
+            await asyncio.to_thread(file.write, rows + up(at, lab.services, {page.service for page in found}))
             await asyncio.sleep(max(0.0, at + SCRAPE_INTERVAL - time.time()))
-
-
-def _samples_file(run_dir: RunDir) -> RotatingFile:
-    """The file of this game's samples, in place of those of the last game."""
-    shutil.rmtree(run_dir.metrics, ignore_errors=True)
-    run_dir.metrics.mkdir(mode=0o700)
-    return RotatingFile(run_dir.metrics / "samples.jsonl", SAMPLES_BYTES)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+import shutil
 from collections.abc import Collection, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -11,10 +13,13 @@ from functools import lru_cache
 import orjson
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
+from lab.supervise.rundir import RotatingFile, RunDir
+
 CUMULATIVE = ("counter", "histogram", "summary")
 # Of the process itself: most of these grow while it runs, so that they tell the time and not the fault.
 RUNTIME = ("process_", "python_")
 KEPT_SECONDS = 60.0  # of scrapes after the onset, and at the end; longer than all windows of a query
+FILE_BYTES = 16 * 1024 * 1024  # after which the file is rotated: some four minutes
 _LINE = re.compile(r'([^{ ]+(?:\{(?:[^"}]|"(?:[^"\\]|\\.)*")*\})?) (\S+)')  # a series and its value, no exemplar
 
 
@@ -87,6 +92,29 @@ class Sampler:
             rows.append(Row(scrape.at, scrape.service, name, kind, labels, value, increase))
         self._before[scrape.service] = counters
         return rows
+
+
+class SamplesFile:
+    """The samples of a game, in place of those of the last one, for ``dicelab sql``.
+
+    What cannot be written, on a full disk for one, is missing in the table. The game goes on: it scores from memory.
+    """
+
+    def __init__(self, run_dir: RunDir) -> None:
+        self._file: RotatingFile | None = None
+        shutil.rmtree(run_dir.metrics, ignore_errors=True)
+        with suppress(OSError):
+            run_dir.metrics.mkdir(mode=0o700)
+            self._file = RotatingFile(run_dir.metrics / "samples.jsonl", FILE_BYTES)
+
+    def write(self, rows: Iterable[Row]) -> None:
+        if self._file is not None:
+            with suppress(OSError):
+                self._file.write(b"".join(row.line() for row in rows))
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
 
 
 def up(at: float, services: Iterable[str], answered: Collection[str]) -> list[Row]:

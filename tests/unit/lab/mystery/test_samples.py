@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import resource
 import shutil
 from collections.abc import Iterable
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,7 +21,8 @@ from lab.mystery import promql
 from lab.mystery.answer import BadAnswer
 from lab.mystery.case import Case, open_metrics, scrapes_of
 from lab.mystery.evidence import check_query, separates
-from lab.mystery.samples import KEPT_SECONDS, Row, Sampler, Scrape, recent, window
+from lab.mystery.samples import KEPT_SECONDS, Row, Sampler, SamplesFile, Scrape, recent, window
+from lab.supervise.rundir import RunDir
 from tests.unit.lab.mystery.cases import BEGAN, ENDED, ONSET, scrapes, truth
 
 DOWN = Case(BEGAN, ENDED, [], [], scrapes(ONSET))
@@ -119,6 +122,37 @@ def test_only_the_scrapes_that_a_score_needs_are_kept() -> None:
     assert recent(made, None, BEGAN + 990) == made
     kept = [round(one.at - BEGAN) for one in recent(made, BEGAN + 300, BEGAN + 990)]
     assert kept == [*range(0, 300 + round(KEPT_SECONDS) + 1, 10), *range(930, 1000, 10)]
+
+
+# --- the file ---
+
+ROW = Row(BEGAN, ROLLER, "up", "gauge", {}, 1.0)
+
+
+def test_each_game_begins_its_file_anew(tmp_path: Path) -> None:
+    for _ in range(2):
+        with closing(SamplesFile(RunDir(tmp_path))) as file:
+            file.write([ROW])
+    assert (tmp_path / "metrics" / "samples.jsonl").read_bytes() == ROW.line()
+
+
+def test_a_full_disk_loses_samples_of_the_table_only(tmp_path: Path) -> None:
+    unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with closing(SamplesFile(RunDir(tmp_path))) as file:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (0, unlimited[1]))
+        try:
+            file.write([ROW])
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
+        file.write([ROW])
+    assert (tmp_path / "metrics" / "samples.jsonl").read_bytes() == ROW.line()
+
+
+def test_a_directory_that_cannot_be_made_does_not_end_the_game(tmp_path: Path) -> None:
+    (tmp_path / "metrics").write_text("")
+    with closing(SamplesFile(RunDir(tmp_path))) as file:
+        file.write([ROW])
+    assert (tmp_path / "metrics").read_text() == ""
 
 
 # --- queries ---
