@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from time import perf_counter
 from types import TracebackType
+from typing import Any
 
 from prometheus_client import CollectorRegistry
 
@@ -131,39 +132,32 @@ class BatchTelemetry:
     def batch(self, die: str, size: int) -> Iterator[Batch]:
         """Around a batch; leave it with :class:`RollFailed` when any of its rolls failed."""
         succeeded, failed = self.expect(die)
-        self._size.observe(size, metrics.exemplar())
+        exemplar = metrics.exemplar()
+        self._size.observe(size, exemplar)
         started = perf_counter()
         with traces.span("async roll batch", {"async.batch_size": size}):
             _line(logging.INFO, "Batch started", die_type=die, async_batch_size=size)
             try:
-                yield Batch(die, size, self._single.expect(die), succeeded, failed, self._in_progress)
+                yield Batch(die, size, self._single.expect(die), succeeded, failed, self._in_progress, exemplar)
             except RollFailed as error:
                 traces.set_attribute("die.error", str(error))
                 _line(logging.ERROR, "Batch failed", die_type=die, async_batch_size=size)
                 raise
             finally:
-                self._duration.observe(perf_counter() - started, metrics.exemplar())
+                self._duration.observe(perf_counter() - started, exemplar)
 
 
+@dataclass(frozen=True, slots=True)
 class Batch:
-    """A batch of rolls in progress."""
+    """A batch of rolls in progress, with the series that its rolls count in."""
 
-    def __init__(
-        self,
-        die: str,
-        size: int,
-        series: DieSeries,
-        succeeded: metrics.Counter,
-        failed: metrics.Counter,
-        in_progress: metrics.Gauge,
-    ) -> None:
-        self.die = die
-        self.size = size
-        self.series = series
-        self.succeeded = succeeded
-        self.failed = failed
-        self.in_progress = in_progress
-        self.exemplar = metrics.exemplar()  # the same for all rolls of a batch
+    die: str
+    size: int
+    series: DieSeries
+    succeeded: metrics.Counter
+    failed: metrics.Counter
+    in_progress: metrics.Gauge
+    exemplar: Any  # the same for all rolls of a batch
 
     def roll(self, index: int) -> BatchRoll:
         """Around the roll of this index, from 1; see :data:`roller.dice.WatchRoll`."""

@@ -289,7 +289,7 @@ class Active:
         except ValueError:  # exited in another context than it was entered in; the API reports it
             detach(self._token)
         span = self._span
-        if error is not None and isinstance(error, Exception) and span.is_recording():
+        if isinstance(error, Exception) and span.is_recording():
             if self._record:
                 span.record_exception(error)
             if self._set_status:
