@@ -110,7 +110,7 @@ compose/.env:
 
 test: $(VENV)/installed-test $(CHROMIUM) $(PROMETHEUS) $(EXPORTER) $(CURL) $(GRAMMAR) $(AXE) $(PANEL_TYPES) $(CRD_TYPES)  ## run all tests, in WORKERS=2 processes
 	@# Beside other tests on a busy machine a lab may miss a time-out: a test that fails runs once more, alone.
-	@# It starts hundreds of processes, which read compiled modules even where the environment forbids to write them.
+	@# The tests start hundreds of processes: let Python cache compiled modules even where the environment says not to.
 	export CHROMIUM=$(CHROMIUM) PYTHONDONTWRITEBYTECODE=; \
 	  $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS) || \
 	  { [ $$? = 1 ] && echo "Once more, alone:" && $(BIN)/python -m pytest --last-failed --last-failed-no-failures none $(ARGS); }
