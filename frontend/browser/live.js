@@ -134,6 +134,9 @@ document.addEventListener("submit", (event) => {
   const form = event.target.closest?.("form[data-submit]")
   if (!form) return
   event.preventDefault()
+  if (!model && form.dataset.submit === "roll")
+    $("roll-state").innerHTML =
+      '<div class="rolling"><progress aria-label="Connecting"></progress><span>Connecting, then rolling …</span></div>'
   send(form.dataset.submit, Object.fromEntries(new FormData(form)))
 })
 
@@ -206,6 +209,7 @@ function connected(panelModel, panelDocument) {
   const zone = Intl.DateTimeFormat().resolvedOptions().timeZone
   const offset = -new Date().getTimezoneOffset()
   model.send_msg({event: "open", value: {query: location.search, zone, offset, rolls}})
+  $("roll-state").replaceChildren() // what was said while events waited
   for (const message of waiting) model.send_msg(message)
   waiting = []
   document.body.dataset.connected = ""

@@ -11,12 +11,32 @@ from datetime import datetime, timedelta
 from zoneinfo import ZoneInfo
 
 import pytest
-from playwright.async_api import expect
+from playwright.async_api import Route, expect
 
 from tests.support import labs
 from tests.support.browser import CONNECTED, ROLLS, SPANS, VIEWS, Open, button, open_tab, roll, violations
 from tests.support.labs import Held, Lab, get, tree, wait_for
 from tests.support.matrix import spans_of
+
+
+async def test_a_roll_asked_for_before_the_page_is_connected_follows(
+    stage_lab: Callable[[int], Lab], blank_page: Open
+) -> None:
+    page = await blank_page()
+    scripts = asyncio.Event()
+
+    async def held_back(route: Route) -> None:
+        await scripts.wait()
+        await route.continue_()
+
+    await page.route("**/static/**", held_back)
+    await page.goto(stage_lab(4).front, wait_until="commit")
+    await button(page).click()
+    await expect(page.locator("#roll-state")).to_have_text("Connecting, then rolling …")
+    scripts.set()
+    await expect(page.locator("#result")).to_contain_text("200 OK")
+    await expect(page.locator("#roll-state")).to_have_text("")
+    await expect(page.locator(ROLLS)).to_have_count(1)
 
 
 @pytest.mark.parametrize("stage", [2, 4, 6])
