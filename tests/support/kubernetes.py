@@ -150,7 +150,7 @@ def validate(documents: Iterable[Document], version: str) -> None:
     Raises:
         kubernetes_validate.ValidationError: for the first one that is not valid.
     """
-    import kubernetes_validate  # imported here: it takes half a second
+    import kubernetes_validate  # imported here: it takes three seconds
     from kubernetes_validate import utils
 
     # Without the cache it reads the definitions, a megabyte, for each document.

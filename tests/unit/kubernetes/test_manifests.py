@@ -18,7 +18,6 @@ from typing import Any
 
 import pytest
 import yaml
-from kubernetes_validate import ValidationError
 
 from lab.kubernetes import kustomize
 from lab.supervise import engines, stages
@@ -81,6 +80,8 @@ def test_a_stage_has_its_parts_and_settings(stage: int) -> None:
 
 @pytest.mark.parametrize("version", VERSIONS)
 def test_every_manifest_is_valid_in_the_strict_schemas(version: str) -> None:
+    from kubernetes_validate import ValidationError  # imported here: it takes three seconds
+
     unique = {
         json.dumps(document, sort_keys=True): document
         for directory in SMALL
