@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 import pytest_asyncio
-from playwright.async_api import Browser, Page, async_playwright, expect
+from playwright.async_api import Browser, BrowserContext, Page, async_playwright, expect
+from playwright.async_api import Error as PlaywrightError
 
 from frontend.rolls import HISTORY
 from tests.support.labs import Lab
@@ -52,21 +54,43 @@ async def browser(chromium: str) -> AsyncIterator[Browser]:
         await browser.close()
 
 
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def idle_contexts() -> dict[str, list[BrowserContext]]:
+    """Contexts of the browser that no test uses, by their options. They keep the pages' scripts, compiled."""
+    return {}
+
+
 @pytest_asyncio.fixture(loop_scope="session")
-async def blank_page(browser: Browser) -> AsyncIterator[Open]:
+async def blank_page(browser: Browser, idle_contexts: dict[str, list[BrowserContext]]) -> AsyncIterator[Open]:
     """Open an empty page with a store and cookies of its own; all are closed after the test."""
-    contexts = []
+    used = []
 
     async def opened(**context_options: object) -> Page:
-        context = await browser.new_context(**context_options)  # type: ignore[arg-type]
-        contexts.append(context)
+        idle = idle_contexts.setdefault(repr(sorted(context_options.items())), [])
+        context = idle.pop() if idle else await browser.new_context(**context_options)  # type: ignore[arg-type]
+        used.append((context, idle))
         page = await context.new_page()
         page.set_default_timeout(PATIENCE)
         return page
 
     yield opened
-    for context in contexts:
-        await context.close()
+    for context, idle in used:
+        try:
+            async with asyncio.timeout(5):
+                await _empty(context)
+            idle.append(context)
+        except (asyncio.TimeoutError, PlaywrightError):  # a page that does not answer
+            await context.close()
+
+
+async def _empty(context: BrowserContext) -> None:
+    """Remove from a context what a test has left in it."""
+    await context.clear_cookies()
+    await context.clear_permissions()
+    for page in context.pages:
+        if page.url.startswith("http"):
+            await page.evaluate("localStorage.clear()")
+        await page.close()
 
 
 @pytest_asyncio.fixture(loop_scope="session")

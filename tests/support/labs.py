@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import atexit
 import http.client
 import json
 import os
 import random
 import re
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -18,7 +21,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from email.message import Message
-from functools import partial
+from functools import cache, partial
 from itertools import cycle
 from pathlib import Path
 from threading import Lock
@@ -27,7 +30,8 @@ from urllib.parse import urlencode
 
 from lab import client
 from lab.signals import OPENMETRICS, Sample, Span, parse_line, parse_samples, parse_spans, total
-from lab.supervise import engines
+from lab.supervise import engines, stages
+from lab.supervise.postgres import EmbeddedPostgres
 from lab.supervise.rundir import RunDir
 from lab.waiting import within
 
@@ -219,9 +223,23 @@ def dicelab(*arguments: str | Path, **variables: str) -> subprocess.Popen[bytes]
     )
 
 
+@cache
+def _database() -> Path:
+    """The data of a database that was just made; labs start on copies of it, which saves each a second and a half."""
+    directory = Path(tempfile.mkdtemp(prefix="dicelab-database-"))
+    atexit.register(shutil.rmtree, directory, ignore_errors=True)
+    server = EmbeddedPostgres(directory / "postgres")
+    server.start()
+    server.close()
+    return (directory / "postgres").resolve()
+
+
 def start(run_dir: Path, stage: int, *arguments: str, roll_delay: float = 0.05, **variables: str) -> Lab:
     """Start a lab and wait until it is ready; Prometheus has nothing probed, so that only the test rolls."""
     variables = {"PROBES": "false", **variables}
+    if not run_dir.exists() and stages.load(stage).postgres and "DATABASE_URL" not in variables:
+        run_dir.mkdir(mode=0o700, parents=True)
+        shutil.copytree(_database(), run_dir / "postgres")
     base_port = free_base_port()
     output = run_dir.with_name(run_dir.name + ".out")
     with open(output, "wb") as file:

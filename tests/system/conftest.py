@@ -8,10 +8,10 @@ import pytest
 
 from lab.supervise import engines
 from tests.support import labs
-from tests.support.browser import blank_page, browser, open_page
+from tests.support.browser import blank_page, browser, idle_contexts, open_page
 from tests.support.labs import Lab
 
-__all__ = ["blank_page", "browser", "open_page"]  # fixtures
+__all__ = ["blank_page", "browser", "idle_contexts", "open_page"]  # fixtures
 
 
 # Files of more than a minute, which begin in this order: a worker that began one last would be the only one at work.
