@@ -14,7 +14,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import nullcontext, suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +89,7 @@ class Verdict:
     text: str
     met: bool | None
     seen: str
+    timed: bool
 
 
 async def _experiment(options: Options, lab: Lab) -> dict[str, Any]:
@@ -295,12 +296,12 @@ async def _verdict(expectation: Expectation, observed: Observations, deadline: f
     missing = ""
     async for _ in until(deadline, 5 * POLL):
         try:
-            return Verdict(expectation.text, True, await expectation.question(observed))
+            return Verdict(expectation.text, True, await expectation.question(observed), expectation.timed)
         except NotRunning as reason:
-            return Verdict(expectation.text, None, f"not checked, {reason}")
+            return Verdict(expectation.text, None, f"not checked, {reason}", expectation.timed)
         except (Missing, aiohttp.ClientError, asyncio.TimeoutError, OSError, ValueError, KeyError) as error:
             missing = str(error) or type(error).__name__
-    return Verdict(expectation.text, False, missing)
+    return Verdict(expectation.text, False, missing, expectation.timed)
 
 
 def _summary(options: Options, observed: Observations, verdicts: list[Verdict]) -> dict[str, Any]:
@@ -317,7 +318,7 @@ def _summary(options: Options, observed: Observations, verdicts: list[Verdict]) 
             "fault": _phase(observed.during),
             "recovery": _phase(observed.after),
         },
-        "expectations": [{"text": one.text, "met": one.met, "seen": one.seen} for one in verdicts],
+        "expectations": [asdict(one) for one in verdicts],
         "noticed_by_users_seconds": None if noticed is None or not observed.injected else round(noticed, 3),
         "detected_seconds": {
             what: round(seconds, 2) for what, seconds in sorted(observed.signs.items(), key=lambda sign: sign[1])

@@ -38,10 +38,15 @@ Question = Callable[[Observations], Awaitable[str]]
 
 @dataclass(frozen=True)
 class Expectation:
-    """An expectation in words, and the question that decides it."""
+    """An expectation in words, and the question that decides it.
+
+    Attributes:
+        timed: whether it is about the duration of answers, which other work on this machine lengthens.
+    """
 
     text: str
     question: Question
+    timed: bool = False
 
 
 def _statuses(answers: list[Answer]) -> str:
@@ -94,7 +99,7 @@ def refused_promptly() -> Expectation:
             raise Missing(f"p99 of {len(refused)} was {p99 * 1000:.0f} ms")
         return f"p99 of {len(refused)}: {p99 * 1000:.0f} ms"
 
-    return Expectation(f"a 503 is prompt: p99 under {PROMPT:g} s", question)
+    return Expectation(f"a 503 is prompt: p99 under {PROMPT:g} s", question, timed=True)
 
 
 def sheds(share: float) -> Expectation:
@@ -113,7 +118,7 @@ def sheds(share: float) -> Expectation:
             raise Missing(found)
         return found
 
-    return Expectation(f"load is shed: after the first 503, {share:.0%} of them come at once", question)
+    return Expectation(f"load is shed: after the first 503, {share:.0%} of them come at once", question, timed=True)
 
 
 def none_hangs(seconds: float) -> Expectation:
@@ -136,7 +141,7 @@ def back_within(seconds: float) -> Expectation:
             raise Missing(f"after {first:.2f} s")
         return f"after {first:.2f} s"
 
-    return Expectation(f"the first 200 comes within {seconds:g} s of the end of the fault", question)
+    return Expectation(f"the first 200 comes within {seconds:g} s of the end of the fault", question, timed=True)
 
 
 def unaffected() -> Expectation:
@@ -152,7 +157,7 @@ def unaffected() -> Expectation:
             raise Missing(found)
         return found
 
-    return Expectation("answers take as long as before, within noise", question)
+    return Expectation("answers take as long as before, within noise", question, timed=True)
 
 
 # --- metrics ---

@@ -142,3 +142,57 @@ async def test_a_second_experiment_is_refused_with_the_reason_however_late_it_as
                 await second.ask(end=True)
     finally:
         await server.close()
+
+
+def answers(status: str, *durations: float, at: float) -> list[Answer]:
+    """One answer for each duration, in seconds; requests start a hundredth of a second apart."""
+    headers = {"Retry-After": "1"} if status == "503" else {}
+    return [Answer("/roll", status, {}, f"{at:g}", s, at + i / 100, headers) for i, s in enumerate(durations)]
+
+
+def with_answers(tmp_path: Path, *given: list[Answer]) -> Observations:
+    """A fault from 100 to 103."""
+    seen = observed(tmp_path, fault=3.0)
+    seen.answers = [answer for part in given for answer in part]
+    return seen
+
+
+async def test_refusals_are_prompt_if_nearly_all_come_within_a_second(tmp_path: Path) -> None:
+    prompt = expect.refused_promptly()
+    assert prompt.timed
+    assert await met(prompt, with_answers(tmp_path, answers("503", *[0.01] * 50, at=101))) == "p99 of 50: 10 ms"
+    late = with_answers(tmp_path, answers("503", *[0.01] * 50, 1.3, 1.3, at=101))
+    assert await met(prompt, late) == "not met: p99 of 52 was 1300 ms"
+    under_way = with_answers(tmp_path, answers("503", 1.5, at=99))  # half a second of it was before the fault
+    assert await met(prompt, under_way) == "p99 of 1: 500 ms"
+    assert await met(prompt, with_answers(tmp_path, answers("200", 0.01, at=101))) == "not met: no answer was 503"
+
+
+async def test_load_is_shed_if_what_follows_the_first_refusal_comes_at_once(tmp_path: Path) -> None:
+    sheds = expect.sheds(0.9)
+    first_one = answers("503", 1.0, at=100.5)
+    at_once = with_answers(tmp_path, first_one, answers("503", *[0.02] * 19, 0.8, at=102))
+    assert await met(sheds, at_once) == "the first after 1.5 s; from then on 19 of 20 within 500 ms"
+    waiting = with_answers(tmp_path, first_one, answers("503", *[0.02] * 10, *[0.8] * 10, at=102))
+    assert (await met(sheds, waiting)).startswith("not met: the first after 1.5 s; from then on 10 of 20")
+
+
+async def test_no_request_hangs_if_the_longest_is_short(tmp_path: Path) -> None:
+    seen = with_answers(tmp_path, answers("200", 0.1, 2.5, at=101))
+    assert await met(expect.none_hangs(5), seen) == "the longest took 2.50 s"
+    assert (await met(expect.none_hangs(2), seen)) == "not met: the longest took 2.50 s, trace 101"
+
+
+async def test_rolls_are_back_with_the_first_success_after_the_fault(tmp_path: Path) -> None:
+    seen = with_answers(tmp_path, answers("503", 0.01, at=103.1), answers("200", 0.5, at=104))
+    assert await met(expect.back_within(2), seen) == "after 1.50 s"
+    assert await met(expect.back_within(1), seen) == "not met: after 1.50 s"
+    assert await met(expect.back_within(1), with_answers(tmp_path)) == "not met: there was no 200"
+
+
+async def test_answers_are_unaffected_if_median_and_95th_percentile_hardly_change(tmp_path: Path) -> None:
+    before = answers("200", *[0.1] * 20, at=98)
+    same = with_answers(tmp_path, before, answers("200", *[0.11] * 20, at=101))
+    assert await met(expect.unaffected(), same) == "p50 100 → 110 ms, p95 100 → 110 ms"
+    slower = with_answers(tmp_path, before, answers("200", *[0.1] * 15, *[0.4] * 5, at=101))
+    assert await met(expect.unaffected(), slower) == "not met: p50 100 → 100 ms, p95 100 → 400 ms"
