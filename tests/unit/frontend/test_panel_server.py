@@ -155,11 +155,11 @@ async def test_closed_pages_are_freed() -> None:
 
 
 async def test_building_a_page_does_not_block_requests() -> None:
-    building = threading.Event()
+    building, proceed = threading.Event(), threading.Event()
 
     def slow() -> pn.Column:
         building.set()
-        time.sleep(2)
+        proceed.wait(10)
         return simple()
 
     async with serving(slow) as (_, client):
@@ -168,6 +168,7 @@ async def test_building_a_page_does_not_block_requests() -> None:
         async with client.get("/healthz") as answer:
             assert answer.status == 200
         assert not page.done()
+        proceed.set()
         assert (await page).status == 200
 
 
