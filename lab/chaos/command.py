@@ -351,9 +351,7 @@ def _show(summary: dict[str, Any], console: Console) -> None:
         mark, style = marks[one["met"]]
         say(console, f"{mark} {one['text']}: {one['seen']}", style)
     if any(one["timed"] and one["met"] is False for one in summary["expectations"]):
-        say(
-            console, "Durations count other work on this machine too: repeat the experiment while it is idle.", "yellow"
-        )
+        say(console, "Other work on this machine lengthens durations: repeat this while it is idle.", "yellow")
     if summary["noticed_by_users_seconds"] is not None:
         say(console, f"Users noticed after {summary['noticed_by_users_seconds']:.2f} s")
     for what, seconds in list(summary["detected_seconds"].items())[:DETECTIONS]:
