@@ -13,4 +13,4 @@ def database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     server = EmbeddedPostgres(tmp_path_factory.mktemp("postgres") / "data")
     server.start()
     yield server.url
-    server.stop()
+    server.close()

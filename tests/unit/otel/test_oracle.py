@@ -84,7 +84,7 @@ def database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     postgres = EmbeddedPostgres(tmp_path_factory.mktemp("oracle") / "postgres")
     postgres.start()
     yield postgres.url
-    postgres.stop()
+    postgres.close()
 
 
 class Run:
