@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import signal
 import time
 from collections.abc import Callable
@@ -27,15 +26,10 @@ def experiment(lab: Lab, name: str, *arguments: str) -> dict[str, Any]:
     process = dicelab("chaos", name, "--run-dir", lab.run_dir, "--json", *SHORT, *arguments)
     output, _ = process.communicate(timeout=180)
     summary: dict[str, Any] = json.loads(output)
-    verdicts = summary["expectations"]
-    assert verdicts
-    assert [one for one in verdicts if one["met"] is False and not one["timed"]] == [], summary
-    # Other tests run at the same time and lengthen the answers: those expectations only have to be measured here.
-    # What they conclude from durations, tests/unit/lab/test_chaos.py checks.
-    assert all(re.search(r"\d m?s", one["seen"]) for one in verdicts if one["timed"] and one["met"] is not None), (
-        summary
-    )
-    assert process.returncode == any(one["met"] is False for one in verdicts), summary
+    unmet = [one for one in summary["expectations"] if one["met"] is False]
+    assert unmet == [], summary
+    assert summary["expectations"]
+    assert process.returncode == 0, summary
     return summary
 
 
