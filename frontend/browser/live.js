@@ -209,7 +209,7 @@ function connected(panelModel, panelDocument) {
   const zone = Intl.DateTimeFormat().resolvedOptions().timeZone
   const offset = -new Date().getTimezoneOffset()
   model.send_msg({event: "open", value: {query: location.search, zone, offset, rolls}})
-  $("roll-state").replaceChildren() // what was said while events waited
+  $("roll-state").replaceChildren() // from here on the session shows whether a die is rolling
   for (const message of waiting) model.send_msg(message)
   waiting = []
   document.body.dataset.connected = ""

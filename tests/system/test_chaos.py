@@ -64,6 +64,7 @@ def test_an_experiment_meets_expectations_and_undoes_its_faults(lab: Lab, name: 
     assert set(summary["answers"]["fault"]) & {"503", "504"}
     assert summary["detected_seconds"]
     assert summary["first_good_seconds"] is not None
+    assert any("the first 200 comes within" in one["text"] for one in summary["expectations"] if one["timed"])
     alerts = [one for one in summary["expectations"] if "alert" in one["text"]]
     assert alerts
     assert {(one["met"], one["seen"]) for one in alerts} == {(None, "not checked, prometheus is not running")}
