@@ -9,6 +9,7 @@ from typing import Protocol, TypeVar
 
 from aiohttp import web
 
+from web import tuning
 from web.settings import Environment, SettingsError
 
 
@@ -36,5 +37,7 @@ def main(
     except SettingsError as error:
         print(f"{name}: {error}", file=sys.stderr)
         return 2
-    web.run_app(create_app(settings), host=settings.host, port=settings.port, print=None, access_log=None)
+    app = create_app(settings)
+    tuning.reduce_garbage_collection()
+    web.run_app(app, host=settings.host, port=settings.port, print=None, access_log=None)
     return 0
