@@ -43,7 +43,7 @@ DELAY = 1.5  # seconds: nothing else takes as long, on a busy machine either
 VARIABLE = "DEFECTS_SOCKET"
 # What nothing may say while a fault is on. Names that are a word of everyday English are left out.
 SECRETS = sorted(
-    {name for name in (*SITUATIONS, *MECHANISMS) if "-" in name} | {"no_context", "full_disk", "impatient", "weights"}
+    {name for name in (*SITUATIONS, *MECHANISMS) if "-" in name} | {"no_context", "full_disk", "retry_storm", "weights"}
 )
 
 
