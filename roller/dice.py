@@ -30,8 +30,8 @@ class RollFailed(Exception):
     """A roll that failed by the die's error rate."""
 
 
-# Takes the index of a roll in its batch, from 1, and returns the context manager that the roll runs in. The value of the
-# context manager is called with the face.
+# Takes the index of a roll in its batch, from 1, and returns the context manager that the roll runs in. The value of
+# that context manager is called with the face.
 WatchRoll = Callable[[int], AbstractContextManager[Callable[[int], None]]]
 
 

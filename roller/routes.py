@@ -86,7 +86,7 @@ async def _batch(app: web.Application, die: Die, times: int) -> dict[str, object
             rolls = await app[ROLLER].roll_batch(die, times, batch.roll)
             failed = [
                 index for index, face in enumerate(rolls, start=1) if face is None
-            ]  # counted from 1, as async_roll_index is
+            ]
             if failed:
                 raise RollFailed(f"{len(failed)} of {times} rolls of the {die.name} die failed.")
             total = sum(face for face in rolls if face is not None)

@@ -183,7 +183,7 @@ class Runner(web.AppRunner):
 
     @property
     def server(self) -> Any:
-        """The function that a site calls for each new connection; aiohttp has no other public way to choose the class."""
+        """What a site calls to create a connection; aiohttp has no other public way to choose the class."""
         server = super().server
         if server is None:
             return None
