@@ -84,9 +84,7 @@ async def _batch(app: web.Application, die: Die, times: int) -> dict[str, object
     try:
         with app[BATCHES].batch(die.name, times) as batch:
             rolls = await app[ROLLER].roll_batch(die, times, batch.roll)
-            failed = [
-                index for index, face in enumerate(rolls, start=1) if face is None
-            ]
+            failed = [index for index, face in enumerate(rolls, start=1) if face is None]
             if failed:
                 raise RollFailed(f"{len(failed)} of {times} rolls of the {die.name} die failed.")
             total = sum(face for face in rolls if face is not None)
