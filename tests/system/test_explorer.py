@@ -140,7 +140,7 @@ async def test_concurrent_rolls_overlap_and_failures_are_marked(
     await expect(page.locator("#trace")).to_contain_text(f"✖ {len(failed)} failed spans")
     failed_rolls = sum(row["failed"] for row in rolls)
     await expect(page.locator("#result")).to_contain_text(
-        f"of the {100 - failed_rolls} rolls that came out; {failed_rolls} failed"
+        f"of the {100 - failed_rolls} rolls that succeeded; {failed_rolls} failed"
     )
     # A drag over the minimap looks closer at that stretch; a button goes back to the whole.
     minimap = page.locator(".minimap")

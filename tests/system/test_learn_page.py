@@ -35,7 +35,7 @@ async def begin(lab: Lab, page: Page) -> dict[str, Any]:
     await open_tab(page, "Learn")
     await page.get_by_role("button", name=NUMBER).click()
     await expect(page.locator("#learn-title")).to_have_text(f"{NUMBER} {EXERCISES[NUMBER].title}")
-    again = page.get_by_role("button", name="Ask anew")
+    again = page.get_by_role("button", name="New question")
     await page.get_by_role("button", name="Begin").or_(again).click()
     await asyncio.to_thread(wait_for, lambda: Progress(lab.run_dir).read().get(NUMBER, {}).get("asked", 0) > before)
     attempt = facts(lab)

@@ -46,11 +46,11 @@ async def test_prometheus_says_what_fires_and_the_most_urgent_comes_first() -> N
 
 @pytest.mark.parametrize("document", [{}, {"data": {"alerts": [{}]}}, [], "x"])
 async def test_an_answer_that_makes_no_sense_is_an_error(document: Any) -> None:
-    with pytest.raises(SourceError, match="Prometheus gave no sensible answer"):
+    with pytest.raises(SourceError, match="Prometheus sent an invalid response"):
         await fetch(PrometheusAlerts, "/api/v1/alerts", document)
 
 
 @pytest.mark.parametrize("document", [[{}], {"status": "error"}, None])
 async def test_the_same_of_alertmanager(document: Any) -> None:
-    with pytest.raises(SourceError, match="Alertmanager gave no sensible answer"):
+    with pytest.raises(SourceError, match="Alertmanager sent an invalid response"):
         await fetch(Alertmanager, "/api/v2/alerts", document)
