@@ -79,7 +79,7 @@ def objectives(outcomes: dict[str, float], timed: float, in_time: float) -> list
     """The objectives, from the rolls by outcome, the number of timed rolls, and how many of these were in time."""
     return [
         Objective(
-            "rolls that do not fail by the service's fault",
+            "rolls that do not fail through the service's fault",
             AVAILABILITY,
             outcomes.get("error", 0.0),
             sum(outcomes.get(outcome, 0.0) for outcome in SERVED),
