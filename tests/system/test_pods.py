@@ -31,7 +31,7 @@ def test_the_pods_of_a_stage_are_ready_and_complete(node: Node, stage: int) -> N
         pods.wait_until_ready(120)
         ready = time.monotonic()
         checked = pods.dicelab("check", "--url", pods.front, f"--stage={stage}", "--timeout=60")
-        assert checked.returncode == 0, f"{checked.stdout}\n{checked.stderr}\n{pods.last_words()}"
+        assert checked.returncode == 0, f"{checked.stdout}\n{checked.stderr}\n{pods.last_lines()}"
         green = time.monotonic()
         print(f"\nstage {stage}: ready after {ready - started:.0f} s, green after {green - started:.0f} s")
         print(checked.stdout)
