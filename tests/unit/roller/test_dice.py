@@ -118,7 +118,7 @@ async def test_a_blocking_roller_blocks_the_event_loop() -> None:
 # --- injected defects ---
 
 
-async def test_a_loaded_die_shows_its_face_and_others_are_as_they_were() -> None:
+async def test_a_loaded_die_shows_its_face_and_others_do_not_change() -> None:
     roller = Roller(max_delay=0, seed=5)
     roller.weight({"die": "fair", "face": 6, "share": 1.0})
     assert set(await roller.roll_batch(FAIR, 50, Watcher())) == {6}
@@ -127,7 +127,7 @@ async def test_a_loaded_die_shows_its_face_and_others_are_as_they_were() -> None
     assert len(set(await roller.roll_batch(FAIR, 200, Watcher()))) == 6
 
 
-async def test_without_a_defect_a_seed_gives_the_same_faces_as_before_one() -> None:
+async def test_a_defect_of_one_die_does_not_change_the_faces_of_others() -> None:
     roller, other = Roller(0, seed=5), Roller(0, seed=5)
     roller.weight({"die": "loaded", "face": 6, "share": 1.0})
     assert await roller.roll_batch(FAIR, 50, Watcher()) == await other.roll_batch(FAIR, 50, Watcher())
