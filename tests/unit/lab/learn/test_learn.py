@@ -24,7 +24,7 @@ def test_each_stage_has_four_exercises_in_order() -> None:
     assert list(EXERCISES) == NUMBERS
 
 
-def test_only_exercises_about_its_language_or_configuration_need_an_engine() -> None:
+def test_only_exercises_about_queries_or_configuration_need_an_engine() -> None:
     needing = {number for number, one in EXERCISES.items() if one.engines or one.running}
     assert needing == {"1.4", "3.1", "3.3", "3.4", "5.4", "6.1", "6.4"}
 
@@ -37,7 +37,7 @@ def test_each_has_a_hint_a_solution_and_a_hint_for_each_typical_mistake() -> Non
         assert min(map(len, (*hints, exercise.hint, exercise.solution, exercise.question))) > 20
 
 
-def test_the_list_shows_the_needed_programs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_list_shows_the_requirements(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert learn(tmp_path, "list", "--json") == 0
     entries = json.loads(capsys.readouterr().out)
     assert [entry["exercise"] for entry in entries] == NUMBERS

@@ -80,7 +80,7 @@ def test_a_result_has_the_expected_rows_within_the_tolerance(rows: dict[str, flo
     assert right or shown(rows) in verdict.text
 
 
-def test_results_are_right_when_they_are_right_in_every_world() -> None:
+def test_results_are_alike_if_they_agree_in_every_world() -> None:
     assert alike([{"a": 1.0}, {}], [{"a": 1.0 + 1e-9}, {}])
     assert not alike([{"a": 1.0}, {"a": 2.0}], [{"a": 1.0}, {"a": 3.0}])
     assert not alike([{"a": 1.0}], [{"b": 1.0}])
