@@ -68,5 +68,5 @@ class View(Protocol):
     async def refresh(self) -> float | None:
         """Fetch and show; returns the seconds after which to do so again, ``None`` for never."""
 
-    def say(self, message: str) -> None:
+    def show_failure(self, message: str) -> None:
         """Show that a source does not answer, or that its response is invalid."""

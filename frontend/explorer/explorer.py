@@ -230,9 +230,9 @@ class Explorer:
             try:
                 wait = await view.refresh()
             except SourceError as error:
-                view.say(str(error))
+                view.show_failure(str(error))
             except Exception:  # a defect; the page continues
                 log.exception("The telemetry could not be shown", extra={"fields": {}})
-                view.say("This telemetry cannot be shown; the frontend's log has the details.")
+                view.show_failure("This telemetry cannot be shown; the frontend's log has the details.")
             with suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(self._wake.wait(), wait)

@@ -8,9 +8,9 @@ from contextlib import ExitStack
 
 import pytest
 
-from tests.support import played
+from tests.support import pods
 from tests.support.containers import Unavailable
-from tests.support.played import Node
+from tests.support.pods import Node
 
 pytestmark = pytest.mark.timeout(1800)
 
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.timeout(1800)
 def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
     with ExitStack() as stack:
         try:
-            yield stack.enter_context(played.node(tmp_path_factory.mktemp("node")))
+            yield stack.enter_context(pods.node(tmp_path_factory.mktemp("node")))
         except Unavailable as error:
             pytest.skip(str(error))
 

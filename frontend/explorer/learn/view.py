@@ -75,7 +75,7 @@ class LearnView:
         self._draw_guide()
         self._mystery.draw()
 
-    def say(self, message: str) -> None:
+    def show_failure(self, message: str) -> None:
         self._context.show("learn-list", "failure.html", message=message)
 
     async def refresh(self) -> float | None:

@@ -169,7 +169,7 @@ class LogsView:
         self._draw_controls()
         self._context.show("logs-head", "logs/loading.html")
 
-    def say(self, message: str) -> None:
+    def show_failure(self, message: str) -> None:
         self._context.show("logs-head", "failure.html", message=message)
 
     async def refresh(self) -> float | None:

@@ -57,7 +57,7 @@ class MapView:
     def draw(self) -> None:
         self._context.show("map", "logs/loading.html")
 
-    def say(self, message: str) -> None:
+    def show_failure(self, message: str) -> None:
         self._context.show("map", "failure.html", message=message)
 
     async def refresh(self) -> float | None:

@@ -70,7 +70,7 @@ class RecentView:
         self.draw_controls()
         self._context.show("recent-head", "logs/loading.html")
 
-    def say(self, message: str) -> None:
+    def show_failure(self, message: str) -> None:
         self._context.show("recent-head", "failure.html", message=message)
 
     async def refresh(self) -> float | None:

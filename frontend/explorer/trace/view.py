@@ -89,7 +89,7 @@ class TraceView:
         self._draw_spans()
         self._draw_detail()
 
-    def say(self, message: str) -> None:
+    def show_failure(self, message: str) -> None:
         self._context.show("trace", "failure.html", message=message)
 
     async def refresh(self) -> float | None:

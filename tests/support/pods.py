@@ -55,14 +55,14 @@ class Node:
         return done.stdout
 
     @contextmanager
-    def stage(self, number: int) -> Iterator[Played]:
+    def stage(self, number: int) -> Iterator[StagePods]:
         """The pods of a stage with the small engines, started together."""
-        played = Played(self, number, load(f"small/{number}"))
+        pods = StagePods(self, number, load(f"small/{number}"))
         self.podman("network", "create", NETWORK)
         try:
-            for workload in played.workloads:
-                played.start(workload)
-            yield played
+            for workload in pods.workloads:
+                pods.start(workload)
+            yield pods
         finally:
             self.podman("pod", "rm", "--all", "--force", "--time=20", check=False)
             self.podman("volume", "rm", "--all", "--force", check=False)
@@ -71,7 +71,7 @@ class Node:
 
 
 @dataclass
-class Played:
+class StagePods:
     """The pods of a stage."""
 
     node: Node
