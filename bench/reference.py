@@ -21,7 +21,7 @@ import roller.routes
 import roller.settings
 from dieservice.postgres import PostgresCatalogue
 from roller.catalogue import RemoteCatalogue
-from roller.dice import Table
+from roller.dice import Roller
 from web import health, problems, security_headers
 from web.connection import Runner
 from web.hosts import AllowedHosts
@@ -85,7 +85,7 @@ def roller_app(settings: roller.settings.Settings) -> web.Application:
             yield
 
     app.cleanup_ctx.append(sessions)
-    app[roller.routes.TABLE] = Table(settings.max_delay, settings.seed)
+    app[roller.routes.ROLLER] = Roller(settings.max_delay, settings.seed)
     app[roller.routes.CATALOGUE] = RemoteCatalogue(lambda: app[session], remote.url, remote.connections, SILENCE)
     rolls: Any = Rolls()
     app[roller.routes.ROLLS] = rolls

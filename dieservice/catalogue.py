@@ -28,7 +28,7 @@ class Specification:
 
 
 class UnknownDie(LookupError):
-    """No die has this identifier; ``known`` are the identifiers of those that exist."""
+    """No die has this identifier; ``known`` lists the identifiers of the dice that exist."""
 
     def __init__(self, identifier: str, known: Sequence[str]) -> None:
         super().__init__(f"There is no die {identifier!r}.")
@@ -51,10 +51,10 @@ class Catalogue(Protocol):
         """All identifiers, sorted."""
 
     async def get(self, identifier: str) -> Specification:
-        """The die of this identifier.
+        """The die with this identifier.
 
         Raises:
-            UnknownDie: when there is none.
+            UnknownDie: when there is no such die.
         """
 
 

@@ -1,13 +1,14 @@
-"""Connections to PostgreSQL by aiopg, and the workarounds that aiopg needs.
+"""Connections to PostgreSQL with aiopg, and the workarounds that aiopg needs.
 
-- **A pool of our own.** aiopg's pool hands out its connections in turn, so that each server process finds its caches
+- **A pool of our own.** aiopg's pool hands out its connections in turn, so that the caches of each server process are
   cold, and takes a lock, a timer and a task for each use: 45 µs a query under load. :class:`Pool` hands out the most
   recently used connection, and waits only when all are in use.
-- **One cursor a connection, kept.** A cursor of a traced connection is expensive to make, and one query needs it alone.
+- **One cursor for each connection.** A cursor of a traced connection is expensive to create, so each connection keeps
+  its cursor, which runs one query at a time.
 - **Cancelled queries.** aiopg reports a query that the server cancelled as a cancellation of our task. :func:`execute`
   distinguishes the two.
-- **Host names.** libpq looks them up itself and blocks the event loop meanwhile. :func:`resolve` does it beforehand.
-- **Cancelled tasks.** aiopg waits by ``asyncio.wait_for``, which in Python 3.11 swallows a cancellation that arrives
+- **Host names.** libpq looks them up itself, which blocks the event loop. :func:`resolve` looks them up beforehand.
+- **Cancelled tasks.** aiopg waits with ``asyncio.wait_for``, which in Python 3.11 swallows a cancellation that arrives
   together with the result. :func:`cancel` repeats it.
 """
 
@@ -56,7 +57,7 @@ class Pool:
 
     Args:
         options: arguments of ``aiopg.connect``, which the instrumentation traces.
-        size: connections at the most.
+        size: the maximum number of connections.
         timeout: seconds to wait for a connection, including the time to make one.
     """
 
@@ -149,7 +150,7 @@ class Pool:
                 self._return_permit()
 
     def leak(self, every: int) -> None:
-        """Keep every n-th cursor that is given back out of the pool; 0 ends it and gives all of them back."""
+        """Do not return every n-th released cursor to the pool; 0 ends this and returns the leaked cursors."""
         self._leak_every = every
         if not every:
             leaked, self._leaked = self._leaked, []
@@ -157,7 +158,7 @@ class Pool:
                 self.release(cursor)
 
     async def resize(self, size: int) -> None:
-        """Allow another number of connections; waits until those that are too many have been given back."""
+        """Change the maximum number of connections; shrinking waits until enough connections are released."""
         while self._size > size:
             await self._permits.acquire()
             self._size -= 1
@@ -212,7 +213,7 @@ async def untraced_connection(options: dict[str, Any]) -> AsyncIterator[Connecti
 
 
 async def execute(cursor: Cursor, sql: str, parameters: Sequence[Any], timeout: float) -> list[Any]:
-    """Run one statement and return its rows, none for a statement that has none.
+    """Run one statement and return its rows; an empty list if the statement returns none.
 
     Raises:
         QueryCancelled: when the server cancelled it.
@@ -237,7 +238,7 @@ def connect_options(url: str, timeout: float, statement_timeout: float) -> dict[
         timeout: seconds that a connection attempt may take.
         statement_timeout: seconds after which the server cancels a statement.
     """
-    # A startup option instead of a SET: that would be one more round trip, and traced.
+    # A startup option, because a SET would be one more round trip, and traced.
     own = parse_dsn(url).get("options", "")
     return {
         "dsn": url,
@@ -250,7 +251,7 @@ def connect_options(url: str, timeout: float, statement_timeout: float) -> dict[
 
 
 async def resolve(options: dict[str, Any]) -> dict[str, Any]:
-    """The same arguments with the addresses of the server's host name.
+    """The same arguments, with the addresses that the server's host name resolves to.
 
     Raises:
         asyncio.TimeoutError, OSError: when the name cannot be looked up.
@@ -262,7 +263,7 @@ async def resolve(options: dict[str, Any]) -> dict[str, Any]:
     async with asyncio.timeout(options["timeout"]):
         found = await asyncio.get_running_loop().getaddrinfo(host, None)
     addresses = list(dict.fromkeys(str(address[0]) for *_, address in found))
-    # libpq tries one after the other, and requires as many hosts as addresses.
+    # libpq tries the addresses one after the other, and requires as many hosts as addresses.
     return options | {"host": ",".join([host] * len(addresses)), "hostaddr": ",".join(addresses)}
 
 

@@ -1,9 +1,9 @@
-"""The catalogue in PostgreSQL, which reconnects by itself.
+"""The catalogue in PostgreSQL; it reconnects by itself.
 
 One task, :meth:`PostgresCatalogue.keep_connected`, connects, applies schema and seed, fills the pool, and then runs
-``SELECT 1`` every second on a connection of its own. As soon as that fails the pool is closed, so that requests are
-refused at once, and the task tries again, with backoff, until the database is back. Its connection is not traced,
-because its queries belong to no request.
+``SELECT 1`` every second on a connection of its own. When that fails, the task closes the pool, so that requests are
+refused at once, and tries again, with backoff, until the database is back. The task's connection is not traced, because
+its queries belong to no request.
 """
 
 from __future__ import annotations
@@ -42,17 +42,17 @@ SEED = "INSERT INTO dice (identifier, faces, error_rate) VALUES (%s, %s, %s) ON 
 
 PROBE_INTERVAL = 1.0  # seconds between two probes of a database that answers
 PROBE_TIMEOUT = 2.0
-FIRST_RETRY = 0.1  # seconds; doubled with each failure up to
-LAST_RETRY = 0.5
-# The server cancels a query this many seconds after the client has given up on it, so that no query outlives its
-# client.
+FIRST_RETRY = 0.1  # seconds before the first retry; doubled after each failure, up to MAX_RETRY
+MAX_RETRY = 0.5
+# The server cancels a query this many seconds after the query has timed out at the client, so that no query runs on
+# without a client.
 SERVER_CANCEL_MARGIN = 0.25
 
 
 class PostgresCatalogue:
     """Dice in PostgreSQL, over a bounded pool of connections.
 
-    Run :meth:`keep_connected` beside it. While the database is not connected every query raises
+    Run :meth:`keep_connected` as a task. While the database is not connected every query raises
     :class:`CatalogueUnavailable` at once.
     """
 
@@ -84,19 +84,21 @@ class PostgresCatalogue:
     def connected(self) -> bool:
         return self._pool is not None
 
-    # Defects on purpose, see web/defects.py.
+    # --- injected defects, see web/defects.py ---
 
     def leak(self, every: Any) -> None:
-        """Do not give every n-th connection back to the pool; ``None`` ends it, and gives them all back."""
+        """Leak every n-th connection of the pool; ``None`` ends this and returns the leaked connections."""
         self._leak_every = int(every or 0)
         if self._pool is not None:
             self._pool.leak(self._leak_every)
 
     async def resize(self, size: Any) -> None:
-        """Let the pool have so many connections; ``None``: as many as the settings say."""
+        """Change the size of the pool; ``None`` restores the size of the settings."""
         self._pool_size = int(size or self._settings.pool_size)
         if self._pool is not None:
             await self._pool.resize(self._pool_size)
+
+    # --- the catalogue ---
 
     async def identifiers(self) -> list[str]:
         self._remember(await self._query("list", LIST))
@@ -132,12 +134,12 @@ class PostgresCatalogue:
                 if pool is not None:
                     pool.close()
             await asyncio.sleep(retry * random.uniform(0.8, 1.0))
-            retry = min(retry * 2, LAST_RETRY)
+            retry = min(retry * 2, MAX_RETRY)
 
     # --- one query of a request ---
 
     async def _query(self, query_type: str, sql: str, parameters: Sequence[Any] = ()) -> list[Any]:
-        """Run one SELECT; once more, on a new connection, if its connection turns out to be broken."""
+        """Run one SELECT; run it once more, on a new connection, if its connection turns out to be broken."""
         try:
             return await self._query_once(query_type, sql, parameters, retried=False)
         except _BrokenConnection:
@@ -214,7 +216,7 @@ class PostgresCatalogue:
                     await pool.fill()
 
     def _remember(self, rows: list[Any]) -> None:
-        """Keep the identifiers of the list; no request can name the others, and clients must not see them."""
+        """Keep the identifiers that are valid names: no request can contain another one, and no client may see it."""
         self._known = [identifier for (identifier,) in rows if is_name(identifier)]
         self._dice.loaded(self._known)
 

@@ -1,4 +1,4 @@
-"""The die-service's routes: check the query, look into the catalogue, answer."""
+"""The die-service's routes: check the query, look the die up in the catalogue, answer."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ class DatabaseSettings:
 @dataclass(frozen=True)
 class Settings:
     server: ServerSettings
-    dice: tuple[Specification, ...]  # of the file
+    dice: tuple[Specification, ...]  # from DICE_FILE
     database: DatabaseSettings | None  # None: no database
 
     @classmethod

@@ -1,7 +1,7 @@
 """Everything observable of the die-service: its metrics, spans and log lines.
 
-Spans: ``GET /dice`` (server) carries ``die.identifier`` and ``die.found``; ``SELECT`` (by the aiopg
-instrumentation) one query, with its statement but not its parameters.
+Spans: ``GET /dice`` (server) carries ``die.identifier`` and ``die.found``; ``SELECT`` (from the aiopg
+instrumentation) is one query, with its statement but not its parameters.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ class DatabaseTelemetry:
             self._duration.labels(query_type)
 
     def watch_pool(self, size: Callable[[], int], available: Callable[[], int]) -> None:
-        """Read the gauges from these at each scrape: open connections, and idle ones."""
+        """Set the functions that the gauges call at each scrape for the numbers of open and of idle connections."""
         self._pool_size.set_function(size)
         self._pool_available.set_function(available)
 

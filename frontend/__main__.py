@@ -10,5 +10,5 @@ from frontend.telemetry import SERVICE
 from web.server import main
 
 if __name__ == "__main__":
-    # A page load fetches a dozen static files; as traces they would only bury the rolls.
+    # A page load fetches a dozen static files; their traces would hide those of the rolls.
     sys.exit(main(SERVICE, Settings.read, create_app, untraced_paths=["^/static/"]))

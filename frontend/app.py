@@ -1,4 +1,4 @@
-"""The frontend, put together from its settings."""
+"""The frontend's application, composed from its settings."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from web.application import add_common_routes, new_application
 from web.client import CLIENT_SESSION, client_session
 from web.problems import ERROR_PAGE
 
-# Seconds that the page gets to show the last rolls before its connection closes.
-LAST_WORDS = 0.1
+# Seconds that the page has to show the last rolls before its connection closes.
+CLOSE_DELAY = 0.1
 TEMPLATES = Path(__file__).parent / "templates"
 
 
@@ -43,12 +43,12 @@ def create_app(settings: Settings) -> web.Application:
     telemetry_sources = sources.choose(lambda: app[CLIENT_SESSION], settings)
     app[ERROR_PAGE] = routes.error_page
 
-    async def browsers_dismissed(app: web.Application) -> None:
-        await backend.settled(settings.server.shutdown_timeout)
-        await asyncio.sleep(LAST_WORDS)
+    async def disconnect_browsers(app: web.Application) -> None:
+        await backend.drain(settings.server.shutdown_timeout)
+        await asyncio.sleep(CLOSE_DELAY)
         await app[routes.PANEL].disconnect()
 
-    app.on_shutdown.append(browsers_dismissed)
+    app.on_shutdown.append(disconnect_browsers)
 
     app.router.add_get("/", routes.page, allow_head=False)
     app.router.add_get("/ws", routes.websocket, allow_head=False)
@@ -62,9 +62,9 @@ def create_app(settings: Settings) -> web.Application:
         app.router.add_post("/sign-in", routes.sign_in)
         app.router.add_post("/sign-out", routes.sign_out)
 
-    async def panel_served(app: web.Application) -> AsyncIterator[None]:
+    async def serve_panel(app: web.Application) -> AsyncIterator[None]:
         loop = asyncio.get_running_loop()
-        # The page runs in Panel's thread; what it rolls and asks with stays on this loop.
+        # The page runs in Panel's thread; the backend and the sources that it calls stay on this loop.
         page = page_function(
             on_loop(backend, loop),
             settings.async_rolls,
@@ -75,13 +75,13 @@ def create_app(settings: Settings) -> web.Application:
         panel = app[routes.PANEL] = PanelServer(page, settings.max_pages)
         async with panel.running():
             telemetry.started(settings.server.port)
-            prepared = asyncio.create_task(asyncio.to_thread(load_templates))
+            preparing = asyncio.create_task(asyncio.to_thread(load_templates))
             yield
-            await prepared
+            await preparing
         await telemetry_sources.close()
 
     app.cleanup_ctx.append(client_session(settings.connect_timeout, settings.timeout, settings.connections))
-    app.cleanup_ctx.append(panel_served)
+    app.cleanup_ctx.append(serve_panel)
     app.cleanup_ctx.append(defects.listen(settings.server.defects_socket))
     add_common_routes(
         app,

@@ -1,4 +1,4 @@
-"""Rolls, for the page and for the JSON API."""
+"""The requests for rolls and for the list of dice, made by the page and by the JSON API."""
 
 from __future__ import annotations
 
@@ -39,26 +39,26 @@ class Backend:
         self._dice_url = settings.die_service_url / "dice" if settings.die_service_url else None
         self._list_timeout = settings.list_timeout
         self._telemetry = telemetry
-        self._under_way: set[asyncio.Task[Any]] = set()
+        self._in_progress: set[asyncio.Task[Any]] = set()
         self._sessions = sessions
         self._specifications: dict[str, Specification] = {}
         self._dice: list[str] = [] if self._dice_url else list(BUILTIN_DICE)
 
     @property
     def dice(self) -> list[str]:
-        """The dice that were last fetched; empty before :meth:`fetch_dice` has succeeded once."""
+        """The names of the dice last fetched; empty until :meth:`fetch_dice` has succeeded once."""
         return list(self._dice)
 
-    async def settled(self, timeout: float) -> None:
+    async def drain(self, timeout: float) -> None:
         """Wait until no roll is in progress, for ``timeout`` seconds at most."""
-        if self._under_way:
-            await asyncio.wait(self._under_way, timeout=timeout)
+        if self._in_progress:
+            await asyncio.wait(self._in_progress, timeout=timeout)
 
     async def roll_from_page(self, die: str, times: int | None, user: User | None) -> dict[str, Any]:
         """:meth:`roll` without an HTTP request that waits for it: the service's shutdown waits for it instead."""
         task = asyncio.ensure_future(self.roll(die, times, user))
-        self._under_way.add(task)
-        task.add_done_callback(self._under_way.discard)
+        self._in_progress.add(task)
+        task.add_done_callback(self._in_progress.discard)
         return await task
 
     async def roll(self, die: str, times: int | None, user: User | None) -> dict[str, Any]:

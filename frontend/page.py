@@ -32,7 +32,7 @@ from web.problems import Problem
 log = logging.getLogger(__name__)
 
 ADVICE = {
-    "roll-failed": "Its rolls fail now and then by design. Roll again.",
+    "roll-failed": "Some of its rolls fail by design. Roll again.",
     "unavailable": "A service is down or too busy. Wait a moment and roll again.",
     "timed-out": "A service took too long. Roll again.",
     "unknown-die": "Reload the page for the list of dice.",
@@ -47,7 +47,7 @@ pn.extension(notifications=False)
 
 @cache
 def _script() -> str:
-    """The script of the page: each file is a block of its own."""
+    """The script of the page: each file becomes a block with a scope of its own."""
     parts = "\n".join(f"{{\n{(BROWSER / name).read_text()}}}" for name in SCRIPTS)
     return f'"use strict"\n{parts}'
 
@@ -69,7 +69,7 @@ class RollPage:
     Args:
         backend: makes the rolls.
         async_rolls: whether batches are offered.
-        max_rolls: the most rolls of a batch.
+        max_rolls: the maximum number of rolls in a batch.
         sessions: the signed-in users, or ``None`` without sign-in.
         user: the signed-in user, or ``None``.
         telemetry: the explorer's sources.
@@ -99,7 +99,6 @@ class RollPage:
         self._roll: Roll | None = None  # the last one
         self._task: asyncio.Task[None] | None = None  # the roll in progress
         self._loading: asyncio.Task[None] | None = None  # of the list of dice
-        self._message = ""
         handlers: dict[str, Callable[[Any], None]] = {
             "open": self._opened,
             "ping": lambda _value: self._bridge.send(pong=True),
@@ -137,7 +136,7 @@ class RollPage:
     # --- the browser ---
 
     def _opened(self, value: Any) -> None:
-        """The browser is connected and sends its address and its stored rolls."""
+        """Apply what the browser sends once it is connected: its address and its stored rolls."""
         if not isinstance(value, dict):
             return
         self._clock.set_zone(value.get("zone"), value.get("offset"))
@@ -155,7 +154,7 @@ class RollPage:
         if self._die not in dice:
             self._die = "fair" if "fair" in dice else next(iter(dice), "")
         if not dice:
-            self._complain("The list of dice could not be loaded: the die-service does not answer.")
+            self._show_alert("The list of dice could not be loaded: the die-service does not answer.")
         self._draw_form()
 
     def _load_dice(self, _value: Any) -> None:
@@ -166,7 +165,7 @@ class RollPage:
         with traces.root_span(ROOT_SPAN):
             try:
                 self._explorer.dice_known(await self._backend.fetch_dice())
-                self._complain("")
+                self._show_alert("")
             except Problem as problem:
                 traces.record_failure(problem.cause or problem)
         self._show_dice()
@@ -210,15 +209,15 @@ class RollPage:
         if self._task is not None or not isinstance(form, dict):
             return  # one roll at a time
         self._die, self._many = str(form.get("die", "")), self._async_rolls and bool(form.get("many"))
-        if self._many and "times" in form:  # not while its field is still disabled
+        if self._many and "times" in form:  # the field is missing while it is still disabled
             self._times = str(form["times"])[:20]
         self._draw_form()
-        self._complain("")
+        self._show_alert("")
         if self._die not in self._backend.dice:
-            self._complain("Choose a die first.")
+            self._show_alert("Choose a die first.")
         elif not self._invalid():
             if self._user is not None and self._sessions is not None and self._sessions.ended(self._user):
-                self._complain("You have signed out. Reload the page to sign in again.")
+                self._show_alert("You have signed out. Reload the page to sign in again.")
             else:
                 self._task = asyncio.create_task(self._roll_once(self._die, int(self._times) if self._many else None))
                 self._draw_result()
@@ -256,7 +255,7 @@ class RollPage:
             self._bridge.send(rolls=self._history.stored())
             self._draw_history()
         self._draw_result()
-        self._complain(f"{message} {advice}".strip())
+        self._show_alert(f"{message} {advice}".strip())
         if roll is not None and roll.trace_id:
             self._explorer.rolled(roll.trace_id)
 
@@ -270,15 +269,14 @@ class RollPage:
     def _draw_history(self) -> None:
         self._bridge.show("history", render("templates/history.html", rolls=self._history, clock=self._clock))
 
-    def _complain(self, message: str) -> None:
-        self._message = message
+    def _show_alert(self, message: str) -> None:
         self._bridge.show("alert", render("templates/alert.html", message=message))
 
 
 def page_function(
     backend: Backend, async_rolls: bool, max_rolls: int, sessions: Sessions | None, telemetry: Telemetry
 ) -> Any:
-    """What Panel calls for each browser session."""
+    """The function that Panel calls for each browser session."""
 
     def page() -> Any:
         try:

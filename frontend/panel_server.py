@@ -1,7 +1,7 @@
 """Panel behind our own server: its pages, static files and WebSocket under one public origin.
 
-Panel takes 0.2 s of CPU and more to build a page, so it runs on an event loop and in a thread of its own: requests
-for rolls and health checks wait for no page. It listens on a Unix socket in a private directory, which only this
+Panel takes 0.2 s of CPU and more to build a page, so it runs on an event loop in a thread of its own: requests for
+rolls and health checks wait for no page. It listens on a Unix socket in a private directory, which only this
 process's user can open.
 """
 
@@ -52,13 +52,13 @@ MAX_MESSAGE = 20 * 1024 * 1024  # bytes; Bokeh's own limit
 HEARTBEAT = 30.0  # seconds
 SUBPROTOCOL = "bokeh"
 TRACE = "trace"  # the query parameter that names the trace to show
-VERSION = "v"  # the query parameter of a static file: with it, browsers keep the file and do not ask for it again
+VERSION = "v"  # the query parameter of a static file that makes browsers cache the file without revalidation
 _VERSION = re.compile(r"[0-9A-Za-z.]{1,128}")
 USER_HEADER = "X-Dicelab-User"  # the signed-in user, for Panel; set here, never accepted from a browser
-# Page loads that wait while another page is built. The last of them waits some seconds; more are refused.
+# Page loads that may wait while another page is built; the last of them waits some seconds. More are refused.
 MAX_WAITING = 16
 RETRY_AFTER = 3  # seconds after which a page load that was refused may be tried again
-# Ended sessions after which garbage is collected. Each leaves 0.2 MB and more of it.
+# Ended sessions after which garbage is collected. Each leaves at least 0.2 MB of garbage.
 COLLECT_AFTER = 25
 UNUSED_SESSION_LIFETIME = 15.0  # seconds that Panel keeps a session without a WebSocket
 START_TIMEOUT = 30.0  # seconds
@@ -69,14 +69,14 @@ class PanelServer:
 
     Args:
         page: called in Panel's thread for each browser session; returns what Panel shows.
-        max_sessions: the most browser sessions at a time; each takes some 2 MB.
+        max_sessions: the maximum number of browser sessions at a time; each takes about 2 MB.
         unused_lifetime: seconds after which a session without a WebSocket ends.
     """
 
     def __init__(
         self, page: Callable[[], Any], max_sessions: int, unused_lifetime: float = UNUSED_SESSION_LIFETIME
     ) -> None:
-        self._page = self._followed(_leaves_no_watcher(page))
+        self._page = self._counted(_without_watchers(page))
         self._max_sessions = max_sessions
         self._unused_lifetime = unused_lifetime
         self._browsers: WeakSet[web.WebSocketResponse] = WeakSet()
@@ -136,7 +136,7 @@ class PanelServer:
             {"/": self._page},
             unix_socket=str(self._socket),
             title="Dice Lab",
-            # A session token holds the user. Signed, because browsers hand it back.
+            # A session token contains the user. It is signed, because browsers send it back.
             sign_sessions=True,
             secret_key=secrets.token_bytes(32),
             include_headers=[USER_HEADER],
@@ -151,7 +151,7 @@ class PanelServer:
         await self._stop.wait()
         self._server.stop()
 
-    def _followed(self, page: Callable[[], Any]) -> Callable[[], Any]:
+    def _counted(self, page: Callable[[], Any]) -> Callable[[], Any]:
         """A page function whose sessions are counted when they end."""
 
         def build() -> Any:
@@ -191,7 +191,7 @@ class PanelServer:
             async with self._one_at_a_time:
                 if self.sessions >= self._max_sessions:
                     raise self._no_room()
-                # The next page is built before the browser has read this one: a slow reader delays no other.
+                # The next page is built before the browser has read this one, so a slow reader delays nobody else.
                 async with self._answer(request, user) as answer:
                     return web.Response(status=answer.status, headers=_headers(answer), body=await answer.read())
         finally:
@@ -229,7 +229,7 @@ class PanelServer:
                         raise Problem(answer.status, "The page has no such part.", kind=kind)
                     yield answer
         except (ClientError, asyncio.TimeoutError) as error:
-            raise unavailable("The page cannot be made just now.", error) from error
+            raise unavailable("The page cannot be made at the moment.", error) from error
 
     async def websocket(self, request: web.Request, user: User | None) -> web.StreamResponse:
         """Connect the browser's WebSocket with Panel's."""
@@ -252,7 +252,7 @@ class PanelServer:
                     headers=_user_header(user),
                 )
         except (ClientError, asyncio.TimeoutError) as error:
-            raise unavailable("The page cannot be connected just now.", error) from error
+            raise unavailable("The page cannot be connected at the moment.", error) from error
         async with panel:
             await browser.prepare(request)
             self._browsers.add(browser)
@@ -280,11 +280,11 @@ class PanelServer:
         return URL(f"{scheme}://panel{request.rel_url.raw_path}{query}", encoded=True)
 
 
-def _leaves_no_watcher(page: Callable[[], Any]) -> Callable[[], Any]:
+def _without_watchers(page: Callable[[], Any]) -> Callable[[], Any]:
     """A page function whose pages do not watch Panel's global state.
 
-    Some components, ``panel_material_ui.Page`` for one, follow whether any session is busy. Their watcher keeps the
-    page and its document, 1.7 MB, for as long as the process lives.
+    Some components, such as ``panel_material_ui.Page``, watch whether any session is busy. Their watcher keeps the page
+    and its document, 1.7 MB, until the process ends.
     """
 
     def watchers() -> list[Any]:
@@ -313,7 +313,7 @@ def _user_header(user: User | None) -> dict[str, str]:
 
 
 def user_of(headers: dict[str, str]) -> User | None:
-    """The user whom :class:`PanelServer` has named in the headers of a page's request."""
+    """The user in the header that :class:`PanelServer` has added to the request for a page."""
     value = headers.get(USER_HEADER)
     return User(*json.loads(value)) if value else None
 

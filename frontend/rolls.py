@@ -1,4 +1,4 @@
-"""A roll and its result, and the rolls of a session, which the browser stores over a reload."""
+"""A roll and its result, and the rolls of a session, which the browser keeps across a reload."""
 
 from __future__ import annotations
 
@@ -31,7 +31,8 @@ class Roll:
         return self.status != 200
 
     @property
-    def came_out(self) -> list[int]:
+    def succeeded(self) -> list[int]:
+        """The faces of the rolls that succeeded."""
         return [face for face in self.faces if face is not None]
 
     @classmethod

@@ -45,7 +45,7 @@ def _view_query(request: web.Request) -> str:
     """
     trace_id = request.query.get(TRACE)
     if trace_id and not TRACE_ID.fullmatch(trace_id):
-        raise bad_request("A trace id has 32 hexadecimal digits, in small letters.")
+        raise bad_request("A trace id has 32 hexadecimal digits, in lower case.")
     query = request.rel_url.raw_query_string
     return f"?{query}" if query else ""
 
@@ -100,7 +100,7 @@ def roll_async(highest: int) -> Handler:
 
 async def _roll(request: web.Request, die: str, times: int | None) -> web.Response:
     traces.rename_span(ROOT_SPAN)
-    # A browser also sends the cookie with a link on another site: such a roll is not counted for the user.
+    # A browser also sends the cookie when the user follows a link on another site: that roll is not the user's.
     user = None if is_foreign(request) else _user(request)
     document = await request.app[BACKEND].roll(die, times, user)
     return web.Response(body=orjson.dumps(document), content_type="application/json")

@@ -16,7 +16,7 @@ MIN_SECRET = 32  # characters
 class Settings:
     server: ServerSettings
     roller_url: URL
-    die_service_url: URL | None  # None: the built-in dice are the list
+    die_service_url: URL | None  # None: the list of dice is that of the built-in ones
     async_rolls: bool
     sign_in: bool
     session_secret: str = field(repr=False)  # signs the session cookie; empty: a new one at each start

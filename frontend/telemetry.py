@@ -3,7 +3,7 @@
 Spans: ``HTTP GET``, the root of a user's roll, with ``button click`` (``die.type``) and the call of the
 dice-roller (``GET``, by the client instrumentation) below it.
 
-The metrics keep the names that dashboards for this lab have always used, though the page does not use Streamlit.
+The metrics have the names that existing dashboards for this lab use, although the page does not use Streamlit.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class FrontendTelemetry:
     """Clicks, the dice-roller's answers to them, and the list of dice."""
 
     def __init__(self, registry: CollectorRegistry, dice: Sequence[str], max_batch: int | None) -> None:
-        """``max_batch``: rolls a batch may have, ``None`` where there are no batches."""
+        """``max_batch`` is the maximum number of rolls in a batch; ``None`` if there are no batches."""
         self.outcomes = RollOutcomes(registry)
         self._clicks = metrics.Counter(
             "streamlit_button_clicks_total",
@@ -92,7 +92,7 @@ class FrontendTelemetry:
                 self._duration.labels(die)
 
     def clicked(self, die: str, times: int | None) -> None:
-        """The user requested a roll, or a batch of ``times`` rolls."""
+        """Record that the user requested a roll, or a batch of ``times`` rolls."""
         with traces.span("button click", {"die.type": die}):
             _line(logging.INFO, "Button clicked", die_type=die)
             if times is not None:
@@ -111,7 +111,7 @@ class FrontendTelemetry:
         )
 
     def not_answered(self, die: str, status: int, url: str, seconds: float, error: BaseException) -> None:
-        """The dice-roller did not answer; the user got ``status``, or had disconnected."""
+        """Record that the dice-roller did not answer; the user got ``status``, or had disconnected."""
         self._count(die, status, seconds)
         _line(
             logging.ERROR,

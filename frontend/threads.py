@@ -37,7 +37,7 @@ class _OnLoop:
 
 
 def on_loop(target: T, loop: asyncio.AbstractEventLoop) -> T:
-    """An object as another thread may use it: see :class:`_OnLoop`."""
+    """A proxy of an object that another thread may use: see :class:`_OnLoop`."""
     return cast(T, _OnLoop(target, loop))
 
 

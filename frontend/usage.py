@@ -1,7 +1,7 @@
 """Sign-in: sessions and their cookies.
 
-There is no password and no store: the session, a random id and a name, is in a signed cookie. Only the ids of
-ended sessions are kept, in a file if there is one.
+There are no passwords, and sessions are not stored: a session, a random id and a name, is in a signed cookie. Only the
+ids of ended sessions are kept, in a file if one is configured.
 """
 
 from __future__ import annotations
@@ -78,9 +78,9 @@ class Sessions:
         """
         name = name.strip()
         if not 1 <= len(name) <= MAX_NAME:
-            raise NameRefused(f"A name has 1 to {MAX_NAME} characters.")
+            raise NameRefused(f"A name must have 1 to {MAX_NAME} characters.")
         if not name.isprintable():
-            raise NameRefused("A name holds printable characters only.")
+            raise NameRefused("A name may contain printable characters only.")
         user = User(str(uuid4()), name)
         usage_event("sign_in", user.session_id, user.username)
         return user, self._serializer.dumps([user.session_id, user.username])

@@ -37,7 +37,7 @@ except ValueError as error:
 TELEMETRY = os.environ.get("TELEMETRY", "").strip() or DEFAULT
 if TELEMETRY not in CHOICES:
     _refuse(f"TELEMETRY={TELEMETRY!r}: must be one of {', '.join(CHOICES)}")
-# The warning to log once logging is set up.
+# Warnings to log once logging is set up.
 WARNINGS: list[str] = []
 if TELEMETRY == "fast":
     from otel.fast import private

@@ -1,6 +1,6 @@
 """A propagator with two faults that can be switched on in a running service.
 
-It wraps the propagator that ``OTEL_PROPAGATORS`` has chosen, and without a fault does exactly what that one does.
+It wraps the propagator that ``OTEL_PROPAGATORS`` chooses, and behaves exactly like that one while no fault is on.
 """
 
 from __future__ import annotations
@@ -66,5 +66,5 @@ class FaultyPropagator(TextMapPropagator):
 
     @property
     def fields(self) -> set[str]:
-        """None: with those of W3C the fast package would write the headers itself."""
+        """No fields: if they were those of W3C, the fast package would write the headers itself."""
         return set()

@@ -1,4 +1,4 @@
-"""The telemetry of every HTTP request: a count, a duration, an access line and its trace id."""
+"""The telemetry of every HTTP request: a count, a duration, an access line, and the trace id in the response."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ TRACE_ID_HEADER = "X-Trace-Id"
 CLIENT_CLOSED_REQUEST = 499  # nginx's code for a client that disconnected before the response
 MAX_LOGGED_TARGET = 512
 
-# Resolves 0.1 ms, what a query or an answer from memory takes, to 10 s.
+# From 0.1 ms, the time of a query or of an answer from memory, to 10 s.
 DURATION_BUCKETS = (
     0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 0.75, 1.0, 1.5, 2.5, 5.0, 10.0,
 )  # fmt: skip

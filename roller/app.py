@@ -9,7 +9,7 @@ from aiohttp import web
 from otel import metrics
 from roller import routes, telemetry
 from roller.catalogue import BUILTIN, BuiltinCatalogue, RemoteCatalogue
-from roller.dice import Table
+from roller.dice import Roller
 from roller.settings import Settings
 from web import defects, health
 from web.application import add_common_routes, new_application
@@ -22,8 +22,8 @@ def create_app(settings: Settings) -> web.Application:
     remote = settings.die_service
     dice = [] if remote else [die.name for die in BUILTIN]
 
-    table = app[routes.TABLE] = Table(settings.max_delay, settings.seed, settings.blocking_wait)
-    switches: dict[str, defects.Switch] = {"blocking": table.block, "weights": table.weight, "slow": table.slow}
+    roller = app[routes.ROLLER] = Roller(settings.max_delay, settings.seed, settings.blocking_wait)
+    switches: dict[str, defects.Switch] = {"blocking": roller.block, "weights": roller.weight, "slow": roller.slow}
     app[routes.ROLLS] = telemetry.RollTelemetry(registry, dice)
     app.router.add_get("/roll", routes.roll, allow_head=False)
     if settings.async_rolls:
@@ -38,7 +38,7 @@ def create_app(settings: Settings) -> web.Application:
         catalogue = app[routes.CATALOGUE] = RemoteCatalogue(
             lambda: app[CLIENT_SESSION], remote.url, remote.connections, app[routes.DIE_SERVICE]
         )
-        switches["impatient"] = catalogue.lose_patience
+        switches["retry_storm"] = catalogue.retry_storm
         app.cleanup_ctx.append(client_session(remote.connect_timeout, remote.timeout, remote.connections))
         readiness = health.dependency(lambda: app[CLIENT_SESSION], "die-service", remote.url)
 

@@ -24,7 +24,7 @@ BUILTIN = (
 
 
 class UnknownDie(LookupError):
-    """No die has this name; ``known`` are the names of those that exist."""
+    """No die has this name; ``known`` lists the names of the dice that exist."""
 
     def __init__(self, name: str, known: Sequence[str]) -> None:
         super().__init__(f"There is no die {name!r}.")
@@ -41,7 +41,7 @@ class CatalogueTimeout(Exception):
 
 class Catalogue(Protocol):
     async def find(self, name: str) -> Die:
-        """The die of this name.
+        """The die with this name.
 
         Raises:
             UnknownDie, CatalogueUnavailable, CatalogueTimeout
@@ -62,7 +62,7 @@ class BuiltinCatalogue:
 class RemoteCatalogue:
     """Requests each die from the die-service, over the process's one client session.
 
-    Requests wait for a free connection, so that a burst passes. A wait that times out starts load shedding: requests
+    Requests wait for a free connection, so that a burst succeeds. A wait that times out starts load shedding: requests
     that find all connections in use are refused at once, until half of the connections are free.
     """
 
@@ -77,15 +77,15 @@ class RemoteCatalogue:
         self._telemetry = telemetry
         self._in_flight = 0
         self._shedding = False
-        self._impatience: Mapping[str, Any] | None = None
+        self._retry_storm: Mapping[str, Any] | None = None
 
-    def lose_patience(self, impatience: Any) -> None:
-        """A defect on purpose, see web/defects.py: give up attempts too soon and repeat them at once.
+    def retry_storm(self, storm: Any) -> None:
+        """An injected defect, see web/defects.py: attempts time out too soon and are repeated at once.
 
-        ``{"share": 0.7, "seconds": 0.01, "attempts": 5}`` gives up this share of the attempts after so many seconds;
-        after so many attempts in a row the roll fails. ``None`` ends it.
+        With ``{"share": 0.7, "seconds": 0.01, "attempts": 5}`` this share of the attempts times out after ``seconds``;
+        after ``attempts`` of them in a row the roll fails. ``None`` ends it.
         """
-        self._impatience = impatience
+        self._retry_storm = storm
 
     async def find(self, name: str) -> Die:
         self._telemetry.requested(name)
@@ -94,22 +94,22 @@ class RemoteCatalogue:
             raise CatalogueUnavailable("The die-service is overloaded; no connection to it is free.")
         self._in_flight += 1
         try:
-            if self._impatience is not None:
-                await self._give_up_some(name, **self._impatience)
+            if self._retry_storm is not None:
+                await self._waste_attempts(name, **self._retry_storm)
             return await self._request(name)
         finally:
             self._in_flight -= 1
             if self._in_flight <= self._connections // 2:
                 self._shedding = False
 
-    async def _give_up_some(self, name: str, share: float, seconds: float, attempts: int) -> None:
+    async def _waste_attempts(self, name: str, share: float, seconds: float, attempts: int) -> None:
         for _ in range(attempts):
             if random.random() >= share:
                 return
             started = perf_counter()
             try:
                 async with self._session().get(self._url_of(name), timeout=ClientTimeout(total=seconds)):
-                    return  # answered in time after all; the roll asks once more
+                    return  # answered in time after all; the roll sends one more request
             except asyncio.TimeoutError:
                 self._telemetry.failed(name, "timeout", perf_counter() - started)
             except ClientError:

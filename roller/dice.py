@@ -30,18 +30,19 @@ class RollFailed(Exception):
     """A roll that failed by the die's error rate."""
 
 
-# Given the index of a roll of a batch, from 1, returns the context that it runs in; its value is called with the face.
+# Takes the index of a roll in its batch, from 1, and returns the context manager that the roll runs in. The value of
+# that context manager is called with the face.
 WatchRoll = Callable[[int], AbstractContextManager[Callable[[int], None]]]
 
 
-class Table:
+class Roller:
     """Rolls dice.
 
     Args:
         max_delay: seconds; each roll waits a uniform random time up to this. 0 switches the wait off.
         seed: makes the sequence of rolls repeatable.
-        blocking: wait without yielding to the event loop, so that nothing else runs meanwhile: a mistake that learners
-            are to find.
+        blocking: wait without yielding to the event loop, so that nothing else runs meanwhile: a mistake for learners
+            to find.
     """
 
     def __init__(self, max_delay: float = 1.0, seed: int | None = None, blocking: bool = False) -> None:
@@ -51,14 +52,14 @@ class Table:
         self._extra_delay = 0.0
         self._weights: Mapping[str, Any] | None = None
 
-    # --- defects on purpose, see web/defects.py ---
+    # --- injected defects, see web/defects.py ---
 
     def block(self, on: Any) -> None:
         """Block the event loop during each wait; ``None`` ends it."""
         self._blocking = bool(on) or self._always_blocking
 
     def slow(self, seconds: Any) -> None:
-        """Let each roll take so many seconds longer; ``None`` ends it."""
+        """Make each roll take this many seconds longer; ``None`` ends it."""
         self._extra_delay = float(seconds or 0.0)
 
     def weight(self, weights: Any) -> None:
@@ -71,7 +72,7 @@ class Table:
         """Roll once and return the face.
 
         Raises:
-            RollFailed: with the die's probability.
+            RollFailed: as often as the die's ``error_rate`` says.
         """
         # All random numbers are drawn before the wait: concurrent rolls then draw in the order in which they start,
         # and a seed repeats them.

@@ -9,14 +9,14 @@ from aiohttp import web
 from aiohttp.typedefs import Handler
 
 from roller.catalogue import Catalogue, CatalogueTimeout, CatalogueUnavailable, UnknownDie
-from roller.dice import Die, RollFailed, Table
+from roller.dice import Die, Roller, RollFailed
 from roller.telemetry import BatchTelemetry, DieServiceTelemetry, RollTelemetry
 from web import params
 from web.apidocs import describe
 from web.outcomes import ROLL_FAILED
 from web.problems import Problem, timed_out, unavailable
 
-TABLE = web.AppKey("table", Table)
+ROLLER = web.AppKey("roller", Roller)
 CATALOGUE = web.AppKey("catalogue", Catalogue)
 ROLLS = web.AppKey("rolls", RollTelemetry)
 BATCHES = web.AppKey("batches", BatchTelemetry)
@@ -50,7 +50,7 @@ async def roll(request: web.Request) -> web.Response:
     with telemetry.outcomes.request():
         die = await _find(app, name)
         try:
-            face = await app[TABLE].roll(die)
+            face = await app[ROLLER].roll(die)
         except RollFailed as error:
             telemetry.failed(name, error)
             raise Problem(500, str(error), kind=ROLL_FAILED, members={"die": name}, cause=error) from None
@@ -83,8 +83,8 @@ def roll_async(highest: int) -> Handler:
 async def _batch(app: web.Application, die: Die, times: int) -> dict[str, object]:
     try:
         with app[BATCHES].batch(die.name, times) as batch:
-            rolls = await app[TABLE].roll_batch(die, times, batch.roll)
-            failed = [index for index, face in enumerate(rolls, start=1) if face is None]  # as async_roll_index
+            rolls = await app[ROLLER].roll_batch(die, times, batch.roll)
+            failed = [index for index, face in enumerate(rolls, start=1) if face is None]
             if failed:
                 raise RollFailed(f"{len(failed)} of {times} rolls of the {die.name} die failed.")
             total = sum(face for face in rolls if face is not None)

@@ -26,7 +26,7 @@ class Settings:
     async_rolls: bool
     max_rolls: int  # of one batch
     max_delay: float  # seconds; each roll waits a uniform random time up to this
-    blocking_wait: bool  # whether that wait blocks the event loop: a mistake to be found
+    blocking_wait: bool  # whether that wait blocks the event loop: a mistake for learners to find
     seed: int | None
 
     @classmethod

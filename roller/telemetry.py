@@ -23,7 +23,7 @@ from web.outcomes import RollOutcomes
 
 SERVICE = "dice-roller"
 UNKNOWN = "unknown"
-# One bucket a face: the difference of two neighbours is how often that face came up.
+# One bucket for each face: a bucket minus the one before it is how often that face came up.
 FACE_BUCKETS = (*range(0, 13), 20, 100)
 # How requests to the die-service fail, as values of the label `status`.
 FAILURES = ("404", "503", "504", "timeout", "connection_error")
@@ -70,7 +70,7 @@ class RollTelemetry:
             self.expect(die)
 
     def expect(self, die: str) -> DieSeries:
-        """A die's series, which exist, at zero, before its first roll."""
+        """The series of a die. Creates them, at zero, if they do not exist."""
         series = self._series.get(die)
         if series is None:
             series = self._series[die] = DieSeries(
@@ -125,12 +125,12 @@ class BatchTelemetry:
             self.expect(die)
 
     def expect(self, die: str) -> tuple[metrics.Counter, metrics.Counter]:
-        """The counters of a die's successful and failed rolls, which exist before its first batch."""
+        """The counters of a die's successful and failed rolls. Creates them, at zero, if they do not exist."""
         return self._rolls.labels(die, "success"), self._rolls.labels(die, "error")
 
     @contextmanager
     def batch(self, die: str, size: int) -> Iterator[Batch]:
-        """Around a batch; leave it with :class:`RollFailed` when any of its rolls failed."""
+        """A context manager for a batch; raise :class:`RollFailed` in it if any of its rolls failed."""
         succeeded, failed = self.expect(die)
         exemplar = metrics.exemplar()
         self._size.observe(size, exemplar)
@@ -160,7 +160,7 @@ class Batch:
     exemplar: Any  # the same for all rolls of a batch
 
     def roll(self, index: int) -> BatchRoll:
-        """Around the roll of this index, from 1; see :data:`roller.dice.WatchRoll`."""
+        """The context manager for the roll with this index, from 1; see :data:`roller.dice.WatchRoll`."""
         return BatchRoll(self, index)
 
     def completed(self, total: int) -> None:
@@ -170,7 +170,7 @@ class Batch:
 
 
 class BatchRoll:
-    """Around one roll of a batch. A class, because a generator takes twice as long, and a batch has a hundred rolls."""
+    """The context manager for one roll of a batch. A class, because a generator takes twice as long for each roll."""
 
     __slots__ = ("_batch", "_context", "_index", "_span")
 
@@ -251,7 +251,7 @@ class DieServiceTelemetry:
 
     @contextmanager
     def query(self) -> Iterator[None]:
-        """Around the one request that a batch makes."""
+        """A span around the one request that a batch makes."""
         with traces.span("query die service"):
             yield
 

@@ -1,1 +1,1 @@
-"""What all aiohttp services of the lab share."""
+"""The code that all aiohttp services of the lab share, besides their telemetry."""

@@ -16,7 +16,7 @@ _ATTRIBUTE = "__openapi__"
 H = TypeVar("H", bound=Callable[..., Any])
 
 PROBLEM_KINDS = {
-    "bad-request": (400, "A parameter is missing, repeated or malformed; the detail says which and what is right."),
+    "bad-request": (400, "A parameter is missing, repeated or malformed; the detail says which, and what is valid."),
     "foreign-origin": (403, "A page of another site sent this request; only this site's own pages may."),
     "sign-in-required": (403, "Sign in first."),
     "not-found": (404, "No such path."),
@@ -51,17 +51,17 @@ def parameter(name: str, schema: dict[str, Any], description: str, *, required: 
 def describe(
     summary: str, answer: dict[str, Any], parameters: list[dict[str, Any]] | None = None, problems: str = ""
 ) -> Callable[[H], H]:
-    """Describe a handler for the API's document.
+    """A decorator that describes a handler for the API's document.
 
     Args:
         summary: what it does, in a sentence.
         answer: JSON Schema of the 200 answer.
         parameters: its query parameters.
-        problems: the kinds of :data:`PROBLEM_KINDS` it may answer, separated by spaces.
+        problems: the kinds of :data:`PROBLEM_KINDS` it may answer with, separated by spaces.
     """
     responses: dict[str, Any] = {
         "200": {
-            "description": "as asked",
+            "description": "Success.",
             "headers": {TRACE_ID_HEADER: {"schema": {"type": "string"}}},
             "content": {"application/json": {"schema": answer}},
         }
@@ -83,12 +83,12 @@ def describe(
 
 
 def is_api(request: web.Request) -> bool:
-    """Whether the request is for a described route, which always answers with JSON."""
+    """Whether the request is for a described route; such a route always answers with JSON."""
     return hasattr(request.match_info.handler, _ATTRIBUTE)
 
 
 def expected_statuses(route: web.AbstractRoute) -> set[int]:
-    """The statuses that a route may answer its own method with, those of its description among them."""
+    """The statuses with which a route may answer its own method: 200, 500 and those of its description but 405."""
     operation = getattr(route.handler, _ATTRIBUTE, {"responses": {}})
     described = {int(status) for status in operation["responses"]}
     return (described | {200, PROBLEM_KINDS["internal"][0]}) - {PROBLEM_KINDS["method-not-allowed"][0]}

@@ -21,7 +21,7 @@ TEMPLATES = Path(__file__).parent / "templates"
 
 
 def new_application() -> web.Application:
-    """An application with the middlewares in their one right order, outermost first.
+    """An application with the middlewares in the only correct order, outermost first.
 
     The server span (added in front of these by the instrumentation) → the request's count, duration and
     access line → errors to problem answers → the handler.

@@ -19,14 +19,14 @@ def client_session(
     Args:
         connect_timeout: seconds to get a connection, including the wait for a free one of the pool.
         timeout: seconds for a whole request.
-        limit: the most connections.
+        limit: the maximum number of connections.
     """
 
     async def open_and_close(app: web.Application) -> AsyncIterator[None]:
         async with ClientSession(
             connector=TCPConnector(limit=limit),
             timeout=ClientTimeout(total=timeout, connect=connect_timeout),
-            cookie_jar=DummyCookieJar(),  # requests of many users share the session: cookies must not
+            cookie_jar=DummyCookieJar(),  # many users share the session, and must not share cookies
             auto_decompress=False,  # bodies are small or passed on unchanged
         ) as session:
             app[CLIENT_SESSION] = traces.instrument_session(session)

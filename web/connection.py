@@ -21,7 +21,7 @@ MAX_REQUEST_LINE = 32 * 1024
 MAX_KNOWN_HOSTS = 1024
 MAX_KNOWN_HOST_LENGTH = 256
 MAX_LOGGED_HOSTS = 20
-TIMEOUT_CHECK_INTERVAL = 0.5  # seconds; a head may take this much longer than its time-out
+TIMEOUT_CHECK_INTERVAL = 0.5  # seconds; a head may take this much longer than its timeout
 
 
 class RefusedError(Exception):
@@ -33,10 +33,10 @@ class RefusedError(Exception):
 
 
 class Connection(web.RequestHandler):
-    """aiohttp's connection handler, with a time-out for request heads and problem answers to unreadable requests.
+    """aiohttp's connection handler, with a timeout for request heads and problem answers to unreadable requests.
 
     Args:
-        app: whose metrics count the answers.
+        app: the application whose metrics count the answers.
         server: aiohttp's server, which knows all connections.
         loop: the running event loop.
     """
@@ -98,7 +98,7 @@ class Connection(web.RequestHandler):
                 problem = exc.problem
             elif status < 500:
                 reason = (message or "malformed").strip().splitlines()[0][:200]
-                problem = problems.Problem(status, f"This is no HTTP request: {reason}", kind="bad-request")
+                problem = problems.Problem(status, f"This is not a valid HTTP request: {reason}", kind="bad-request")
             else:
                 log.error("Unhandled error", exc_info=exc, extra={"fields": {}})
                 problem = problems.Problem(500, "The service failed; its log has the details.", kind="internal")
@@ -117,7 +117,7 @@ RequestHandler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 def check_requests(handler: RequestHandler, hosts: AllowedHosts) -> RequestHandler:
     """Refuse requests for foreign hosts, and headers on which the instrumentation would fail.
 
-    In front of every middleware, because the instrumentation's is the first of them.
+    It runs before every middleware, because the first middleware is that of the instrumentation.
 
     Raises:
         RefusedError: from the returned handler; 421 for a foreign host, 400 for a header without a valid value.
@@ -132,7 +132,7 @@ def check_requests(handler: RequestHandler, hosts: AllowedHosts) -> RequestHandl
                 request.headers["baggage"].encode()
         except ValueError as error:
             raise RefusedError(
-                problems.Problem(400, "This is no HTTP request: a header is not valid", kind="bad-request")
+                problems.Problem(400, "This is not a valid HTTP request: a header is malformed", kind="bad-request")
             ) from error
         if request.host in known_hosts:
             return
@@ -183,7 +183,7 @@ class Runner(web.AppRunner):
 
     @property
     def server(self) -> Any:
-        """What a site calls for each new connection; aiohttp has no other public way to choose the class."""
+        """What a site calls to create a connection; aiohttp has no other public way to choose the class."""
         server = super().server
         if server is None:
             return None

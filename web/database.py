@@ -12,7 +12,7 @@ def database_url(env: Environment) -> str:
     """``DATABASE_URL``; empty where it is not set.
 
     Raises:
-        SettingsError: for another value; the text leaves it out, because it may hold a password.
+        SettingsError: for an invalid value; the message omits the value, because it may contain a password.
     """
     url = env.text("DATABASE_URL")
     try:

@@ -1,11 +1,11 @@
 """Injected defects: switched on and off in a running service during ``dicelab mystery``.
 
-In ordinary runs ``DEFECTS_SOCKET`` is not set, and nothing of this exists. In a game every service connects to that
-Unix socket and receives its defects as JSON objects, one a line, each with everything that is switched on::
+In ordinary runs ``DEFECTS_SOCKET`` is not set, and no defect can be injected. During a game every service connects to
+that Unix socket and receives lines of JSON. Each line is an object with all defects that are to be on::
 
     {"blocking": true}
 
-It answers each with an empty line once it is done. When the connection closes, everything is switched off.
+The service answers with an empty line once it has applied them. When the connection closes, it switches all off.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from opentelemetry import propagate
 
 from otel.faulty_propagation import FaultyPropagator
 
-# Switches one defect on, with the value that it is given, or off, with None.
+# Switches one defect on with a value, such as true, or off with None.
 Switch = Callable[[Any], Awaitable[None] | None]
 
 
 def listen(
     path: Path | None, switches: Mapping[str, Switch] | None = None
 ) -> Callable[[web.Application], AsyncIterator[None]]:
-    """A cleanup context: receive defects while the application runs; nothing without a path."""
+    """A cleanup context: receive defects while the application runs; without a path it does nothing."""
 
     async def while_running(app: web.Application) -> AsyncIterator[None]:
         if path is None:

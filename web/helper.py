@@ -14,7 +14,7 @@ from web.settings import Environment, SettingsError
 
 
 class HelperSettings(Protocol):
-    """What a helper's settings have."""
+    """The settings that every helper has."""
 
     @property
     def host(self) -> str: ...

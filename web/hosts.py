@@ -28,7 +28,7 @@ class AllowedHosts:
         self._names = {name.lower().rstrip(".") for name in names}
 
     def __contains__(self, host: str | None) -> bool:
-        """Whether the host of a URL, without its port, is one of them."""
+        """Whether the host of a URL, without its port, is allowed."""
         if ANY in self._names:
             return True
         if not host:
@@ -45,7 +45,7 @@ def refuse_foreign_hosts(hosts: AllowedHosts, name: str) -> Middleware:
         try:
             known = "Host" not in request.headers or request.url.host in hosts
         except ValueError:
-            raise web.HTTPBadRequest(text="the Host header makes no sense\n") from None
+            raise web.HTTPBadRequest(text="the Host header is not valid\n") from None
         if not known:
             raise web.HTTPMisdirectedRequest(text=f"there is no {name} at {request.host[:256]}; see ALLOWED_HOSTS\n")
         return await handler(request)

@@ -75,7 +75,7 @@ def die_name(request: web.Request, parameter: str = "die") -> str:
     if not 1 <= len(name) <= MAX_NAME:
         raise bad_request(f"Parameter {parameter!r} must have 1 to {MAX_NAME} characters, not {len(name)}.")
     if not _NAME.fullmatch(name):
-        raise bad_request(f"Parameter {parameter!r} must hold no control characters.")
+        raise bad_request(f"Parameter {parameter!r} must contain no control characters.")
     return name
 
 

@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 
 CONTENT_TYPE = "application/problem+json"
 RETRY_AFTER_SECONDS = 1
-# Makes the HTML page of a problem; see `answer`.
+# Renders the HTML page of a problem; see `answer`.
 ErrorPage = Callable[[web.Request, "Problem"], Awaitable[web.Response]]
 ERROR_PAGE = web.AppKey("error_page", ErrorPage)  # type: ignore[arg-type, var-annotated]
 
@@ -29,11 +29,11 @@ class Problem(Exception):
 
     Args:
         status: the HTTP status code.
-        detail: one sentence about this very occurrence.
+        detail: one sentence about this occurrence.
         kind: the last part of the problem's ``type``; ``/docs`` explains it.
         members: further members of the JSON object.
         headers: further headers of the answer.
-        cause: the error behind it, where that says more than this one.
+        cause: the underlying error, if it says more than this one.
     """
 
     def __init__(

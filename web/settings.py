@@ -61,7 +61,7 @@ class Environment:
         return self._number(name, default, low, high, int, "a whole number")
 
     def number(self, name: str, default: float, low: float, high: float) -> float:
-        """A number from ``low`` to ``high``; seconds where the name speaks of time."""
+        """A number from ``low`` to ``high``; times are in seconds."""
         return self._number(name, default, low, high, float, "a number")
 
     def _number(self, name: str, default: T, low: T, high: T, convert: Callable[[str], T], kind: str) -> T:
@@ -83,7 +83,7 @@ class Environment:
         return names
 
     def secret(self, name: str, shortest: int) -> str:
-        """A text of ``shortest`` characters or more, or nothing; an error does not show it."""
+        """A text of at least ``shortest`` characters, or empty; the error does not contain it."""
         value = self.text(name)
         if value and len(value) < shortest:
             raise SettingsError(f"{name}: must have {shortest} characters or more, not {len(value)}")
@@ -129,7 +129,7 @@ class ServerSettings:
     event_loop: str  # uvloop or asyncio
     traffic_expected: bool  # whether the alert NoTraffic watches this lab
     workers_dir: Path | None  # the directory that the workers of a service share; None: there is one process
-    defects_socket: Path | None  # where the service receives defects on purpose; None: it has none
+    defects_socket: Path | None  # where the service receives injected defects; None: nowhere
     trace_file: traces.TraceFile | None
 
     @classmethod

@@ -25,8 +25,8 @@ def reduce_garbage_collection() -> None:
 def backlog(settings: ServerSettings) -> int:
     """How many connections may wait in the kernel to be accepted.
 
-    When a thousand clients connect at once, aiohttp's 128 places are full, and a refused client tries again after a
-    second. asyncio's own loop accepts as many connections in a row, and when it runs out of file descriptors it fails
-    that many times before it does anything else; with it the limit stays at 128.
+    aiohttp's default is 128. When a thousand clients connect at once, that queue is full, and a refused client tries
+    again after a second. asyncio's own loop accepts up to this many connections in a row; when it runs out of file
+    descriptors, it fails this many times before it does anything else. With it the limit stays at 128.
     """
     return 4096 if settings.event_loop == "uvloop" else 128

@@ -29,7 +29,7 @@ from web import health
 
 READY_POLL = 0.05
 SNAPSHOT_TIMEOUT = 1.0  # seconds that another worker has to send its snapshot
-# The maximum over the workers is shown of these gauges, the sum of all others.
+# These gauges are the maximum over the workers; all others are the sum.
 NOT_SUMMED = frozenset(
     {
         "die_specifications_loaded",
@@ -45,7 +45,7 @@ Snapshot = list[dict[str, Any]]
 
 
 class Workers:
-    """This worker, and the access to the metrics of the others.
+    """This worker, and access to the metrics of the others.
 
     Args:
         directory: shared by the workers of one run; no other run may use it.

@@ -1,1 +1,1 @@
-"""The code that runs in the browser, and the session's side of it."""
+"""The code that runs in the browser, and the session's side of the connection to it."""

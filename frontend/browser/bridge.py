@@ -1,7 +1,7 @@
-"""The session's side of the page: gets the user's events, sends regions of HTML that have changed.
+"""The session's side of the page: receives the user's events and sends the regions of HTML that have changed.
 
-The page is HTML that the session renders; ``live.js`` patches it in place, so that focus, scrolling and what the user
-types stay. Panel keeps the session and its WebSocket.
+The page is HTML that the session renders; ``live.js`` patches it in place, which preserves focus, scroll position and
+unsent input. Panel keeps the session and its WebSocket.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Bridge(pn.custom.JSComponent):  # type: ignore[misc]
         self._handlers[event] = handler
 
     def region(self, name: str) -> str:
-        """A region's current HTML; empty where nothing was shown yet."""
+        """A region's current HTML; empty if nothing was shown in it yet."""
         return self._shown.get(name, "")
 
     def show(self, name: str, html: str) -> None:
@@ -57,11 +57,11 @@ class Bridge(pn.custom.JSComponent):  # type: ignore[misc]
         self._flush_soon()
 
     def page_sent(self) -> None:
-        """The page has been sent with all its regions: from now on only changes are sent."""
+        """Note that the page was sent with all its regions; from now on only changes are sent."""
         self._changed.clear()
 
     def _flush_soon(self) -> None:
-        # On the document's next callback, once for all changes up to then.
+        # In the document's next tick, once for all changes until then.
         if not self._flushing:
             self._flushing = True
             self._document.add_next_tick_callback(self._flush)

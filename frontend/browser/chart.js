@@ -1,4 +1,4 @@
-// Charts: the values of all lines at the time under the pointer. Their values are in the table below each chart, too.
+// Charts: show the values of all series at the time under the pointer. The legend below a chart has the latest values.
 
 const shownAt = document.createElement("output")
 shownAt.className = "readout"

@@ -2,14 +2,14 @@
 // Attributes of elements define their events: data-click, data-change, data-input (while typing) and data-submit name the
 // event for the session; data-value is its value. data-keep names attributes that the browser changes by itself.
 
-const TYPING = 250 // milliseconds without a key after which what was typed is sent
-const PING = 4000 // milliseconds between two signs of life
-const PATIENCE = 9000 // milliseconds without an answer after which the connection counts as lost
+const TYPING = 250 // milliseconds without a key press after which the input is sent
+const PING = 4000 // milliseconds between two pings
+const LOST_AFTER = 9000 // milliseconds without an answer after which the connection counts as lost
 const RETRY = 1000 // milliseconds between two attempts to reach the server again
 const STORED = "dicelab-rolls"
 
 let model = null // Panel's, once it is connected
-let waiting = [] // events from before that
+let waiting = [] // events from before the connection
 let heard = 0 // when the session last answered
 let lost = false
 let selected = "" // the id of the span whose details are shown
@@ -22,7 +22,7 @@ function send(event, value = null) {
   else waiting.push({event, value})
 }
 
-// --- what the session sends ---
+// --- messages from the session ---
 
 function receive(message) {
   heard = Date.now()
@@ -80,12 +80,12 @@ function patchNode(old, next) {
     return
   }
   if (old.isEqualNode(next)) return
-  const kept = new Set((next.dataset?.keep ?? "").split(" ")) // what the browser changes by itself
+  const kept = new Set((next.dataset?.keep ?? "").split(" ")) // attributes that the browser changes by itself
   for (const {name} of [...old.attributes]) if (!next.hasAttribute(name) && !kept.has(name)) old.removeAttribute(name)
   for (const {name, value} of next.attributes)
     if (old.getAttribute(name) !== value && !(kept.has(name) && old.hasAttribute(name))) old.setAttribute(name, value)
   patchChildren(old, next)
-  if (old === document.activeElement) return // the user is at it
+  if (old === document.activeElement) return // the user is editing it
   if (old.matches("input")) {
     if (old.type === "checkbox" || old.type === "radio") old.checked = next.hasAttribute("checked")
     else old.value = next.getAttribute("value") ?? ""
@@ -94,7 +94,7 @@ function patchNode(old, next) {
   }
 }
 
-// --- what the user does ---
+// --- events of the user ---
 
 function valueOf(element) {
   return element.type === "checkbox" ? element.checked : element.value
@@ -103,8 +103,8 @@ function valueOf(element) {
 document.addEventListener("click", (event) => {
   const target = event.target.closest?.("[data-click], [data-copy]")
   if (!target || target.disabled) return
-  if (event.target.closest("a") && (event.ctrlKey || event.metaKey || event.shiftKey)) return // into a tab of its own
-  if (target.matches("tr") && String(getSelection())) return // a click that ends the selection of text
+  if (event.target.closest("a") && (event.ctrlKey || event.metaKey || event.shiftKey)) return // opens in a new tab
+  if (target.matches("tr") && String(getSelection())) return // a click that ends a text selection
   if (!target.matches("summary")) event.preventDefault()
   if (target.dataset.copy !== undefined) copy(target)
   else send(target.dataset.click, target.dataset.value ?? null)
@@ -140,7 +140,7 @@ document.addEventListener("submit", (event) => {
   send(form.dataset.submit, Object.fromEntries(new FormData(form)))
 })
 
-// Arrow keys move within a group; only one of its elements is in the order of the Tab key.
+// Arrow keys move within a group; the Tab key reaches only one of its elements.
 const STEPS = {ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1}
 document.addEventListener("keydown", (event) => {
   const group = event.target.closest?.("[data-roving]")
@@ -171,7 +171,7 @@ function showTab(name, tell = true) {
     tab.setAttribute("aria-selected", String(active))
     tab.tabIndex = active ? 0 : -1
     $(`panel-${tab.id.slice(4)}`).hidden = !active
-    if (active) $("tabs").scrollLeft = tab.offsetLeft - $("tabs").offsetLeft - 24 // of a row that is wider than a phone
+    if (active) $("tabs").scrollLeft = tab.offsetLeft - $("tabs").offsetLeft - 24 // on a phone the row is wider than the screen
   }
   if (tell) send("tab", name)
 }
@@ -205,7 +205,7 @@ function connected(panelModel, panelDocument) {
   let rolls = []
   try {
     rolls = JSON.parse(sessionStorage.getItem(STORED) ?? "[]")
-  } catch {} // what is stored is no JSON: as good as nothing
+  } catch {} // the stored text is not JSON: ignored
   const zone = Intl.DateTimeFormat().resolvedOptions().timeZone
   const offset = -new Date().getTimezoneOffset()
   model.send_msg({event: "open", value: {query: location.search, zone, offset, rolls}})
@@ -215,12 +215,12 @@ function connected(panelModel, panelDocument) {
   document.body.dataset.connected = ""
   setInterval(() => {
     if (document.hidden || lost) heard = Date.now()
-    else if (Date.now() - heard > PATIENCE) connectionLost()
+    else if (Date.now() - heard > LOST_AFTER) connectionLost()
     else send("ping")
   }, PING)
 }
 
-// The session writes the address. It may be gone before it has written a tab that the user has just chosen.
+// The session writes the address. If the connection is lost before that, the tab just chosen is written here.
 function writeTab() {
   const query = new URLSearchParams(location.search)
   const tab = document.querySelector("#tabs [aria-selected=true]").id.slice(4)
@@ -235,7 +235,7 @@ function connectionLost() {
   lost = true
   writeTab()
   delete document.body.dataset.connected
-  $("roll-state").replaceChildren() // nobody knows what became of a roll that was under way
+  $("roll-state").replaceChildren() // the outcome of a roll in progress is unknown
   $("roll").disabled = true
   $("connection").innerHTML =
     '<p role="alert">The connection to the server is lost. The page reconnects by itself as soon as the server answers.</p>'
@@ -245,10 +245,10 @@ function connectionLost() {
       .catch(() => setTimeout(retry, RETRY))
   setTimeout(retry, RETRY)
 }
-window.addEventListener("pagehide", () => (lost = true)) // leaving is no loss
+window.addEventListener("pagehide", () => (lost = true)) // leaving the page is not a lost connection
 window.addEventListener("pageshow", (event) => event.persisted && location.reload()) // back to a page whose session ended
 
 window.dicelab = {connected, send, select: (span) => (selected = span), selected: () => selected}
-// The address names the tab: shown before the session is there.
+// The address names the tab: shown before the session is connected.
 const asked = new URLSearchParams(location.search).get("tab")
 if (asked && $(`tab-${CSS.escape(asked)}`)) showTab(asked, false)

@@ -185,7 +185,7 @@ document.addEventListener("click", (event) => {
   }
 })
 
-// The minimap shows which part of the waterfall is in sight.
+// The minimap shows which part of the waterfall is visible.
 function follow(grid) {
   const sight = document.querySelector(`.minimap[data-grid="${grid.id}"] .sight`)
   if (!sight) return

@@ -1,6 +1,6 @@
 """The telemetry in the page.
 
-A view a sub-package: ``trace``, ``logs``, ``metrics``, ``map`` and ``recent``; ``explorer`` puts them together.
-``model`` holds the shapes; ``sources`` are the places that they come from: the run dir's files (with ``index``, the
-process that reads them), Tempo and Loki, Prometheus and the services' own pages.
+Each view is a sub-package: ``trace``, ``logs``, ``metrics``, ``map``, ``recent`` and ``learn``; ``explorer`` composes
+them. ``model`` holds the data types. ``sources`` fetches the data: from the run dir's files (by ``index``, the process
+that reads them), from Tempo, Loki and Prometheus, or from the services' ``/metrics``.
 """

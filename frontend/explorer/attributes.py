@@ -21,5 +21,5 @@ FORMER = {
 
 
 def attribute(attributes: Mapping[str, Any], name: str) -> Any:
-    """An attribute by its stable name, whichever name it was written under; ``None`` where there is none."""
+    """An attribute by its stable name, whether it has that name or the former one; ``None`` if it is missing."""
     return attributes.get(name, attributes.get(FORMER.get(name, "")))

@@ -1,4 +1,4 @@
-"""A colour and a letter for each service, the same in every view."""
+"""A colour for each service, the same in every view."""
 
 from __future__ import annotations
 

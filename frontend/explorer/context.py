@@ -17,8 +17,8 @@ class Context:
     """One browser session's explorer.
 
     Attributes:
-        changed: to be called when the user asks a view for something else; fetches it and notes it in the address, as
-            a new entry of the browser's history where the argument is true.
+        changed: a view calls it when the user has changed what it shows; fetches the content and writes the address, as
+            a new entry of the browser's history if the argument is true.
         open_trace: shows a trace, with a span of it selected.
         show_lines: shows the log lines of a trace, or of one of its spans.
         show_metrics: shows the figures of a service.
@@ -42,15 +42,15 @@ class Context:
 
 
 class View(Protocol):
-    """One tab. :meth:`refresh` fetches its content, only while it is open."""
+    """One tab. :meth:`refresh` fetches its content, but only while the tab is open."""
 
     @property
     def name(self) -> str:
-        """What the address calls it."""
+        """Its name in the address."""
 
     @property
     def title(self) -> str:
-        """What its tab says."""
+        """The label of its tab."""
 
     @property
     def regions(self) -> tuple[str, ...]:
@@ -68,5 +68,5 @@ class View(Protocol):
     async def refresh(self) -> float | None:
         """Fetch and show; returns the seconds after which to do so again, ``None`` for never."""
 
-    def say(self, message: str) -> None:
+    def show_failure(self, message: str) -> None:
         """Show that a source does not answer, or that its response is invalid."""

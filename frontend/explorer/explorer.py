@@ -1,4 +1,4 @@
-"""The explorer as one piece of the page: its views in tabs, and the task that keeps the open one fresh."""
+"""The explorer: its views in tabs, and the task that refreshes the open one."""
 
 from __future__ import annotations
 
@@ -96,9 +96,9 @@ class Explorer:
         return self._views.values()
 
     def start(self, query: Mapping[str, str]) -> None:
-        """The browser is connected, with the view of this address.
+        """Start with the view that the address names, once the browser is connected.
 
-        It shows that tab already, or another one that the user has chosen meanwhile.
+        The browser already shows that tab, or another one that the user has chosen meanwhile.
         """
         self._read(query)
         self._task = asyncio.create_task(self._keep_fresh())
@@ -107,7 +107,7 @@ class Explorer:
             self._learn.start()
 
     async def _warm_up(self) -> None:
-        """Warm up the sources: the index of the files takes a while to start."""
+        """Send a first query, because the index of the files takes a while to start."""
         if self._context.telemetry.traces is not None:
             with suppress(SourceError):
                 await self._context.telemetry.traces.traces(TraceQuery(limit=1))
@@ -199,7 +199,7 @@ class Explorer:
     def _read(self, query: Mapping[str, str]) -> None:
         self._tab = query.get("tab", "") if query.get("tab") in self._views else "trace"
         self._context.range = TimeRange.read(query.get("range", DEFAULT_RANGE))
-        # The trace stays while another tab is open; all other parameters belong to the open tab.
+        # The trace is kept while another tab is open; all other parameters belong to the open tab.
         self._trace.read(query if self._tab == "trace" else {"trace": query.get("trace", "")})
         if self._tab != "trace":
             self._views[self._tab].read(query)
@@ -230,9 +230,9 @@ class Explorer:
             try:
                 wait = await view.refresh()
             except SourceError as error:
-                view.say(str(error))
+                view.show_failure(str(error))
             except Exception:  # a defect; the page continues
                 log.exception("The telemetry could not be shown", extra={"fields": {}})
-                view.say("This telemetry cannot be shown; the frontend's log has the details.")
+                view.show_failure("This telemetry cannot be shown; the frontend's log has the details.")
             with suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(self._wake.wait(), wait)

@@ -1,4 +1,4 @@
-"""Traces and log lines in the explorer, independent of their source."""
+"""The data types of the explorer: traces, log lines and queries for them, independent of their source."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ TRACE_ID = re.compile(r"[0-9a-f]{32}")
 SERVER, CLIENT = 2, 3  # span kinds, as OTLP numbers them
 ERROR = 2  # a status code, likewise
 MAX_SPANS = 2000  # of one trace that are shown
-LOKI_LABELS = {"service": "service_name"}  # what Loki calls a field that is part of every line
+LOKI_LABELS = {"service": "service_name"}  # names of fields in Loki that differ from those in lines
 BOUNDS = tuple(int(ms * 1e6) for ms in (1, 2.5, 5, 10, 25, 50, 100, 250, 500, 1000, 2500))  # nanoseconds
-PAGE_FILES = '"GET /static/'  # how the message of a line about the page's own files starts
+PAGE_FILES = '"GET /static/'  # part of every access line of the page's static files
 
 
 class SourceError(Exception):
-    """A source that does not answer; the text is shown to the user."""
+    """A source does not answer; the message is shown to the user."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ class LogLine:
 
 @dataclass(frozen=True)
 class FieldFilter:
-    """Lines whose field has this value, or has another one or none."""
+    """Lines whose field has this value; with ``exclude``, all other lines."""
 
     name: str
     value: str
@@ -149,10 +149,10 @@ def quoted(text: str) -> str:
 
 @dataclass(frozen=True)
 class Cell:
-    """Requests that a service answered, of about the same time and duration; a cell of the heat map."""
+    """A cell of the heat map: requests that a service answered at about the same time, in about the same duration."""
 
     service: str
-    start: int  # of its stretch of time, nanoseconds since 1970
+    start: int  # of its time step, nanoseconds since 1970
     bucket: int  # the place of its duration in BOUNDS, len(BOUNDS) above all of them
     count: int
     failed: int
@@ -193,10 +193,10 @@ class TraceSource(Protocol):
         """Traces that match, newest first."""
 
     async def heat(self, since: int, until: int, step: int) -> list[Cell]:
-        """Requests by service, time and duration, between two points in time, in steps of so many nanoseconds."""
+        """Requests by service, time and duration, between two points in time, in steps of ``step`` nanoseconds."""
 
     async def edges(self, since: int, until: int) -> list[Edge]:
-        """Calls between services from one time to another, in nanoseconds since 1970; 0 for no limit."""
+        """Calls between services between two points in time, nanoseconds since 1970; 0 for no limit."""
 
 
 class LogSource(Protocol):
@@ -208,14 +208,14 @@ class LogSource(Protocol):
         """Lines that match, newest first."""
 
     async def volume(self, query: LogQuery, step: int) -> list[Volume]:
-        """Lines that match, counted by level in steps of so many nanoseconds."""
+        """The number of matching lines by level, in steps of ``step`` nanoseconds."""
 
 
-# --- OTLP JSON, as it stands in files and as Tempo answers it ---
+# --- OTLP JSON, as in the files and in the answers of Tempo ---
 
 
 def otlp_value(value: Mapping[str, Any]) -> Any:
-    """An OTLP ``AnyValue`` as what it holds: ``{"intValue": "5"}`` is 5."""
+    """The Python value of an OTLP ``AnyValue``: ``{"intValue": "5"}`` is 5."""
     for kind, content in value.items():
         if kind == "intValue":
             return int(content)

@@ -358,7 +358,7 @@ SITUATIONS: dict[str, Situation] = {
             SOME,
             "The dice-roller gave up many requests to the die-service after 10 ms and repeated them at once, up to five"
             " times.",
-            _switched(impatient=lambda parameters: {"share": parameters["share"], "seconds": 0.01, "attempts": 5}),
+            _switched(retry_storm=lambda parameters: {"share": parameters["share"], "seconds": 0.01, "attempts": 5}),
             lambda chance, facets, strength: {"share": round(0.7 + 0.15 * strength, 2)},
         ),
         Situation(

@@ -27,7 +27,7 @@ COMPRESSIONS: dict[str, Callable[[bytes], bytes] | None] = {
 
 
 class _FileExporter:
-    """OTLP JSON, a batch a line."""
+    """OTLP JSON, one batch in each line."""
 
     def __init__(self, resource: Resource, file: TraceFile) -> None:
         self._resource = resource

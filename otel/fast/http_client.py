@@ -1,7 +1,7 @@
 """The span of each request that a client session makes, as the aiohttp-client instrumentation makes it.
 
 A session is wrapped: one coroutine around a whole call, redirects and retries included. An aiohttp ``TraceConfig`` sees
-the same, but for it aiohttp awaits several events a request, each with its parameters: 15 µs a request instead of 2.
+the same, but it makes aiohttp await several events for each request, with parameters: 15 µs a request instead of 2.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from otel.fast.spans import NO_STATE, LeanSpan, current_context
 
 
 def instrument_session(session: ClientSession) -> ClientSession:
-    """The session to make traced requests with: each has a span and propagates its trace context."""
+    """A session for traced requests: each has a span and propagates its trace context."""
     return cast(ClientSession, TracedSession(session))
 
 
 class TracedSession:
-    """A client session whose requests have spans; everything else of it is the session's own."""
+    """A client session whose requests have spans; all other attributes are those of the session."""
 
     def __init__(self, session: ClientSession) -> None:
         self._session = session
@@ -102,7 +102,7 @@ class TracedSession:
 
 
 class TracedRequest:
-    """What a session's methods return: to be awaited, or entered and left."""
+    """The result of a session's methods: awaitable, and an asynchronous context manager."""
 
     __slots__ = ("_coroutine", "_response")
 

@@ -63,15 +63,15 @@ def server_middleware() -> Middleware:
     excluded = get_excluded_urls("AIOHTTP_SERVER")
     standard = standard_propagation()
     captures = any(name.startswith(CAPTURED_HEADERS) for name in os.environ)
-    collected: dict[tuple[Any, ...], tuple[str, dict[str, Any]] | None] = {}
+    cached: dict[tuple[Any, ...], tuple[str, dict[str, Any]] | None] = {}
 
     def described(request: web.Request) -> tuple[str, dict[str, Any]] | None:
-        """The span's name and first attributes, which follow from these parts of a request alone; if it gets one."""
+        """The span's name and first attributes, cached by what they depend on; ``None`` if the request has no span."""
         resource = request.match_info.route.resource
         agent = request.headers.get("User-Agent")
         key = (request.method, request.scheme, request.host, request.raw_path, agent, request.version, resource)
         try:
-            return collected[key]
+            return cached[key]
         except KeyError:
             pass
         known = None
@@ -79,9 +79,9 @@ def server_middleware() -> Middleware:
             name = f"{conventions.method_name(request.method)} {conventions.route(request)}".rstrip()
             known = name, conventions.of_server(request)
         if len(request.raw_path) + len(request.host) + len(agent or "") <= LONGEST_REMEMBERED:
-            if len(collected) >= MAX_REMEMBERED:
-                collected.clear()
-            collected[key] = known
+            if len(cached) >= MAX_REMEMBERED:
+                cached.clear()
+            cached[key] = known
         return known
 
     def answered(span: LeanSpan, status: int) -> None:

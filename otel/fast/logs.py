@@ -6,8 +6,8 @@ Usage::
     logging.getLogger("roller").info("Roll completed", extra={"fields": {"roll_value": 5}})
     stop()
 
-Library lines, warnings and uncaught exceptions go the same way. A line written inside a span carries
-its ``trace_id`` and ``span_id``; a line of ours carries its event's fields beside the fixed ones.
+Library lines, warnings and uncaught exceptions take the same path. A line written inside a span has its
+``trace_id`` and ``span_id``; a line of our own also has the fields of its event.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class LineWriter:
         lines.append(line)
         if len(lines) >= LINES_AT_ONCE and self._taking.acquire(blocking=False):
             try:
-                self._pieces.append(self._some(LINES_AT_ONCE))
+                self._pieces.append(self._format_next(LINES_AT_ONCE))
             finally:
                 self._taking.release()
         if not self._woken:
@@ -100,8 +100,8 @@ class LineWriter:
                     return
             if dropped := self.dropped - reported:
                 reported += dropped
-                said = f"{dropped} log lines dropped: stdout is not being read"
-                if not self._write_all(plain_line(self._service, said)):
+                message = f"{dropped} log lines dropped: stdout is not being read"
+                if not self._write_all(plain_line(self._service, message)):
                     return
             if stopping and not self._lines and not self._pieces:
                 return
@@ -111,15 +111,15 @@ class LineWriter:
         with self._taking:
             pieces = [self._pieces.popleft() for _ in range(min(PIECES_AT_ONCE, len(self._pieces)))]
             if not self._pieces:
-                pieces.append(self._some(len(self._lines)))
+                pieces.append(self._format_next(len(self._lines)))
         return b"".join(pieces)
 
-    def _some(self, most: int) -> bytes:
-        """The next lines, formatted and joined: a single line would keep the 4 kB buffer of its encoder."""
+    def _format_next(self, most: int) -> bytes:
+        """The next lines, formatted and joined: a line that is kept alone keeps the 4 kB buffer of its encoder."""
         waiting = [self._lines.popleft() for _ in range(min(most, len(self._lines)))]
-        return b"".join([line if type(line) is bytes else self._made(line) for line in waiting])
+        return b"".join([line if type(line) is bytes else self._format(line) for line in waiting])
 
-    def _made(self, event: Any) -> bytes:
+    def _format(self, event: Any) -> bytes:
         nanoseconds, level, message, span, fields = event
         try:
             document = _document(self._service, _timestamp(nanoseconds // 1_000_000), level, message, span)
@@ -212,7 +212,7 @@ class JsonHandler(logging.Handler):
 
 
 class _Events:
-    """The destination of our own events: set by :func:`start`, before that ``logging``."""
+    """The destination of our own events: the writer that :func:`start` sets, or ``logging`` while there is none."""
 
     writer: LineWriter | None = None
     level = logging.NOTSET
@@ -228,7 +228,7 @@ def events(service: str) -> Callable[..., None]:
     current, now = spans.current_context, time.time_ns
 
     def event(level: int, message: str, /, **fields: Any) -> None:
-        """Log one. ``message`` is not a format string; ``fields`` are plain values beside the fixed ones."""
+        """Log one event. ``message`` is not a format string; ``fields`` are plain values beside the fixed ones."""
         if level < _Events.level:
             return
         writer = _Events.writer

@@ -1,4 +1,4 @@
-"""Metrics for one thread, exposed by ``prometheus_client``: 0.3 µs a count instead of 2.5, 1 µs an observation, not 6.
+"""Metrics for one thread, exposed by ``prometheus_client``: a count takes 0.3 µs, not 2.5; an observation 1 µs, not 6.
 
 The library's classes take a lock and check labels and values each time. These keep plain numbers and are collectors of
 its registry, which is its public extension point. Values may be changed by the event loop's thread only.
@@ -32,7 +32,7 @@ def new_registry() -> CollectorRegistry:
 
 
 class _Family(Collector):
-    """A metric family without labels, a family with labels, or one of the latter's series."""
+    """A metric family with or without labels, or one series of a family with labels."""
 
     kind = ""
 
@@ -48,7 +48,7 @@ class _Family(Collector):
             registry.register(self)
 
     def labels(self, *values: str) -> Self:
-        """The series with these label values, which exists from here on."""
+        """The series with these label values. Creates it, at zero, if it does not exist."""
         series: Self | None = self._series.get(values)
         return series or self._new(values)
 

@@ -1,4 +1,4 @@
-"""The private names of other packages that ``otel.fast`` uses: all of them, with the versions they were tested with.
+"""All private names of other packages that ``otel.fast`` uses, with the versions that they were tested with.
 
 Checked at start-up, before anything of the process is traced; where one is missing, ``otel.standard`` is used.
 """
@@ -13,7 +13,7 @@ from operator import attrgetter
 
 @dataclass(frozen=True)
 class PrivateName:
-    """One name, and why no public one does."""
+    """One name, and the reason why no public name is used."""
 
     module: str
     name: str
@@ -32,7 +32,7 @@ class PrivateName:
         except (ImportError, AttributeError):
             found = None
         if not isinstance(found, self.kind):
-            raise LookupError(f"{self.module}.{self.name} is no {self.kind.__name__} (tested with {self.tested})")
+            raise LookupError(f"{self.module}.{self.name} is not a {self.kind.__name__} (tested with {self.tested})")
         return found
 
 

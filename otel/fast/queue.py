@@ -1,4 +1,4 @@
-"""Finished spans on their way to an exporter: a bounded queue, a thread, and attempts for five minutes."""
+"""Finished spans on their way to an exporter: a bounded queue, a thread, and retries for five minutes."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ class SpanQueue:
             self._report()
 
     def _encode(self, most: int) -> int:
-        """Encode up to so many spans in a row; returns how many could not be."""
+        """Encode up to ``most`` spans in a row; returns how many could not be encoded."""
         lost = 0
         take, encode, keep = self._spans.popleft, self._exporter.encode, self._encoded.append
         for _ in range(most):

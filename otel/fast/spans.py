@@ -1,7 +1,7 @@
-"""Spans that cost little: the API's span, tracer and provider, with the SDK's sampler.
+"""Spans with a low overhead: the API's span, tracer and provider, with the SDK's sampler.
 
 The SDK's span takes two locks, validates each attribute as it is set and builds its context, its bounded lists
-and a read-only copy of itself whether or not anybody looks at them: starting, activating, filling and ending one
+and a read-only copy of itself whether or not anything reads them: starting, activating, filling and ending one
 takes 24 µs, one of these 7 µs. A lean span is used by one task at a time, keeps its attributes unchecked, and passes
 itself to the sinks when it ends. A sink that needs the SDK's ``ReadableSpan``, with the SDK's validation and limits,
 asks the span for one.
@@ -50,11 +50,11 @@ from otel.standard.text import utf8
 
 log = logging.getLogger(__name__)
 
-(SPAN_KEY,) = set_span_in_context(INVALID_SPAN, Context())  # below which the API keeps the current span
+(SPAN_KEY,) = set_span_in_context(INVALID_SPAN, Context())  # the key under which the API keeps the current span
 SAMPLED = TraceFlags.SAMPLED
 RANDOM = TraceFlags.RANDOM_TRACE_ID
 NO_STATE = DEFAULT_TRACE_STATE
-# Kept, because reading a member from its enum class takes as long as a dictionary's lookup and a call.
+# Kept, because reading a member from its enum class takes as long as a dictionary lookup and a call.
 UNSET, INTERNAL = StatusCode.UNSET, SpanKind.INTERNAL
 # The API keeps its context in this variable.
 _variable = cast("ContextVar[Context]", private.CONTEXT_VARIABLE.find())
@@ -313,7 +313,7 @@ class LeanTracer(Tracer):
         self.default_limits = repr(limits) == _DEFAULT_LIMITS
         self.sinks = sinks
         self._sampler = sampler
-        # What all samplers of the standard variables but always_on, always_off and traceidratio do.
+        # True for every sampler of the standard variables except always_on, always_off and traceidratio.
         self._follows_parent = isinstance(sampler, ParentBased)
         self._keeps_all = sampler is DEFAULT_ON
 
@@ -394,7 +394,7 @@ class LeanTracerProvider(TracerProvider):
     """Makes tracers of lean spans; the sampler and the limits are those of the standard variables.
 
     Args:
-        resource: what the spans are about.
+        resource: the resource of all spans.
     """
 
     def __init__(self, resource: Resource) -> None:

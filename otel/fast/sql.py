@@ -87,7 +87,7 @@ class _Tracer:
 
 
 class _Opening:
-    """What ``aiopg.connect()`` and ``connection.cursor()`` return: to be awaited, or entered and left."""
+    """The result of ``aiopg.connect()`` and ``connection.cursor()``: awaitable, and an asynchronous context manager."""
 
     def __init__(self, opening: Any, opened: Callable[[Any], Any]) -> None:
         self._opening = opening

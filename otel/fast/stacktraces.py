@@ -12,17 +12,17 @@ from types import CodeType, TracebackType
 
 MAX_STACKS = 512  # stacks in the cache
 
-# For these ``traceback`` prints more than the name and the message.
+# For these, ``traceback`` prints more than the name and the message.
 _SPECIAL = (BaseExceptionGroup, SyntaxError, NameError, AttributeError, ImportError)
 _CAUSE = "\nThe above exception was the direct cause of the following exception:\n\n"
 _CONTEXT = "\nDuring handling of the above exception, another exception occurred:\n\n"
 
-# By the ids of the code objects and the instructions in them; the former are kept, so that no other gets such an id.
+# By the ids of the code objects and the instructions in them. The code objects are kept, so that no id is reused.
 _stacks: dict[tuple[int, ...], tuple[str, list[CodeType]]] = {}
 
 
 def stacktrace(error: BaseException) -> str:
-    """What ``traceback.format_exception`` makes of an exception, its causes and contexts included."""
+    """The text of ``traceback.format_exception`` for an exception, including its causes and contexts."""
     parts: list[str] = []
     seen: set[int] = set()
     link: BaseException | None = error

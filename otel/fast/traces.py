@@ -51,7 +51,7 @@ def _queue(exporter: Exporter) -> SpanQueue:
 
 
 def start(service: str, file: TraceFile | None = None, untraced_paths: Sequence[str] = ()) -> Callable[[], None]:
-    """Set up this process's tracing; call it once, before any application or database pool is made.
+    """Set up this process's tracing; call it once, before any application or database pool is created.
 
     Args:
         service: the ``service.name``, unless ``OTEL_SERVICE_NAME`` is set.
@@ -99,7 +99,7 @@ instrument_session = http_client.instrument_session
 
 @lru_cache(1)
 def _tracer() -> Tracer:
-    """The tracer of our own spans, kept because a lookup takes longer than making a span."""
+    """The tracer of our own spans. Cached, because a lookup takes longer than creating a span."""
     return trace.get_tracer("dicelab")
 
 

@@ -1,4 +1,4 @@
-"""Telemetry with the standard packages, as their documentation shows them; made to be read and copied.
+"""Telemetry with the standard packages, as their documentation shows them, to be read and copied.
 
 Read these three: ``traces`` (resource, provider, processor, exporters, instrumentors), ``logs`` (``logging`` with a
 JSON formatter) and ``metrics`` (``prometheus_client``). The other modules add what the packages lack for this lab, each

@@ -1,4 +1,4 @@
-"""The metric ``telemetry_dropped_total``: what this process had to report and could not deliver."""
+"""The metric ``telemetry_dropped_total``: the telemetry of this process that could not be delivered."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def dropped() -> dict[str, int]:
 
 
 class DroppedTelemetry(Collector):
-    """A collector computes its values when it is asked for them, at each scrape."""
+    """A collector, so the values are computed at each scrape."""
 
     def __init__(self, dropped: Callable[[], dict[str, int]]) -> None:
         self._dropped = dropped

@@ -1,4 +1,4 @@
-"""Where spans go: a collector over HTTP or gRPC, the console, a file; by the standard variables."""
+"""The destinations of spans, by the standard variables: a collector over HTTP or gRPC, the console, a file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Spans in files that are rotated, as OTLP JSON: what a lab without a collector writes and its page reads."""
+"""Spans as OTLP JSON in rotated files, which a lab without a collector writes and its page reads."""
 
 from __future__ import annotations
 
@@ -53,8 +53,8 @@ class RotatingFile:
 class FileExporter(SpanExporter):
     """OTLP JSON, one batch a line, in a :class:`RotatingFile`.
 
-    ``opentelemetry-exporter-otlp-json-file`` writes the same lines, but it neither rotates nor removes half a line
-    from a full disk, and its message objects take 60 µs a span; this takes a twentieth of that.
+    ``opentelemetry-exporter-otlp-json-file`` writes the same lines, but it neither rotates files nor removes half a
+    line when the disk is full, and its message objects take 60 µs a span; this takes a twentieth of that.
     """
 
     def __init__(self, resource: Resource, file: RotatingFile) -> None:

@@ -1,4 +1,4 @@
-"""What the instrumentation of aiohttp's client leaves out of a span."""
+"""The exception event that the instrumentation of aiohttp's client leaves out."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from opentelemetry.trace import Span
 
 
 def record_server_error(span: Span, params: TraceRequestEndParams | TraceRequestExceptionParams) -> None:
-    """Add to the span of an answer of 500 and above the exception event that a request without answer has."""
+    """Add an exception event to the span if the answer is 500 or above, as a span without an answer has one."""
     if isinstance(params, TraceRequestEndParams) and params.response.status >= 500:
         answer = params.response
         message = answer.reason or "server error"

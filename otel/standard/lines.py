@@ -1,4 +1,4 @@
-"""Lines of JSON, and one handler for all that a process logs: libraries, warnings and uncaught exceptions too."""
+"""Lines of JSON, and one handler for everything that a process logs, including libraries, warnings and exceptions."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def timestamp(seconds: float) -> str:
 
 @lru_cache(4)
 def second(whole: int) -> str:
-    """The same without its fraction."""
+    """The same without the milliseconds and the ``Z``."""
     return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(whole))
 
 
@@ -39,7 +39,7 @@ def capture(handler: logging.Handler, level: str) -> Callable[[], None]:
     """Send everything that this process logs to one handler, warnings and uncaught exceptions too.
 
     Returns:
-        A function that restores the logging there was before.
+        A function that restores the previous logging.
     """
     root = logging.getLogger()
     handlers, root_level = root.handlers[:], root.level

@@ -7,7 +7,7 @@ Usage::
     line(logging.INFO, "Roll completed", roll_value=5)
     stop()
 
-Lines of libraries, warnings and uncaught exceptions go the same way. A line written inside a span carries its
+Lines of libraries, warnings and uncaught exceptions take the same path. A line written inside a span carries its
 ``trace_id`` and ``span_id``, which leads from the line to the trace and back.
 """
 
@@ -25,7 +25,7 @@ __all__ = ["dropped"]  # exported besides what is defined here
 
 
 class JsonFormatter(logging.Formatter):
-    """Formats a record as a JSON object; ``extra={"fields": {...}}`` stands beside the fields that every line has."""
+    """Formats a record as a JSON object; ``extra={"fields": {...}}`` adds to the fields that every line has."""
 
     def __init__(self, service: str) -> None:
         super().__init__()
@@ -69,7 +69,7 @@ def start(service: str, level: str = "INFO", descriptor: int = 1) -> Callable[[]
         descriptor: an open file descriptor; stdout by default.
 
     Returns:
-        A function that writes the last lines and restores the logging there was before.
+        A function that writes the last lines and restores the previous logging.
     """
     handler = StdoutHandler(JsonFormatter(service), descriptor)
     restore = capture(handler, level)

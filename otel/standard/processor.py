@@ -1,4 +1,4 @@
-"""What the SDK's batch processor lacks: attempts for five minutes, and a count of every span that is lost.
+"""What the SDK's batch processor lacks: retries for five minutes, and a count of every span that is lost.
 
 A ``SpanExporter`` around another one, which retries, and a ``SpanProcessor`` around the SDK's, which counts.
 """
@@ -19,7 +19,7 @@ from otel.standard.variables import Batches
 log = logging.getLogger(__name__)
 
 # A failed batch is sent again every second for five minutes: a restart of the collector loses nothing, and a batch
-# that is never accepted does not hold up the others for ever.
+# that is never accepted does not hold up the others forever.
 RETRY_INTERVAL = 1.0
 RETRY_FOR = 300.0
 # Seconds that a process waits at its end for its last spans to be exported.

@@ -8,7 +8,7 @@ import requests
 
 
 class OneAttemptSession(requests.Session):
-    """For the OTLP/HTTP exporter: each request has ``seconds``, whatever remains of the exporter's own timeout."""
+    """For the OTLP/HTTP exporter: each request may take ``seconds``, whatever remains of the exporter's own timeout."""
 
     def __init__(self, seconds: float) -> None:
         super().__init__()

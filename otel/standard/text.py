@@ -62,6 +62,6 @@ def utf8(value: Any) -> Any:
 
 
 def plain(attributes: Any) -> dict[str, Any]:
-    """The SDK's attributes as a dictionary, which is copied at once; to iterate over them takes ten times as long."""
+    """The SDK's attributes as a dictionary, by one copy: iterating over them takes ten times as long."""
     copied: dict[str, Any] = attributes.copy() if attributes else {}
     return copied

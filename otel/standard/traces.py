@@ -36,7 +36,7 @@ __all__ = ["TraceFile", "TracingError", "dropped"]  # exported besides what is d
 
 @cache
 def tracer() -> Tracer:
-    """Makes our own spans. Kept, because making one takes as long as making a span."""
+    """The tracer of our own spans. Cached, because creating a tracer takes as long as creating a span."""
     return trace.get_tracer("dicelab")
 
 
@@ -61,8 +61,8 @@ def start(service: str, file: TraceFile | None = None, untraced_paths: Sequence[
     for exporter in exporters(provider.resource, file):
         provider.add_span_processor(BoundedSpanProcessor(RetryingExporter(exporter), variables.batches()))
     trace.set_tracer_provider(provider)
-    # From here on each request that is served, each request that is made and each query has a span. The server's
-    # instrumentor reads the paths to leave out from a variable only.
+    # From here on each incoming request, each outgoing request and each query has a span. The server's instrumentor
+    # reads the excluded paths from a variable only.
     os.environ.setdefault("OTEL_PYTHON_AIOHTTP_SERVER_EXCLUDED_URLS", ",".join(untraced_paths))
     AioHttpServerInstrumentor().instrument()
     AioHttpClientInstrumentor().instrument(response_hook=record_server_error)
@@ -89,7 +89,7 @@ def resource(service: str, telemetry: str) -> Resource:
 
 
 def instrument_session(session: ClientSession) -> ClientSession:
-    """The session to make traced requests with. The instrumentor already traces all sessions."""
+    """The session itself, because the instrumentor already traces all sessions."""
     return session
 
 

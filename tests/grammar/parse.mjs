@@ -1,6 +1,6 @@
-// What queries say, by the grammars of Grafana's own query editors. Reads a JSON list of {language, query} from stdin and
-// writes for each: errors (what does not parse), selectors ({name, matchers}), filters and labels it groups by. A matcher
-// or a filter is [name, operator, value].
+// Parses queries with the grammars of Grafana's own query editors. Reads a JSON list of {language, query} from stdin and
+// writes for each: errors (the parts that do not parse), selectors ({name, matchers}), filters, and the labels it groups
+// by. A matcher or a filter is [name, operator, value].
 import { readFileSync } from 'node:fs'
 import { parser as logql } from '@grafana/lezer-logql'
 import { parser as traceql } from '@grafana/lezer-traceql'

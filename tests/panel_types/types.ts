@@ -1,5 +1,5 @@
-// What a dashboard's JSON may hold, by the schema that Grafana publishes: each panel by its type, and all that is around
-// the panels. The schema's own types are laxer in two places: `options` and `custom` may hold any further key there.
+// The types of a dashboard's JSON, from the schema that Grafana publishes: those of each panel, and those of everything
+// around the panels. The schema itself is laxer in two places: there, `options` and `custom` may have any other key.
 import type * as schema from '@grafana/schema'
 import type * as bargauge from '@grafana/schema/dist/esm/raw/composable/bargauge/panelcfg/x/BarGaugePanelCfg_types.gen'
 import type * as logs from '@grafana/schema/dist/esm/raw/composable/logs/panelcfg/x/LogsPanelCfg_types.gen'
@@ -9,7 +9,7 @@ import type * as table from '@grafana/schema/dist/esm/raw/composable/table/panel
 import type * as text from '@grafana/schema/dist/esm/raw/composable/text/panelcfg/x/TextPanelCfg_types.gen'
 import type * as timeseries from '@grafana/schema/dist/esm/raw/composable/timeseries/panelcfg/x/TimeSeriesPanelCfg_types.gen'
 
-// A type as JSON writes it: the members of an enumeration as their plain values.
+// A type as JSON has it: the members of an enumeration as their plain values.
 type Plain<T> =
   T extends string ? `${T}`
   : T extends Array<infer Item> ? Array<Plain<Item>>
@@ -18,7 +18,7 @@ type Plain<T> =
 
 type Defaults<Custom> = Omit<schema.FieldConfig, 'custom'> & { custom?: Partial<Custom> }
 
-// A property that an override sets: one of the field configuration, or one of the panel's own.
+// A property that an override sets: of the field configuration, or of the panel.
 type Property<Custom> =
   | { [Key in keyof schema.FieldConfig]-?: { id: Key; value: schema.FieldConfig[Key] } }[keyof schema.FieldConfig]
   | { [Key in keyof Custom & string]-?: { id: `custom.${Key}`; value: Custom[Key] } }[keyof Custom & string]
@@ -28,7 +28,7 @@ interface FieldConfigs<Custom> {
   overrides: Array<{ matcher: schema.MatcherConfig; properties: Array<Property<Custom>> }>
 }
 
-// Options and custom fields that are left out have Grafana's defaults.
+// Missing options and custom fields have Grafana's defaults.
 type Panel<Type extends string, Options, Custom = {}> = Plain<
   Omit<schema.Panel, 'type' | 'options' | 'fieldConfig'> & {
     type: Type

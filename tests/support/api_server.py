@@ -1,4 +1,4 @@
-"""A real API server of Kubernetes, without nodes: it admits manifests, and its controllers make pods of workloads.
+"""A real API server of Kubernetes, without nodes: it admits manifests, and its controllers create the pods.
 
 It needs the programs ``etcd``, ``kube-apiserver`` and ``kube-controller-manager``, as the tests of operators do.
 """
@@ -21,7 +21,7 @@ from tests.support.containers import require
 PROGRAMS = ("etcd", "kube-apiserver", "kube-controller-manager", "kubectl", "openssl")
 TOKEN = "token-of-the-tests"
 START_TIMEOUT = 120.0  # seconds
-# Without nodes, nothing else is of use.
+# The controllers that are useful without nodes.
 CONTROLLERS = (
     *("deployment-controller", "replicaset-controller", "statefulset-controller", "daemonset-controller"),
     *("horizontal-pod-autoscaler-controller", "serviceaccount-controller", "namespace-controller"),

@@ -20,7 +20,7 @@ expect.set_options(timeout=PATIENCE)
 ROLLS = ".rolls tbody tr"  # of this session
 SPANS = "#spans tbody tr"
 CONNECTED = "document.body.dataset.connected !== undefined"
-VIEWS = {  # each tab, and what is there once it is drawn
+VIEWS = {  # each tab, and what it shows once it is drawn
     "Trace": SPANS,
     "Logs": "table.lines tr",
     "Metrics": "#charts svg",
@@ -29,7 +29,7 @@ VIEWS = {  # each tab, and what is there once it is drawn
     "Learn": ".learn-list button",
 }
 AXE = Path(__file__).parents[1] / "axe" / "node_modules" / "axe-core" / "axe.min.js"
-# Only what is needed comes out of the browser: a whole result takes seconds to carry over.
+# Only the needed part leaves the browser: transferring a whole result takes seconds.
 RUN = """async (rules) => {
   const result = await axe.run({resultTypes: ["violations"], ...(rules && {runOnly: rules})})
   const ids = [...document.querySelectorAll("[id]")].map((element) => element.id)
@@ -40,7 +40,7 @@ RUN = """async (rules) => {
       nodes.map((node) => `${impact} ${id}: ${node.html.slice(0, 160)} ${node.failureSummary}`)),
   }
 }"""
-COLOURS = ["color-contrast", "link-in-text-block"]  # axe-core's rules about them, but for those of level AAA
+COLOURS = ["color-contrast", "link-in-text-block"]  # axe-core's rules about colours, except those of level AAA
 Open = Callable[..., Awaitable[Page]]
 
 
@@ -62,7 +62,7 @@ async def idle_contexts() -> dict[str, list[BrowserContext]]:
 
 @pytest_asyncio.fixture(loop_scope="session")
 async def blank_page(browser: Browser, idle_contexts: dict[str, list[BrowserContext]]) -> AsyncIterator[Open]:
-    """Open an empty page with a store and cookies of its own; all are closed after the test."""
+    """Open an empty page with its own storage and cookies; all pages are closed after the test."""
     used = []
 
     async def opened(**context_options: object) -> Page:
@@ -84,7 +84,7 @@ async def blank_page(browser: Browser, idle_contexts: dict[str, list[BrowserCont
 
 
 async def _empty(context: BrowserContext) -> None:
-    """Remove from a context what a test has left in it."""
+    """Remove everything that a test has left in a context."""
     await context.clear_cookies()
     await context.clear_permissions()
     for page in context.pages:
@@ -152,7 +152,7 @@ async def open_tab(page: Page, name: str) -> None:
 
 
 async def violations(page: Page) -> list[str]:
-    """What axe-core finds in the light, and about colours in the dark, where nothing else differs."""
+    """axe-core's violations in light mode, and in dark mode those about colours, which are all that differs."""
     if not await page.evaluate("'axe' in window"):
         await page.evaluate(AXE.read_text())
     found = []

@@ -35,7 +35,7 @@ SYSTEMD = Path("/run/systemd/system")
 
 
 class Unavailable(Exception):
-    """What a test needs cannot run here; the text says why."""
+    """Something that a test needs is not available here; the text says why."""
 
 
 def require(*programs: str) -> None:
@@ -72,7 +72,7 @@ class Containers:
             capture_output=True,
             text=True,
         )
-        assert made.returncode == 0, f"{made.stdout[-3000:]}\n{made.stderr[-6000:]}\n{self.last_words()}"
+        assert made.returncode == 0, f"{made.stdout[-3000:]}\n{made.stderr[-6000:]}\n{self.last_lines()}"
 
     def dicelab(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
@@ -93,13 +93,13 @@ class Containers:
         return done.stdout
 
     def inspect(self) -> dict[str, dict[str, Any]]:
-        """Every container of the project as the engine describes it, by its service."""
+        """The engine's description of every container of the project, by service."""
         label = f"label=com.docker.compose.project={PROJECT}"
         ids = self.run("ps", "--all", "--quiet", "--filter", label).split()
         found = json.loads(self.run("inspect", *ids)) if ids else []
         return {container["Config"]["Labels"]["com.docker.compose.service"]: container for container in found}
 
-    def last_words(self) -> str:
+    def last_lines(self) -> str:
         """The end of each container's log, for the message of a failed test."""
         texts = []
         for name, container in self.inspect().items():

@@ -20,7 +20,7 @@ PACKAGES = {
 
 
 def type_errors(documents: Sequence[dict[str, Any]], directory: Path) -> list[str]:
-    """What the types refuse, unknown fields too, as ``kind name: the compiler's message``.
+    """The type errors, including unknown fields, as ``kind name: the compiler's message``.
 
     Args:
         documents: resources of the groups in :data:`PACKAGES`.
@@ -38,7 +38,7 @@ def type_errors(documents: Sequence[dict[str, Any]], directory: Path) -> list[st
 
 
 def _completed(document: dict[str, Any]) -> dict[str, Any]:
-    """The document with two fields that only these types require; the definition of the resource does not."""
+    """The document with two more fields that these types require, although the definition of the resource does not."""
     storage = document["spec"].get("storage", {})
     if "volumeClaimTemplate" not in storage:
         return document

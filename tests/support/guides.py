@@ -1,7 +1,7 @@
 """The guides in ``docs/stages``: the commands that they show, run as a reader would type them.
 
-A ``console`` block holds commands, each after ``$ ``, and what they print. In the output shown ``…`` stands for
-anything within a line; a line that is ``…`` alone stands for any number of lines.
+A ``console`` block contains commands, each after ``$ ``, and their output. In the output, ``…`` stands for any text
+within a line; a line with only ``…`` stands for any number of lines.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 GUIDES = sorted((Path(__file__).parents[2] / "docs" / "stages").glob("*.md"))
-# Of the system alone: engines installed elsewhere would take the spans away from the files.
+# Only the system's programs: with engines from elsewhere, spans would not go to files.
 SYSTEM_PATH = "/usr/local/sbin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
@@ -34,7 +34,7 @@ def blocks(text: str, language: str) -> list[str]:
 
 
 def commands(text: str) -> Iterator[Command]:
-    """The commands of all console blocks; a command goes on while a quote is open or its line ends with a backslash."""
+    """The commands of all console blocks; a command continues while a quote is open or a line ends with a backslash."""
     for block in blocks(text, "console"):
         lines = block.splitlines()
         while lines:
@@ -63,11 +63,11 @@ def _squeezed(text: str) -> list[str]:
 
 
 class Shell:
-    """One bash session in which commands run one after the other, so that variables stay.
+    """One bash session in which commands run one after the other, so that variables persist.
 
     Args:
         directory: where it begins; the lab's run dir is ``.dicelab`` in it.
-        base_port: what the guides' port 8000 is here.
+        base_port: the port that replaces the guides' port 8000.
     """
 
     def __init__(self, directory: Path, base_port: int, **variables: str) -> None:
@@ -114,7 +114,7 @@ class Shell:
 
 
 def environment() -> dict[str, str]:
-    """Variables that make the labs of the guides quick and equal on every machine, their failed rolls too."""
+    """Variables that make the guides' labs fast, and the same on every machine, including their failed rolls."""
     return {
         "ROLL_DELAY": "0.05",
         "RANDOM_SEED": "2366",

@@ -114,5 +114,5 @@ def _image(name: str, entry: Mapping[str, Any]) -> Image:
 
 
 def _spellings(names: list[str]) -> list[str]:
-    """The flags themselves: ``--[no-]x`` stands for ``--x`` and ``--no-x``."""
+    """The flags, spelt out: ``--[no-]x`` stands for ``--x`` and ``--no-x``."""
     return [spelling for name in names for spelling in {name.replace("[no-]", ""), name.replace("[no-]", "no-")}]

@@ -1,4 +1,4 @@
-"""The manifests of the lab, built by kustomize, and what a cluster would make of them."""
+"""The manifests of the lab, built by kustomize, and the environment and files of the containers in a cluster."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from lab.kubernetes.kustomize import DIRECTORY
 
 Document = dict[str, Any]
 WORKLOADS = ("Deployment", "StatefulSet", "DaemonSet")
-# The keys of the Secret that `make kubernetes` makes of compose/.env; and those that users may add.
+# The keys of the Secret that `make kubernetes` creates from compose/.env, and those that users may add.
 SECRET = {"POSTGRES_PASSWORD", "GRAFANA_ADMIN_PASSWORD", "SESSION_SECRET"}
 OPTIONAL = {"ALERT_WEBHOOK_URL"}
 NAME = "app.kubernetes.io/name"
@@ -36,7 +36,7 @@ def kustomize_command() -> list[str]:
 
 @functools.cache
 def text(directory: str) -> str:
-    """What kustomize prints for a directory below ``kubernetes/``."""
+    """The output of kustomize for a directory below ``kubernetes/``."""
     command = [*kustomize_command(), "--load-restrictor", "LoadRestrictionsNone", str(DIRECTORY / directory)]
     built = subprocess.run(command, check=False, capture_output=True, text=True)
     assert built.returncode == 0, built.stderr
@@ -80,7 +80,7 @@ class Workload:
 
     @property
     def volumes(self) -> dict[str, Document]:
-        """Every volume by its name, those of claim templates too."""
+        """Every volume by its name, including those of claim templates."""
         claims = self.document["spec"].get("volumeClaimTemplates", [])
         found = {claim["metadata"]["name"]: {"claim": claim} for claim in claims}
         return found | {volume["name"]: volume for volume in self.pod.get("volumes", [])}

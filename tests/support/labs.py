@@ -62,9 +62,9 @@ def port_range(environ: Mapping[str, str] = os.environ) -> range:
 
 
 def _base_ports() -> Iterator[int]:
-    """Each base port of this process in turn: no lab gets the ports of another whose services are being restarted."""
+    """Each base port of this process in turn, so that no lab gets ports of a lab whose services are being restarted."""
     ports = range(port_range().start, port_range().stop - LAB_PORTS, LAB_PORTS)
-    # From a random place: other runs of the tests on this machine use the same range.
+    # Starts at a random port: other runs of the tests on this machine use the same range.
     first = random.SystemRandom().randrange(len(ports))
     yield from cycle([*ports[first:], *ports[:first]])
 
@@ -148,7 +148,7 @@ class Lab(client.Lab):
         return parse_samples(get(self.url(service) + "/metrics", headers={"Accept": OPENMETRICS}).body.decode())
 
     def value(self, service: str, name: str, **labels: str) -> float:
-        """The sum of all samples of this name that have these labels."""
+        """The sum of all samples with this name and these labels."""
         return total(self.samples(service), name, labels)
 
     def logs(self, service: str | None = None) -> list[dict[str, Any]]:
@@ -183,7 +183,7 @@ class Lab(client.Lab):
 
 
 class Held:
-    """Kills parts of a lab and keeps them down until this is closed."""
+    """Kills parts of a lab and holds them down until this is closed."""
 
     def __init__(self, lab: Lab, name: str) -> None:
         self._socket = socket.socket(socket.AF_UNIX)
@@ -225,7 +225,7 @@ def dicelab(*arguments: str | Path, **variables: str) -> subprocess.Popen[bytes]
 
 @cache
 def _database() -> Path:
-    """The data of a database that was just made; labs start on copies of it, which saves each 1.4 s of CPU time."""
+    """The data of a new database; each lab starts with a copy of it, which saves 1.4 s of CPU time."""
     directory = Path(tempfile.mkdtemp(prefix="dicelab-database-"))
     atexit.register(shutil.rmtree, directory, ignore_errors=True)
     server = EmbeddedPostgres(directory / "postgres")
@@ -235,7 +235,7 @@ def _database() -> Path:
 
 
 def start(run_dir: Path, stage: int, *arguments: str, roll_delay: float = 0.05, **variables: str) -> Lab:
-    """Start a lab and wait until it is ready; Prometheus has nothing probed, so that only the test rolls."""
+    """Start a lab and wait until it is ready; Prometheus starts no probes, so that only the test rolls."""
     variables = {"PROBES": "false", **variables}
     if not run_dir.exists() and stages.load(stage).postgres and "DATABASE_URL" not in variables:
         run_dir.mkdir(mode=0o700, parents=True)

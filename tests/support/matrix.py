@@ -42,7 +42,7 @@ def has(feature: str, stage: int) -> bool:
 
 
 def spans_of(stage: int, batch: int | None = None, die_is_known: bool = True) -> int:
-    """The number of spans of a roll, or of a batch of so many rolls."""
+    """The number of spans of a roll, or of a batch of ``batch`` rolls."""
     frontend = 3 if has("frontend", stage) else 0
     dice = (2 if has("GET /dice", stage) else 0) + (1 if has("database query spans", stage) else 0)
     rolling = 0 if batch is None else 1 + (1 + batch if die_is_known else 0)

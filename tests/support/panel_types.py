@@ -14,7 +14,7 @@ TYPES = Path(__file__).parents[1] / "panel_types"
 
 
 def type_errors(dashboards: Mapping[str, Mapping[str, Any]], directory: Path) -> list[str]:
-    """What the types refuse, as ``dashboard: panel: the compiler's message``.
+    """The type errors, as ``dashboard: panel: the compiler's message``.
 
     Args:
         dashboards: the JSON of each, by a name.
@@ -25,7 +25,7 @@ def type_errors(dashboards: Mapping[str, Mapping[str, Any]], directory: Path) ->
 
 
 def _code(dashboard: Mapping[str, Any]) -> list[str]:
-    """A line of TypeScript for what is around the panels, then one for each panel."""
+    """A line of TypeScript for the dashboard without its panels, then one for each panel."""
     around = {key: value for key, value in dashboard.items() if key != "panels"}
     return [
         f"import type {{ Dashboard, Panels }} from './types'; export const dashboard: Dashboard = {json.dumps(around)}",

@@ -1,7 +1,7 @@
 """Takes new pictures for the README: ``python -m tests.support.pictures [CHROMIUM]``.
 
 Starts a lab of stage 6, rolls in the page, and writes ``docs/page.png``, ``docs/logs.png``, ``docs/metrics.png``,
-``docs/map.png`` and the moving ``docs/roll.webp``: a roll and its trace.
+``docs/map.png`` and the animation ``docs/roll.webp``: a roll and its trace.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ FRAME = 250  # milliseconds
 
 
 async def film(page: Page) -> None:
-    """A roll, its trace, a span of it and that span's lines, as a moving picture."""
+    """An animation of a roll, its trace, a span of it and that span's lines."""
     frames: list[Image.Image] = []
     durations: list[int] = []
 

@@ -1,4 +1,4 @@
-"""The dashboards' queries: found in their JSON, filled in as by Grafana, parsed by the query editors' grammars."""
+"""The dashboards' queries: read from their JSON, filled in as Grafana does, parsed by the query editors' grammars."""
 
 from __future__ import annotations
 
@@ -145,7 +145,7 @@ def parse(queries: Iterable[tuple[str, str]]) -> list[Parsed]:
 
 
 def _text(value: Any) -> str:
-    """A value as LogQL's json parser and labels show it."""
+    """A value as the text that LogQL's json parser and labels have."""
     if value is None:
         return ""
     return json.dumps(value) if isinstance(value, bool) else str(value)

@@ -1,4 +1,4 @@
-"""Telemetry with planted mistakes, and Weaver to hold telemetry against the registry.
+"""Telemetry with deliberate mistakes, and Weaver, which compares telemetry with the registry.
 
 Weaver and a copy of OpenTelemetry's semantic conventions are not part of this lab. Tests that need them are skipped
 where ``weaver`` is not on PATH, or ``SEMANTIC_CONVENTIONS`` does not name the folder ``model`` of such a copy.
@@ -20,7 +20,7 @@ import yaml
 from lab.schema.registry import FOLDER
 from lab.signals import Line, Span, parse_line
 
-# --- planted mistakes ---
+# --- deliberate mistakes ---
 
 TRACE = "0" * 31 + "1"
 HTTP = {
@@ -89,7 +89,7 @@ def without(values: dict[str, Any], key: str) -> dict[str, Any]:
     return {name: value for name, value in values.items() if name != key}
 
 
-# What is wrong; the telemetry; the finding; whether Weaver looks at this too, and has the same finding.
+# The mistake; the telemetry; the finding; whether Weaver checks this too, and has the same finding.
 MISTAKES: list[tuple[str, Span | Line | str, str, bool]] = [
     ("unknown attribute", span(attributes=HTTP | {"die.colour": "red"}), "missing_attribute", True),
     ("deprecated attribute", span(attributes=HTTP | {"http.method": "GET"}), "missing_attribute", True),
@@ -143,7 +143,7 @@ MISTAKES: list[tuple[str, Span | Line | str, str, bool]] = [
 
 
 def needed() -> tuple[str, Path]:
-    """The path of Weaver, and of the conventions' folder ``model``; skips the test where they are not there."""
+    """The paths of Weaver and of the conventions' folder ``model``; skips the test if one of them is missing."""
     command, model = shutil.which("weaver"), os.environ.get("SEMANTIC_CONVENTIONS")
     if command is None:
         pytest.skip("weaver is not on PATH")
@@ -185,7 +185,7 @@ def live_check(registry: Path, samples: list[dict[str, Any]], directory: Path) -
 
 
 def advice(sample: Any) -> list[dict[str, Any]]:
-    """All findings of a report's sample, those of its attributes and events too."""
+    """All findings of a sample in a report, including those of its attributes and events."""
     if isinstance(sample, list):
         return [one for child in sample for one in advice(child)]
     if not isinstance(sample, dict):

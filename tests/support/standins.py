@@ -58,7 +58,7 @@ exec "$@"
 
 
 class MissingProgram(Exception):
-    """A program that the image holds is not on PATH here; the text names it."""
+    """A program of the image is not on PATH here; the text names it."""
 
 
 class RootFilesystem:
@@ -144,11 +144,11 @@ def libraries(program: Path) -> dict[str, Path]:
 
 
 def build(engine: list[str], image: Image, name: str, directory: Path, environ: Mapping[str, str]) -> None:
-    """Make the stand-in of an image.
+    """Build the stand-in of an image.
 
     Args:
         engine: the container engine's command.
-        name: what to call it.
+        name: the name of the stand-in.
         directory: for temporary files.
         environ: of the container engine's client.
 
@@ -183,7 +183,7 @@ def build(engine: list[str], image: Image, name: str, directory: Path, environ: 
 
 
 def missing(image: Image) -> str:
-    """Why there can be no stand-in for an image, such as a program that is not on PATH. Empty when there can."""
+    """Why an image can have no stand-in, such as a program that is not on PATH; empty if it can have one."""
     if image.name.startswith("grafana/grafana:"):
         return "Grafana is a program and a directory of plugins and web pages; stand-ins contain programs only"
     try:
@@ -232,7 +232,7 @@ def _fill_postgres(root: RootFilesystem) -> None:
 
 
 def _fill_python(root: RootFilesystem, image: Image) -> None:
-    """The Python here of the same minor version, at the place of the image's: the locked wheels are for that one."""
+    """The local Python of the same minor version, in place of the image's: the locked wheels are for that version."""
     name = f"python{image.version.rpartition('.')[0]}"
     executable, library = python(image)
     root.file(f"/usr/local/bin/{name}", executable)
@@ -249,7 +249,7 @@ def _fill_python(root: RootFilesystem, image: Image) -> None:
 
 
 def python(image: Image) -> tuple[Path, Path]:
-    """The Python here of an image's minor version, and its standard library."""
+    """The local Python with an image's minor version, and its standard library."""
     name = f"python{image.version.rpartition('.')[0]}"
     # The base installation of a virtual environment.
     code = "import os, sys, sysconfig\nprint(os.path.realpath(sys.executable))\nprint(sysconfig.get_path('stdlib'))"
@@ -262,7 +262,7 @@ def python(image: Image) -> tuple[Path, Path]:
 
 
 def find(program: str) -> Path:
-    """The file here of a program, by its path in an image."""
+    """The local file of a program, by its path in an image."""
     name = PurePosixPath(program).name
     names: Iterator[str] = iter([name])
     for engine in engines.ENGINES:

@@ -18,14 +18,14 @@ EVERY_SIZE = (1, 2, 4, 8, 15, 30, 60)  # one in each bucket of the batch sizes' 
 
 
 def use_every_feature(lab: Lab, sizes: Sequence[int] = (2,)) -> None:
-    """Roll every die and an unknown one, one by one and in batches of these sizes; sign in and out; cause each kind of
-    failure that needs no stopped service."""
+    """Roll every die and an unknown one, singly and in batches of these sizes; sign in and out; cause each kind of
+    failure for which no service has to be stopped."""
     dice = ["fair", "risky", *(["extreme"] if has("die service", lab.stage) else []), "nosuch"]
     paths = [f"/roll?die={die}" for die in dice for _ in range(5)]
     if has("GET /roll-async", lab.stage):
         paths += [f"/roll-async?die={die}&times={size}" for die in dice for size in sizes]
     if has("die service", lab.stage):
-        get(lab.front + "/")  # the page asks for the list of dice
+        get(lab.front + "/")  # the page requests the list of dice
         get(lab.url("die-service") + "/dice")
     statuses = roll_at_once(lab, paths)
     if 500 not in statuses:

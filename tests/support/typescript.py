@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 def messages(types: Path, directory: Path, code: Mapping[str, str]) -> list[str]:
-    """What the compiler says, without the lines that explain its messages further.
+    """The compiler's messages, without the lines that explain them further.
 
     Args:
         types: holds ``tsconfig.json`` and what ``npm ci`` has installed; other TypeScript there is compiled too.

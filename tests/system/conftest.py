@@ -14,7 +14,7 @@ from tests.support.labs import Lab
 __all__ = ["blank_page", "browser", "idle_contexts", "open_page"]  # fixtures
 
 
-# Files of more than a minute, which begin in this order: a worker that began one last would be the only one at work.
+# Files that take more than a minute start first, in this order: otherwise the last one would keep only one worker busy.
 # The bench, which loads the machine, is far from files that measure time: guides, chaos, database, lifecycle.
 LONG = (
     *("page", "bench", "learn", "explorer", "guides", "accessibility", "dicelab", "chaos", "schema", "rules"),
@@ -24,7 +24,7 @@ assert all((Path(__file__).parent / f"test_{name}.py").is_file() for name in LON
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Long files first. Tests in the browser share it, and so the event loop that it belongs to."""
+    """Sort long files first. Tests in the browser share it, and therefore its event loop."""
     items.sort(key=_place)
     for item in items:
         if "browser" in getattr(item, "fixturenames", ()):

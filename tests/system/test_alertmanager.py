@@ -1,4 +1,4 @@
-"""Alertmanager with the configuration that is shipped, and the alert receiver: which alerts are notified."""
+"""Alertmanager with the shipped configuration, and the alert receiver: for which alerts they send notifications."""
 
 from __future__ import annotations
 
@@ -161,7 +161,7 @@ def receiver_settings(log: Path, webhook: URL) -> Settings:
     return Settings.read(Environment({"ALERT_LOG": str(log), "ALERT_WEBHOOK_URL": str(webhook)}))
 
 
-def test_an_address_that_is_no_webhook_stops_the_start_and_is_not_shown() -> None:
+def test_an_invalid_webhook_stops_the_start_and_is_not_shown() -> None:
     for address in ("ftp://chat.example/secret", "chat.example/secret", "http://"):
         process = subprocess.run(
             [sys.executable, "-m", "alertreceiver"],
@@ -197,11 +197,11 @@ async def test_a_webhook_gets_each_notification_and_a_failure_is_reported(tmp_pa
         assert (line["level"], line["ends_at"]) == ("INFO", "2026-01-02T03:05:05Z")
         metrics = await (await receiver.get("/metrics")).text()
         assert 'alerts_received_total{alertname="ServiceDown",status="resolved"} 1.0' in metrics
-        # Alertmanager takes a 502 for a failure, counts it and tries again; nothing is written twice.
+        # Alertmanager treats a 502 as a failure, counts it and tries again; nothing is written twice.
         status = 500
         assert (await receiver.post("/", json=NOTIFICATION)).status == 502
         assert len(log.read_text().splitlines()) == 1
-        # A page of another site can send text, but no JSON.
+        # A page of another site can send text, but not JSON.
         text = {"Content-Type": "text/plain"}
         assert (await receiver.post("/", data=json.dumps(NOTIFICATION), headers=text)).status == 415
         assert len(log.read_text().splitlines()) == 1

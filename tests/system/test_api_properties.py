@@ -17,7 +17,7 @@ from schemathesis.specs.openapi.checks import missing_required_header, unsupport
 
 from tests.support.labs import Lab, get
 
-# Designed failures are 500s of their own kind; everything else with 500 is a defect.
+# Designed failures are 500s of their own kind; every other 500 is a defect.
 DESIGNED = {"/docs#roll-failed"}
 
 

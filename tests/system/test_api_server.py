@@ -1,6 +1,6 @@
 """The manifests in a real API server, which has all admission plugins, and ``chaos --kubernetes`` against it.
 
-It has no node: pods are made and stay pending.
+It has no node: pods are created and stay pending.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApiServer]:
 
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What ``make kubernetes`` reads; it writes passwords there."""
+    """The files that ``make kubernetes`` reads; it writes passwords there."""
     directory = tmp_path_factory.mktemp("checkout")
     for part in ("alloy", "compose", "grafana", "kubernetes", "otel"):
         shutil.copytree(engines.ROOT / part, directory / part, ignore=shutil.ignore_patterns("__pycache__", ".env"))
@@ -48,7 +48,7 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def make(server: ApiServer, checkout: Path, *arguments: str) -> str:
-    """The output of ``make``, warnings of the API server among it."""
+    """The output of ``make``, including warnings of the API server."""
     done = subprocess.run(
         ["make", "--no-print-directory", *arguments],
         check=False,
@@ -63,7 +63,7 @@ def make(server: ApiServer, checkout: Path, *arguments: str) -> str:
 
 
 def pod_of(workload: Document, name: str) -> Document:
-    """A pod as a controller makes it of a workload, with a volume for each claim."""
+    """A pod as a controller creates it for a workload, with a volume for each claim."""
     template = copy.deepcopy(workload["spec"]["template"])
     for claim in workload["spec"].get("volumeClaimTemplates", []):
         template["spec"].setdefault("volumes", []).append({"name": claim["metadata"]["name"], "emptyDir": {}})
@@ -72,7 +72,7 @@ def pod_of(workload: Document, name: str) -> Document:
 
 
 def admitted(server: ApiServer, *pods: Document) -> subprocess.CompletedProcess[str]:
-    """What kubectl says of pods that the server is asked to check and not to keep."""
+    """The output of kubectl for pods that the server checks but does not keep."""
     several = json.dumps({"apiVersion": "v1", "kind": "List", "items": list(pods)})
     return server.kubectl("create", "--dry-run=server", "--filename=-", text=several)
 
@@ -130,7 +130,7 @@ async def test_experiments_stop_kill_and_start_pods(
         return spec["minReplicas"], spec["maxReplicas"]
 
     before = limits()
-    # Without a metrics server an autoscaler keeps to its limits, which is what the experiment relies on.
+    # Without a metrics server an autoscaler stays within its limits, on which the experiment relies.
     wait_for(lambda: len(names("dice-roller")) == before[0], timeout=60)
     async with PodTarget(found) as target:
         assert limits() == (1, 1)
@@ -153,7 +153,7 @@ async def test_experiments_stop_kill_and_start_pods(
 
 def test_the_lab_is_deleted_and_its_volumes_stay(server: ApiServer, checkout: Path) -> None:
     make(server, checkout, "kubernetes", "STAGE=6", "APPLY=1")
-    assert "created" not in make(server, checkout, "kubernetes", "STAGE=6", "APPLY=1")  # nothing new the second time
+    assert "created" not in make(server, checkout, "kubernetes", "STAGE=6", "APPLY=1")  # only the first time
     wait_for(lambda: server.get("persistentvolumeclaims", "--namespace", "dicelab")["items"], timeout=60)
     claims = len(server.get("persistentvolumeclaims", "--namespace", "dicelab")["items"])
     make(server, checkout, "kubernetes-down")

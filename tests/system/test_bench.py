@@ -1,4 +1,4 @@
-"""``dicelab bench`` measures: every variant answers, nothing is dropped, the figures are complete."""
+"""``dicelab bench``: every variant answers, nothing is dropped, the figures are complete."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.support.labs import clean_environ, processes_of, wait_for
 def measured(
     tmp_path: Path, *arguments: str, seconds: float = 0.2
 ) -> tuple[subprocess.CompletedProcess[str], dict[str, Any]]:
-    """A short ``bench``: how it ended and its figures."""
+    """A short ``bench``: its exit status, output and figures."""
     # A PATH without wrk, which would need a second for each run.
     tools = tmp_path / "bin"
     tools.mkdir()
@@ -43,7 +43,7 @@ def measured(
         timeout=220,
     )
     assert figures.exists(), result.stdout + result.stderr
-    assert "…" not in result.stdout  # nothing is cut off where there is no terminal
+    assert "…" not in result.stdout  # without a terminal nothing is cut off
     assert not list(short.glob("dicelab-bench-*"))  # cleaned up
     shutil.rmtree(short)
     return result, json.loads(figures.read_text())
@@ -95,7 +95,7 @@ def test_scale_is_measured(tmp_path: Path) -> None:
     for run in (bare_crowd, crowd):
         assert run["clients"] == bench.CROWD
         assert run["p50"] > 250  # the delay is real
-        # Two ways to count the same rolls; the first of them start at the same time.
+        # Two ways to count the same rolls; the first rolls start at the same time.
         assert run["rate"] / 2 < run["sustained"] < run["rate"] * 2
         assert run["scrape_ms"] > 0
     assert [run["rolls"] for run in others] == [1, 2, 5, 10, 20, 50, 100] + [1] * 6

@@ -38,7 +38,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """One lab for all experiments: each has to undo its faults."""
     from tests.support import labs
 
-    # Few connections everywhere, so that little load is enough to run out of them.
+    # Few connections everywhere, so that a low load exhausts them.
     lab = labs.start(
         tmp_path_factory.mktemp("chaos") / "run",
         5,
@@ -55,7 +55,7 @@ def test_an_experiment_meets_expectations_and_undoes_its_faults(lab: Lab, name: 
     assert tuple(EXPERIMENTS) == NAMES
     summary = experiment(lab, name)
     assert summary["put_back"]
-    # Those that reached their server through a proxy; their counters begin at 0 again.
+    # The services that reached their server through a proxy; their counters begin at 0 again.
     assert summary["restarted_at_the_end"] == {
         "database-slow": ["die-service"],
         "die-service-slow": ["dice-roller"],
@@ -69,7 +69,7 @@ def test_an_experiment_meets_expectations_and_undoes_its_faults(lab: Lab, name: 
     assert alerts
     assert {(one["met"], one["seen"]) for one in alerts} == {(None, "not checked, prometheus is not running")}
     assert summary["alerts"] == {}
-    # As before the experiment: every part runs, is reached directly and at its usual speed.
+    # As before the experiment: every part runs, and is reached directly and at its usual speed.
     assert get(f"{lab.front}/readyz").status == 200
     state = json.loads((lab.run_dir / "state.json").read_text())
     for service in ("dice-roller", "die-service"):
@@ -101,7 +101,7 @@ def verdict(summary: dict[str, Any], text: str) -> dict[str, Any]:
 
 @ENGINES_TIMEOUT
 def test_a_cause_fires_first_and_is_silent_again(lab_with_engines: Lab) -> None:
-    """With Prometheus alone, which every machine of the tests has."""
+    """With only Prometheus, which every test machine has."""
     summary = experiment(lab_with_engines, "database-down", "--fault", "18")
     first = verdict(summary, "DatabaseDown is the first alert")
     assert first["met"], first
@@ -113,7 +113,7 @@ def test_a_cause_fires_first_and_is_silent_again(lab_with_engines: Lab) -> None:
 
 @ENGINES_TIMEOUT
 @pytest.mark.engines("tempo", "otel-collector")
-def test_tempo_loses_the_last_seconds_and_an_alert_tells_of_it(lab_with_engines: Lab) -> None:
+def test_tempo_loses_the_last_seconds_and_an_alert_reports_it(lab_with_engines: Lab) -> None:
     summary = experiment(lab_with_engines, "tempo-killed", "--silence", "0")
     assert next(iter(summary["alerts"])) == "TempoRestarted"
     assert verdict(summary, "is the first alert")["met"]
@@ -145,7 +145,7 @@ def test_counters_catch_up_with_prometheus(lab_with_engines: Lab) -> None:
 
 
 @ENGINES_TIMEOUT
-def test_a_disk_is_filled_only_if_it_was_made_for_it(lab_with_engines: Lab) -> None:
+def test_a_disk_is_filled_only_if_it_was_set_up_for_that(lab_with_engines: Lab) -> None:
     assert "mount a small one there" in refused("prometheus-disk-full", "--run-dir", lab_with_engines.run_dir)
 
 
@@ -206,10 +206,10 @@ def test_a_slow_die_service_is_shed_but_a_burst_is_not(own_lab: Callable[..., La
         try:
             taken = [users.submit(get, url) for _ in range(4)]
             wait_for(lambda: sum(line["message"] == "Querying die service" for line in lab.logs("dice-roller")) == 34)
-            assert get(url).status == 503  # has waited its time for a connection
+            assert get(url).status == 503  # after the full wait for a connection
             started = time.monotonic()
             answers = [get(url) for _ in range(20)]
-            assert time.monotonic() - started < 20  # none of these has
+            assert time.monotonic() - started < 20  # none of these has waited
             assert {answer.status for answer in answers} == {503}
             assert all("Retry-After" in answer.headers for answer in answers)
             assert "overloaded" in answers[-1].json["detail"]

@@ -1,4 +1,4 @@
-"""``dicelab check``: green for present features, red for missing ones, with the place that was checked."""
+"""``dicelab check``: green for present features, red for missing ones, with the place that it checked."""
 
 from __future__ import annotations
 

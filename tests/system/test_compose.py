@@ -1,4 +1,4 @@
-"""A running image of the compose project."""
+"""A container with the image of the compose project."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ COMPOSE = engines.COMPOSE
 
 
 def container_engine() -> str | None:
-    """A container engine that works here, not only its client."""
+    """The command of a container engine that works here; a client alone is not enough."""
     for name in ("docker", "podman"):
         if shutil.which(name) and subprocess.run([name, "info"], check=False, capture_output=True).returncode == 0:
             return name

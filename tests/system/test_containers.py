@@ -45,11 +45,11 @@ def test_a_stage_is_healthy_and_complete(project: Containers, stage: int) -> Non
         assert container["State"]["Running"], name
         assert container["RestartCount"] == 0, name
     checked = project.dicelab("check", "--compose", f"--stage={stage}", "--timeout=60")
-    assert checked.returncode == 0, f"{checked.stdout}\n{checked.stderr}\n{project.last_words()}"
+    assert checked.returncode == 0, f"{checked.stdout}\n{checked.stderr}\n{project.last_lines()}"
 
 
 def test_no_service_is_left_out(project: Containers) -> None:
-    """Says in the summary of the tests what the others did not see."""
+    """Names in the summary of the tests the services that the other tests left out."""
     if project.left_out:
         pytest.skip("; ".join(f"{service} is left out: {why}" for service, why in project.left_out.items()))
 
@@ -66,7 +66,7 @@ def test_down_and_up_keep_the_data_and_tail_sampling_starts(project: Containers)
         try:
             wait_for(condition, timeout=60)
         except AssertionError as error:
-            raise AssertionError(f"{error}\n{project.last_words()}") from None
+            raise AssertionError(f"{error}\n{project.last_lines()}") from None
 
     def in_tempo() -> bool:
         return get(f"{tempo}/api/v2/traces/{trace_id}").status == 200
@@ -90,7 +90,7 @@ def test_down_and_up_keep_the_data_and_tail_sampling_starts(project: Containers)
 
     project.make("compose-down")
     assert not project.inspect()
-    # With tail sampling, which has no start of its own in these tests because each takes long.
+    # With tail sampling, which is tested in the same start because each start takes long.
     project.make("compose", "STAGE=6", "SAMPLING=tail")
 
     wait(in_tempo)
@@ -100,6 +100,6 @@ def test_down_and_up_keep_the_data_and_tail_sampling_starts(project: Containers)
     assert "42" in project.run("exec", postgres, *PSQL, "SELECT answer FROM kept")
 
     assert get(f"{FRONT}/roll?die=fair").status == 200
-    # Only the Collector's edges have the label `failed`; those of Tempo's generator are from before.
+    # Only the Collector's edges have the label `failed`; those of Tempo's generator are older.
     edges = 'traces_service_graph_request_total{client="frontend",server="dice-roller",failed!=""}'
     wait(lambda: in_prometheus(edges, time.time()))

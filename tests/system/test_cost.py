@@ -1,4 +1,4 @@
-"""``dicelab cost`` without engines, against what the lab itself counted and wrote, and its report in the page."""
+"""``dicelab cost`` without engines, compared with the lab's own counters and files; and its report in the page."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_the_cost_of_a_roll_is_measured(stage_lab: Callable[..., Lab], measured:
     assert spans["dice-roller", "GET /roll"]["count"] == requests > 0
     assert report["traces"]["kept"] == report["traces"]["requested"] == report["requests"]
     assert spans["dice-roller", "GET /roll"]["asked"] == "query"
-    assert spans["dice-roller", "GET"]["asked"] == "map"  # no panel's query finds it; the service map is made from it
+    assert spans["dice-roller", "GET"]["asked"] == "map"  # no panel queries it; the service map uses it
     assert spans["dice-roller", "roll {index}"]["asked"] == ""
     # Each service has spans, lines and a page of metrics.
     assert set(report["by_service"]) == set(lab.services) == {"dice-roller", "die-service", "frontend"}
@@ -49,7 +49,7 @@ def test_the_cost_of_a_roll_is_measured(stage_lab: Callable[..., Lab], measured:
         assert service["spans"]["raw"] > service["spans"]["compressed"] > 0, name
         assert service["lines"]["raw"] > service["lines"]["compressed"] > 0, name
         assert service["series"] == pytest.approx(len(lab.samples(name)), rel=0.05), name
-    # Usage events are what a panel filters for; the other lines of a service are shown as one list.
+    # A panel filters for usage events; the other lines of a service are shown as one list.
     assert {one["asked"] for one in report["events"]} == {"filter", "list"}
     assert sum(one["size"] for one in report["events"]) == pytest.approx(
         report["bytes_a_roll"]["lines"]["raw"] * report["rolls"], rel=0.001

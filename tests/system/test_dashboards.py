@@ -96,11 +96,11 @@ def test_grafanas_schema_refuses_wrong_panels(tmp_path: Path) -> None:
     assert {message.partition(":")[0] for message in found} == wrong.keys(), found
 
 
-# --- dashboards name what their stage has ---
+# --- dashboards query only what their stage has ---
 
 
 def read(every: list[Query]) -> list[tuple[Query, Parsed]]:
-    """Each query and its parsed form; all of them parse."""
+    """Each query and its parsed form; all of them must be valid."""
     parsed = parse((query.language, query.filled()) for query in every)
     for query, said in zip(every, parsed, strict=True):
         assert not said.errors, f"{query.panel}: {query.filled()} does not parse: {said.errors}"
@@ -161,7 +161,7 @@ def test_dashboards_name_only_what_the_stage_has(used_lab: Callable[[int], Lab],
             assert said.labels <= known, query.panel
 
 
-def test_the_executives_dashboard_counts_people_by_their_usage_events(used_lab: Callable[[int], Lab]) -> None:
+def test_the_executive_dashboard_counts_people_by_their_usage_events(used_lab: Callable[[int], Lab]) -> None:
     asked = [query for query in queries("executive") if query.language == "logql"]
     assert asked
     usage = [line for line in used_lab(6).logs("frontend") if "usage" in line]
@@ -218,7 +218,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
         finally:
             os.kill(lab.pid("die-service"), signal.SIGCONT)
         traffic.use_every_feature(lab)
-        # A die's series begin with its first roll, with what the first scrape of them finds: only more is a rate.
+        # A die's series begin with its first roll, at the value of their first scrape: a rate needs a later increase.
         wait_for(lambda: ask(lab, 'dice_rolls_total{die_type="risky",result="error"}'), say="a risky die's failures")
         traffic.fail_a_risky_roll(lab)
         wait_for(partial(caught_rolling, lab), timeout=60, say="a scrape while rolls are in progress")
@@ -254,7 +254,7 @@ def ask(lab: Lab, expression: str, instant: bool = True) -> list[list[float]]:
 
 
 def ask_while_used(lab: Lab, expression: str, instant: bool = True) -> list[list[float]]:
-    """The same. After an empty result some dice are rolled for the next attempt: without requests a ratio is NaN."""
+    """As :func:`ask`, but rolls some dice after an empty result: without requests a ratio is NaN."""
     answer = ask(lab, expression, instant)
     if not answer:
         traffic.roll_at_once(lab, ["/roll?die=fair", "/roll-async?die=fair&times=2"])
@@ -349,7 +349,7 @@ def test_every_series_in_a_query_exists(lab: Lab) -> None:
         for name in NAMES
         for entry in dashboard(name)["annotations"]["list"]
     ]
-    # With an incident in test_exporter.py; here only whether all that it asks for is there.
+    # test_exporter.py tests it with an incident; here only whether all series that it queries exist.
     executive = [query for query in queries("executive") if query.language == "promql"]
     for query, said in read([*PROMQL.values(), *executive, *annotations]):
         labels: set[str] = set()

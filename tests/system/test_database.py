@@ -1,4 +1,4 @@
-"""The die-service with a PostgreSQL that goes down, hangs, is full, and recovers."""
+"""The die-service with a PostgreSQL that is stopped, hangs, runs out of connections, and recovers."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def ready(lab: Lab, service: str = "die-service") -> bool:
 
 
 def pool(lab: Lab) -> tuple[float, float]:
-    """Connections of the pool, and those of them that nobody uses."""
+    """The numbers of open and of idle connections in the pool."""
     samples = lab.samples("die-service")
     return (
         total(samples, "database_connection_pool_size", {}),
@@ -115,7 +115,7 @@ def test_database_loss_and_recovery_under_traffic(lab: Lab) -> None:
     assert all(retry for _, status, _, retry in answers if status == 503)
     refused = sorted(seconds for _, status, seconds, _ in answers if status == 503)
     assert refused[len(refused) * 9 // 10] < 1.0
-    assert refused[-1] < 3.0  # of a client that has waited for a busy machine
+    assert refused[-1] < 3.0  # a client may have waited for a busy machine
     assert {status for started, status, *_ in answers if gone < started < back} == {503}
     assert {status for started, status, *_ in answers if started > settled} == {200}
     assert first_good - back < 2.0
@@ -137,7 +137,7 @@ def test_broken_connections_are_never_acquired(lab: Lab) -> None:
                 " WHERE pid <> pg_backend_pid() AND datname = current_database() AND query <> 'SELECT 1'"
             )
             assert cursor.rowcount >= 4
-            # The next requests get new connections, whether or not the service has noticed yet.
+            # The next requests get new connections, whether or not the service has noticed the loss yet.
             assert [get(f"{lab.front}/roll?die=fair").status for _ in range(6)] == [200] * 6
     wait_for(lambda: pool(lab) == (4, 4))
 
@@ -151,7 +151,7 @@ def test_sequential_requests_reuse_the_last_connection(lab: Lab) -> None:
         return dict(cursor.fetchall())
 
     with connection(lab) as cursor:
-        cursor.connection.autocommit = True  # a transaction would see the activity of its beginning only
+        cursor.connection.autocommit = True  # in a transaction the activity would be that of its beginning
         # The check of the pool uses another connection each second: one second or less counts.
         seconds = 2.0
         while seconds > 1.0:
@@ -172,7 +172,7 @@ def test_broken_connections_are_replaced_without_traffic(lab: Lab) -> None:
 
     wait_for(lambda: pool(lab) == (4, 4))
     with connection(lab) as cursor:
-        cursor.connection.autocommit = True  # a transaction would see the activity of its beginning only
+        cursor.connection.autocommit = True  # in a transaction the activity would be that of its beginning
         before = pooled()
         assert len(before) == 4
         cursor.execute("SELECT pg_terminate_backend(pid) FROM unnest(%s) AS pid", (list(before),))
@@ -189,7 +189,7 @@ def test_a_slow_query_is_cancelled_and_a_full_pool_is_reported(own_lab: Callable
             asked = [users.submit(get, lab.url("die-service") + "/dice?identifier=fair") for _ in range(12)]
             wait_for(lambda: pool(lab) == (4, 0))
             answers = [answer.result() for answer in asked]
-        assert time.monotonic() - started < 5  # the time of a query, 1.5 s, thrice at most
+        assert time.monotonic() - started < 5  # at most three times the time of a query, 1.5 s
         statuses = Counter(answer.status for answer in answers)
         assert statuses[504] >= 4
         assert statuses[503] >= 1
@@ -201,7 +201,7 @@ def test_a_slow_query_is_cancelled_and_a_full_pool_is_reported(own_lab: Callable
         assert "exception" in select.events
         # No query continues in the database after its client was answered.
         with connection(lab) as other:
-            other.connection.autocommit = True  # a transaction would see the activity of its beginning only
+            other.connection.autocommit = True  # in a transaction the activity would be that of its beginning
 
             def waiting() -> bool:
                 other.execute(

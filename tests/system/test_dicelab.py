@@ -61,7 +61,7 @@ def test_services_and_database_run_with_batch_scheduling(stage_lab: Callable[[in
         for process in (lab.state["postgres"], *lab.state["services"])
         for thread in Path(f"/proc/{process['pid']}/task").iterdir()
     ]
-    assert len(threads) > 4  # those that write lines and spans among them
+    assert len(threads) > 4  # including those that write lines and spans
     assert {os.sched_getscheduler(thread) for thread in threads} == {os.SCHED_BATCH}
 
 
@@ -227,4 +227,4 @@ def test_an_external_database_is_used(own_lab: Callable[..., Lab], stage_lab: Ca
     assert not (lab.run_dir / "postgres").exists()
     assert get(f"{lab.front}/roll?die=fair").status == 200
     assert lab.stop() == 0
-    assert get(f"{stage_lab(5).front}/roll?die=fair").status == 200  # not the lab's to stop
+    assert get(f"{stage_lab(5).front}/roll?die=fair").status == 200  # the lab must not stop it

@@ -1,4 +1,4 @@
-"""``dicelab diff`` with real labs. That its text for all stages is right, the guides' tests show."""
+"""``dicelab diff`` with real labs. The tests of the guides check its text for all stages."""
 
 from __future__ import annotations
 

@@ -20,12 +20,12 @@ ROOMS = ("roller", "dieservice", "frontend", "alertreceiver", "exporter", "web")
 
 
 def variables_read() -> set[str]:
-    """Every environment variable that a service's settings name."""
+    """Every environment variable that the settings of a service read."""
     call = re.compile(
         r"env\.(?:text|choice|flag|integer|number|optional_integer|optional_url|url|names|secret)\(\s*\"([A-Z_]+)\""
     )
     named = {name for room in ROOMS for path in (ROOT / room).glob("*.py") for name in call.findall(path.read_text())}
-    # Read by otel/__init__.py, before there are settings.
+    # Read by otel/__init__.py, before the settings.
     return named | {"TELEMETRY"}
 
 

@@ -162,7 +162,7 @@ def test_spans_in_tempo_are_those_of_the_registry(lab: Lab) -> None:
 
 @pytest.mark.engines("tempo")
 def test_a_batch_makes_no_series_for_each_of_its_rolls(lab: Lab) -> None:
-    """Its spans `roll 1` to `roll 100` are internal ones; span metrics are those of servers and clients."""
+    """Its spans `roll 1` to `roll 100` are internal; only server and client spans become span metrics."""
     calls = 'traces_spanmetrics_calls_total{service="dice-roller",span_name="GET /roll-async"}'
 
     def counted() -> float:
@@ -196,7 +196,7 @@ def test_the_cost_of_a_roll_agrees_with_the_figures_of_the_engines(lab: Lab, tmp
     assert report["traces"]["requested"] == report["traces"]["kept"] >= 60
     figures = {(one["what"], one["engine"]): one for one in report["agreement"]}
     assert {engine.partition(",")[0] for _, engine in figures} == {"Prometheus", "Loki", "Tempo"}
-    # The exporter's probe rolls meanwhile: its lines and spans are in the engines' figures only.
+    # The exporter's probe rolls meanwhile: its lines and spans are only in the engines' figures.
     for key, low, high in (
         (("series of the services", "Prometheus, count()"), 99, 101),
         (("lines, all of the lab", "Loki, distributor"), 99, 105),
@@ -229,7 +229,7 @@ def _let_arrive(lab: Lab) -> None:
 
 
 def _analyzed_series(lab: Lab, tmp_path: Path) -> dict[str, int]:
-    """The series of each metric by ``promtool tsdb analyze``; a second Prometheus makes the block that it reads."""
+    """The series of each metric by ``promtool tsdb analyze``; a second Prometheus writes the block that it reads."""
     data = tmp_path / "data"
     shutil.copytree(lab.run_dir / "engines" / "prometheus" / "data", data, ignore=shutil.ignore_patterns("lock"))
     (tmp_path / "empty.yml").write_text("")
@@ -322,7 +322,7 @@ def test_labels_are_few_and_exclude_the_trace_id(lab: Lab) -> None:
     url = f"{engine_url(lab, 'loki')}/loki/api/v1/labels"
     assert get(url, headers={"X-Scope-OrgID": "operations"}).json["data"] == ["level", "service_name"]
     newest = in_loki(lab, "operations", query)[-1][1]
-    assert json.loads(newest)["message"] == "GET /roll?die=fair 200"  # in the order of their own timestamps
+    assert json.loads(newest)["message"] == "GET /roll?die=fair 200"  # ordered by their own timestamps
 
 
 @pytest.mark.engines("loki", "alloy")
@@ -359,7 +359,7 @@ def test_malformed_lines_are_kept_and_marked(lab: Lab) -> None:
     assert not in_loki(lab, "usage", query)
 
 
-# How the names of each engine's metrics begin. Tempo writes to Prometheus with Prometheus's own code.
+# The prefixes of each engine's metrics. Tempo writes to Prometheus with Prometheus's own code.
 PREFIXES = {
     "otelcol_": "otel-collector",
     "tempo_": "tempo",
@@ -372,7 +372,7 @@ PREFIXES = {
     "prometheus_": "prometheus",
     "pg_": "postgres-exporter",
 }
-# Counters that are not exposed before the first loss, by the part of the name that stands in the engine's program.
+# Counters that are not exposed before the first loss, by the part of the name that the engine's program contains.
 AFTER_A_LOSS = {
     "otelcol_exporter_send_failed_spans_total": "otelcol_exporter_send_failed_spans",
     "otelcol_exporter_enqueue_failed_spans_total": "otelcol_exporter_enqueue_failed_spans",
@@ -426,7 +426,7 @@ def test_the_metrics_that_rules_and_dashboards_read_are_those_of_the_engines(lab
     binaries = {engine.name: engine.find() for engine in engines.ENGINES}
 
     def missing() -> set[str]:
-        # As they stand on the page: prometheus_client's parser gives counters the ending _total.
+        # The names on the page: prometheus_client's parser adds _total to counters.
         exposed = {
             engine: set(re.findall(r"^(\w+)[ {]", get(url).body.decode(), re.MULTILINE))
             for engine, url in pages.items()
@@ -444,7 +444,7 @@ def test_the_metrics_that_rules_and_dashboards_read_are_those_of_the_engines(lab
 
 @pytest.mark.engines("loki", "alloy", "alertmanager")
 def test_a_line_that_loki_refuses_is_counted_and_alerted(lab: Lab) -> None:
-    """The counter appears with the first loss; a rate of it would not see that one."""
+    """The counter appears with the first loss, which a rate would therefore miss."""
     url, now = engine_url(lab, "loki"), time.time_ns()
     wait_for(lambda: query(lab, 'up{job="loki"} offset 1m == 1'), timeout=90, say="a minute of history")
     body = {"streams": [{"stream": {"service_name": "test"}, "values": [[str(now + 3600 * 10**9), "from the future"]]}]}

@@ -1,4 +1,4 @@
-"""Bad input of every kind: the contract's response, no traceback, no new label value, one valid log line."""
+"""Bad input of every kind: the documented response, no traceback, no new label value, one valid log line."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def labels(lab: Lab) -> set[tuple[str, str, str]]:
 
 
 def lines_of(lab: Lab, trace_id: str) -> list[dict[str, Any]]:
-    """The lines of a trace. Only they are parsed: there are thousands."""
+    """The lines of a trace. Only these are parsed, because there are thousands."""
     return [
         line
         for service in lab.services

@@ -87,10 +87,10 @@ async def test_navigation_from_roll_to_trace_to_lines_and_back(
         text.split(" die_")[0].split(" db_")[0] for text in await page.locator(f"{LINES} .message").all_inner_texts()
     }
     await page.locator(LINES).first.locator(".trace a").click()
-    await expect(detail).to_contain_text("die-service: GET /dice")  # back, with that span selected
+    await expect(detail).to_contain_text("die-service: GET /dice")  # back again, with that span selected
     await expect(page).to_have_url(re.compile(f"{re.escape(lab.front)}/\\?trace={trace_id}&span="))
 
-    # An older roll of the session: its row leads to its trace again.
+    # An older roll of the session: its row opens its trace again.
     await roll(page, "fair")
     await page.locator(ROLLS).nth(1).click()
     await expect(page.locator("#trace code").first).to_have_text(trace_id)
@@ -140,9 +140,9 @@ async def test_concurrent_rolls_overlap_and_failures_are_marked(
     await expect(page.locator("#trace")).to_contain_text(f"✖ {len(failed)} failed spans")
     failed_rolls = sum(row["failed"] for row in rolls)
     await expect(page.locator("#result")).to_contain_text(
-        f"of the {100 - failed_rolls} rolls that came out; {failed_rolls} failed"
+        f"of the {100 - failed_rolls} rolls that succeeded; {failed_rolls} failed"
     )
-    # A drag over the minimap looks closer at that stretch; a button goes back to the whole.
+    # A drag over the minimap zooms into that part; a button goes back to the whole trace.
     minimap = page.locator(".minimap")
     await minimap.scroll_into_view_if_needed()
     box = await minimap.bounding_box()
@@ -174,7 +174,7 @@ async def test_a_span_leads_to_the_metrics_of_its_service(stage_lab: Callable[[i
     await expect(page.locator("#detail")).to_contain_text("die-service: GET /dice")
 
 
-async def test_the_time_range_is_that_of_all_views(stage_lab: Callable[[int], Lab], open_page: Open) -> None:
+async def test_all_views_share_the_time_range(stage_lab: Callable[[int], Lab], open_page: Open) -> None:
     lab = stage_lab(4)
     get(f"{lab.front}/roll?die=fair")
     page = await open_page(lab, path="/?tab=recent&range=1000000000000-1000000060000", timezone_id="Europe/Berlin")
@@ -195,7 +195,7 @@ async def test_the_time_range_is_that_of_all_views(stage_lab: Callable[[int], La
         await expect(page.locator(drawn).first).to_be_visible()
 
 
-async def test_a_step_of_the_histogram_is_a_stretch_of_time(stage_lab: Callable[[int], Lab], open_page: Open) -> None:
+async def test_a_step_of_the_histogram_selects_its_period(stage_lab: Callable[[int], Lab], open_page: Open) -> None:
     lab = stage_lab(4)
     trace_id = get(f"{lab.front}/roll?die=fair").trace_id
     await asyncio.to_thread(lab.settle)
@@ -213,7 +213,7 @@ async def test_a_step_of_the_histogram_is_a_stretch_of_time(stage_lab: Callable[
     }""",
         arg=LINES,
     )
-    await page.get_by_role("button", name="Pause").click()  # else the bars move with the time
+    await page.get_by_role("button", name="Pause").click()  # otherwise the bars move with the time
     await expect(page.locator("#logs-head")).to_contain_text("paused")
     count = await lines.count()
     await bars.first.click()
@@ -274,7 +274,7 @@ async def test_two_traces_can_be_compared(stage_lab: Callable[[int], Lab], open_
 async def test_a_shared_link_opens_its_trace(stage_lab: Callable[[int], Lab], open_page: Open) -> None:
     lab = stage_lab(6)
     trace_id = get(f"{lab.front}/roll?die=fair").trace_id
-    page = await open_page(lab, path=f"/?trace={trace_id}")  # by way of the sign-in
+    page = await open_page(lab, path=f"/?trace={trace_id}")  # through the sign-in page
     await expect(page).to_have_url(f"{lab.front}/?trace={trace_id}")
     rows = await waterfall(page, 7)
     assert rows[0]["name"] == "HTTP GET"
@@ -340,7 +340,7 @@ async def test_recent_traces_can_be_searched(stage_lab: Callable[[int], Lab], op
     statuses = page.locator(f"{TRACES} [data-field=status]")
     await expect(statuses.filter(has_text="ok")).to_have_count(0)
     await expect(statuses.first).to_have_text("✖ failed")
-    # The least duration takes what is typed, and can be cleared again.
+    # The minimum duration accepts what is typed, and can be cleared again.
     found = await page.locator(TRACES).count()
     least = page.get_by_label("At least, ms")
     await least.fill("100000")
@@ -415,7 +415,7 @@ async def test_lines_expand_and_their_fields_filter(stage_lab: Callable[[int], L
     await page.get_by_role("button", name="No lines whose die_type is risky").click()
     await expect(lines.filter(has_text="die_type=risky")).to_have_count(0)
     await expect(page.locator(".histogram button").first).to_be_attached()
-    # The eight digits that the page itself shows are enough of an id.
+    # The eight digits that the page itself shows are enough to find an id.
     await page.get_by_title("Remove this filter").click()
     await page.get_by_label("Text", exact=True).fill("")
     trace_id = get(f"{lab.front}/roll?die=fair").trace_id
@@ -498,7 +498,7 @@ async def test_the_map_shows_calls_between_services(stage_lab: Callable[[int], L
     await expect(page.locator(f"{SPANS}[data-name=SELECT]").first).to_be_visible()
 
 
-# --- the same from the engines ---
+# --- with engines as sources ---
 
 
 @pytest.fixture(scope="module")
@@ -545,7 +545,7 @@ async def test_engines_are_queried_when_they_run(engines_lab: Lab, open_page: Op
 
 
 @pytest.mark.engines("alertmanager")
-async def test_the_page_says_which_alerts_fire_and_which_are_muted(engines_lab: Lab, open_page: Open) -> None:
+async def test_the_page_shows_which_alerts_fire_and_which_are_muted(engines_lab: Lab, open_page: Open) -> None:
     lab = engines_lab
     page = await open_page(lab)
     await open_tab(page, "Metrics")

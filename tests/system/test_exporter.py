@@ -1,4 +1,4 @@
-"""The exporter in a running lab: what it measures, what it probes, and what it shows of parts that are away."""
+"""The exporter in a running lab: what it measures, what it probes, and what it shows of parts that are down."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Page = dict[tuple[str, ...], float]
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
-    """Stage 5 with its engines, in which Prometheus has the dice-roller probed every second."""
+    """Stage 5 with its engines, in which Prometheus probes the dice-roller every second through the exporter."""
     lab = labs.start(tmp_path_factory.mktemp("exporter") / "run", 5, "--engines", roll_delay=0, PROBES="true")
     try:
         labs.scrape_every_second(lab)
@@ -66,7 +66,7 @@ def test_the_newest_line_and_span_are_those_of_the_last_roll(lab: Lab) -> None:
     started = time.time()
     assert get(f"{lab.front}/roll?die=fair").status == 200
     for signal in ("logs", "traces"):
-        # A file's time is that of the kernel's last tick.
+        # A file's time has the resolution of the kernel's tick.
         wait_for(lambda signal=signal: page(lab)["dicelab_newest_timestamp_seconds", signal] > started - 0.1)  # type: ignore[misc]
 
 
@@ -101,7 +101,7 @@ def test_promtool_accepts_every_page_of_metrics(lab: Lab) -> None:
         assert checked.returncode == 0, (name, checked.stdout.decode(), checked.stderr.decode())
 
 
-def test_what_is_away_is_reported_and_leaves_nothing_out_of_date(lab: Lab) -> None:
+def test_a_part_that_is_down_is_reported_and_leaves_no_stale_metrics(lab: Lab) -> None:
     with closing(Held(lab, "postgres")) as held:
         samples = wait_for(lambda: lacks(lab, "dicelab_database_up"), say="no database")
         assert not {name for name, *_ in samples if name.startswith("dicelab_di")}

@@ -1,4 +1,4 @@
-"""Services restarted with changed settings, through the socket that experiments use."""
+"""Faults through the socket that experiments use: changed settings, proxies and frozen services."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ async def test_one_experiment_can_follow_another_at_once(own_lab: Callable[..., 
             await faults.ask(end=True)
     async with Faults(lab.state["faults"]) as faults:
         await faults.ask(restart={ROLLER: {"BLOCKING_WAIT": "true"}})
-    async with Faults(lab.state["faults"]) as faults:  # the first one has been put back by now
+    async with Faults(lab.state["faults"]) as faults:  # the first one has been undone by now
         await faults.ask(restart={ROLLER: {}})
     await asyncio.to_thread(wait_for, lambda: answered(lab))
     assert "BLOCKING_WAIT=true" not in environ(lab, ROLLER)

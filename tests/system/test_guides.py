@@ -1,4 +1,4 @@
-"""The guides of the learning path: every command runs as written and prints what is shown."""
+"""The guides of the learning path: every command runs as written and prints the output shown."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from tests.support.queries import parse
 
 ROOT = Path(__file__).parents[2]
 STAGES = range(1, 7)
-EXPERIMENT = 5  # the guide with an experiment, which has to be over in time
+EXPERIMENT = 5  # the guide with an experiment, which is sensitive to other load
 SEED = diff.Options(1, 2).seed
-# What the specification asks for at each stage: four focus areas, and the secondary concepts.
+# The topics that the specification requires of each stage: four focus areas, and the secondary concepts.
 TOPICS = {
     1: ("prometheus metric types (counter, histogram)", "json structured logging format", "traces in grafana tempo",
         "basic promql queries", "automatic instrumentation", "json logging"),
@@ -65,7 +65,7 @@ def follow(stage: int, directory: Path) -> Outcome:
 
 @pytest.fixture(scope="module")
 def outcomes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[int, Future[Outcome]]]:
-    """What the commands of each guide printed. Two guides at a time, but the one with an experiment alone."""
+    """The output of the commands of each guide. Two guides run at a time; the one with an experiment runs alone."""
     directories = {stage: tmp_path_factory.mktemp(f"guide{stage}") for stage in STAGES}
     with ThreadPoolExecutor(2) as pair, ThreadPoolExecutor(1) as single:
         found = {stage: pair.submit(follow, stage, directories[stage]) for stage in STAGES if stage != EXPERIMENT}
@@ -80,7 +80,7 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[int, Fut
 
 @pytest.fixture(scope="module")
 def portraits(outcomes: dict[int, Future[Outcome]]) -> list[diff.Portrait]:
-    """What ``dicelab diff`` sees of each stage, once the guides' labs have stopped."""
+    """The portrait that ``dicelab diff`` takes of each stage, once the guides' labs have stopped."""
     for outcome in outcomes.values():
         outcome.exception()
     return [portrait for half in ((1, 2, 3), (4, 5, 6)) for portrait in asyncio.run(diff.portray(half, SEED))]
@@ -94,7 +94,7 @@ def test_each_stage_has_a_guide_of_readable_length() -> None:
 
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("stage", STAGES)
-def test_commands_print_what_is_shown(outcomes: dict[int, Future[Outcome]], stage: int) -> None:
+def test_commands_print_the_output_shown(outcomes: dict[int, Future[Outcome]], stage: int) -> None:
     outcome = outcomes[stage].result()
     for command, status, printed in outcome:
         assert status == 0, f"{command.text}\n{printed}"
@@ -130,7 +130,7 @@ def test_a_guide_has_its_sections_and_its_four_exercises(stage: int) -> None:
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_links_lead_to_files_and_headings_that_are_there(stage: int) -> None:
+def test_links_lead_to_existing_files_and_headings(stage: int) -> None:
     for path, anchor in re.findall(r"\]\((?!http)([\w./-]+)(?:#([\w-]+))?\)", guide(stage)):
         target = GUIDES[stage - 1].parent / path
         assert target.exists(), path
@@ -168,10 +168,10 @@ def test_queries_of_the_guides_are_valid() -> None:
         ("a…c", "ab\nbc\n", False),
     ],
 )
-def test_the_notation_for_what_varies(shown: str, printed: str, same: bool) -> None:
+def test_the_notation_for_variable_output(shown: str, printed: str, same: bool) -> None:
     assert matches(shown, printed) is same
 
 
-def test_a_command_goes_on_while_a_quote_is_open() -> None:
+def test_a_command_continues_while_a_quote_is_open() -> None:
     text = "```console\n$ a 'b\n  c' \\\n  d\n1\n$ e\n```\n```sh\n$ no\n```\n"
     assert list(commands(text)) == [Command("a 'b\n  c' \\\n  d", "1"), Command("e", "")]

@@ -115,7 +115,7 @@ def why_not_writable(service: Service, path: str) -> str:
     if mounts[mount] is None:
         return f"{mount} is mounted read-only"
     known = {**image_of(service).paths, mount: mounts[mount]}
-    # The deepest directory that is there before the program starts; below it, the program makes its own.
+    # The deepest directory that exists before the program starts; the program creates those below it.
     deepest = next(place for place in reversed(way) if place in known or place == mount)
     if service.get("cap_drop") != ["ALL"] or service.get("cap_add"):
         return "which capabilities are left is not known"
@@ -168,7 +168,7 @@ def test_the_image_supports_the_service(check: Check, name: str) -> None:
 
 Defect = Callable[[dict[str, Any]], object]
 DEFECTS: dict[str, tuple[str, Check, Defect, str]] = {
-    # These three were released.
+    # These three were in a release.
     "a flag that only Debian's exporter has": (
         *("postgres-exporter", check_flags),
         lambda service: service.update(command=["--no-collector.bgwriter"]),
@@ -189,7 +189,7 @@ DEFECTS: dict[str, tuple[str, Check, Defect, str]] = {
         lambda service: service["environment"].pop("GF_PATHS_LOGS"),
         "GF_PATHS_LOGS=/var/log/grafana overrides paths.logs = /var/lib/grafana/log",
     ),
-    # The same in other places.
+    # The same defects in other places.
     "logs on the read-only disk": (
         *("grafana", check_written_paths),
         lambda service: service["environment"].update(GF_PATHS_LOGS="/var/log/grafana"),
@@ -300,7 +300,7 @@ def private_checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("name", SERVICES)
 def test_a_container_can_read_the_configuration_of_a_private_checkout(name: str, private_checkout: Path) -> None:
-    """Bits for others are what counts: the container's user is neither the checkout's owner nor in its group."""
+    """Only the bits for others count: the container's user is neither the checkout's owner nor in its group."""
     for volume in COMPOSE["services"][name].get("volumes", []):
         source = volume.split(":")[0]
         if not source.startswith("."):
@@ -329,7 +329,7 @@ PROGRAMS = {
 }
 
 
-# Flags that a program looks for before it parses the others, and does not print.
+# Flags that a program reads before it parses the others, and does not list.
 HIDDEN = {"loki": {"-health", "-health.url"}}
 
 
@@ -358,11 +358,11 @@ def binaries_of(name: str) -> list[str]:
 
 
 def output(command: list[str]) -> str:
-    """What a program writes to stdout and stderr."""
+    """The stdout and stderr of a program."""
     return subprocess.run(command, check=False, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True).stdout
 
 
-# Engine → how its program checks a configuration: what follows the program, before and after the container's command.
+# Engine → how its program checks a configuration: the arguments before and after those of the container's command.
 CHECKERS: dict[str, tuple[list[str], list[str]]] = {
     "tempo": ([], ["-config.verify=true"]),
     "otel-collector": (["validate"], []),
@@ -384,7 +384,7 @@ def test_the_program_accepts_its_flags_and_configuration(name: str, tmp_path: Pa
             source, target = volume.split(":")[:2]
             here = (engines.COMPOSE / source).resolve() if source.startswith(".") else tmp_path / source
             if not source.startswith("."):
-                here.mkdir(exist_ok=True)  # a volume is a directory that is there
+                here.mkdir(exist_ok=True)  # a volume is an existing directory
             text = re.sub(rf"(?<![\w/-]){target}(?=/|$)", str(here), text)
         return text
 
@@ -406,7 +406,7 @@ def accepts(command: list[str]) -> bool:
 
 
 def test_the_lab_passes_only_flags_that_the_exporter_has() -> None:
-    """Debian's by the program's own help, upstream's by the list of its flags."""
+    """Debian's exporter by the program's own help, upstream's by the list of its flags."""
     flag = "--no-collector.bgwriter"
     upstream = "\n".join(IMAGES["prometheuscommunity/postgres-exporter:v0.20.1"].flags["/bin/postgres_exporter"].names)
     assert not engines.lists_flag(upstream, "collector.bgwriter")

@@ -26,12 +26,12 @@ from tests.support.labs import Lab
 # Exercises that need engines in the lab come last, so that each lab is started once.
 IN_ORDER = sorted(EXERCISES, key=lambda number: (len(EXERCISES[number].running) > 0, number))
 log = logging.getLogger(__name__)
-OUTAGE = 6.0  # seconds; a learner waits for a minute
+OUTAGE = 6.0  # seconds; for learners it is a minute
 
 
 @pytest.fixture(scope="module")
 def lab_of(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[int, bool], Lab]]:
-    """A lab for the exercises of a stage, with or without engines; the last one is kept until another is asked for."""
+    """A lab for the exercises of a stage, with or without engines; it is kept until another one is requested."""
     running: dict[tuple[int, bool], Lab] = {}
 
     def of(stage: int, with_engines: bool) -> Lab:
@@ -50,7 +50,7 @@ def lab_of(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[int, 
 
 
 def missing_programs(exercise: Exercise) -> list[str]:
-    """The programs that an exercise needs and that are not on PATH."""
+    """The programs that an exercise needs but that are not on PATH."""
     needed = {*exercise.engines, *exercise.running}
     found = {engine.name for engine in engines.ENGINES if engine.find()} | {
         name for name in needed if shutil.which(name)

@@ -1,4 +1,4 @@
-"""The exercises in the page, from the question to right and to wrong; and the socket that they come from."""
+"""The exercises in the page, from the question to a wrong and a right answer; and the socket that serves them."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ async def begin(lab: Lab, page: Page) -> dict[str, Any]:
     await open_tab(page, "Learn")
     await page.get_by_role("button", name=NUMBER).click()
     await expect(page.locator("#learn-title")).to_have_text(f"{NUMBER} {EXERCISES[NUMBER].title}")
-    again = page.get_by_role("button", name="Ask anew")
+    again = page.get_by_role("button", name="New question")
     await page.get_by_role("button", name="Begin").or_(again).click()
     await asyncio.to_thread(wait_for, lambda: Progress(lab.run_dir).read().get(NUMBER, {}).get("asked", 0) > before)
     attempt = facts(lab)
@@ -67,7 +67,7 @@ async def test_from_the_question_to_wrong_with_its_hint_and_to_right(
     await page.get_by_role("button", name="Hint").click()
     await expect(page.locator(".learn-verdict")).to_contain_text(exercise.hint)
 
-    # The trace that the question is about, and back to the question, which is still there.
+    # The trace of the question, and back to the question, which is still shown.
     await page.locator("#learn-question a").click()
     await expect(page.locator(SPANS).first).to_be_visible()
     await expect(page).to_have_url(re.compile(attempt["trace"]))
@@ -76,7 +76,7 @@ async def test_from_the_question_to_wrong_with_its_hint_and_to_right(
     await answer(page, exercise.reference.text(attempt), "Right")
     await expect(page.get_by_role("button", name=NUMBER)).to_contain_text("done")
 
-    # A page that is opened anew has the question and the progress.
+    # A newly opened page shows the question and the progress.
     await page.reload()
     await expect(page.locator("#learn-question")).to_contain_text(attempt["trace"])
     await expect(page.locator("#learn-list")).to_contain_text("1 of 24 done")
@@ -108,7 +108,7 @@ async def test_the_guide_of_a_stage_is_read_in_the_page(stage_lab: Callable[[int
     await expect(page.locator(".guide")).to_have_count(0)
 
 
-async def test_what_needs_another_stage_says_the_command(stage_lab: Callable[[int], Lab], open_page: Open) -> None:
+async def test_an_exercise_of_another_stage_names_the_command(stage_lab: Callable[[int], Lab], open_page: Open) -> None:
     page = await open_page(stage_lab(4), path="/?tab=learn&exercise=6.3")
     await expect(page.locator("#learn-exercise")).to_contain_text("dicelab up --stage 6")
     await expect(page.get_by_role("button", name="Begin")).to_have_count(0)
@@ -129,7 +129,7 @@ def ask(path: Path, body: str) -> tuple[int, Any]:
         return answered.status, json.loads(answered.read())
 
 
-def test_the_socket_is_private_and_takes_actions_of_learn_only(stage_lab: Callable[[int], Lab]) -> None:
+def test_the_socket_is_private_and_accepts_only_actions_of_learn(stage_lab: Callable[[int], Lab]) -> None:
     path = learn_socket(stage_lab(4))
     assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
     for body in (

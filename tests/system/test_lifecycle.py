@@ -54,7 +54,7 @@ def test_sigterm_lets_requests_finish_and_flushes(own_lab: Callable[..., Lab], t
 def test_a_burst_of_connections_waits_in_the_accept_queue(own_lab: Callable[..., Lab]) -> None:
     lab = own_lab(1)
     (service,) = lab.state["services"]
-    os.kill(service["pid"], signal.SIGSTOP)  # accepts no connections: they wait in the kernel's queue
+    os.kill(service["pid"], signal.SIGSTOP)  # it accepts no connections: they wait in the kernel's queue
     crowd = []
     try:
         for _ in range(400):
@@ -70,7 +70,7 @@ def test_a_burst_of_connections_waits_in_the_accept_queue(own_lab: Callable[...,
 
 
 def test_a_disconnecting_client_cancels_its_rolls(own_lab: Callable[..., Lab]) -> None:
-    lab = own_lab(4, roll_delay=30, RANDOM_SEED="249163")  # with it the first of the rolls ends after 6 s
+    lab = own_lab(4, roll_delay=30, RANDOM_SEED="249163")  # with this seed the first of the rolls ends after 6 s
     host, port = lab.front.removeprefix("http://").split(":")
     connection = socket.create_connection((host, int(port)))
     connection.sendall(b"GET /roll-async?die=fair&times=50 HTTP/1.1\r\nHost: localhost\r\n\r\n")
@@ -113,7 +113,7 @@ def collector(port: int) -> Iterator[list[str]]:
 
 
 def settled(lab: Lab) -> float | None:
-    """How many of the roller's spans are counted as dropped, once that number stays the same."""
+    """How many of the roller's spans were counted as dropped, once that number no longer changes."""
     before = lab.value("dice-roller", "telemetry_dropped_total", signal="traces")
     time.sleep(0.5)
     return before if lab.value("dice-roller", "telemetry_dropped_total", signal="traces") == before else None
@@ -134,7 +134,7 @@ def test_an_unreachable_collector_fails_no_request(own_lab: Callable[..., Lab], 
         started = time.monotonic()
         assert get(f"{lab.front}/roll?die=fair").status == 200
         seconds.append(time.monotonic() - started)
-    # An attempt to export is repeated each second. The slowest requests may have waited for a busy machine.
+    # An export is retried every second. The slowest requests may have waited for a busy machine.
     assert sorted(seconds)[-10] < 0.5
     assert max(seconds) < 5
     assert not list((lab.run_dir / "traces").iterdir())
@@ -151,11 +151,11 @@ def test_an_unreachable_collector_fails_no_request(own_lab: Callable[..., Lab], 
     started = time.monotonic()
     get(f"{lab.front}/roll?die=fair")
     assert lab.stop() == 0
-    assert time.monotonic() - started < 25  # down again: the last spans are dropped
+    assert time.monotonic() - started < 25  # the collector is down again: the last spans are dropped
 
 
 class Nonsense(http.server.BaseHTTPRequestHandler):
-    """Answers every request with JSON that contains no roll."""
+    """Answers every request with JSON that does not contain a roll."""
 
     def do_GET(self) -> None:
         body = b'{"nothing": 1}'

@@ -54,7 +54,7 @@ class Evidence:
 
     @staticmethod
     def _until(status: int, url: str) -> Answer:
-        for _ in range(400):  # a risky die fails every tenth time: no failure in so many rolls has odds of 1 to 10^18
+        for _ in range(400):  # a risky die fails every tenth time: 400 rolls all succeed with a probability of 10^-18
             answer = get(url)
             if answer.status == status:
                 return answer
@@ -104,7 +104,7 @@ def evidence(stage_lab: Callable[[int], Lab], request: pytest.FixtureRequest) ->
 
 
 def overlap(spans: list[Span]) -> bool:
-    """Some ran at the same time, which sequential rolls never do."""
+    """Whether some spans ran at the same time, which those of sequential rolls never do."""
     spans = sorted(spans, key=lambda span: span.start)
     return any(after.start < before.end for before, after in pairwise(spans))
 

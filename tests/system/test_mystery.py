@@ -1,4 +1,4 @@
-"""The mystery game against a real lab: nothing tells the fault but its symptoms, and everything is put back."""
+"""The mystery game against a real lab: only symptoms reveal the fault, and everything is restored."""
 
 from __future__ import annotations
 
@@ -39,11 +39,11 @@ from tests.support.labs import Lab, dicelab, get, wait_for
 pytestmark = pytest.mark.timeout(300)  # each game restarts all services twice, which takes a while on a busy machine
 STEADY, FAULT = 6.0, 13.0  # seconds
 SEED = 8  # at level 1 and within 5 seconds: a fault that makes spans fail
-DELAY = 1.5  # seconds: nothing else takes as long, on a busy machine either
+DELAY = 1.5  # seconds: nothing else takes as long, even on a busy machine
 VARIABLE = "DEFECTS_SOCKET"
-# What nothing may say while a fault is on. Names that are a word of everyday English are left out.
+# Words that must appear nowhere while a fault is on, except names that are words of everyday English.
 SECRETS = sorted(
-    {name for name in (*SITUATIONS, *MECHANISMS) if "-" in name} | {"no_context", "full_disk", "impatient", "weights"}
+    {name for name in (*SITUATIONS, *MECHANISMS) if "-" in name} | {"no_context", "full_disk", "retry_storm", "weights"}
 )
 
 
@@ -90,10 +90,10 @@ def _status(url: str) -> int:
 
 @dataclass
 class Seen:
-    """What a player can look at while a fault is on.
+    """Everything that a player can look at while a fault is on.
 
     Attributes:
-        shape: what must be the same in every game, whatever its fault is.
+        shape: the parts that must be the same in every game, whatever its fault is.
         text: everything, to be searched.
     """
 
@@ -137,7 +137,7 @@ def look(lab: Lab, files_before: dict[Path, int]) -> Seen:
 
 
 def _without_numbers(value: str) -> str:
-    """A value without what differs in each game: ports, and the names of private directories."""
+    """A value without the parts that differ in each game: ports, and the names of private directories."""
     return re.sub(r"dicelab-\w+|\d+", "#", value)
 
 
@@ -150,7 +150,7 @@ def _keys(document: Any) -> Any:
 
 async def played(lab: Lab, fault: Fault, steady: float, seconds: float, looked: list[Seen]) -> Played:
     """A short game whose player looks at everything and then waits."""
-    # The file of the samples begins anew with each game.
+    # Each game starts a new file of samples.
     sizes = {path: path.stat().st_size for path in lab.run_dir.rglob("*.jsonl") if path.parent.name != "metrics"}
 
     async def player(game: Game) -> None:
@@ -164,7 +164,7 @@ async def played(lab: Lab, fault: Fault, steady: float, seconds: float, looked: 
 
 
 def resources(lab: Lab) -> Counter[str]:
-    """What a game could leave behind: processes, descriptors of the supervisor by kind, and files of the run dir."""
+    """Everything that a game could leave behind: processes, the supervisor's descriptors, files of the run dir."""
     descriptors = Path(f"/proc/{state(lab)['pid']}/fd").iterdir()
     files = (path.relative_to(lab.run_dir) for path in lab.run_dir.rglob("*") if path.is_file())
     found = Counter(f"descriptor {os.readlink(path).partition('[')[0]}" for path in descriptors if path.is_symlink())
@@ -179,7 +179,7 @@ def no_more_than(lab: Lab, before: Counter[str]) -> bool:
     return False
 
 
-async def test_only_symptoms_tell_one_fault_from_another_and_the_score_is_computed(lab: Lab, tmp_path: Path) -> None:
+async def test_only_symptoms_distinguish_faults_and_the_score_is_computed(lab: Lab, tmp_path: Path) -> None:
     before = resources(lab)
     restarts = {entry["name"]: entry["restarts"] for entry in state(lab)["services"]}
     looked: list[Seen] = []
@@ -200,13 +200,13 @@ async def test_only_symptoms_tell_one_fault_from_another_and_the_score_is_comput
         (round(one.at * 1000), one.service) for one in loaded.case.scrapes if one.at <= loaded.truth.ended
     }
     for seen in looked:
-        assert VARIABLE in seen.text  # it was looked at while the game ran
+        assert VARIABLE in seen.text  # the player looked while the game ran
         assert not [secret for secret in SECRETS if secret in seen.text]
     one, other = (seen.shape for seen in looked)
     assert [count + 2 for count in one.pop("restarts")] == other.pop("restarts")
     assert one == other
 
-    # The faults were real, and what is right about them can be proven from the telemetry alone.
+    # The faults were real, and the right answers can be proven from the telemetry alone.
     assert slow.indicators["moved"], slow.indicators
     onset = slow.truth.onset
     assert onset is not None
@@ -234,7 +234,7 @@ async def test_only_symptoms_tell_one_fault_from_another_and_the_score_is_comput
     }
     assert faces == {6}
 
-    # The same case as files has the same score.
+    # The same case has the same score when it is read from files.
     files.prepare(tmp_path / "case")
     command.write(tmp_path / "case", slow)
     recorded = files.read(tmp_path / "case")
@@ -248,7 +248,7 @@ async def test_only_symptoms_tell_one_fault_from_another_and_the_score_is_comput
 
 
 async def sign_in(page: Page) -> None:
-    """Sign in where the page asks for it, as it does after each restart of its service."""
+    """Sign in if the page asks for it, as it does after each restart of its service."""
     with suppress(PlaywrightError):  # the page may reconnect at the same time
         if await page.get_by_label("Your name").is_visible():
             await page.get_by_label("Your name").fill("alice", timeout=1000)
@@ -278,7 +278,7 @@ async def test_a_game_is_played_in_the_page(lab: Lab, blank_page: Open) -> None:
     await page.locator("#mystery-resume").click()
     await expect(playing).not_to_contain_text("(paused)")
 
-    # An answer that cannot be read costs nothing, and the form keeps it.
+    # An invalid answer costs nothing, and the form keeps it.
     plan = draw(SEED, 1, Facets.of(AnyLab.in_run_dir(lab.run_dir)), steady=2.5, uncertain=2.5)
     for field_id, value in (
         ("component", plan.components[0]),
@@ -294,8 +294,8 @@ async def test_a_game_is_played_in_the_page(lab: Lab, blank_page: Open) -> None:
     await page.locator("#mystery-query").fill("SELECT count(*) FROM spans WHERE status = 'error'")
     result = page.locator("#mystery-result")
     async with asyncio.timeout(150):
-        while not await result.is_visible():  # answers are taken some time after the fault
-            with suppress(PlaywrightError):  # the page reconnects when everything is put back
+        while not await result.is_visible():  # answers are accepted some time after the fault
+            with suppress(PlaywrightError):  # the page reconnects when everything is restored
                 if await playing.is_visible():
                     assert not [sentence for sentence in plan.story() if sentence in await page.content()]
                     await answer.click(timeout=1000)
@@ -309,7 +309,7 @@ async def test_a_game_is_played_in_the_page(lab: Lab, blank_page: Open) -> None:
     assert [(game["seed"], game["level"], game["given_up"]) for game in games] == [(SEED, 1, False)]
     assert games[0]["score"] >= 80
     await asyncio.to_thread(wait_for, lambda: as_before(lab))
-    shutil.rmtree(lab.run_dir / "mystery")  # the tests below look for games of their own
+    shutil.rmtree(lab.run_dir / "mystery")  # the tests below look for their own games
 
 
 def wait_until_it_runs(lab: Lab, process: subprocess.Popen[bytes]) -> None:
@@ -320,7 +320,7 @@ def wait_until_it_runs(lab: Lab, process: subprocess.Popen[bytes]) -> None:
     wait_for(runs)
 
 
-def test_a_game_that_is_killed_is_put_back(lab: Lab, tmp_path: Path) -> None:
+def test_the_faults_of_a_killed_game_are_undone(lab: Lab, tmp_path: Path) -> None:
     game = dicelab("mystery", "--run-dir", lab.run_dir, "--answer", tmp_path / "answer.json")
     wait_until_it_runs(lab, game)
     arguments = Path(f"/proc/{game.pid}/cmdline").read_text() + Path(f"/proc/{game.pid}/environ").read_text()
@@ -334,7 +334,7 @@ def test_a_game_that_is_killed_is_put_back(lab: Lab, tmp_path: Path) -> None:
     game.communicate()
     wait_for(lambda: as_before(lab))
     assert get(f"{lab.url(ROLLER)}/roll?die=fair").status == 200
-    assert not (lab.run_dir / "mystery").exists()  # neither of the games counts
+    assert not (lab.run_dir / "mystery").exists()  # neither game counts
 
 
 def test_a_lab_that_is_stopped_meanwhile_ends_the_game(lab: Lab, tmp_path: Path) -> None:

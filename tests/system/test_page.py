@@ -19,7 +19,7 @@ from tests.support.labs import Held, Lab, get, tree, wait_for
 from tests.support.matrix import spans_of
 
 
-async def test_a_roll_asked_for_before_the_page_is_connected_follows(
+async def test_a_roll_requested_before_the_page_is_connected_follows(
     stage_lab: Callable[[int], Lab], blank_page: Open
 ) -> None:
     page = await blank_page()
@@ -139,7 +139,7 @@ async def test_the_page_reports_services_down_and_recovers(own_lab: Callable[...
     await expect(page.get_by_role("alert")).to_contain_text("cannot be reached")
     spans = await asyncio.to_thread(lab.trace, trace_id, 3)
     assert {span.name for span in spans if span.failed} == {"HTTP GET", "GET"}
-    # A page that is opened now still shows its controls.
+    # A page opened now still shows its controls.
     second = await page.context.new_page()
     await second.goto(lab.front)
     await expect(button(second)).to_be_visible()
@@ -215,7 +215,7 @@ async def test_signing_out_ends_other_tabs(stage_lab: Callable[[int], Lab], open
 
 
 async def test_shutdown_waits_for_a_clicked_roll(own_lab: Callable[..., Lab], blank_page: Open) -> None:
-    lab = own_lab(4, roll_delay=3, RANDOM_SEED="75")  # with it six of the ten rolls take longer than 2.2 s
+    lab = own_lab(4, roll_delay=3, RANDOM_SEED="75")  # with this seed six of the ten rolls take longer than 2.2 s
     page = await blank_page()
     await page.goto(lab.front)
     await page.wait_for_function(CONNECTED)
@@ -250,7 +250,7 @@ async def test_an_unavailable_catalogue_is_reported(own_lab: Callable[..., Lab],
 
 @pytest.fixture(scope="module")
 def patient_lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
-    """For tests that stop a service for a while and let it continue."""
+    """A lab for tests that freeze a service for a while."""
     lab = labs.start(tmp_path_factory.mktemp("page") / "run", 4, ROLLER_TIMEOUT="30")
     yield lab
     lab.stop()
@@ -263,7 +263,7 @@ async def test_a_slow_roll_does_not_block_other_sessions(patient_lab: Lab, open_
     try:
         await button(first).click()
         await expect(first.get_by_role("progressbar")).to_have_count(1)
-        await button(first).click()  # one roll at a time: this click is ignored
+        await button(first).click()  # only one roll at a time: this click is ignored
         # The other session's controls respond meanwhile.
         await second.get_by_label("Use async rolling").check()
         await expect(second.get_by_label("Number of rolls")).to_be_enabled()
@@ -331,7 +331,7 @@ async def test_the_page_is_usable_by_keyboard_alone(stage_lab: Callable[[int], L
 async def test_colour_scheme_follows_browser_and_user(stage_lab: Callable[[int], Lab], open_page: Open) -> None:
     page = await open_page(stage_lab(4))
     is_dark = "getComputedStyle(document.body).backgroundColor.match(/\\d+/g).slice(0, 3).every(part => part < 70)"
-    for scheme in ("light", "dark"):  # as the system says
+    for scheme in ("light", "dark"):  # as the system is set
         await page.emulate_media(color_scheme=scheme)
         assert await page.evaluate(is_dark) is (scheme == "dark")
     await page.get_by_role("button", name="Dark").click()  # the user's choice takes precedence, and persists
@@ -345,8 +345,8 @@ async def test_colour_scheme_follows_browser_and_user(stage_lab: Callable[[int],
 
 async def test_every_width_shows_everything(stage_lab: Callable[[int], Lab], open_page: Open) -> None:
     page = await open_page(stage_lab(6), viewport={"width": 320, "height": 740})
-    await expect(page.locator("#history")).to_be_hidden()  # an empty list takes no room
-    for _ in range(60):  # it fails every second time
+    await expect(page.locator("#history")).to_be_hidden()  # an empty list takes no space
+    for _ in range(60):  # the die fails every second time
         if (await roll(page, "extreme"))[0] != "200 OK":
             break
     # A message is readable in full in the history, too.
@@ -363,11 +363,11 @@ async def test_every_width_shows_everything(stage_lab: Callable[[int], Lab], ope
             )
             assert box[0] <= width, (tab, width)
             assert box[1] >= 8, (tab, width)
-            if width >= 1024:  # the page uses the width that there is
+            if width >= 1024:  # the page uses the available width
                 assert box[2] > 0.95 * width, (tab, width)
 
 
-CONTRAST = """cell => {  // of a cell's text with what is painted behind it
+CONTRAST = """cell => {  // of a cell's text with its background
   const luminance = (colour) => {
     const parts = colour.match(/[\\d.]+/g).slice(0, 3).map((part) => part / 255)
     const [red, green, blue] = parts.map((part) => (part <= 0.04045 ? part / 12.92 : ((part + 0.055) / 1.055) ** 2.4))
@@ -400,7 +400,7 @@ async def test_a_page_reports_a_lost_connection_and_reconnects(patient_lab: Lab,
     _, trace_id = await roll(page, "fair")
     await open_tab(page, "Logs")
     down = Held(lab, "frontend")
-    # A lost socket is noticed at once; a server that no longer answers, 9 s after its last answer.
+    # A lost socket is noticed at once; a hanging server 9 s after its last answer.
     await expect(page.get_by_role("alert")).to_contain_text("connection to the server is lost", timeout=4500)
     assert await violations(page) == []
     await expect(button(page)).to_be_disabled()
@@ -462,10 +462,10 @@ async def test_a_face_of_zero_is_shown_as_0(stage_lab: Callable[[int], Lab], ope
     await expect(page.get_by_role("alert")).not_to_contain_text("isky")
 
 
-async def test_a_reload_asks_for_no_file_again(stage_lab: Callable[[int], Lab], open_page: Open) -> None:
+async def test_a_reload_requests_no_file_again(stage_lab: Callable[[int], Lab], open_page: Open) -> None:
     lab = stage_lab(4)
     page = await open_page(lab)
-    # Panel asks for its style sheets last, some of them after the page has been idle.
+    # Panel requests its style sheets last, some of them after the page has been idle.
     sheets = """["loading", "default", "native"].every(name => performance.getEntriesByType("resource").some(
         entry => entry.name.includes(`/${name}.css`)))"""
     await page.wait_for_function(sheets)
@@ -485,7 +485,7 @@ async def test_the_pages_of_the_api_are_readable_on_a_phone(stage_lab: Callable[
     await page.goto(f"{stage_lab(4).front}/docs")
     assert "`" not in await page.locator("main").inner_text()
     heights = await page.locator("th code").evaluate_all("codes => codes.map(code => code.getClientRects().length)")
-    assert set(heights) == {1}  # a status is in one line
+    assert set(heights) == {1}  # a status is on one line
     assert await page.evaluate("document.documentElement.scrollWidth") <= 320
 
 

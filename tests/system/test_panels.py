@@ -90,7 +90,7 @@ class Run:
         return found
 
     def values(self, title: str) -> dict[str, float]:
-        """Legend → value, without what is zero or not a number."""
+        """Legend → value, without values that are zero or not a number."""
         return {name: value for name, (_, value) in self.series(title).items() if value and not math.isnan(value)}
 
     def counts(self, title: str) -> dict[str, float]:
@@ -307,7 +307,7 @@ def test_the_speedup_matches_the_client(runs: tuple[Run, Run]) -> None:
 
 @pytest.mark.parametrize("title", ["Query duration", "Die-service latency"])
 def test_durations_below_a_millisecond_are_resolved(runs: tuple[Run, Run], title: str) -> None:
-    """Compared with the histogram's own buckets: no percentile may be interpolated in one that holds most."""
+    """Compared with the histogram's own buckets: no bucket with a percentile may hold most observations."""
     run, _ = runs
     metric, labels = (
         ("database_query_duration_seconds", {"query_type": "get"})
@@ -327,7 +327,7 @@ def test_durations_below_a_millisecond_are_resolved(runs: tuple[Run, Run], title
     assert p50 <= bounds[min(bounds.index(bucket) + 1, len(bounds) - 2)]
 
 
-# --- the summary ---
+# --- the summary row ---
 
 
 def test_the_summary_shows_the_users_experience(runs: tuple[Run, Run]) -> None:

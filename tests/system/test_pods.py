@@ -8,9 +8,9 @@ from contextlib import ExitStack
 
 import pytest
 
-from tests.support import played
+from tests.support import pods
 from tests.support.containers import Unavailable
-from tests.support.played import Node
+from tests.support.pods import Node
 
 pytestmark = pytest.mark.timeout(1800)
 
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.timeout(1800)
 def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
     with ExitStack() as stack:
         try:
-            yield stack.enter_context(played.node(tmp_path_factory.mktemp("node")))
+            yield stack.enter_context(pods.node(tmp_path_factory.mktemp("node")))
         except Unavailable as error:
             pytest.skip(str(error))
 
@@ -31,7 +31,7 @@ def test_the_pods_of_a_stage_are_ready_and_complete(node: Node, stage: int) -> N
         pods.wait_until_ready(120)
         ready = time.monotonic()
         checked = pods.dicelab("check", "--url", pods.front, f"--stage={stage}", "--timeout=60")
-        assert checked.returncode == 0, f"{checked.stdout}\n{checked.stderr}\n{pods.last_words()}"
+        assert checked.returncode == 0, f"{checked.stdout}\n{checked.stderr}\n{pods.last_lines()}"
         green = time.monotonic()
         print(f"\nstage {stage}: ready after {ready - started:.0f} s, green after {green - started:.0f} s")
         print(checked.stdout)

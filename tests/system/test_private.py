@@ -21,7 +21,7 @@ from lab.supervise.postgres import EmbeddedPostgres
 from tests.support import labs
 from tests.support.labs import Lab, dicelab, free_base_port, get, wait_for
 
-as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root acts as other users")
+as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can act as other users")
 
 
 def finished(process: subprocess.Popen[bytes]) -> tuple[int, str]:
@@ -51,7 +51,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedPostgre
 
 @pytest.fixture
 def data(server: EmbeddedPostgres) -> Path:
-    """The data directory, or as root the link to it."""
+    """The data directory; as root, the link to it."""
     return server.log.parent
 
 

@@ -1,4 +1,4 @@
-"""The alerting and recording rules, tested by promtool: what fires and what must not; and the runbooks' queries."""
+"""The alerting and recording rules, tested by promtool: which alerts fire and which must not; the runbooks' queries."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ RUNBOOKS = ROOT / "docs" / "runbooks"
 
 
 def promtool(*arguments: str | Path) -> str:
-    """Run it with less priority than labs of other tests, whose times are measured; returns what is wrong."""
+    """Run promtool with a lower priority than labs of other tests, whose times are measured; returns its errors."""
     command = ["nice", "-n", "10", "promtool", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     return done.stdout + done.stderr if done.returncode else ""
@@ -32,7 +32,7 @@ def test_rules_are_valid() -> None:
 
 @pytest.fixture(scope="module")
 def outcomes() -> Iterator[dict[Path, Future[str]]]:
-    """What is wrong in each file of cases, two files at a time."""
+    """The errors of each file of cases, two files at a time."""
     with ThreadPoolExecutor(2) as pool:
         yield {path: pool.submit(promtool, "test", "rules", path) for path in CASES}
 
@@ -44,14 +44,14 @@ def test_alerts_fire_only_when_they_should(outcomes: dict[Path, Future[str]], pa
     assert outcomes[path].result() == ""
 
 
-def test_the_executives_dashboard_counts_and_times_an_incident(tmp_path: Path) -> None:
+def test_the_executive_dashboard_counts_and_times_an_incident(tmp_path: Path) -> None:
     """The frontend is down for three minutes; after ten seconds somebody is called."""
     asked = {
         (query.panel, index): query.filled()
         for panel in ("Incidents", "Time to detect, time to recover")
         for index, query in enumerate(query for query in queries("executive") if query.panel == panel)
     }
-    active, undetected = 34 * 5, 2 * 5  # seconds, by the evaluations in which it was so
+    active, undetected = 34 * 5, 2 * 5  # seconds, from the number of evaluations
     expected = dict(zip(asked.values(), [1, active / 60, undetected, active], strict=True))
     case = {
         "rule_files": [str(path) for path in RULES],

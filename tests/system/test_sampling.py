@@ -66,7 +66,7 @@ def test_both_generators_count_in_the_same_buckets() -> None:
 
 
 def test_kept_traces_are_sent_in_batches() -> None:
-    """They come one by one, and the queue for Tempo holds 2000 requests: a minute of them while rolls fail."""
+    """They come one by one, and the queue for Tempo holds 2000 requests, which fill it in a minute while rolls fail."""
     pipeline = yaml.safe_load(TAIL.read_text())["service"]["pipelines"]["traces"]["processors"]
     assert pipeline[pipeline.index("tail_sampling") + 1] == "batch"
 
@@ -96,7 +96,7 @@ def value(lab: Lab, expression: str) -> float:
 def send(lab: Lab, kinds: Mapping[str, str]) -> None:
     """Send traces of two services, ``caller`` and ``callee``, to the Collector; ``kinds``: healthy, failed or slow.
 
-    The callee calls a database, and a server that makes no spans.
+    The callee calls a database, and a server without spans.
     """
     now = time.time_ns()
 
@@ -113,7 +113,7 @@ def send(lab: Lab, kinds: Mapping[str, str]) -> None:
             ],
             "startTimeUnixNano": str(now - (2 * 10**9 if how == "slow" else 10**8)),
             "endTimeUnixNano": str(now),
-            # The root knows nothing of the failure below it.
+            # The root has no error: only the span below it failed.
             "status": {"code": 2 if how == "failed" and kind == 2 else 0},
         }
 
@@ -151,7 +151,7 @@ def send(lab: Lab, kinds: Mapping[str, str]) -> None:
 
 
 def kept(lab: Lab, ids: list[str]) -> set[str]:
-    """Those of the traces that Tempo has with all their spans; of one that it does not have its answer is empty."""
+    """The traces that Tempo has with all their spans; for others its answer is empty."""
     answers = {one: get(f"{url(lab, 'tempo')}/api/v2/traces/{one}") for one in ids}
     return {
         one
@@ -179,7 +179,7 @@ def test_failed_and_slow_traces_are_kept_and_a_tenth_of_the_others(lab: Lab) -> 
     healthy = len(kept(lab, by_kind["healthy"]))
     assert 16 <= healthy <= 64, healthy
 
-    # What is counted is counted before: every request, by the names and labels of Tempo's metrics generator.
+    # Every request is counted before the decision, with the names and labels of Tempo's metrics generator.
     def calls(**labels: str) -> float:
         conditions = ",".join(f'{name}="{wanted}"' for name, wanted in labels.items())
         return value(lab, f"traces_spanmetrics_calls_total{{{conditions}}}")
@@ -212,7 +212,7 @@ def test_failed_and_slow_traces_are_kept_and_a_tenth_of_the_others(lab: Lab) -> 
 
 
 def test_a_check_of_a_url_knows_that_the_collector_samples(lab: Lab) -> None:
-    """It reads no state file then, and the trace of its roll, a healthy one, is seldom kept."""
+    """It reads no state file then, and the healthy trace of its roll is seldom kept."""
     wait_for(lambda: value(lab, f"count({SAMPLING_METRICS})"), timeout=60, say="the Collector's metrics")
     command = dicelab("check", "--run-dir", lab.run_dir, "--stage", "3", "--url", lab.front)
     output, _ = command.communicate(timeout=110)
@@ -221,7 +221,7 @@ def test_a_check_of_a_url_knows_that_the_collector_samples(lab: Lab) -> None:
 
 
 def test_the_service_map_is_made_once(lab: Lab) -> None:
-    """Tempo's generator is off: it would count the kept traces again."""
+    """Tempo's generator is off, because it would count the kept traces again."""
     get(f"{lab.front}/roll?die=fair")
     wait_for(
         partial(value, lab, 'traces_service_graph_request_total{client="frontend",server="dice-roller"}'), timeout=60
@@ -242,7 +242,7 @@ def test_the_service_map_is_made_once(lab: Lab) -> None:
 
 @pytest.mark.timeout(300)  # the game restarts all services twice
 async def test_a_mystery_waits_for_the_decision_about_its_last_traces(lab: Lab) -> None:
-    """Without that wait no trace of the last ten seconds would be among those of the case."""
+    """Without that wait the case would not have the traces of the last ten seconds."""
 
     async def player(game: Game) -> None:
         await asyncio.sleep(12)

@@ -1,4 +1,4 @@
-"""What running labs show is in the registry: by the lab's own judge, and by Weaver where it is."""
+"""The telemetry of running labs is in the registry, according to the lab's own judge and, if installed, Weaver."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tests.support.matrix import STAGES, has, spans_of
 from tests.support.schema import MISTAKES
 
 REGISTRY = Registry.read()
-# Short, so that what does not answer times out soon.
+# Short, so that requests without an answer time out soon.
 PATIENCE = {
     "DIE_SERVICE_TIMEOUT": "0.3",
     "ROLLER_TIMEOUT": "0.6",
@@ -36,7 +36,7 @@ BAD_INPUT = ("/roll", "/roll?die=nosuch", "/roll?die=", "/roll-async?die=fair&ti
 
 
 def ask(lab: Lab, path: str, status: int) -> None:
-    """Ask the lab's front, repeatedly where it is a matter of luck or time, until it answers with this status."""
+    """Request a path of the lab's front until it answers with this status, which may take several attempts."""
     wait_for(lambda: get(lab.front + path).status == status, say=f"{status} from {path}")
 
 
@@ -50,7 +50,7 @@ def stopped(pid: int) -> Iterator[None]:
 
 
 def exercise(lab: Lab) -> None:
-    """Success, designed failure, bad input, time-out and the loss of the database, as far as the stage has them."""
+    """Success, designed failure, bad input, timeout and the loss of the database, as far as the stage has them."""
     stage = lab.stage
     ask(lab, "/roll?die=fair", 200)
     ask(lab, "/roll?die=risky", 500)
@@ -87,11 +87,11 @@ SEEN: dict[tuple[int, str], Seen] = {}
 
 
 def observe(run_dir: Path, stage: int, telemetry: str) -> tuple[Seen, Judge]:
-    """What a lab of this stage and telemetry has shown, and the judge that has looked at it."""
+    """The telemetry of a lab with this stage and package, and the judge that has checked it."""
     lab = labs.start(run_dir, stage, roll_delay=0.0, TELEMETRY=telemetry, **PATIENCE)
     try:
         exercise(lab)
-        # The last spans are exported when the services end; the metrics are there as long as they run.
+        # The last spans are exported when the services end; the metrics exist only while they run.
         running = asyncio.run(_look(lab))
     finally:
         lab.stop()
@@ -101,7 +101,7 @@ def observe(run_dir: Path, stage: int, telemetry: str) -> tuple[Seen, Judge]:
 
 @pytest.fixture(scope="module")
 def observed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[int, str], tuple[Seen, Judge]]]:
-    """Calls :func:`observe`, and begins with the next lab meanwhile: each waits most of the time."""
+    """Call :func:`observe`, and start the next lab meanwhile, because each lab mostly waits."""
     directory = tmp_path_factory.mktemp("schema")
     begun: dict[tuple[int, str], Future[tuple[Seen, Judge]]] = {}
     with ThreadPoolExecutor(2) as pool:
@@ -132,7 +132,7 @@ def _lines(lab: Lab) -> list[str]:
     return [text for service in lab.services for text in lab.log_lines(service)]
 
 
-def test_nothing_that_a_lab_shows_violates_the_registry(seen: tuple[Seen, Judge]) -> None:
+def test_the_telemetry_of_a_lab_does_not_violate_the_registry(seen: tuple[Seen, Judge]) -> None:
     shown, judge = seen
     assert [str(finding) for finding in judge.findings] == []
     assert judge.unstable <= {
@@ -157,7 +157,7 @@ def test_the_command_shows_what_was_seen_and_each_violation(own_lab: Callable[..
     assert re.search(r"metrics +(\d+) of +\1 declared for stage 6 were seen", output)
     assert output.rstrip().endswith("No violation of the registry.")
     assert file.stat().st_size > 1000
-    # The same lab is no stage 3: what came later violates the registry, with an example.
+    # Checked as stage 3, the same lab violates the registry with the telemetry of later stages.
     process = dicelab("check", "--schema", "--stage", "3", "--run-dir", lab.run_dir)
     output = process.communicate(timeout=60)[0].decode()
     assert process.returncode == 1, output
@@ -179,7 +179,7 @@ def test_weaver_accepts_the_registry(local_registry: Path) -> None:
     assert ended.returncode == 0, ended.stdout + ended.stderr
 
 
-def test_weaver_finds_no_violation_in_what_labs_have_shown(local_registry: Path, tmp_path: Path) -> None:
+def test_weaver_finds_no_violation_in_the_telemetry_of_labs(local_registry: Path, tmp_path: Path) -> None:
     schema.needed()
     if not SEEN:
         pytest.skip("the tests above did not run")
@@ -191,7 +191,7 @@ def test_weaver_finds_no_violation_in_what_labs_have_shown(local_registry: Path,
     assert sorted(set(violations)) == []
 
 
-def test_weaver_finds_the_planted_mistakes(local_registry: Path, tmp_path: Path) -> None:
+def test_weaver_finds_the_deliberate_mistakes(local_registry: Path, tmp_path: Path) -> None:
     planted: list[dict[str, Any]] = []
     rows: list[int] = []  # the mistake that a sample belongs to
     for number, (_, mistake, _, _) in enumerate(MISTAKES):

@@ -1,4 +1,4 @@
-"""``dicelab traffic``, ``compare`` and ``load-db`` on real labs: their counts are those of the services."""
+"""``dicelab traffic``, ``compare`` and ``load-db`` on real labs: their counts agree with those of the services."""
 
 from __future__ import annotations
 
@@ -194,7 +194,7 @@ def test_compare_counts_failures_of_both_methods(stage_lab: Callable[[int], Lab]
     lab = stage_lab(4)
     before = lab.value("dice-roller", "http_requests_total", handler="/roll")
     summary = run("compare", lab, "--rounds", "6", "--times", "4", "--die", "extreme", code=1)
-    # All of them are rolled, even after a failure.
+    # All dice of a batch are rolled, even after a failure.
     assert lab.value("dice-roller", "http_requests_total", handler="/roll") - before == 6 * 4 + 1
     sides = summary["sides"]
     for side in sides.values():

@@ -1,4 +1,4 @@
-"""Several processes a service: one port and one set of metrics, whichever worker answers or has ended."""
+"""Several processes of a service: one port and one set of metrics, whichever worker answers or has ended."""
 
 from __future__ import annotations
 

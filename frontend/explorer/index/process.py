@@ -1,13 +1,13 @@
-"""A process of its own that keeps the run dir's traces and logs in DuckDB tables and answers questions on them.
+"""A process that keeps the run dir's traces and logs in DuckDB tables and answers questions about them.
 
-``python -m frontend.explorer.index.process RUN_DIR WORK_DIR`` reads a question a line from stdin and writes an answer
-a line to stdout, both JSON: ``{"ask": "trace", "trace_id": "..."}`` is answered ``{"spans": [...]}``. It only reads
-the run dir; what its tables need on disk is in the work dir, which it removes at its end. Between questions it reads
-on: appended lines first, then older lines backwards, newest first. Rows are deleted with the file that
-they came from. It ends when stdin does, or after a while without questions.
+``python -m frontend.explorer.index.process RUN_DIR WORK_DIR`` reads questions from stdin and writes answers to stdout,
+each as one line of JSON: ``{"ask": "trace", "trace_id": "..."}`` is answered ``{"spans": [...]}``. It only reads the
+run dir. Temporary files are in the work dir, which it removes at its end. Between questions it continues to read:
+appended lines first, then older lines backwards, newest first. When a file is deleted, so are its rows. The process
+ends when stdin does, or after a while without questions.
 
-A separate process, so that parsing and queries do not block the page's interpreter, at low priority, so that
-it gets only CPU time that the services do not use.
+It is a separate process so that parsing and queries do not block the page's interpreter, and it has a low priority so
+that it gets only CPU time that the services do not use.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ FIRST_CHUNK = 512 * 1024  # of each file, before the first answer
 MAX_LINE = 64 * 1024 * 1024  # a longer line was not written by the lab
 HEAD = 256  # bytes that identify a file after its inode was reused
 POLL = 0.25  # seconds between two checks of the files
-IDLE = 60.0  # seconds without a question, after which it ends
+IDLE = 60.0  # seconds without a question after which it ends
 MEMORY = "256MB"
 NICENESS = 10
 COLUMNS = ("level", "service", "trace_id", "span_id")  # of lines, beside their other fields
@@ -77,7 +77,7 @@ class Index:
         self._db.execute("ATTACH ':memory:' AS tables (COMPRESS); USE tables")
         self._db.execute(TABLES)
 
-    def look(self) -> None:
+    def scan(self) -> None:
         """Find new and renamed files, drop deleted ones, read appended lines."""
         seen = set()
         for kind in ("traces", "logs"):
@@ -183,11 +183,11 @@ class Index:
         return {"lines": self._filtered(LOGS, filters, query), "behind": self.behind}
 
     def volume(self, filters: list[tuple[str, str, bool]], **query: Any) -> dict[str, Any]:
-        """Lines by level in steps of so many milliseconds."""
+        """Lines by level in steps of ``step`` milliseconds."""
         return {"volume": self._filtered(VOLUME, filters, query), "behind": self.behind}
 
     def _filtered(self, sql: str, filters: list[tuple[str, str, bool]], query: dict[str, Any]) -> list[dict[str, Any]]:
-        """Rows of log lines; ``filters`` are fields with their values, and whether lines that have it are left out."""
+        """Rows of log lines. A filter is a field, its value, and whether lines with that value are left out."""
         conditions = ""
         for place, (name, value, exclude) in enumerate(filters):
             if not FIELD.fullmatch(name):
@@ -228,7 +228,7 @@ def serve(run_dir: Path, work_dir: Path) -> None:
             "edges": index.edges,
         }
         asked = time.monotonic()
-        looked = 0.0
+        scanned = 0.0
         while time.monotonic() - asked < IDLE:
             waiting, _, _ = select.select([0], [], [], 0 if index.behind else POLL)
             if waiting:
@@ -237,17 +237,17 @@ def serve(run_dir: Path, work_dir: Path) -> None:
                     return
                 question = orjson.loads(line)
                 try:
-                    index.look()
+                    index.scan()
                     answer = questions[question.pop("ask")](**question)
                 except (duckdb.Error, OSError) as error:
                     answer = {"error": str(error)}
                 sys.stdout.buffer.write(orjson.dumps(answer, option=orjson.OPT_APPEND_NEWLINE))
                 sys.stdout.buffer.flush()
-                asked = looked = time.monotonic()
+                asked = scanned = time.monotonic()
             try:
-                if time.monotonic() - looked > POLL:
-                    looked = time.monotonic()
-                    index.look()
+                if time.monotonic() - scanned > POLL:
+                    scanned = time.monotonic()
+                    index.scan()
                 index.read_back()
             except (duckdb.Error, OSError) as error:
                 print(f"telemetry index: {error}", file=sys.stderr)
@@ -258,5 +258,5 @@ def serve(run_dir: Path, work_dir: Path) -> None:
 
 if __name__ == "__main__":
     os.nice(NICENESS)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is handled by the page's process, with which this one ends
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the page's process handles Ctrl-C, and this one ends with it
     serve(Path(sys.argv[1]), Path(sys.argv[2]))

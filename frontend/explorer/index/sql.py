@@ -11,7 +11,7 @@ CREATE TABLE logs (
     file INTEGER, time VARCHAR, level VARCHAR, service VARCHAR, trace_id VARCHAR, span_id VARCHAR, line VARCHAR
 );
 """
-# Each line is an export: resources, in them scopes, in them spans. Other lines are skipped.
+# Each line is an export: a list of resources with lists of scopes with lists of spans. Other lines are skipped.
 INSERT_SPANS = """
 INSERT INTO spans
 WITH resources AS (
@@ -45,7 +45,7 @@ SELECT
 FROM spans
 WHERE span.traceId IS NOT NULL AND span.spanId IS NOT NULL AND span.startTimeUnixNano IS NOT NULL
 """
-# Line by line rather than as JSON: a line that is not JSON is output too, and is kept.
+# Read as text rather than as JSON, so that lines that are not JSON are kept too.
 INSERT_LOGS = """
 INSERT INTO logs
 SELECT

@@ -1,1 +1,1 @@
-"""The exercises in the page."""
+"""The view of the exercises and of the mystery game."""

@@ -1,4 +1,4 @@
-"""Where the exercises come from: the lab that runs this service, on a Unix socket in a private directory."""
+"""The client of the exercises, which the lab offers on a Unix socket in a private directory."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ class Reply:
 
     Attributes:
         status: 0 done or right, 1 wrong, 2 not possible.
-        document: what the action gives.
-        error: why it was not possible; empty where it was.
+        document: the result of the action.
+        error: why the action was not possible; else empty.
         busy: the number of the exercise that is being prepared or checked.
     """
 
@@ -42,7 +42,7 @@ class Exercises:
         self._session: ClientSession | None = None
 
     async def do(self, *words: str, answer: str = "") -> Reply:
-        """Carry out an action of ``dicelab learn``; a failure is a reply too."""
+        """Run an action of ``dicelab learn``. Does not raise: a failure is a reply with status 2."""
         if self._session is None:
             self._session = ClientSession(
                 connector=UnixConnector(str(self._socket)),

@@ -12,9 +12,9 @@ from markupsafe import Markup
 
 
 def html(text: str) -> Markup:
-    """HTML for a guide: its headings one level below the page's, its links to other files of the project as text."""
+    """HTML for a guide, with its headings one level lower, and with links to files of the project as plain text."""
     parser = MarkdownIt("commonmark", {"html": False}).enable("table")
-    # What may be wider than the page scrolls, and a keyboard has to reach it.
+    # Code and tables may be wider than the page: they scroll, and the keyboard can reach them.
     parser.add_render_rule("fence", _code)
     parser.add_render_rule("table_open", _table)
     parser.add_render_rule("table_close", _end_of_table)

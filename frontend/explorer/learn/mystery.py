@@ -1,7 +1,7 @@
 """The mystery game in the page: begin, read the question, answer, and see the score.
 
-The lab runs the game and knows its truth; this page relays. While a game is on, the page asks for its state once a
-second, whichever tab is open: the lab ends a game that no page asks for.
+The lab runs the game and knows its truth; the page only relays. While a game runs, the page requests its state once a
+second, whichever tab is open: the lab ends a game whose state no page requests.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ NOTHING_KNOWN: dict[str, Any] = {
 
 
 class Mystery:
-    """The part of the view of exercises that is about the game."""
+    """The game's part of the view of exercises."""
 
     def __init__(self, context: Context, exercises: Exercises) -> None:
         self._context = context
@@ -47,7 +47,7 @@ class Mystery:
         on("mystery.quit", lambda _value: self._do("quit"))
 
     def start(self) -> None:
-        """Find out whether a game is on, and follow it as long as it is."""
+        """Find out whether a game runs, and follow it until it ends."""
         if self._task is None or self._task.done():
             self._task = asyncio.create_task(self._follow())
 

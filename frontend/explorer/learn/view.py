@@ -1,4 +1,4 @@
-"""The view of exercises: the list with the progress, the exercise under way, and a field for the answer."""
+"""The view of exercises: the list with the progress, the chosen exercise, and a field for the answer."""
 
 from __future__ import annotations
 
@@ -53,11 +53,11 @@ class LearnView:
         on("learn.solution", lambda _value: self._start("solution"))
 
     def start(self) -> None:
-        """The browser is connected."""
+        """Start, once the browser is connected."""
         self._mystery.start()
 
     def stop(self) -> None:
-        """The session has ended; the lab completes what it has begun, and the progress shows it."""
+        """Stop, once the session has ended. The lab completes a running action, and the progress shows it."""
         self._mystery.stop()
         if self._task is not None:
             self._task.cancel()
@@ -75,7 +75,7 @@ class LearnView:
         self._draw_guide()
         self._mystery.draw()
 
-    def say(self, message: str) -> None:
+    def show_failure(self, message: str) -> None:
         self._context.show("learn-list", "failure.html", message=message)
 
     async def refresh(self) -> float | None:
@@ -139,7 +139,7 @@ class LearnView:
         self._take(action, reply)
         if action in DOING:
             await self._fetch()
-        self._doing = ""  # not before: until then another click would be lost
+        self._doing = ""  # not earlier: until here a click would be ignored
         self.draw()
         if self._message:
             self._context.bridge.send(say=self._message)
@@ -158,7 +158,7 @@ class LearnView:
     # --- what is shown ---
 
     async def _fetch(self) -> bool:
-        """Fetch the list and the question under way; returns whether an exercise is being prepared."""
+        """Fetch the list and the current question; returns whether an exercise is being prepared or checked."""
         reply = await self._exercises.do("list")
         if isinstance(reply.document, list):
             self._entries = reply.document

@@ -34,7 +34,7 @@ NO_LINES = (
 
 @dataclass
 class Bar:
-    """A step of the histogram: lines by level, those that matter most at the bottom."""
+    """A step of the histogram: the number of lines by level, the most severe level at the bottom."""
 
     start: int
     end: int
@@ -169,7 +169,7 @@ class LogsView:
         self._draw_controls()
         self._context.show("logs-head", "logs/loading.html")
 
-    def say(self, message: str) -> None:
+    def show_failure(self, message: str) -> None:
         self._context.show("logs-head", "failure.html", message=message)
 
     async def refresh(self) -> float | None:
@@ -180,7 +180,7 @@ class LogsView:
         lines = await source.lines(query)
         note = ""
         if not lines and query.span_id and self._trace_of_span:
-            # A line carries the id of the span in which it was written: calls and queries write none.
+            # A line has the id of the span in which it was written; spans of calls and queries write no lines.
             query, note = replace(query, span_id="", trace_id=self._trace_of_span), NO_LINES
             lines = await source.lines(query)
         if asked != (_without_time(self._query()), self._context.range):
@@ -204,7 +204,7 @@ class LogsView:
         self._draw_volume()
 
     def _stretch(self, query: LogQuery, lines: Sequence[LogLine]) -> tuple[int, int]:
-        """The time that the histogram shows: the range, or that of the lines where there is no limit."""
+        """The period that the histogram shows: the time range, or that of the lines where the range has no limit."""
         times = [at for line in lines if (at := from_rfc3339(line.time))]
         now = time.time_ns()
         start = query.since or min(times, default=now)
@@ -249,7 +249,7 @@ class LogsView:
         )
 
     def _keyed(self) -> list[tuple[str, LogLine]]:
-        """Lines with a key each, which identifies them after the next fetch."""
+        """Lines, each with a key that identifies it after the next fetch too."""
         seen: dict[str, int] = defaultdict(int)
         found = []
         for line in self._lines:
@@ -275,7 +275,7 @@ class LogsView:
 
 
 def _text(value: Any) -> str:
-    """A field's value as filters compare it: as in the line, a string without its quotes."""
+    """A field's value as filters compare it: its JSON, but a string without quotes."""
     return value if isinstance(value, str) else orjson.dumps(value).decode()
 
 

@@ -35,8 +35,8 @@ class Line:
     path: str
     x: float  # of the middle, where its figures are
     y: float
-    rate: str  # requests in a time; empty where the time is not known
-    straight: bool  # its figures stand above and below it; else on it
+    rate: str  # requests a second, minute or hour; empty if the period is unknown
+    straight: bool  # true: its figures are above and below it; false: on it
 
 
 class MapView:
@@ -49,7 +49,7 @@ class MapView:
         self._context = context
 
     def read(self, query: Mapping[str, str]) -> None:
-        """It has nothing of its own in the address."""
+        """This view has no parameters in the address."""
 
     def query(self) -> dict[str, str]:
         return {}
@@ -57,7 +57,7 @@ class MapView:
     def draw(self) -> None:
         self._context.show("map", "logs/loading.html")
 
-    def say(self, message: str) -> None:
+    def show_failure(self, message: str) -> None:
         self._context.show("map", "failure.html", message=message)
 
     async def refresh(self) -> float | None:
@@ -92,7 +92,7 @@ def _named(edge: Edge) -> Edge:
 
 
 def place_nodes(edges: Sequence[Edge]) -> dict[str, Node]:
-    """Place each service right of its callers; a cycle is cut at the edge where it is first found."""
+    """Place each service to the right of its callers; a cycle is cut at the edge where it is first found."""
     depths: dict[str, int] = {}
 
     def depth(name: str, above: tuple[str, ...]) -> int:
@@ -144,8 +144,8 @@ def draw_edges(edges: Sequence[Edge], nodes: Mapping[str, Node], seconds: float 
 def rate_text(count: int, seconds: float | None, busiest: int | None = None) -> str:
     """Requests a second, minute or hour.
 
-    The unit is the shortest that gives at least 1; with ``busiest``, the shortest that gives that count at least 10, so
-    that counts which are compared with it have its unit.
+    The unit is the shortest in which the rate is at least 1. With ``busiest``, the highest of several counts, it is the
+    shortest in which the rate of that count is at least 10, so that all of them have the same unit.
     """
     if not seconds:
         return ""

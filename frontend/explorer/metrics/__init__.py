@@ -1,1 +1,1 @@
-"""The view of figures."""
+"""The view of metrics: figures, charts, objectives, alerts and cost."""

@@ -1,4 +1,4 @@
-"""The part of the metrics view that says which alerts fire now."""
+"""The part of the metrics view that shows the firing alerts."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ REGION = "alerts"
 
 
 async def refresh(context: Context) -> None:
-    """Fetch and show the alerts that fire; shows nothing where no engine knows of any.
+    """Fetch and show the firing alerts; shows nothing without a source of alerts.
 
     An error of the alerts' source is shown here, because the figures come from another source.
     """

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import orjson
 
-WIDTH, HEIGHT = 1000, 100  # of the drawing, which is stretched to the room there is; labels stand beside it
+WIDTH, HEIGHT = 1000, 100  # of the drawing, which is stretched to the available space; the labels are outside of it
 DASHES = ("", "7 4", "2 3", "10 3 2 3", "1 5")  # lines are distinguishable without their colour
 
 
@@ -28,7 +28,7 @@ class Drawn:
     name: str
     colour: str
     dash: str
-    parts: Sequence[str]  # points of the stretches without a gap
+    parts: Sequence[str]  # the points of each part without a gap
     latest: str
 
 
@@ -53,11 +53,11 @@ def chart(
     number: Callable[[float], str],
     time_text: Callable[[float], str],
 ) -> Chart:
-    """Lay a chart out.
+    """Lay out a chart.
 
     Args:
         title: what its values are.
-        over: the time that each value is taken over, in words.
+        over: the period that each value covers, in words.
         times: seconds since 1970, rising.
         series: as long as the times, or empty.
         number: formats a value with its unit.
@@ -104,7 +104,7 @@ def chart(
 
 
 def _round_up(value: float) -> float:
-    """The next of 1, 2, 5, 10, …"""
+    """The smallest of 1, 2, 5, 10, … that is not below the value."""
     if value <= 0:
         return 0.0
     size: float = 10 ** math.floor(math.log10(value))

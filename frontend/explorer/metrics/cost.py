@@ -9,7 +9,7 @@ REGION = "cost"
 
 
 async def refresh(context: Context) -> None:
-    """Show the last report of ``dicelab cost``, or how to get one; shows nothing where there is no run dir.
+    """Show the last report of ``dicelab cost``, or how to get one; shows nothing without a run dir.
 
     An error of the report is shown here, because the figures come from another source.
     """

@@ -95,7 +95,7 @@ class MetricsView:
     def draw(self) -> None:
         self._context.show("figures", "logs/loading.html")
 
-    def say(self, message: str) -> None:
+    def show_failure(self, message: str) -> None:
         self._context.show("figures", "failure.html", message=message)
 
     async def refresh(self) -> float | None:

@@ -1,4 +1,4 @@
-"""Recent traces, to search by service, die, status and duration."""
+"""Recent traces, filtered by service, die, status and duration."""
 
 from __future__ import annotations
 
@@ -43,12 +43,12 @@ class RecentView:
         return {name: value for name, value in found.items() if value}
 
     def _take(self, **values: Any) -> None:
-        """Apply the browser's values, as far as they are valid."""
+        """Apply the browser's values; an invalid one becomes empty."""
         allowed = {"service": self._context.telemetry.services, "die": self._context.dice, "status": STATUSES}
         for name, value in values.items():
             text = str(value or "")
-            sensible = _milliseconds(text) is not None if name == "least" else text in allowed[name]
-            setattr(self, f"_{name}", text if sensible else "")
+            valid = _milliseconds(text) is not None if name == "least" else text in allowed[name]
+            setattr(self, f"_{name}", text if valid else "")
         self.draw_controls()
 
     def _set(self, **values: Any) -> None:
@@ -70,7 +70,7 @@ class RecentView:
         self.draw_controls()
         self._context.show("recent-head", "logs/loading.html")
 
-    def say(self, message: str) -> None:
+    def show_failure(self, message: str) -> None:
         self._context.show("recent-head", "failure.html", message=message)
 
     async def refresh(self) -> float | None:

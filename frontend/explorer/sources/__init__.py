@@ -47,7 +47,7 @@ class Telemetry:
         if source is None:
             return Markup('<span class="source" data-source="">no source</span>')
         late = source is self.files and self.behind
-        more = f'<span class="soft">reading older files, {self.behind / 1e6:.0f} MB to go</span>' if late else ""
+        more = f'<span class="soft">reading older files, {self.behind / 1e6:.0f} MB left</span>' if late else ""
         return Markup(f'{more}<span class="source" data-source="{source.name}">from {source.name}</span>')
 
     async def close(self) -> None:

@@ -1,4 +1,4 @@
-"""The alerts that fire now: from Alertmanager, which knows which of them are muted, else from Prometheus."""
+"""The firing alerts: from Alertmanager, which knows which of them are muted, else from Prometheus."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from frontend.explorer.sources.engines import Engine
 
 @dataclass(frozen=True)
 class Alert:
-    """One alert that fires.
+    """One firing alert.
 
     Attributes:
-        job: the service or engine that it is about; empty where it is about none.
+        job: the service or engine that it is about; empty if it is about none.
         since: nanoseconds since 1970.
-        muted: whether nobody is notified, because its cause fires too or it was silenced.
+        muted: whether nobody is notified, because the alert of its cause fires too or because it was silenced.
     """
 
     name: str
@@ -39,7 +39,7 @@ class AlertSource(Protocol):
     name: str
 
     async def alerts(self) -> list[Alert]:
-        """The alerts that fire, the most urgent one first.
+        """The firing alerts, the most urgent one first.
 
         Raises:
             SourceError: when they are not available.
@@ -56,7 +56,7 @@ class Alertmanager(Engine):
         try:
             found = [_alert(one, one["startsAt"], one["status"]["state"] == "suppressed") for one in answer]
         except (KeyError, TypeError, ValueError) as error:
-            raise SourceError("Alertmanager gave no sensible answer.") from error
+            raise SourceError("Alertmanager sent an invalid response.") from error
         return sorted(found, key=lambda alert: alert.order)
 
 
@@ -71,7 +71,7 @@ class PrometheusAlerts(Engine):
             firing = [one for one in answer["data"]["alerts"] if one["state"] == "firing"]
             found = [_alert(one, one["activeAt"], muted=False) for one in firing]
         except (KeyError, TypeError, ValueError) as error:
-            raise SourceError("Prometheus gave no sensible answer.") from error
+            raise SourceError("Prometheus sent an invalid response.") from error
         return sorted(found, key=lambda alert: alert.order)
 
 

@@ -15,7 +15,7 @@ def _answered(spans: Iterable[Span]) -> list[Span]:
 
 
 def cells(spans: Sequence[Span], step: int) -> list[Cell]:
-    """Answered requests by service, time in steps of so many nanoseconds, and duration."""
+    """Answered requests by service, duration and time, in steps of ``step`` nanoseconds."""
     found: dict[tuple[str, int, int], list[Span]] = defaultdict(list)
     for span in _answered(spans):
         found[span.service, span.start // step * step, bisect_right(BOUNDS, span.duration)].append(span)

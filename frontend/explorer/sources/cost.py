@@ -1,4 +1,4 @@
-"""What the telemetry of a roll costs, by the last report of ``dicelab cost``."""
+"""What the telemetry of a roll costs, according to the last report of ``dicelab cost``."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class ServiceCost:
 
 @dataclass(frozen=True)
 class Month:
-    """What a month costs, by signal and in ``currency``; ``example`` says whether the prices are only that."""
+    """The cost of a month by signal, in ``currency``; ``example``: the prices are those of the example."""
 
     rolls_a_day: float
     currency: str
@@ -42,8 +42,8 @@ class Cost:
 
     Attributes:
         measured: nanoseconds since 1970.
-        rolls: that were measured.
-        traces, kept: of how many traces the spans were expected, and found: fewer where traces are sampled.
+        rolls: the number of measured rolls.
+        traces, kept: the number of measured traces, and of those that were kept: fewer if traces are sampled.
         compressed_spans, compressed_lines: bytes a roll of all services, compressed with gzip.
         samples_per_second: of all series, at any number of rolls.
     """

@@ -1,4 +1,4 @@
-"""Tempo and Loki as sources, by their HTTP APIs."""
+"""Tempo and Loki as sources, over their HTTP APIs."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ from frontend.explorer.sources.calls import cells, edges
 TIMEOUT = ClientTimeout(total=10.0)  # seconds
 SECOND = 1_000_000_000  # nanoseconds
 LOOK_BACK = 24 * 3600  # seconds that a search covers
-TRACES = 40  # that the heat map and the service map are made of
-KEPT = 4.0  # seconds for which these are not fetched again
+TRACES = 40  # the newest traces, from which the heat map and the service map are computed
+KEPT = 4.0  # seconds for which these traces are cached
 TENANTS = {"X-Scope-OrgID": "operations|usage"}  # of Loki: operational lines, and usage events
 KINDS = ("UNSPECIFIED", "INTERNAL", "SERVER", "CLIENT", "PRODUCER", "CONSUMER")
 
@@ -69,8 +69,8 @@ class Engine:
             if response.status == 404:
                 return None
             if response.status != 200:
-                said = body.decode(errors="replace").strip()[:200]
-                raise SourceError(f"{self.name} answered {response.status}: {said}")
+                text = body.decode(errors="replace").strip()[:200]
+                raise SourceError(f"{self.name} answered {response.status}: {text}")
             return orjson.loads(body)
         except (ClientError, asyncio.TimeoutError) as error:
             raise SourceError(f"{self.name} at {self._url} does not answer.") from error
@@ -183,7 +183,7 @@ def _hex(text: str) -> str:
 
 
 def _number(value: Any, prefix: str, names: Iterable[str]) -> int:
-    """The number of an enumeration's value, given as a number or by name."""
+    """The number of an enumeration's value, which is given as a number or by name."""
     return int(value) if isinstance(value, int) else [prefix + name for name in names].index(value)
 
 

@@ -10,11 +10,11 @@ from typing import Protocol
 PERCENTILES = (0.5, 0.95, 0.99)
 ENOUGH = 20  # requests below which a percentile is no better than a mean
 STATIC = "/static/{path}"  # files of the page, which would hide everything else
-OWN_ROLLS = ("/roll", "/roll-async")  # of the frontend: counted with the page's own, in another metric
+OWN_ROLLS = ("/roll", "/roll-async")  # of the frontend: another metric counts them together with the rolls of the page
 AVAILABILITY, LATENCY, LATENCY_LIMIT = 0.995, 0.99, 1.5  # the objectives; the limit in seconds
 SERVED = ("success", "die_failed", "error")  # outcomes of rolls that count for availability
 
-Buckets = dict[float, float]  # counts of a histogram by upper bound, each with all below it
+Buckets = dict[float, float]  # cumulative counts of a histogram, by upper bound
 
 
 @dataclass(frozen=True)
@@ -38,12 +38,12 @@ class Figures:
     """The content of the metrics view. Rates are per second, latencies in seconds; NaN for a missing value.
 
     Attributes:
-        times: seconds since 1970, rising; all series are as long.
+        times: seconds since 1970, ascending; every series has a value for each of them.
         latency: by percentile, then by service; NaN where fewer than :data:`ENOUGH` requests were measured.
         mean: mean latency by service.
-        faces: how often each face of a die came up so far.
-        rolls: how many rolls of a die came out, and how many failed.
-        rates_over: the time that a rate is taken over, in words; likewise for latencies and objectives.
+        faces: how often each face of a die has come up so far.
+        rolls: how many rolls of a die succeeded, and how many failed.
+        rates_over: the period that a rate covers, in words; likewise for latencies and objectives.
         every: seconds between two readings.
     """
 
@@ -76,10 +76,10 @@ class MetricSource(Protocol):
 
 
 def objectives(outcomes: dict[str, float], timed: float, in_time: float) -> list[Objective]:
-    """The objectives from rolls by outcome, and from how many were timed and how many of these were in time."""
+    """The objectives, from the rolls by outcome, the number of timed rolls, and how many of these were in time."""
     return [
         Objective(
-            "rolls that do not fail by the service's fault",
+            "rolls that do not fail through the service's fault",
             AVAILABILITY,
             outcomes.get("error", 0.0),
             sum(outcomes.get(outcome, 0.0) for outcome in SERVED),
@@ -104,7 +104,7 @@ def quantile(percentile: float, buckets: Buckets) -> float:
 
 
 def faces_of(buckets: Buckets) -> dict[int, float]:
-    """How often each face came up, of a histogram with a bucket for each."""
+    """How often each face came up, from a histogram with a bucket for each face."""
     faces: dict[int, float] = {}
     below = 0.0
     for bound in sorted(buckets):

@@ -1,4 +1,4 @@
-"""The run dir's files as a source of traces and log lines: the page's side of ``index``."""
+"""The run dir's files as a source of traces and log lines: the client of the process in ``index``."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Files:
         self._work_dir = ""
         self._closed = False
         self._one_at_a_time = asyncio.Lock()
-        self.behind = 0  # bytes of older lines that the index has still to read
+        self.behind = 0  # bytes of older lines that the index has not read yet
 
     async def trace(self, trace_id: str) -> list[Span]:
         return [_span(row) for row in (await self._ask("trace", trace_id=trace_id, limit=MAX_SPANS + 1))["spans"]]

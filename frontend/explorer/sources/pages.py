@@ -29,9 +29,9 @@ from frontend.explorer.sources.figures import (
 )
 
 INTERVAL = 2.0  # seconds between two samples of the pages
-SAMPLES = 150  # that are kept: five minutes
-WINDOW = 5  # samples that a rate is taken over
-LATENCY_WINDOW = 30  # samples that a latency is taken over
+SAMPLES = 150  # samples that are kept: five minutes
+WINDOW = 5  # samples that a rate covers
+LATENCY_WINDOW = 30  # samples that a latency covers
 UNWATCHED = 10.0  # seconds after the last use at which sampling ends
 PAGE_TIMEOUT = ClientTimeout(total=1.5)
 FRONTEND = "frontend"

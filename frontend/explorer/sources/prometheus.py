@@ -24,17 +24,17 @@ from frontend.explorer.sources.figures import (
 )
 
 RANGE = 24 * 3600  # seconds that are queried if the time range has no limit
-STEP = 5  # seconds between two points, more if that gave too many points
+STEP = 5  # seconds between two points, more if there are more than POINTS
 POINTS = 150
-RATE = 30  # seconds that a rate is taken over
-LATENCY_RATE = 60  # seconds that a latency is taken over
-DAYS = 30  # that the objectives are for
+RATE = 30  # seconds that a rate covers
+LATENCY_RATE = 60  # seconds that a latency covers
+DAYS = 30  # the period of the objectives
 
 _OWN = "|".join((STATIC, *OWN_ROLLS)).replace("{", "\\\\{").replace("}", "\\\\}")
 
 
 def _requests(seconds: int, status: str = "") -> str:
-    """Requests a second; the frontend's include the rolls of the page."""
+    """A query for requests a second; those of the frontend include the rolls of the page."""
     http, page = (f',status=~"{status}"', f'{{status_code=~"{status}"}}') if status else ("", "")
     return (
         f'sum by (job) (rate(http_requests_total{{job!="frontend"{http}}}[{seconds}s])'
@@ -44,7 +44,7 @@ def _requests(seconds: int, status: str = "") -> str:
 
 
 def _durations(part: str, by: str, seconds: int = LATENCY_RATE) -> str:
-    """Rates of a part of the latency histograms: of rolls at the frontend, of all requests elsewhere."""
+    """A query for a part of the latency histograms: of rolls at the frontend, of all requests elsewhere."""
     return (
         f'sum by ({by}) (rate(http_request_duration_seconds_{part}{{job!="frontend"}}[{seconds}s])'
         f" or rate(streamlit_request_duration_seconds_{part}[{seconds}s]))"
@@ -57,7 +57,7 @@ MEAN_QUERY = f"{_durations('sum', 'job')} / {_durations('count', 'job')}"
 
 
 def latency_query(percentile: float) -> str:
-    """A percentile, where enough requests were measured."""
+    """A query for a latency percentile of the services with enough requests."""
     enough = f"({_durations('count', 'job')} * {LATENCY_RATE} >= {ENOUGH})"
     return f"histogram_quantile({percentile}, {_durations('bucket', 'job, le')}) and on (job) {enough}"
 

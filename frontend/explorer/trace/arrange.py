@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from frontend.explorer.attributes import attribute
 from frontend.explorer.model import CLIENT, MAX_SPANS, Span
@@ -15,11 +15,11 @@ class Row:
     """A span and its position.
 
     Attributes:
-        depth: 0 for a span without a parent here.
+        depth: 0 for a span without a parent in this trace.
         orphan: whether it names a parent that is missing.
         children: how many spans are directly below it.
-        own: nanoseconds of its duration without a running span below it.
-        operation: its name, for a call with its destination: ``GET → dice-roller``.
+        own: its self time: nanoseconds in which none of its children was running.
+        operation: its name; for a call also its destination: ``GET → dice-roller``.
     """
 
     span: Span
@@ -44,10 +44,10 @@ class Trace:
     """A trace in display order: parents before children, siblings by their start.
 
     Attributes:
-        own: nanoseconds in which a service worked itself rather than waiting for a span below; overlapping
-            work of one service counts once.
-        critical: the critical path, from the first to the last moment.
-        missing: the missing span that shows that the trace is incomplete: a root, a parent, the server side of a call.
+        own: the self time of each service, in nanoseconds; overlapping spans of one service count once.
+        critical: the critical path, from the start of the trace to its end.
+        missing: the span whose absence shows that the trace is incomplete: a root, a parent, the server side of a call;
+            empty if it is complete.
     """
 
     trace_id: str
@@ -57,7 +57,7 @@ class Trace:
     missing: str
     start: int = 0
     finish: int = 0
-    hidden: int = field(default=0)  # spans beyond MAX_SPANS
+    hidden: int = 0  # spans beyond MAX_SPANS
 
     @property
     def duration(self) -> int:
@@ -136,16 +136,16 @@ def _missing(rows: Sequence[Row], below: Mapping[str, Sequence[Span]]) -> str:
 
 
 def _critical_path(tops: Sequence[Span], below: Mapping[str, Sequence[Span]]) -> list[Segment]:
-    """From the end backwards: of the running spans the one that ended last, and the same within it."""
+    """Walk backwards from the end of the trace: the path runs through the child that finished last, and so on in it."""
     top = max(tops, key=lambda span: span.finish)
     segments: list[Segment] = []
     seen: set[str] = set()
-    # A span and the moment up to which it is looked at; or, done with its children, what is left of it.
+    # Spans to visit, and the time up to which each is on the path.
     waiting: list[tuple[Span, int]] = [(top, top.finish)]
     while waiting:
         span, until = waiting.pop()
-        children = [] if span.span_id in seen else sorted(below.get(span.span_id, ()), key=lambda child: child.finish)
         seen.add(span.span_id)
+        children = sorted(below.get(span.span_id, ()), key=lambda child: child.finish)
         cursor = until
         inside: list[tuple[Span, int]] = []
         for child in reversed(children):
@@ -183,7 +183,7 @@ def _own_times(rows: Sequence[Row], below: Mapping[str, Sequence[Span]]) -> dict
 
 
 def _covered(stretches: Iterable[tuple[int, int]]) -> int:
-    """How much time the parts cover together."""
+    """The time that the parts cover together, in nanoseconds."""
     total = 0
     reached = 0
     for start, finish in sorted(stretches):

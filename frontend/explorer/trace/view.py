@@ -23,7 +23,7 @@ SPAN_ID = re.compile(r"[0-9a-f]{16}")
 
 @dataclass(frozen=True)
 class Drawn:
-    """A trace with its critical path by span: the stretches, and nanoseconds in all."""
+    """A trace with its critical path by span: the segments, and their total in nanoseconds."""
 
     trace: Trace
     paths: Mapping[str, Sequence[Segment]]
@@ -89,7 +89,7 @@ class TraceView:
         self._draw_spans()
         self._draw_detail()
 
-    def say(self, message: str) -> None:
+    def show_failure(self, message: str) -> None:
         self._context.show("trace", "failure.html", message=message)
 
     async def refresh(self) -> float | None:
@@ -99,7 +99,7 @@ class TraceView:
         trace = arrange(trace_id, await source.trace(trace_id))
         compared = arrange(compared_id, await source.trace(compared_id)) if compared_id else None
         over = self._over(trace)
-        if over:  # they are not urgent
+        if over:  # the candidates are not urgent
             try:
                 query = TraceQuery(limit=CANDIDATES + 1)
                 self._candidates = [entry for entry in await source.traces(query) if entry.trace_id != trace_id]
@@ -208,7 +208,7 @@ def _services(trace: Trace) -> list[tuple[str, int, int]]:
 
 
 def _differences(trace: Trace, other: Trace) -> list[Difference]:
-    """All operations of two traces, those first whose self time differs most."""
+    """All operations of two traces; the ones whose self time differs most come first."""
     found: dict[tuple[str, str], Difference] = {}
     for place, rows in enumerate((trace.rows, other.rows)):
         for row in rows:

@@ -33,7 +33,7 @@ ALERT = {
         ({"Content-Type": "text/plain"}, 415),
     ],
 )
-async def test_other_sites_pages_raise_no_alert(tmp_path: Path, headers: dict[str, str], status: int) -> None:
+async def test_pages_of_other_sites_cannot_send_alerts(tmp_path: Path, headers: dict[str, str], status: int) -> None:
     log = tmp_path / "alerts.jsonl"
     app = create_app(Settings("127.0.0.1", 0, log, allowed_hosts=["alerts.lab.example"]))
     headers = {"Content-Type": "application/json", **headers}

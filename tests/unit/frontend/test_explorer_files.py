@@ -211,7 +211,7 @@ def test_older_parts_of_a_file_are_read_backwards(tmp_path: Path, monkeypatch: p
     lines = [line("x" * (number % 17 * 40) + f" {number}", number % 60) for number in range(100)]
     path.write_text("".join(lines) + '{"half": ')
     tables = index.Index(tmp_path, tmp_path / "work")
-    tables.look()
+    tables.scan()
     assert tables.behind > 0
     while tables.behind:
         tables.read_back()

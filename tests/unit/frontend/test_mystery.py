@@ -35,14 +35,14 @@ def shown(game: dict[str, Any], error: str = "") -> str:
     return str(render("explorer/learn/mystery.html", game=game, busy=False, error=error, time_left="1:05"))
 
 
-def test_an_answer_has_what_was_filled_in() -> None:
+def test_an_answer_has_the_fields_that_were_filled_in() -> None:
     form = {"component": "postgres", "component2": "", "mechanism": "down", "since": " +42 ", "trace": "", "other": "x"}
     assert answer_of(form) == {"component": ["postgres"], "mechanism": ["down"], "since": "+42"}
     assert answer_of({"component": "a", "component2": "b", "query": 5}) == {"component": ["a", "b"], "query": "5"}
     assert answer_of({}) == {}
 
 
-def test_a_game_under_way_shows_the_question_the_time_and_what_was_said() -> None:
+def test_a_running_game_shows_the_question_the_time_and_the_last_message() -> None:
     html = shown(PLAYING)
     for text in ("What is &lt;wrong&gt;?", "1:05", "too early", "Pause", "c0ffee", "it does not run"):
         assert text in html, text
@@ -53,13 +53,13 @@ def test_a_game_under_way_shows_the_question_the_time_and_what_was_said() -> Non
 
 
 @pytest.mark.parametrize(("state", "text"), [("preparing", "being prepared"), ("ending", "put back …")])
-def test_between_the_question_and_the_result_the_page_says_what_happens(state: str, text: str) -> None:
+def test_the_page_says_when_a_game_is_being_prepared_or_ended(state: str, text: str) -> None:
     html = shown({**NOTHING_KNOWN, "state": state})
     assert text in html
     assert "Start a game" not in html
 
 
-def test_a_game_that_is_over_shows_the_score_and_the_story() -> None:
+def test_a_finished_game_shows_the_score_and_the_story() -> None:
     history = [{"at": "2026-01-31", "level": 1, "score": 40.0, "given_up": True}]
     html = shown({**NOTHING_KNOWN, "state": "over", "result": RESULT, "history": history})
     for text in (

@@ -53,7 +53,7 @@ async def serving(
 
 
 class Counter:
-    """Belongs to one event loop: its methods return the loop that they ran on."""
+    """Belongs to one event loop; its methods return the loop on which they ran."""
 
     name = "counter"
 
@@ -117,7 +117,7 @@ def simple() -> pn.Column:
 
 @pytest.fixture
 def rare_collections() -> Iterator[None]:
-    """Garbage collection as a service has it."""
+    """The settings of garbage collection that a service has."""
     before = gc.get_threshold()
     reduce_garbage_collection()
     yield
@@ -194,7 +194,7 @@ async def test_page_requests_beyond_the_queue_get_retry_after(
         assert len(built) == 3
 
 
-async def test_a_browser_that_reads_nothing_delays_no_other() -> None:
+async def test_a_browser_that_does_not_read_delays_no_other() -> None:
     def large() -> pn.Template:
         return pn.Template("x" * LARGE)
 
@@ -203,13 +203,13 @@ async def test_a_browser_that_reads_nothing_delays_no_other() -> None:
             stalled.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
             stalled.connect(("127.0.0.1", client.port))
             stalled.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
-            await asyncio.to_thread(stalled.recv, 1, socket.MSG_PEEK)  # its answer has begun
+            await asyncio.to_thread(stalled.recv, 1, socket.MSG_PEEK)  # the answer has begun
             async with asyncio.timeout(20), client.get("/") as answer:
                 assert answer.status == 200
                 assert len(await answer.read()) == LARGE
 
 
-async def test_pages_that_wait_count_as_sessions() -> None:
+async def test_waiting_pages_count_as_sessions() -> None:
     def slow() -> pn.Column:
         time.sleep(0.2)
         return simple()

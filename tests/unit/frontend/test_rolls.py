@@ -1,4 +1,4 @@
-"""The rolls that a browser stores over a reload: the stored value may be anything."""
+"""The rolls that a browser keeps across a reload: the stored value may be anything."""
 
 from __future__ import annotations
 

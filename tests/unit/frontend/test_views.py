@@ -19,7 +19,7 @@ def edge(caller: str, service: str) -> Edge:
     return Edge(caller, service, 1, 0, 1.0, 1.0, "")
 
 
-def test_a_service_is_placed_right_of_its_callers() -> None:
+def test_a_service_is_placed_to_the_right_of_its_callers() -> None:
     nodes = place_nodes([edge("users", "a"), edge("a", "b"), edge("users", "b"), edge("b", "db"), edge("b", "c")])
     columns = {name: node.x for name, node in nodes.items()}
     assert columns["users"] < columns["a"] < columns["b"] < columns["c"] == columns["db"]
@@ -81,7 +81,7 @@ def test_a_number_has_its_noun() -> None:
     ]
 
 
-def test_lines_that_pass_below_nodes_have_a_lane_each_and_all_rates_one_unit() -> None:
+def test_lines_below_nodes_have_separate_lanes_and_all_rates_have_one_unit() -> None:
     counts = {("a", "b"): 600, ("b", "c"): 600, ("a", "c"): 1, ("c", "d"): 600, ("b", "d"): 30, ("a", "d"): 2}
     edges = [Edge(*names, count, 0, 1.0, 1.0, "") for names, count in counts.items()]
     lines = draw_edges(edges, place_nodes(edges), 600)

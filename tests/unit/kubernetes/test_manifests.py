@@ -86,7 +86,7 @@ def test_every_manifest_is_valid_in_the_strict_schemas(version: str) -> None:
         json.dumps(document, sort_keys=True): document
         for directory in SMALL
         for document in load(directory).documents
-        # Every ConfigMap has the same schema; those with the dashboards are large.
+        # Every ConfigMap has the same schema, and those with the dashboards are large.
         if document["kind"] != "ConfigMap" or directory == SMALL[-1]
     }
     validate(unique.values(), version)
@@ -100,7 +100,7 @@ def test_every_manifest_is_valid_in_the_strict_schemas(version: str) -> None:
 
 
 def broken_references(manifests: Manifests) -> list[str]:
-    """Every name in the manifests that nothing has."""
+    """Every name in the manifests that refers to nothing."""
     found = []
     for workload in manifests.workloads():
         found += [f"{workload.name}: {defect}" for defect in _broken_in(manifests, workload)]
@@ -249,7 +249,7 @@ def test_each_broken_reference_is_found(defect: str) -> None:
 
 # --- the network ---
 
-# The services share their settings; these are of no use to the one that gets them.
+# The services share their settings; these services do not use these variables.
 UNUSED = {"dice-roller": {"DICE_ROLLER_URL"}, "die-service": {"DICE_ROLLER_URL", "DIE_SERVICE_URL"}}
 ADDRESS = re.compile(r"(?:^|://(?:[^@/]+@)?|\[)([a-z][a-z-]+(?:\.[a-z-]+)?):(\d+)")
 
@@ -333,7 +333,7 @@ def _is(peer: Document, workload: Workload, namespace: str) -> bool:
 @pytest.mark.parametrize("directory", SMALL)
 def test_every_address_exists_and_is_allowed_on_both_sides(directory: str) -> None:
     manifests = load(directory)
-    # What the services and Prometheus are told at every stage, of parts that only later stages have.
+    # Addresses that the services and Prometheus have at every stage, of parts that only later stages have.
     absent = {"postgres", *(service.name for service in stages.SERVICES)} - {one.name for one in manifests.workloads()}
     unknown = tuple(f"no service {name}{suffix}" for name in absent for suffix in ("", "-pods"))
     assert [one for one in forbidden(manifests) if not one.endswith(unknown)] == []
@@ -365,7 +365,7 @@ def test_the_policies_forbid_what_nobody_needs() -> None:
 
 
 def violations(workload: Workload) -> list[str]:
-    """What the restricted Pod Security Standard forbids, and what we ask for besides."""
+    """Violations of the restricted Pod Security Standard and of our own requirements."""
     pod, container = workload.pod, workload.container
     own = container["securityContext"]
     rules = {
@@ -384,7 +384,7 @@ def violations(workload: Workload) -> list[str]:
     return [what for what, kept in rules.items() if not kept]
 
 
-def test_pods_keep_to_the_restricted_profile_except_the_reader_of_the_nodes_logs() -> None:
+def test_pods_comply_with_the_restricted_profile_except_the_reader_of_node_logs() -> None:
     manifests = load("small/6")
     for workload in manifests.workloads():
         assert violations(workload) == (
@@ -404,11 +404,11 @@ def test_no_manifest_has_a_secret(directory: str) -> None:
 
 
 def facts(workload: Workload) -> images.Image:
-    """What is known of a workload's image."""
+    """The facts of a workload's image."""
     return images.load()[COMPOSE[workload.name]["image"]]
 
 
-def test_what_a_program_writes_to_is_a_volume() -> None:
+def test_paths_that_a_program_writes_to_are_volumes() -> None:
     manifests = load("small/6")
     for workload in manifests.workloads():
         image = facts(workload)
@@ -470,7 +470,7 @@ def test_variables_are_those_of_compose() -> None:
         ignored = DIFFERENT.get(workload.name, set()) | {"STAGE"}
         if "envFrom" in workload.container:  # the file of the stage, which compose has as env_file
             ignored |= {"COMPOSE_PROFILES", *stages.load(6).variables}
-        if "POSTGRES_PASSWORD" not in theirs:  # another variable is made of it
+        if "POSTGRES_PASSWORD" not in theirs:  # another variable contains it
             ignored.add("POSTGRES_PASSWORD")
         assert {key: ours[key] for key in ours.keys() - ignored} == {
             key: theirs[key] for key in theirs.keys() - ignored
@@ -509,7 +509,7 @@ def test_engines_read_the_files_that_compose_mounts() -> None:
         assert there >= {path.name for path in folder.iterdir() if path.suffix in {".yml", ".json"}}, name
 
 
-def test_prometheus_differs_from_compose_in_its_targets_only() -> None:
+def test_prometheus_differs_from_compose_only_in_its_targets() -> None:
     files = dict(load("small/6").files(load("small/6").workload("prometheus")))
     ours = yaml.safe_load(files["/etc/prometheus/prometheus.yml"])
     theirs = yaml.safe_load((engines.COMPOSE / "prometheus" / "prometheus.yml").read_text())
@@ -615,7 +615,7 @@ def make(*arguments: str, **environment: str) -> str:
     return done.stdout
 
 
-def test_make_prints_a_stage_with_an_image_of_ones_own() -> None:
+def test_make_prints_a_stage_with_a_chosen_image() -> None:
     printed = make("kubernetes", "STAGE=3", "IMAGE=registry.example/dicelab@sha256:0123")
     assert printed == re.sub(r"image: dicelab:\S+", "image: registry.example/dicelab@sha256:0123", text("small/3"))
     assert make("kubernetes", "STAGE=3") == text("small/3")
@@ -642,7 +642,7 @@ esac
 
 
 @pytest.mark.parametrize(("engines_of", "found"), [("small", 1), ("small", 0), ("large", 1)])
-def test_make_applies_a_stage_and_makes_its_secrets_once(tmp_path: Path, engines_of: str, found: int) -> None:
+def test_make_applies_a_stage_and_creates_its_secrets_once(tmp_path: Path, engines_of: str, found: int) -> None:
     wanted = load(f"{engines_of}/5")
     for part in ("Makefile", "kubernetes", "compose", "alloy", "grafana", "otel/collector.yaml"):
         source, copied = engines.ROOT / part, tmp_path / part
@@ -669,7 +669,7 @@ def test_make_applies_a_stage_and_makes_its_secrets_once(tmp_path: Path, engines
     assert calls[-1] == "apply --server-side --filename -"
     applied = (tmp_path / "applied").read_text().splitlines()
     assert applied == [f"kind: {document['kind']}" for document in wanted.documents]
-    # Only what the namespace does not have yet is made: new passwords would not be those of the database.
+    # Only missing secrets are created: new passwords would not match those of the database.
     secrets = [call for call in calls if " create " in f" {call} "]
     passwords = dict(line.split("=") for line in (tmp_path / "compose" / ".env").read_text().splitlines())
     assert passwords.keys() == SECRET
@@ -680,6 +680,6 @@ def test_make_applies_a_stage_and_makes_its_secrets_once(tmp_path: Path, engines
             " --from-literal=username=dice --from-file=password=/dev/stdin"
         )
         assert (tmp_path / "password").read_text() == passwords["POSTGRES_PASSWORD"]
-    assert passwords["POSTGRES_PASSWORD"] not in (tmp_path / "calls").read_text()  # others can list arguments
+    assert passwords["POSTGRES_PASSWORD"] not in (tmp_path / "calls").read_text()  # other users can list arguments
     assert secrets == own
     assert passwords["POSTGRES_PASSWORD"] not in done.stdout

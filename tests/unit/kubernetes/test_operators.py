@@ -1,6 +1,6 @@
 """The manifests with large engines: resources of operators against their types, and the values of charts.
 
-No operator runs here. What they make of their resources, such as names of Services, is written down in ``OPERATED``.
+No operator runs here. ``OPERATED`` lists what operators create from their resources, such as the names of Services.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from tests.unit.kubernetes.test_manifests import VERSIONS, addresses, violations
 
 LARGE = [f"large/{stage}" for stage in stages.STAGES]
 CHARTS = kustomize.DIRECTORY / "engines" / "large" / "charts"
-# Services that operators make, by the resource that they make them for, and their ports.
+# Services that operators create, by the resource for which they create them, and their ports.
 OPERATED = {
     ("OpenTelemetryCollector", "otel"): ("otel-collector", {4317, 4318}),
     ("OpenTelemetryCollector", "sampler"): ("sampler-collector", {4317}),
@@ -162,7 +162,7 @@ def test_collectors_balance_by_trace_before_they_sample() -> None:
         "batch",
     ]
     assert "autoscaler" not in second
-    # The queue to Tempo, and how the Collector shows its own metrics, are those of everywhere.
+    # The queue to Tempo, and the settings of the Collector's own metrics, are the same as everywhere.
     shared = yaml.safe_load((engines.ROOT / "otel" / "collector.yaml").read_text())
     theirs, ours = shared["exporters"]["otlp/tempo"], second["config"]["exporters"]["otlp/tempo"]
     assert {**ours, "endpoint": ""} == {**theirs, "endpoint": ""}
@@ -200,12 +200,12 @@ def test_the_database_is_reached_through_the_pooler() -> None:
     # psycopg passes the time limit of a statement as an option, which PgBouncer refuses unless it is told to ignore it.
     assert "options" in pooler["pgbouncer"]["parameters"]["ignore_startup_parameters"]
     assert any("statement_timeout" in statement for statement in initdb["postInitApplicationSQL"])
-    # The Secret of the operator is made of the same password.
+    # The operator's Secret contains the same password.
     makefile = (engines.ROOT / "Makefile").read_text()
     assert f"secret generic {initdb['secret']['name']} --type=kubernetes.io/basic-auth" in makefile
 
 
-def test_pods_keep_to_the_restricted_profile() -> None:
+def test_pods_comply_with_the_restricted_profile() -> None:
     manifests = load("large/6")
     for workload in manifests.workloads():
         assert not violations(workload) or workload.name == "alloy", workload.name
@@ -238,7 +238,7 @@ def test_loki_and_tempo_have_the_limits_and_processors_of_compose() -> None:
         assert ours[section] == theirs[section]
     overrides = yaml.safe_load((engines.COMPOSE / "loki" / "overrides.yaml").read_text())
     assert values("loki")["loki"]["runtimeConfig"] == overrides
-    variables = stages.env_file(engines.SAMPLING / "none.env")  # the Collectors of this size leave the generator on
+    variables = stages.env_file(engines.SAMPLING / "none.env")  # with these Collectors the generator stays on
     shipped = (engines.COMPOSE / "tempo" / "tempo.yaml").read_text()
     theirs = yaml.safe_load(shipped.replace("${TEMPO_GENERATOR}", variables["TEMPO_GENERATOR"]))
     ours = values("tempo")["tempo"]["structuredConfig"]

@@ -45,7 +45,7 @@ def test_drop_limit_is_the_lowest_rate_with_drops() -> None:
         "spans or lines are dropped from 48,000 rolls/s on, 73,920 in all; up to 20,000 rolls/s none"
     )
     assert drop_limit(rates[:2]) == ""
-    # A rate that is dropped from is the limit even where a higher one happened to drop nothing.
+    # A rate with drops is the limit even if a higher one happened to drop nothing.
     assert "from 3,000 rolls/s on" in drop_limit([(3_000.0, 1.0), (20_000.0, 0.0)])
     assert "up to 0 rolls/s" in drop_limit([(3_000.0, 1.0), (20_000.0, 0.0)])
 
@@ -64,7 +64,7 @@ def test_all_packages_are_compared_unless_one_is_chosen() -> None:
     assert names == {variant.name for which in ("standard", "fast") for variant in signals([which])}
 
 
-def test_the_fast_package_is_advised_where_the_standard_one_does_not_keep_up() -> None:
+def test_the_fast_package_is_recommended_if_the_standard_one_does_not_keep_up() -> None:
     assert "fast is not needed" in advice({"standard": 0.98, "fast": 1.0})
     assert "1.50 times as many rolls as standard" in advice({"standard": 0.6, "fast": 0.9})
 

@@ -1,4 +1,4 @@
-"""What an experiment concludes from what it has observed, and that there is one at a time."""
+"""The conclusions of an experiment from its observations; and only one experiment runs at a time."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ async def test_an_alert_that_a_short_fault_cannot_raise_is_not_checked(tmp_path:
         await expect.alerts_fall_silent(120).question(short)
 
 
-async def test_an_alert_that_fired_before_the_fault_is_nobodys_sign(tmp_path: Path) -> None:
+async def test_an_alert_that_fired_before_the_fault_is_not_a_sign_of_it(tmp_path: Path) -> None:
     seen = observed(tmp_path)
     seen.alerts_before = SILENT | {"DatabaseDown": "firing"}
     seen.note_alerts(SILENT | DOWN, 120.0)
@@ -78,7 +78,7 @@ async def test_silence_is_measured_from_the_end_of_the_fault(tmp_path: Path) -> 
     silent = expect.alerts_fall_silent(120)
     seen = observed(tmp_path, (20, DOWN), (60, {}))
     assert await met(silent, seen) == "DatabaseDown after 15 s"
-    again = observed(tmp_path, (20, DOWN), (30, {}), (40, DOWN), (70, {}))  # it counts from the last time
+    again = observed(tmp_path, (20, DOWN), (30, {}), (40, DOWN), (70, {}))  # the last time counts
     assert await met(silent, again) == "DatabaseDown after 25 s"
     assert (await met(silent, observed(tmp_path, (20, DOWN), (200, {})))).startswith(
         "not met: DatabaseDown after 155 s"
@@ -122,10 +122,10 @@ async def test_only_traces_of_the_last_seconds_may_lack_spans(tmp_path: Path) ->
     assert (await met(expect.traces_lost(1), seen)).startswith("not met: 2 of ")
     LabWithTraces.services_of = {**LabWithTraces.services_of, "101": set()}
     assert (await met(expect.traces_lost(4), seen)).startswith("not met: 3 of 5")
-    seen.answers[-1] = Answer("/roll", "200", {}, "101", 0.9, 99.8)  # it was under way, and some spans had been sent
+    seen.answers[-1] = Answer("/roll", "200", {}, "101", 0.9, 99.8)  # it was in progress, and some spans had been sent
     assert await met(expect.traces_lost(4), seen) == "3 of 5, answered -1.9 s to +0.7 s relative to its start"
     assert (await met(expect.traces_lost(), seen)).startswith("not met: ")
-    lab.state = {"sampling": "tail"}  # one that is not there may not have been kept
+    lab.state = {"sampling": "tail"}  # sampling may have dropped a missing trace
     with pytest.raises(NotRunning, match="a sample of such traces"):
         await expect.traces_lost(4).question(seen)
 
@@ -137,7 +137,7 @@ async def test_a_second_experiment_is_refused_with_the_reason_however_late_it_as
         async with Faults(str(server.path)) as first, Faults(str(server.path)) as second:
             with pytest.raises(LabError, match="runs no service of its own"):
                 await first.ask(restart={"service": {}})
-            await asyncio.sleep(0.1)  # long enough for the lab to refuse a connection that has not asked yet
+            await asyncio.sleep(0.1)  # long enough for the lab to refuse a connection that has sent nothing yet
             with pytest.raises(LabError, match="another experiment runs in this lab"):
                 await second.ask(end=True)
     finally:
@@ -163,7 +163,7 @@ async def test_refusals_are_prompt_if_nearly_all_come_within_a_second(tmp_path: 
     assert await met(prompt, with_answers(tmp_path, answers("503", *[0.01] * 50, at=101))) == "p99 of 50: 10 ms"
     late = with_answers(tmp_path, answers("503", *[0.01] * 50, 1.3, 1.3, at=101))
     assert await met(prompt, late) == "not met: p99 of 52 was 1300 ms"
-    under_way = with_answers(tmp_path, answers("503", 1.5, at=99))  # half a second of it was before the fault
+    under_way = with_answers(tmp_path, answers("503", 1.5, at=99))  # it began half a second before the fault
     assert await met(prompt, under_way) == "p99 of 1: 500 ms"
     assert await met(prompt, with_answers(tmp_path, answers("200", 0.01, at=101))) == "not met: no answer was 503"
 

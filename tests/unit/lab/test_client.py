@@ -199,7 +199,7 @@ async def test_alerts_have_their_most_urgent_state(aiohttp_server: Serve, tmp_pa
 # --- a lab elsewhere ---
 
 
-def test_a_lab_elsewhere_has_the_ports_of_one_here(tmp_path: Path) -> None:
+def test_a_lab_elsewhere_has_the_same_ports_as_a_local_one(tmp_path: Path) -> None:
     lab = Lab.elsewhere(tmp_path, 6, {"": "http://127.0.0.1:9002", "tempo": "http://tempo.example"})
     assert lab.front == "http://127.0.0.1:9002"
     assert lab.url("die-service") == "http://127.0.0.1:9001"
@@ -283,11 +283,11 @@ async def test_a_lab_elsewhere_samples_if_its_collector_has_metrics_of_that(
             await find(Subject(lab, 3, roll="abc"))
 
 
-async def test_engines_elsewhere_are_looked_for_at_the_same_time(aiohttp_server: Serve, tmp_path: Path) -> None:
+async def test_engines_elsewhere_are_probed_concurrently(aiohttp_server: Serve, tmp_path: Path) -> None:
     both = asyncio.Barrier(2)
 
     async def ready(request: web.Request) -> web.Response:
-        await both.wait()  # an engine that is asked alone gives no answer
+        await both.wait()  # if the engines were asked one after the other, none would answer
         return web.Response()
 
     app = web.Application()

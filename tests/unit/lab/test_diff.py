@@ -28,7 +28,7 @@ def test_added_removed_and_changed() -> None:
     }
 
 
-def test_a_note_alone_is_no_change() -> None:
+def test_a_note_alone_is_not_a_change() -> None:
     before, after = (portrait(1, Panels={"P": Item(note=note)}) for note in ("in A", "in B"))
     assert text(before, after) == ["Stage 1 → stage 1"]
 
@@ -98,6 +98,6 @@ def test_files_alone(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize("arguments", [["0", "1"], ["1", "7"], ["1"], ["one", "2"]])
-def test_stages_that_are_not_there(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_stages_that_do_not_exist(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["diff", *arguments]) == 2
     assert capsys.readouterr().out == ""

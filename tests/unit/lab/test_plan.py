@@ -37,7 +37,7 @@ def test_services_start_before_their_callers_and_get_their_urls(tmp_path: Path) 
     assert {environ["DATABASE_URL"] for environ in made.values()} == {DATABASE}
 
 
-def test_a_lab_has_one_secret_for_its_sessions_and_the_users_own_comes_first(tmp_path: Path) -> None:
+def test_a_lab_has_one_session_secret_and_the_users_own_takes_precedence(tmp_path: Path) -> None:
     made = plan(tmp_path, stage=6)
     secret = environs(made)["frontend"]["SESSION_SECRET"]
     assert len(secret) >= 32
@@ -73,9 +73,7 @@ def test_stages_with_a_database_have_an_exporter_even_without_engines(
 
 
 @pytest.mark.parametrize(("value", "probed"), [(None, True), ("true", True), ("false", False)])
-def test_prometheus_has_something_probed_unless_it_is_switched_off(
-    tmp_path: Path, value: str | None, probed: bool
-) -> None:
+def test_prometheus_starts_probes_unless_they_are_switched_off(tmp_path: Path, value: str | None, probed: bool) -> None:
     directory = tmp_path / "run" / "engines"
     prometheus = tmp_path / "prometheus"
     prometheus.touch(0o755)
@@ -86,7 +84,7 @@ def test_prometheus_has_something_probed_unless_it_is_switched_off(
     assert targets == ([{"targets": ["dice-roller"], "labels": {"__exporter__": "127.0.0.1:9026"}}] if probed else [])
 
 
-def test_an_unclear_setting_of_the_probes_is_refused(tmp_path: Path) -> None:
+def test_an_invalid_setting_of_the_probes_is_refused(tmp_path: Path) -> None:
     with pytest.raises(LabError, match="PROBES: 'no' must be true or false"):
         engines.plan(stages.load(6), 9000, tmp_path, tmp_path / "logs", {"PATH": "", "PROBES": "no"})
 
@@ -136,7 +134,7 @@ def test_telemetry_option_overrides_the_variable(
     ("workers", "telemetry", "advised"),
     [(1, None, False), (2, None, True), (2, "standard", True), (2, "fast", False)],
 )
-def test_workers_that_take_all_cpus_are_advised_of_the_fast_telemetry(
+def test_the_fast_telemetry_is_recommended_if_workers_take_all_cpus(
     tmp_path: Path, workers: int, telemetry: str | None, advised: bool
 ) -> None:
     made = plan(tmp_path, workers=workers, telemetry=telemetry)
@@ -145,7 +143,7 @@ def test_workers_that_take_all_cpus_are_advised_of_the_fast_telemetry(
 
 
 def programs(directory: Path, *names: str) -> str:
-    """A PATH with programs of these names, which do nothing."""
+    """A PATH with programs of these names that do nothing."""
     directory.mkdir()
     for name in names:
         (directory / name).write_text("#!/bin/sh\n")
@@ -169,7 +167,7 @@ def test_sampling_is_read_from_option_then_variable(tmp_path: Path) -> None:
         assert (variables["SAMPLING"], variables["TEMPO_GENERATOR"]) == (made.sampling, generator)
 
 
-def test_tail_sampling_needs_a_collector_that_can(tmp_path: Path) -> None:
+def test_tail_sampling_needs_a_collector_that_supports_it(tmp_path: Path) -> None:
     with pytest.raises(LabError, match="SAMPLING is 'half', not none or tail"):
         plan(tmp_path, {"SAMPLING": "half"})
     with pytest.raises(LabError, match="SAMPLING=tail needs --engines"):

@@ -9,7 +9,7 @@ from pathlib import Path
 from lab.supervise.rundir import RotatingFile, RunDir
 
 
-def test_files_of_an_earlier_lab_are_closed_to_other_users(tmp_path: Path) -> None:
+def test_files_of_an_earlier_lab_become_private(tmp_path: Path) -> None:
     run, outside = tmp_path / "run", tmp_path / "outside"
     for directory in (run / "logs", run / "engines" / "tempo"):
         directory.mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""The registry: what the code declares is what it has, its documentation follows from it, and mistakes are found."""
+"""The registry matches the code, the documentation is generated from it, and mistakes are found."""
 
 from __future__ import annotations
 
@@ -55,11 +55,11 @@ def registry() -> Registry:
 # --- the files ---
 
 
-def test_the_documentation_is_what_the_registry_makes() -> None:
+def test_the_documentation_is_generated_from_the_registry() -> None:
     assert docs.FILE.read_text() == docs.telemetry(registry()), "run make telemetry-docs"
 
 
-def test_the_excerpt_has_what_the_registry_refers_to_in_the_version_of_the_manifest() -> None:
+def test_the_excerpt_has_the_referenced_attributes_in_the_version_of_the_manifest() -> None:
     excerpt = json.loads((FOLDER / CONVENTIONS).read_text())
     assert set(excerpt["attributes"]) == references(FOLDER), "run python -m lab.schema with a copy of the conventions"
     (dependency,) = yaml.safe_load((FOLDER / "manifest.yaml").read_text())["dependencies"]
@@ -103,7 +103,7 @@ class One(Collector):
 
 @pytest.fixture(scope="module")
 def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """With a file of each signal, a state file and a running experiment, as the exporter finds it."""
+    """A run dir with a file of each signal, a state file and a running experiment, for the exporter."""
     path = tmp_path_factory.mktemp("run")
     with marked(path, "database-down"):
         yield _filled(path)
@@ -157,7 +157,7 @@ def test_the_metrics_of_a_service_are_those_of_the_registry(service: str, run_di
     assert families(service, run_dir) == declared
 
 
-def test_the_test_above_looks_at_registered_metrics() -> None:
+def test_the_test_above_sees_registered_metrics() -> None:
     found = CollectorRegistry()
     HttpMetrics(found)
     assert {family.name for family in found.collect()} < {
@@ -169,16 +169,16 @@ def test_the_test_above_looks_at_registered_metrics() -> None:
 
 
 class Logged:
-    """What the calls with one message have in common: their levels and fields."""
+    """The levels and fields of all calls with one message."""
 
     def __init__(self) -> None:
         self.levels: set[str] = set()
         self.calls: list[set[str]] = []
-        self.open = False  # it passes on fields that the call does not name
+        self.open = False  # it passes on fields that the call does not list
 
 
 def _text(node: ast.expr) -> list[str]:
-    """The texts that an expression may have, with ``{}`` for what depends on something."""
+    """The possible texts of an expression, with ``{}`` for its variable parts."""
     if isinstance(node, ast.IfExp):
         return _text(node.body) + _text(node.orelse)
     if isinstance(node, ast.JoinedStr):
@@ -200,7 +200,7 @@ def calls(paths: Iterator[Path]) -> Iterator[ast.Call]:
 
 
 def lines(service: str | None) -> dict[str, Logged]:
-    """What the code of a service logs by itself, or (``None``) the code that all of them share, by message."""
+    """The log calls in the code of a service, or (``None``) in the code that all services share, by message."""
     found: dict[str, Logged] = {}
     folders = (FOLDERS[service],) if service else SHARED
     for call in calls(path for folder in folders for path in sorted((ROOT / folder).rglob("*.py"))):
@@ -221,7 +221,7 @@ def lines(service: str | None) -> dict[str, Logged]:
     return found
 
 
-# Messages that are not in the call: those of otel.WARNINGS.
+# Messages that are not literals in the call: those of otel.WARNINGS.
 ELSEWHERE = {"TELEMETRY=fast is not possible: {}; standard is used"}
 
 
@@ -239,7 +239,7 @@ def test_the_log_lines_of_a_service_are_those_of_the_registry(service: str | Non
     assert set(declared) - ELSEWHERE == set(logged)
     for message, found in logged.items():
         (event,) = declared[message]
-        # Two messages of one call have two levels: each is that of one of them.
+        # If one call has two messages and two levels, each message has one of the levels.
         assert event.level in found.levels, message
         assert set().union(*found.calls) <= set(event.uses), message
         assert set(event.uses) <= set().union(*found.calls) or found.open, message
@@ -251,7 +251,7 @@ def test_the_log_lines_of_a_service_are_those_of_the_registry(service: str | Non
 
 
 def spans_made(service: str) -> tuple[set[str], set[str]]:
-    """The names of the spans that a service makes by hand, and the attributes that it sets."""
+    """The names of the spans that a service's own code makes, and the attributes that it sets."""
     names, attributes = set(), set()
     for call in calls(iter(sorted((ROOT / FOLDERS[service]).rglob("*.py")))):
         if not isinstance(call.func, ast.Attribute):
@@ -275,7 +275,7 @@ def test_the_spans_of_a_service_are_those_of_the_registry(service: str) -> None:
     assert attributes == {use.attribute.key for span in ours for use in span.uses.values() if use.attribute.stage}
 
 
-# --- planted mistakes ---
+# --- deliberate mistakes ---
 
 
 def judged(signal: Span | Line | str) -> Judge:
@@ -292,12 +292,12 @@ def judged(signal: Span | Line | str) -> Judge:
 @pytest.mark.parametrize(
     "signal", [span(), span(exception=EXCEPTION), line(**ROLL), PAGE], ids=["span", "exception", "line", "page"]
 )
-def test_what_is_right_has_no_finding(signal: Span | Line | str) -> None:
+def test_valid_telemetry_has_no_finding(signal: Span | Line | str) -> None:
     assert judged(signal).findings == []
 
 
 @pytest.mark.parametrize(("signal", "kind"), [row[1:3] for row in MISTAKES], ids=[row[0] for row in MISTAKES])
-def test_a_planted_mistake_is_found(signal: Span | Line | str, kind: str) -> None:
+def test_a_deliberate_mistake_is_found(signal: Span | Line | str, kind: str) -> None:
     (finding,) = judged(signal).findings
     assert finding.kind == kind
     if not isinstance(signal, str):
@@ -307,7 +307,7 @@ def test_a_planted_mistake_is_found(signal: Span | Line | str, kind: str) -> Non
 @pytest.mark.parametrize(
     ("stage", "expected"), [(3, ["wrong_stage"]), (4, [])], ids=["before its stage", "at its stage"]
 )
-def test_what_comes_with_a_later_stage_is_a_finding(stage: int, expected: list[str]) -> None:
+def test_telemetry_of_a_later_stage_is_a_finding(stage: int, expected: list[str]) -> None:
     judge = Judge(registry(), stage)
     judge.span(span("query die service", 1, {}))
     assert [finding.kind for finding in judge.findings] == expected

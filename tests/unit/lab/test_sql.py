@@ -149,10 +149,10 @@ def test_a_table_for_people(run_dir: Path, ask: Ask) -> None:
         ["5", "0.333333"],
         ["(2", "rows)"],
     ]
-    assert output.splitlines()[1].index("10") == output.splitlines()[2].index("5") - 1  # numbers stand at the right
+    assert output.splitlines()[1].index("10") == output.splitlines()[2].index("5") - 1  # numbers are right-aligned
 
 
-def test_a_table_that_is_piped_has_a_line_a_row_however_long(run_dir: Path, ask: Ask) -> None:
+def test_a_piped_table_has_one_line_for_each_row_however_long(run_dir: Path, ask: Ask) -> None:
     write(run_dir / "logs" / "frontend.jsonl", LINE | {"username": "long name " * 50})
     assert len(ask("SELECT username, fields FROM lines")[1].splitlines()) == 3
 
@@ -164,13 +164,13 @@ def test_a_table_for_people_ends_after_a_thousand_rows(ask: Ask) -> None:
     assert len(ask("SELECT * FROM range(1200)", "--csv")[1].splitlines()) == 1201
 
 
-def test_csv_quotes_what_needs_it(run_dir: Path, ask: Ask) -> None:
+def test_csv_quotes_values_where_necessary(run_dir: Path, ask: Ask) -> None:
     write(run_dir / "logs" / "frontend.jsonl", LINE | {"username": 'a,"b"\nc'})
     _, output, _ = ask("SELECT username, usage, roll_value FROM lines", "--csv")
     assert list(csv.reader(io.StringIO(output))) == [["username", "usage", "roll_value"], ['a,"b"\nc', "", "5"]]
 
 
-def test_values_that_json_does_not_have(ask: Ask) -> None:
+def test_values_that_json_cannot_express(ask: Ask) -> None:
     _, output, _ = ask(
         "SELECT 1 / 0 AS inf, 2.5::DECIMAL AS dec, date '2026-01-02' AS day, [1, NULL] AS list", "--json"
     )
@@ -220,7 +220,7 @@ def test_broken_lines_are_left_out_and_counted(run_dir: Path, ask: Ask) -> None:
     ]
 
 
-def test_characters_that_few_formats_bear(run_dir: Path, ask: Ask) -> None:
+def test_unusual_characters_are_printed(run_dir: Path, ask: Ask) -> None:
     write(run_dir / "logs" / "frontend.jsonl", LINE | {"username": "a\0b"}, '{"username": "x\\ud800y"}')
     status, output, errors = ask("SELECT username FROM lines ORDER BY 1", "--json")
     assert (status, errors) == (0, "")
@@ -239,8 +239,8 @@ def test_spans_that_went_to_an_engine_are_mentioned(run_dir: Path, ask: Ask) -> 
     assert "sends its spans to an engine" in ask("SELECT 1")[2]
 
 
-def test_files_that_are_written_and_rotated_meanwhile(run_dir: Path, ask: Ask) -> None:
-    """Each answer holds every line that was written before the question, once."""
+def test_files_may_be_written_and_rotated_meanwhile(run_dir: Path, ask: Ask) -> None:
+    """Each answer contains every line that was written before the question, once."""
     file = RotatingFile(run_dir / "logs" / "frontend.jsonl", max_bytes=5_000, backups=10_000)
     written = 0
     stop = threading.Event()
@@ -297,7 +297,7 @@ def test_files_that_are_written_and_rotated_meanwhile(run_dir: Path, ask: Ask) -
         ("SELECT list(range) FROM range(100000000)", "Out of Memory"),
     ],
 )
-def test_what_is_refused_with_one_line(run_dir: Path, ask: Ask, query: str, text: str) -> None:
+def test_other_statements_are_refused_in_one_line(run_dir: Path, ask: Ask, query: str, text: str) -> None:
     columns_of_a_python_variable = [1]  # a name that DuckDB must not find
     secret = run_dir / "secret.csv"
     secret.write_text("password\n")

@@ -50,5 +50,5 @@ async def test_restart_pauses_grow_and_a_released_process_starts_at_once(monkeyp
     assert started.empty()
     kept.release()
     assert await started.get() == 5
-    assert len(pauses) == 4  # it was stopped on purpose
+    assert len(pauses) == 4  # the process was stopped intentionally
     keeper.cancel()

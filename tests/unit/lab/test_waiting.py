@@ -13,7 +13,7 @@ def test_attempts_are_repeated_up_to_the_deadline() -> None:
     started = time.monotonic()
     attempts = [time.monotonic() - started for _ in within(0.6, poll=0.06)]
     assert len(attempts) >= 3
-    assert attempts[-1] >= 0.6  # the last look is at the deadline, not up to a poll earlier
+    assert attempts[-1] >= 0.6  # the last attempt is at the deadline, not one interval earlier
 
 
 async def test_else_runs_after_the_deadline() -> None:

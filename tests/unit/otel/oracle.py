@@ -1,8 +1,8 @@
 """The program whose telemetry ``test_oracle`` compares: ``python -m tests.unit.otel.oracle DIRECTORY PORT PORT ...``.
 
-The dice-roller, the die-service on a real database and a third application, whose handlers end in every way there is,
-in one process, with a client that asks them for everything. It uses the interface of ``otel`` alone; ``TELEMETRY``
-chooses the implementation. Its spans are in ``DIRECTORY/spans.jsonl``, its lines in ``DIRECTORY/lines.jsonl``, the
+The dice-roller, the die-service with a real database and a third application, whose handlers end in every possible way,
+run in one process, with a client that requests everything. It uses only the interface of ``otel``; ``TELEMETRY``
+selects the implementation. Its spans are in ``DIRECTORY/spans.jsonl``, its lines in ``DIRECTORY/lines.jsonl``, the
 services' metrics in ``DIRECTORY/<service>.metrics``. The ports: three for the applications in that order, one that
 stays closed, one whose connections break. The database is ``DATABASE_URL``.
 """
@@ -49,7 +49,7 @@ METRICS_FORMAT = {"Accept": "application/openmetrics-text; version=1.0.0"}
 
 
 class Wordless(Exception):
-    """An exception with a text of which UTF-8 can encode only a part."""
+    """An exception whose text UTF-8 can encode only in part."""
 
     def __str__(self) -> str:
         return "half a \udce9 word, %s and \u2028"
@@ -139,7 +139,7 @@ def other_app() -> web.Application:
 
 
 async def broken(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """Closes the connection, the first time after an answer, later in the middle of one."""
+    """Closes the connection: the first time after an answer, later within one."""
     with suppress(asyncio.IncompleteReadError):
         head = await reader.readuntil(b"\r\n\r\n")
         if b"/kept" in head:

@@ -24,7 +24,7 @@ INTERFACE = {
     "logs": ["start", "events", "dropped"],
     "metrics": ["new_registry", "Counter", "Gauge", "Histogram", "exemplar"],
 }  # fmt: skip
-# The API keeps its context in another place than otel.fast expects.
+# Moves the API's context to another place than otel.fast expects.
 MOVED = """
 import opentelemetry.context as context, runpy
 class Moved:
@@ -98,7 +98,7 @@ def test_private_names_exist_and_are_only_in_the_table() -> None:
             assert private_names(path.read_text()) <= allowed, path
 
 
-def test_nothing_but_this_package_imports_one_of_the_two() -> None:
+def test_only_otel_imports_one_of_the_two_packages() -> None:
     for folder in ("bench", "dieservice", "frontend", "lab", "roller", "web"):
         for path in (ROOT / folder).rglob("*.py"):
             assert not re.search(r"otel\.(standard|fast)\b", path.read_text()), path

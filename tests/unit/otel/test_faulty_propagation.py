@@ -1,4 +1,4 @@
-"""A propagator that loses what it is to pass on, and one that lets few traces be recorded; in both packages."""
+"""A propagator that loses the context, and one with which few traces are recorded; in both packages."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def propagator() -> FaultyPropagator:
     return FaultyPropagator(propagate.get_global_textmap())
 
 
-def test_without_a_fault_it_is_the_propagator_that_it_wraps(tracer: Any) -> None:
+def test_without_a_fault_it_behaves_like_the_wrapped_propagator(tracer: Any) -> None:
     faulty = propagator()
     span = tracer.start_span("one", context=faulty.extract(HEADERS))
     assert span.is_recording()
@@ -37,7 +37,7 @@ def test_without_a_fault_it_is_the_propagator_that_it_wraps(tracer: Any) -> None
     assert carrier["traceparent"].startswith(f"00-{TRACE}-")
 
 
-def test_the_context_is_lost_on_the_way_out_only(tracer: Any) -> None:
+def test_only_outgoing_context_is_lost(tracer: Any) -> None:
     faulty = propagator()
     faulty.injects = False
     span = tracer.start_span("one", context=faulty.extract(HEADERS))
@@ -65,7 +65,7 @@ def test_few_traces_are_recorded_and_all_have_an_id(tracer: Any, headers: dict[s
     assert tracer.start_span("one", context=faulty.extract(headers)).is_recording()
 
 
-def test_the_share_that_is_recorded(tracer: Any) -> None:
+def test_the_recorded_share_of_traces(tracer: Any) -> None:
     faulty = propagator()
     faulty.sampled = 0.5
     recorded = sum(tracer.start_span("one", context=faulty.extract({})).is_recording() for _ in range(1000))

@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-# Where each of the two packages limits the lines that wait, and keeps the counts of those that were dropped.
+# The modules of the two packages that limit the waiting lines, and the objects that count the dropped ones.
 LIMITED = {"standard": "otel.standard.stdout", "fast": "otel.fast.logs"}
 COUNTED = {"standard": "otel.standard.stdout._handlers", "fast": "otel.fast.logs._writers"}
 

@@ -1,4 +1,4 @@
-"""``otel.fast`` against the real SDK with the real instrumentations: one program under both leaves the same telemetry.
+"""``otel.fast`` against the real SDK and instrumentations: one program produces the same telemetry under both.
 
 Spans, lines and metrics are compared field by field; ids are replaced by span names, and times are removed. Intended
 differences are in a table in docs/instrumentation.md; each row has a function here.
@@ -33,7 +33,7 @@ Trace = dict[str, Any]
 
 
 def _without_empty(value: Any) -> Any:
-    """A field that is empty and one that is absent are the same in OTLP."""
+    """Remove empty fields: in OTLP an empty and an absent field are the same."""
     if isinstance(value, dict):
         cleaned = {key: _without_empty(entry) for key, entry in value.items()}
         return {key: entry for key, entry in cleaned.items() if entry not in ([], "", {}, 0, None)}
@@ -239,7 +239,7 @@ def test_metrics_are_equal(runs: tuple[Run, Run], service: str) -> None:
 
 
 def test_program_covers_every_outcome(runs: tuple[Run, Run]) -> None:
-    """Ensures that the program exercises everything it is meant to."""
+    """Ensures that the program exercises every outcome."""
     standard, _ = runs
     text = json.dumps(standard.spans)
     for expected in ("KeyError", "RollFailed", "ClientConnectorError", "ServerDisconnectedError", "CancelledError",

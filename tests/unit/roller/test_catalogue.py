@@ -38,7 +38,7 @@ async def test_invalid_names_from_the_die_service_are_dropped(
 
 
 @pytest.mark.parametrize("status", ["timeout", "connection_error"])
-async def test_attempts_that_are_given_up_are_counted_by_what_happened(
+async def test_attempts_of_a_retry_storm_are_counted_by_their_outcome(
     aiohttp_server: AiohttpServer, session: ClientSession, status: str
 ) -> None:
     async def dice(request: web.Request) -> web.Response:
@@ -53,7 +53,7 @@ async def test_attempts_that_are_given_up_are_counted_by_what_happened(
     registry = CollectorRegistry()
     url = server.make_url("/") if status == "timeout" else nobody
     catalogue = RemoteCatalogue(lambda: session, url, 10, DieServiceTelemetry(registry))
-    catalogue.lose_patience({"share": 1.0, "seconds": 0.05, "attempts": 3})
+    catalogue.retry_storm({"share": 1.0, "seconds": 0.05, "attempts": 3})
     with pytest.raises(CatalogueTimeout):
         await catalogue.find("fair")
     counted = {

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 import pytest
 
 from roller.catalogue import BUILTIN
-from roller.dice import Die, RollFailed, Table
+from roller.dice import Die, Roller, RollFailed
 
 FAIR, RISKY = BUILTIN
 EXTREME = Die("extreme", (0, 0, 6, 6, 6, 6), 0.5)
@@ -39,8 +39,8 @@ class Watcher:
 
 
 async def faces_of(die: Die, rolls: int, seed: int) -> Counter[int | None]:
-    table = Table(max_delay=0, seed=seed)
-    return Counter(await table.roll_batch(die, rolls, Watcher()))
+    roller = Roller(max_delay=0, seed=seed)
+    return Counter(await roller.roll_batch(die, rolls, Watcher()))
 
 
 @pytest.mark.parametrize("die", [FAIR, RISKY, EXTREME], ids=lambda die: die.name)
@@ -57,14 +57,14 @@ async def test_faces_and_failures_follow_the_specification(die: Die) -> None:
 
 async def test_a_seed_makes_rolls_reproducible() -> None:
     assert await faces_of(RISKY, 50, seed=3) == await faces_of(RISKY, 50, seed=3)
-    first, second = Table(0, seed=3), Table(0, seed=4)
+    first, second = Roller(0, seed=3), Roller(0, seed=4)
     watcher = Watcher()
     assert await first.roll_batch(FAIR, 30, watcher) != await second.roll_batch(FAIR, 30, watcher)
 
 
 async def test_a_batch_runs_all_rolls_concurrently_to_completion() -> None:
     watcher = Watcher()
-    rolls = await Table(max_delay=0.02, seed=5).roll_batch(EXTREME, 40, watcher)
+    rolls = await Roller(max_delay=0.02, seed=5).roll_batch(EXTREME, 40, watcher)
     assert watcher.most_under_way == 40
     assert watcher.under_way == 0
     assert {index for index, face in enumerate(rolls, start=1) if face is None} == watcher.failed
@@ -75,13 +75,13 @@ async def test_a_batch_runs_all_rolls_concurrently_to_completion() -> None:
 
 async def test_rolls_of_a_batch_overlap_even_without_a_delay() -> None:
     watcher = Watcher()
-    await Table(max_delay=0).roll_batch(FAIR, 12, watcher)
+    await Roller(max_delay=0).roll_batch(FAIR, 12, watcher)
     assert watcher.most_under_way == 12
 
 
 async def test_a_cancelled_batch_cancels_every_roll() -> None:
     watcher = Watcher()
-    batch = asyncio.create_task(Table(max_delay=60.0, seed=1).roll_batch(FAIR, 25, watcher))
+    batch = asyncio.create_task(Roller(max_delay=60.0, seed=1).roll_batch(FAIR, 25, watcher))
     while watcher.under_way < 25:
         await asyncio.sleep(0)
     batch.cancel()
@@ -98,7 +98,7 @@ async def test_an_unexpected_exception_is_not_a_failed_roll() -> None:
         yield lambda face: None
 
     with pytest.raises(ZeroDivisionError):
-        await Table(max_delay=0).roll_batch(FAIR, 3, broken)
+        await Roller(max_delay=0).roll_batch(FAIR, 3, broken)
 
 
 @pytest.mark.parametrize(("faces", "error_rate"), [((), 0.0), ((1,), -0.1), ((1,), 1.1), ((1,), float("nan"))])
@@ -107,50 +107,50 @@ def test_an_invalid_die_is_refused(faces: tuple[int, ...], error_rate: float) ->
         Die("odd", faces, error_rate)
 
 
-async def test_a_blocking_table_keeps_the_loop_from_everything_else() -> None:
-    table, watcher = Table(max_delay=0.01, seed=1, blocking=True), Watcher()
-    await table.roll_batch(FAIR, 5, watcher)
+async def test_a_blocking_roller_blocks_the_event_loop() -> None:
+    roller, watcher = Roller(max_delay=0.01, seed=1, blocking=True), Watcher()
+    await roller.roll_batch(FAIR, 5, watcher)
     assert watcher.most_under_way == 1
-    await Table(max_delay=0.01, seed=1).roll_batch(FAIR, 5, watcher)
+    await Roller(max_delay=0.01, seed=1).roll_batch(FAIR, 5, watcher)
     assert watcher.most_under_way == 5
 
 
-# --- defects on purpose ---
+# --- injected defects ---
 
 
-async def test_a_loaded_die_shows_its_face_and_others_are_as_they_were() -> None:
-    table = Table(max_delay=0, seed=5)
-    table.weight({"die": "fair", "face": 6, "share": 1.0})
-    assert set(await table.roll_batch(FAIR, 50, Watcher())) == {6}
-    assert len(set(await table.roll_batch(RISKY, 200, Watcher()))) > 5
-    table.weight(None)
-    assert len(set(await table.roll_batch(FAIR, 200, Watcher()))) == 6
+async def test_a_loaded_die_shows_its_face_and_others_do_not_change() -> None:
+    roller = Roller(max_delay=0, seed=5)
+    roller.weight({"die": "fair", "face": 6, "share": 1.0})
+    assert set(await roller.roll_batch(FAIR, 50, Watcher())) == {6}
+    assert len(set(await roller.roll_batch(RISKY, 200, Watcher()))) > 5
+    roller.weight(None)
+    assert len(set(await roller.roll_batch(FAIR, 200, Watcher()))) == 6
 
 
-async def test_without_a_defect_a_seed_gives_the_same_faces_as_before_one() -> None:
-    table, other = Table(0, seed=5), Table(0, seed=5)
-    table.weight({"die": "loaded", "face": 6, "share": 1.0})
-    assert await table.roll_batch(FAIR, 50, Watcher()) == await other.roll_batch(FAIR, 50, Watcher())
+async def test_a_defect_of_one_die_does_not_change_the_faces_of_others() -> None:
+    roller, other = Roller(0, seed=5), Roller(0, seed=5)
+    roller.weight({"die": "loaded", "face": 6, "share": 1.0})
+    assert await roller.roll_batch(FAIR, 50, Watcher()) == await other.roll_batch(FAIR, 50, Watcher())
 
 
-async def test_a_slow_table_takes_longer() -> None:
+async def test_a_slow_roller_takes_longer() -> None:
     loop = asyncio.get_running_loop()
-    table = Table(max_delay=0)
-    table.slow(0.05)
+    roller = Roller(max_delay=0)
+    roller.slow(0.05)
     began = loop.time()
-    await table.roll(FAIR)
+    await roller.roll(FAIR)
     assert loop.time() - began >= 0.05
-    table.slow(None)
+    roller.slow(None)
     began = loop.time()
-    await table.roll(FAIR)
+    await roller.roll(FAIR)
     assert loop.time() - began < 0.05
 
 
 @pytest.mark.parametrize("always", [False, True])
 async def test_blocking_can_be_switched(always: bool) -> None:
-    table = Table(max_delay=0.02, blocking=always)
+    roller = Roller(max_delay=0.02, blocking=always)
     for on, expected in ((True, 1), (None, 1 if always else 3)):
-        table.block(on)
+        roller.block(on)
         watcher = Watcher()
-        await table.roll_batch(FAIR, 3, watcher)
+        await roller.roll_batch(FAIR, 3, watcher)
         assert watcher.most_under_way == expected

@@ -1,4 +1,4 @@
-"""Defects on purpose: received over a socket, and over with it."""
+"""Injected defects: received over a socket, and switched off when it closes."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ async def switches() -> AsyncIterator[SwitchServer]:
 
 
 def running(path: Path | None, found: dict[str, Any]) -> AsyncIterator[None]:
-    """The cleanup context of an application whose two switches note what they are given."""
+    """The cleanup context of an application whose two switches record their values."""
 
     async def slowly(value: Any) -> None:
         await asyncio.sleep(0)
@@ -36,7 +36,7 @@ def running(path: Path | None, found: dict[str, Any]) -> AsyncIterator[None]:
     return listen(web.Application())
 
 
-async def test_a_defect_is_on_once_the_supervisor_is_told_so(switches: SwitchServer) -> None:
+async def test_a_defect_is_on_once_the_service_has_answered(switches: SwitchServer) -> None:
     found: dict[str, Any] = {}
     context = running(switches.path, found)
     await anext(context)
@@ -69,7 +69,7 @@ async def test_a_service_that_was_restarted_has_its_defects_again(switches: Swit
         await anext(context)
 
 
-async def test_nobody_but_a_service_is_told() -> None:
+async def test_only_services_receive_defects() -> None:
     others = SwitchServer(lambda: {"dice-roller": 1})
     await others.open()
     reader, writer = await asyncio.open_unix_connection(others.path)
@@ -86,7 +86,7 @@ async def test_a_process_that_never_connects_is_reported(
         await switches.set("frontend", {"at_once": 1})
 
 
-async def test_without_a_socket_there_is_nothing() -> None:
+async def test_without_a_socket_nothing_happens() -> None:
     found: dict[str, Any] = {}
     context = running(None, found)
     await anext(context)
@@ -95,7 +95,7 @@ async def test_without_a_socket_there_is_nothing() -> None:
     assert found == {}
 
 
-async def test_a_socket_that_is_gone_is_no_error(tmp_path: Path) -> None:
+async def test_a_closed_socket_is_not_an_error(tmp_path: Path) -> None:
     context = running(tmp_path / "gone", {})
     await anext(context)
     await asyncio.sleep(0)
@@ -103,7 +103,7 @@ async def test_a_socket_that_is_gone_is_no_error(tmp_path: Path) -> None:
         await anext(context)
 
 
-async def test_a_full_disk_refuses_files_and_no_pipes(switches: SwitchServer, tmp_path: Path) -> None:
+async def test_a_full_disk_affects_files_but_not_pipes(switches: SwitchServer, tmp_path: Path) -> None:
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     context = running(switches.path, {})
     await anext(context)

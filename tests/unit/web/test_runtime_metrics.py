@@ -55,7 +55,7 @@ async def test_a_blocking_handler_shows_as_lag() -> None:
     registry = CollectorRegistry()
 
     async def block(request: web.Request) -> web.Response:
-        time.sleep(0.6)  # noqa: ASYNC251  # on purpose
+        time.sleep(0.6)  # noqa: ASYNC251  # deliberately
         return web.Response()
 
     client = await client_of(registry, block)

@@ -1,4 +1,4 @@
-"""Whether the dashboards, rules and alerts ask for a series, a line, a span."""
+"""Whether the dashboards, rules and alerts query a series, a line or a span."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def span(**changes: Any) -> Span:
         ("{duration > 1.5s && kind=server}", True),
         ('{span.die.type="fair"}', True),
         ('{span.die.type="risky"}', False),
-        ('{name="other" || status=error}', True),  # not read: nothing is reported as unused for that
+        ('{name="other" || status=error}', True),  # not understood, so no span is reported as unused
     ],
 )
 def test_traceql(expression: str, found: bool) -> None:
@@ -129,7 +129,7 @@ def test_queries_are_read_from_dashboards_and_rules(tmp_path: Path) -> None:
 
 
 def test_the_shipped_dashboards_and_rules_are_understood() -> None:
-    """What they ask for is found: no metric that a rule is about is reported as unused."""
+    """Their queries are understood: no metric that a rule queries is reported as unused."""
     asked = Asked.read()
     for name in ("roll_requests_total", "roll_request_duration_seconds_bucket", "dice_rolls_total"):
         assert asked.series(name, {"job": "dice-roller"}), name

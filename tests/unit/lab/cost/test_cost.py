@@ -1,4 +1,4 @@
-"""Measuring what was observed, the projection, and the changes that would save most."""
+"""Measuring the observed telemetry, the projection, and the changes that would save most."""
 
 from __future__ import annotations
 
@@ -122,14 +122,14 @@ def test_bytes_and_series_are_measured(observed: Observed, asked: Asked) -> None
     ]
 
 
-def test_a_label_contributes_the_series_that_would_not_be_there_without_it(observed: Observed, asked: Asked) -> None:
+def test_a_label_contributes_the_series_that_would_not_exist_without_it(observed: Observed, asked: Asked) -> None:
     shares = {share.label: share for share in label_shares(observed.series(), asked)}
     assert (shares["le"].series, shares["le"].without, shares["le"].contributes) == (4, 1, 3)
     assert (shares["die"].contributes, shares["die"].users) == (1, ("panel Rolls",))  # fair and risky, both a success
     assert (shares["outcome"].contributes, shares["outcome"].users) == (1, ())
 
 
-def test_series_that_nobody_asks_for_are_found(asked: Asked) -> None:
+def test_series_that_no_query_uses_are_found(asked: Asked) -> None:
     series = [Series("dice-roller", name, frozenset(labels.items())) for name, labels in (
         ("rolls_total", {"die": "fair"}), ("seconds_sum", {}), ("lonely", {}), ("lonely", {"a": "b"})
     )]  # fmt: skip
@@ -158,7 +158,7 @@ def test_the_five_changes_that_save_most_come_first_with_their_savings(observed:
     assert [change.money for change in changes] == sorted((change.money for change in changes), reverse=True)
     assert all(change.loses and change.money > 0 for change in changes)
     everything = {change.title.split(" (")[0]: change for change in Changes(observed, measured, asked, PRICES).best(99)}
-    # Eight of ten traces are healthy, and all are of about the same size: nine tenths of eight tenths are saved.
+    # Eight of ten traces are healthy, and all have about the same size: nine tenths of eight tenths are saved.
     tail = next(change for title, change in everything.items() if title.startswith("keep 10% of the healthy traces"))
     assert tail.bytes_a_roll == pytest.approx(0.72 * measured.per_roll(measured.spans)[0], rel=0.05)
     assert tail.money < PRICES.month(measured).traces
@@ -170,7 +170,7 @@ def test_the_five_changes_that_save_most_come_first_with_their_savings(observed:
     assert field.bytes_a_roll == len(', "user_agent": ""') + 60
     series = {title: change.series for title, change in everything.items()}
     assert series["no label outcome"] == 1  # no query names it
-    assert "half the buckets of each histogram" not in everything  # a query names the only bound that could go
+    assert "half the buckets of each histogram" not in everything  # a query names the only bound that could be removed
     assert series["no series that nobody asks for: lonely, seconds_sum"] == 2
     assert everything["scrape every 15 s instead of 5 s"].samples_per_second == pytest.approx(10 / 5 - 10 / 15)
 
@@ -181,14 +181,14 @@ def test_a_lab_that_samples_is_not_advised_to(observed: Observed, asked: Asked) 
     assert not [change.title for change in changes if "SAMPLING=tail" in change.title]
 
 
-def test_half_of_the_buckets_go_where_no_query_names_them(observed: Observed, asked: Asked) -> None:
+def test_half_of_the_buckets_that_no_query_names_are_removed(observed: Observed, asked: Asked) -> None:
     unnamed = replace(asked, metrics=(MetricQuery.parse("seconds_bucket", "panel Rolls"),))
     (change,) = (
         change
         for change in Changes(observed, measure(observed), unnamed, PRICES).best(99)
         if change.title.startswith("half the buckets")
     )
-    assert change.series == 1  # 0.5; the first and +Inf stay
+    assert change.series == 1  # 0.5 is removed; the first and +Inf stay
 
 
 def test_savings_follow_the_prices(observed: Observed, asked: Asked) -> None:
@@ -277,20 +277,20 @@ async def test_only_the_named_counters_of_a_page_are_read() -> None:
         url = str(server.make_url("/metrics"))
         assert await counters(session, url, ["spans_total"]) == {"spans_total": 5.0}
     async with ClientSession() as session:
-        assert await counters(session, url, ["spans_total"]) == {}  # it does not answer any more
+        assert await counters(session, url, ["spans_total"]) == {}  # it no longer answers
 
 
-def test_agreement_is_theirs_in_percent_of_ours() -> None:
+def test_agreement_is_the_engines_figure_in_percent_of_ours() -> None:
     assert Agreement("series", 200, "Prometheus", 190).percent == 95
     assert Agreement("series", 0, "Prometheus", 0).percent == 100
     assert Agreement("series", 0, "Prometheus", 5).percent == 0
 
 
-# --- what has arrived ---
+# --- waiting for spans ---
 
 
 async def test_spans_that_lines_name_are_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing new for a while does not mean that everything is there: a busy machine delays a batch of spans."""
+    """A while without new spans does not mean that all have arrived: a busy machine delays a batch of spans."""
     monkeypatch.setattr(collect, "LOOK_FILES", 0.01)
     directory = RunDir(tmp_path)
     directory.make()
@@ -306,10 +306,8 @@ async def test_spans_that_lines_name_are_waited_for(tmp_path: Path, monkeypatch:
     assert [record.span.name for record in observed.spans] == ["GET /roll", "roll the die"]
 
 
-async def test_spans_that_do_not_come_are_waited_for_for_a_while(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Those of traces that are not sampled."""
+async def test_waiting_for_missing_spans_ends_after_a_while(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Spans of traces that are not sampled never arrive."""
     monkeypatch.setattr(collect, "LOOK_FILES", 0.01)
     monkeypatch.setattr(collect, "QUIET_FILES", 0.1)
     directory = RunDir(tmp_path)

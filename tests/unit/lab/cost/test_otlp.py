@@ -1,4 +1,4 @@
-"""The bytes of spans: those that the exporters of OpenTelemetry send."""
+"""The bytes of spans equal those that the exporters of OpenTelemetry send."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from otel.standard.files import FileExporter, RotatingFile
 
 @pytest.fixture
 def spans() -> list[ReadableSpan]:
-    """Spans of one service, as its code would make them: with attributes of each type, an exception, a link."""
+    """Spans of one service as its code creates them: with attributes of each type, an exception and a link."""
     memory = InMemorySpanExporter()
     provider = TracerProvider(resource=Resource({"service.name": "dice-roller", "service.version": "1"}))
     provider.add_span_processor(SimpleSpanProcessor(memory))
@@ -52,7 +52,7 @@ def test_spans_from_a_file_have_the_bytes_of_the_exporter(
     (body,) = exports(records(document))
     again = ExportTraceServiceRequest.FromString(body)
     assert [span.name for span in again.resource_spans[0].scope_spans[0].spans] == ["roll 1", "GET /roll"]
-    # The file's encoder leaves out what is empty; besides that they are the same message.
+    # The file's encoder leaves out empty fields; otherwise it is the same message.
     expected = ExportTraceServiceRequest.FromString(sent.SerializeToString())
     assert again.resource_spans[0].scope_spans[0].spans == expected.resource_spans[0].scope_spans[0].spans
     assert len(body) == pytest.approx(sent.ByteSize(), abs=4)
@@ -71,4 +71,4 @@ def test_a_large_batch_is_sent_in_several_exports(document: dict[str, object]) -
     assert len(bodies) == 2
     for body in bodies:
         assert len(ExportTraceServiceRequest.FromString(body).resource_spans[0].scope_spans[0].spans) == BATCH
-    assert size(many).compressed < size(many).raw / 10  # the same spans again and again
+    assert size(many).compressed < size(many).raw / 10  # the same spans repeat

@@ -1,4 +1,4 @@
-"""The capacity that docs/kubernetes.md computes."""
+"""The capacity in docs/kubernetes.md, which ``lab.kubernetes.capacity`` computes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def test_the_tables_in_the_docs_are_those_that_are_computed() -> None:
     assert capacity.limits_table() in DOCS
 
 
-def test_figures_are_those_of_their_sources() -> None:
+def test_figures_equal_those_of_their_sources() -> None:
     scaling = yaml.safe_load_all((kustomize.DIRECTORY / "base/dice-roller/scaling.yaml").read_text())
     spec = next(one["spec"] for one in scaling if one["kind"] == "HorizontalPodAutoscaler")
     assert spec["metrics"][0]["resource"]["target"]["averageValue"] == f"{capacity.TARGET_LOAD * 1000:.0f}m"

@@ -1,6 +1,6 @@
 """A lab in a cluster, through kubectl.
 
-A program in place of kubectl records its command lines and answers from a table.
+A program replaces kubectl: it records its command lines and answers from a table.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ IN_CLUSTER = {
 
 
 class Cluster:
-    """What kubectl answers, and what it was called with."""
+    """The answers of kubectl, and the command lines that it was called with."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
@@ -68,7 +68,7 @@ class Cluster:
         (self.directory / "answers").write_text(json.dumps(texts))
 
     def calls(self, *, without: str = " get ") -> list[str]:
-        """The command lines so far, without those that change nothing."""
+        """The command lines so far, except those that change nothing."""
         return [line for line in (self.directory / "calls").read_text().splitlines() if without not in line]
 
 
@@ -136,7 +136,7 @@ async def test_faults_are_undone_when_an_experiment_fails(cluster: Cluster, erro
     assert cluster.calls()[-2:] == [SCALED.format(3), RELEASED]
 
 
-async def test_the_other_faults_are_undone_when_one_cannot_be(
+async def test_the_other_faults_are_undone_when_one_cannot_be_undone(
     cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def unlock() -> None:
@@ -173,7 +173,7 @@ async def test_a_slow_part_is_paused_by_a_script_that_ends_with_its_input(cluste
         assert (cluster.directory / "ended").read_text() == "end of input\n"
 
 
-def test_the_script_that_pauses_is_a_valid_one() -> None:
+def test_the_script_that_pauses_is_valid() -> None:
     script = STUTTER.format(pause=0.5, run=0.05)
     subprocess.run(["bash", "-n", "-c", script], check=True)
     assert "read -t 0.5" in script
@@ -234,7 +234,7 @@ def test_a_forward_that_ends_is_started_again(
 
 @pytest.fixture
 def own_process() -> Any:
-    """Start ``dicelab`` with arguments; it is ended after the test."""
+    """Start ``dicelab`` with arguments; it is stopped after the test."""
     started: list[subprocess.Popen[str]] = []
 
     def start(*arguments: str) -> subprocess.Popen[str]:

@@ -56,7 +56,7 @@ def test_answers_are_the_same_within_the_tolerance(form: Form, given: str, expec
         (WHOLE, "x" * 500 + "\n", "…"),
     ],
 )
-def test_an_answer_of_the_wrong_type_is_said_in_one_line(form: Form, text: str, message: str) -> None:
+def test_an_answer_of_the_wrong_type_is_reported_in_one_line(form: Form, text: str, message: str) -> None:
     with pytest.raises(BadAnswer) as caught:
         form.parse(text)
     assert message in str(caught.value)

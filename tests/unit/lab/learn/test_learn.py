@@ -20,11 +20,11 @@ def learn(run_dir: Path, *words: str) -> int:
     return main(["learn", *words, "--run-dir", str(run_dir)])
 
 
-def test_there_are_four_exercises_a_stage_in_order() -> None:
+def test_each_stage_has_four_exercises_in_order() -> None:
     assert list(EXERCISES) == NUMBERS
 
 
-def test_exercises_that_need_an_engine_are_those_that_ask_for_its_language_or_configuration() -> None:
+def test_only_exercises_about_queries_or_configuration_need_an_engine() -> None:
     needing = {number for number, one in EXERCISES.items() if one.engines or one.running}
     assert needing == {"1.4", "3.1", "3.3", "3.4", "5.4", "6.1", "6.4"}
 
@@ -37,7 +37,7 @@ def test_each_has_a_hint_a_solution_and_a_hint_for_each_typical_mistake() -> Non
         assert min(map(len, (*hints, exercise.hint, exercise.solution, exercise.question))) > 20
 
 
-def test_the_list_says_what_is_needed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_list_shows_the_requirements(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert learn(tmp_path, "list", "--json") == 0
     entries = json.loads(capsys.readouterr().out)
     assert [entry["exercise"] for entry in entries] == NUMBERS
@@ -81,7 +81,7 @@ def test_bad_input_is_one_line_and_status_2(
     assert errors.count("\n") == 1
 
 
-def test_an_answer_in_a_file_that_is_no_text_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_answer_in_a_binary_file_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "answer"
     file.write_bytes(b"\xff\xfe")
     assert learn(tmp_path / "run", "answer", "1.4", "--file", str(file)) == 2
@@ -91,7 +91,7 @@ def test_an_answer_in_a_file_that_is_no_text_is_refused(tmp_path: Path, capsys: 
     assert "longer than" in capsys.readouterr().err
 
 
-def test_answers_are_checked_without_a_lab_and_progress_outlives_the_process(
+def test_answers_are_checked_without_a_lab_and_progress_survives_the_process(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     progress = Progress(tmp_path)
@@ -100,7 +100,7 @@ def test_answers_are_checked_without_a_lab_and_progress_outlives_the_process(
         progress.write({"1.1": {"state": "asked", "facts": facts, "seed": 1}})
     assert learn(tmp_path, "answer", "1.1", "twenty-seven") == 2
     assert "is not a whole number" in capsys.readouterr().err
-    assert progress.read()["1.1"].get("tries") is None  # it did not count
+    assert progress.read()["1.1"].get("tries") is None  # the attempt did not count
     assert learn(tmp_path, "answer", "1.1", "7") == 1
     assert EXERCISES["1.1"].mistakes[0].hint in capsys.readouterr().out
     assert learn(tmp_path, "answer", "1.1", "27") == 0
@@ -108,14 +108,14 @@ def test_answers_are_checked_without_a_lab_and_progress_outlives_the_process(
     assert learn(tmp_path, "list", "--json") == 0
     entry = json.loads(capsys.readouterr().out)[0]
     assert (entry["state"], entry["tries"], entry["done"]) == ("right", 2, True)
-    # A wrong answer afterwards takes nothing back.
+    # A later wrong answer does not undo it.
     assert learn(tmp_path, "answer", "1.1", "28") == 1
     assert progress.read()["1.1"]["done"]
     assert learn(tmp_path, "reset", "1.1") == 0
     assert progress.read() == {}
 
 
-def test_two_learners_on_one_run_dir_do_not_spoil_each_other(
+def test_two_learners_on_one_run_dir_do_not_overwrite_each_other(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     code = (

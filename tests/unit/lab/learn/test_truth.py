@@ -1,4 +1,4 @@
-"""How the truth is computed from raw spans, and how results of queries are compared."""
+"""How right answers are computed from raw spans, and how results of queries are compared."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_overlapping_intervals_count_once(intervals: list[tuple[int, int]], leng
     assert covered(intervals) == length
 
 
-def test_a_services_own_time_leaves_out_what_it_waits_for() -> None:
+def test_a_services_own_time_excludes_its_waits() -> None:
     assert own_time(ROLL, "dice-roller") == 80 - 30
     assert own_time(ROLL, "die-service") == 20
     assert own_time(ROLL, "frontend") == 100 - 90
@@ -48,7 +48,7 @@ def test_the_peak_is_the_most_spans_at_once() -> None:
         return peak([span("s", str(start), "", start, end) for start, end in intervals])
 
     assert of((0, 10), (1, 5), (2, 3)) == 3
-    assert of((0, 5), (5, 10)) == 1  # one ends as the other starts
+    assert of((0, 5), (5, 10)) == 1  # one ends when the other starts
     assert of() == 0
 
 
@@ -80,7 +80,7 @@ def test_a_result_has_the_expected_rows_within_the_tolerance(rows: dict[str, flo
     assert right or shown(rows) in verdict.text
 
 
-def test_results_are_alike_when_they_are_in_every_world() -> None:
+def test_results_are_alike_if_they_agree_in_every_world() -> None:
     assert alike([{"a": 1.0}, {}], [{"a": 1.0 + 1e-9}, {}])
     assert not alike([{"a": 1.0}, {"a": 2.0}], [{"a": 1.0}, {"a": 3.0}])
     assert not alike([{"a": 1.0}], [{"b": 1.0}])

@@ -1,4 +1,4 @@
-"""Cases made by hand: rolls through three services and a database, each with one thing that differs."""
+"""Hand-written cases: rolls through three services and a database, each case with one difference."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ Span = dict[str, Any]
 
 
 class Roll:
-    """One roll as a chain of spans, outermost first; what a test changes before it is built."""
+    """One roll as a chain of spans, outermost first; a test changes it before the spans are built."""
 
     def __init__(self, number: int, at: float, chance: random.Random) -> None:
         self.trace_id = f"{number:032x}"
         self.at = at
         self.wait = chance.uniform(0.0, 0.5)  # of the roll itself
         self.network = {FRONTEND: 0.002, ROLLER: 0.002, DIE_SERVICE: 0.002}  # below each client span
-        self.failed = ""  # the service whose client span fails without a span below it
+        self.failed = ""  # the service whose client span fails, without a span below it
         self.status = 200
         self.unseen: set[str] = set()  # services whose spans are missing
         self.unlinked = ""  # a service that begins a trace of its own
-        self.attempts = 1  # of the dice-roller; all but the last fail
+        self.attempts = 1  # of the dice-roller; all except the last fail
         self.face = chance.randint(1, 6)
 
     def spans(self) -> list[tuple[str, Span]]:
@@ -97,7 +97,7 @@ def _attribute(key: str, value: str) -> dict[str, Any]:
 
 
 def case(change: Callable[[Roll], None] = lambda roll: None, rate: float = 5.0) -> Case:
-    """Rolls at a rate; those during the fault are changed."""
+    """Rolls at a rate; ``change`` is applied to those during the fault."""
     chance = random.Random(1)
     exports, lines = [], []
     for number in range(1, int((ENDED - BEGAN) * rate)):
@@ -128,7 +128,7 @@ def truth(component: str, mechanism: str, **more: Any) -> Truth:
 
 
 def trace_at(seconds: float, rate: float = 5.0) -> str:
-    """The trace id of the roll so many seconds after the onset."""
+    """The trace id of the roll this many seconds after the onset."""
     return f"{round((ONSET - BEGAN + seconds) * rate):032x}"
 
 

@@ -43,7 +43,7 @@ def test_the_table_names_the_situation_of_each_case_whatever_its_directory_is_ca
     rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| die-service-slow")]
     assert len(rows) == 1
     assert rows[0].startswith(f"| die-service-slow | {ROLLER_DIE_SERVICE} | 2.5 s | 9.0 s, HighLatency | ")
-    assert status == 1  # of one case the constant answer says everything, which is above the ceiling
+    assert status == 1  # with a single case the best constant answer is right, which is above the limit
 
 
 def test_a_situation_that_nobody_notices_is_not_admitted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -53,7 +53,7 @@ def test_a_situation_that_nobody_notices_is_not_admitted(tmp_path: Path, capsys:
 
 
 @pytest.mark.parametrize("files_there", [["x"], []])
-def test_what_is_no_case_is_one_line(
+def test_an_invalid_case_is_reported_in_one_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], files_there: list[str]
 ) -> None:
     for name in files_there:
@@ -64,11 +64,11 @@ def test_what_is_no_case_is_one_line(
     assert errors.count("\n") == 1
 
 
-def test_a_directory_that_is_not_there_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_missing_directory_is_reported_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["admit", str(tmp_path / "nowhere")]) == 2
     assert capsys.readouterr().err.startswith("lab.mystery: ")
 
 
-def test_recording_without_a_lab_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_recording_without_a_lab_is_reported_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["record", str(tmp_path / "cases"), "--run-dir", str(tmp_path)]) == 2
     assert capsys.readouterr().err.count("\n") == 1

@@ -23,7 +23,7 @@ def test_the_example_can_be_read() -> None:
     assert parse(json.dumps(found.document()), COMPONENTS, BEGAN) == found
 
 
-def test_nothing_has_to_be_said() -> None:
+def test_every_field_is_optional() -> None:
     assert parse("{}", COMPONENTS, BEGAN) == Answer()
     assert read(component="", mechanism=None, since="", impact="", trace="", query="") == Answer()
 
@@ -79,7 +79,7 @@ def test_a_time_of_day_is_the_one_nearest_to_the_beginning() -> None:
         ('{"query": []}', "query: a text is expected"),
     ],
 )
-def test_what_cannot_be_read_is_one_clear_line(text: str, message: str) -> None:
+def test_an_invalid_answer_is_reported_in_one_line(text: str, message: str) -> None:
     with pytest.raises(BadAnswer, match=message) as caught:
         parse(text, COMPONENTS, BEGAN)
     assert "\n" not in str(caught.value)

@@ -1,4 +1,4 @@
-"""What is read from the files of a run dir while a lab writes and rotates them."""
+"""Reading the files of a run dir while a lab writes and rotates them."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ async def test_lines_between_two_times_each_once_though_a_file_is_rotated_meanwh
     (logs / "a.jsonl").write_text(lines(3, 4, 99) + '{"timestamp": "half')
     os.utime(logs / "a.jsonl.1", (BEGAN + 2, BEGAN + 2))
     (logs / "old.jsonl").write_text(lines(5))
-    os.utime(logs / "old.jsonl", (BEGAN - 1, BEGAN - 1))  # written for the last time before the game
+    os.utime(logs / "old.jsonl", (BEGAN - 1, BEGAN - 1))  # last written before the game
     listed = Path.glob
     rotations = iter([True])
 

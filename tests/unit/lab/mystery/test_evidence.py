@@ -34,28 +34,28 @@ def test_a_trace_from_before_the_fault_shows_nothing() -> None:
         (DIE_SERVICE, {"die-service->postgres", "postgres"}),
     ],
 )
-def test_a_slow_link_is_the_deepest_of_the_long_spans(caller: str, found: set[str]) -> None:
+def test_a_slow_link_is_found_at_the_deepest_long_span(caller: str, found: set[str]) -> None:
     def slow(roll: Roll) -> None:
         roll.network[caller] = 0.9
 
     assert anomaly(case(slow), ANYWHERE, trace_at(3)) == found
 
 
-def test_a_long_wait_is_its_service() -> None:
+def test_a_long_wait_is_found_at_its_service() -> None:
     def slow(roll: Roll) -> None:
         roll.wait = 2.0
 
     assert anomaly(case(slow), ANYWHERE, trace_at(3)) == {ROLLER}
 
 
-def test_a_call_that_fails_is_where_it_went() -> None:
+def test_a_failed_call_is_found_at_its_destination() -> None:
     def down(roll: Roll) -> None:
         roll.failed, roll.status = ROLLER, 503
 
     assert anomaly(case(down), ANYWHERE, trace_at(3)) == {ROLLER_DIE_SERVICE, DIE_SERVICE}
 
 
-def test_more_calls_than_ever_are_the_caller() -> None:
+def test_more_calls_than_ever_are_found_at_the_caller() -> None:
     def storm(roll: Roll) -> None:
         roll.attempts = 4
 
@@ -72,21 +72,21 @@ def test_a_trace_that_begins_in_the_middle_lost_its_context_on_the_link() -> Non
     assert anomaly(made, ANYWHERE, below) == {FRONTEND_ROLLER}
 
 
-def test_missing_spans_are_their_service() -> None:
+def test_missing_spans_are_found_at_their_service() -> None:
     def unwritten(roll: Roll) -> None:
         roll.unseen = {ROLLER}
 
     assert anomaly(case(unwritten), ANYWHERE, trace_at(3)) == {ROLLER}
 
 
-def test_lines_without_any_span_are_a_trace_that_was_not_recorded() -> None:
+def test_lines_without_spans_are_a_trace_that_was_not_recorded() -> None:
     def unsampled(roll: Roll) -> None:
         roll.unseen = {FRONTEND, ROLLER, DIE_SERVICE}
 
     assert FRONTEND in anomaly(case(unsampled), truth(FRONTEND, "sampling"), trace_at(3))
 
 
-def test_a_loaded_die_is_seen_by_its_face() -> None:
+def test_a_loaded_die_is_found_by_its_face() -> None:
     def loaded(roll: Roll) -> None:
         roll.face = 6
 
@@ -95,7 +95,7 @@ def test_a_loaded_die_is_seen_by_its_face() -> None:
     assert anomaly(case(loaded), ANYWHERE, trace_at(3)) == set()
 
 
-def test_failures_that_were_there_before_are_ordinary() -> None:
+def test_failures_that_were_common_before_are_ordinary() -> None:
     made = case()
     for export in made.exports[::9]:
         span = export["resourceSpans"][0]["scopeSpans"][0]["spans"][0]
@@ -123,7 +123,7 @@ def slow(roll: Roll) -> None:
     roll.network[ROLLER] = 0.9
 
 
-def test_a_query_separates_when_every_window_of_the_fault_is_apart() -> None:
+def test_a_query_separates_if_every_window_of_the_fault_differs() -> None:
     right = truth(ROLLER_DIE_SERVICE, "slow-network")
     assert separates(case(slow), right, "SELECT quantile_cont(duration_ms, 0.5) FROM spans WHERE name = 'GET'")
     assert not separates(case(), right, "SELECT quantile_cont(duration_ms, 0.5) FROM spans WHERE name = 'GET'")
@@ -139,7 +139,7 @@ def test_a_query_separates_when_every_window_of_the_fault_is_apart() -> None:
         "SELECT max(start_ns) FROM spans",
     ],
 )
-def test_a_query_that_tells_the_time_separates_nothing(query: str) -> None:
+def test_a_query_that_depends_on_the_time_separates_nothing(query: str) -> None:
     assert not separates(case(slow), truth(ROLLER, "down"), query)
 
 

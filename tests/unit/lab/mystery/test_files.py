@@ -60,7 +60,7 @@ def values(scrapes: list[Scrape]) -> list[tuple[Any, ...]]:
     )
 
 
-def test_scrapes_survive_as_one_open_metrics_text() -> None:
+def test_scrapes_round_trip_through_one_open_metrics_text() -> None:
     text = open_metrics(SCRAPES)
     assert text.endswith("# EOF\n")
     assert values(scrapes_of(text)) == [
@@ -69,7 +69,7 @@ def test_scrapes_survive_as_one_open_metrics_text() -> None:
     assert open_metrics(scrapes_of(text)) == text
 
 
-def test_a_case_is_read_as_it_was_written(tmp_path: Path) -> None:
+def test_a_case_round_trips_through_its_files(tmp_path: Path) -> None:
     made = recorded(tmp_path / "one")
     found = files.read(tmp_path / "one")
     assert found.case.spans == made.spans
@@ -85,7 +85,7 @@ def test_a_case_is_read_as_it_was_written(tmp_path: Path) -> None:
     ]
 
 
-def test_what_is_handed_out_does_not_hold_the_answer(tmp_path: Path) -> None:
+def test_the_case_to_hand_out_does_not_contain_the_answer(tmp_path: Path) -> None:
     recorded(tmp_path / "one")
     subprocess.run(["sha256sum", "--check", "--quiet", "SHA256SUMS"], cwd=tmp_path / "one" / "case", check=True)
     question = (tmp_path / "one" / "case" / "question.json").read_text()
@@ -123,7 +123,7 @@ def test_a_case_is_only_written_to_an_empty_directory(tmp_path: Path) -> None:
         files.prepare(tmp_path / "file")
 
 
-def test_score_is_the_same_each_time_and_refuses_what_it_cannot_read(
+def test_score_is_the_same_each_time_and_refuses_invalid_input(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     recorded(tmp_path / "one")
@@ -176,7 +176,7 @@ def test_score_is_the_same_each_time_and_refuses_what_it_cannot_read(
         (["--seed", "x"], 2, "x"),
     ],
 )
-def test_bad_input_is_one_clear_line(
+def test_bad_input_is_reported_in_one_line(
     arguments: list[str],
     status: int,
     message: str,

@@ -24,7 +24,7 @@ def test_games_are_kept_in_order(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert len(json.loads(capsys.readouterr().out)) == 2
 
 
-def test_lines_that_are_no_game_are_left_out(tmp_path: Path) -> None:
+def test_invalid_lines_are_left_out(tmp_path: Path) -> None:
     history = History(tmp_path)
     history.add({"score": 1, "level": 1})
     with open(tmp_path / "mystery" / "history.jsonl", "a") as file:
@@ -32,7 +32,7 @@ def test_lines_that_are_no_game_are_left_out(tmp_path: Path) -> None:
     assert len(history.read()) == 1
 
 
-def test_a_file_that_cannot_be_read_is_one_line(tmp_path: Path) -> None:
+def test_an_unreadable_file_is_reported_in_one_line(tmp_path: Path) -> None:
     history = History(tmp_path)
     history.add({"score": 1, "level": 1})
     (tmp_path / "mystery" / "history.jsonl").write_bytes(b"\xff\xfe")

@@ -1,4 +1,4 @@
-"""A game for the page: one process, whose truth stays in it until it is over."""
+"""A game for the page: one process, which keeps its truth to itself until it is over."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ async def test_a_game_from_its_question_to_its_score(tmp_path: Path) -> None:
         assert (state["left"], state["paused"]) == (800, True)
         assert (await game.do("state", ""))[1]["left"] == 800
         assert not (await game.do("resume", ""))[1]["paused"]
-        # What cannot be read costs nothing.
+        # An invalid answer costs nothing.
         assert (await game.do("answer", "{"))[::2] == (2, "the answer is no JSON")
         state = (await game.do("answer", '{"component": ["nobody"]}'))[1]
         assert (state["state"], state["said"]) == ("playing", "component 'nobody' is not among them")
@@ -88,7 +88,7 @@ async def test_a_game_from_its_question_to_its_score(tmp_path: Path) -> None:
         assert (await game.do("quit", ""))[::2] == (2, "no game is under way")
 
 
-async def test_of_two_pages_that_start_at_the_same_time_one_is_refused(tmp_path: Path) -> None:
+async def test_one_of_two_pages_that_start_at_the_same_time_is_refused(tmp_path: Path) -> None:
     async with hosted(tmp_path) as game:
         answers = await asyncio.gather(game.do("start", '{"level": 1}'), game.do("start", '{"level": 1}'))
         assert sorted(error for _, _, error in answers) == ["", "a game is under way already"]
@@ -104,7 +104,7 @@ async def test_a_player_gives_up_and_begins_again(tmp_path: Path) -> None:
             assert (await until(game, is_in("over")))["result"]["given_up"]
 
 
-async def test_a_game_that_cannot_begin_says_why_in_one_line(tmp_path: Path) -> None:
+async def test_a_game_that_cannot_begin_reports_why_in_one_line(tmp_path: Path) -> None:
     async with hosted(tmp_path) as game:
         await game.do("start", '{"level": 3}')
         state = await until(game, is_in("none"))
@@ -131,7 +131,7 @@ async def test_the_end_of_the_lab_ends_the_game(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "text", ["{", "[]", '{"level": "one"}', '{"seed": 1.5}', '{"within": "soon"}', '{"answer": "/etc/passwd"}']
 )
-async def test_options_that_are_none_start_nothing(tmp_path: Path, text: str) -> None:
+async def test_invalid_options_start_no_game(tmp_path: Path, text: str) -> None:
     async with hosted(tmp_path) as game:
         status, state, error = await game.do("start", text)
         assert (status, state["state"], error) == (

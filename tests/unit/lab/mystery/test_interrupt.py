@@ -1,4 +1,4 @@
-"""A signal ends a game, and the game has taken its fault out before the command ends."""
+"""A signal ends a game, and the game removes its fault before the command ends."""
 
 from __future__ import annotations
 
@@ -48,7 +48,9 @@ async def test_a_signal_ends_the_game_in_an_orderly_way(
     assert happened == ["broken", "put back"]
 
 
-async def test_a_part_of_the_lab_that_goes_away_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_part_of_the_lab_that_goes_down_is_reported_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async def play(lab: Lab, plan: Plan, player: Any) -> None:
         await lab.fetch(lab.front)  # nothing listens there
 

@@ -81,12 +81,12 @@ def test_a_decoy_is_not_where_the_fault_is() -> None:
     for plan in drawn(LABS["stage 6"], 3):
         if len(plan.faults) == 1:
             guilty = {name for name in (ROLLER, DIE_SERVICE) if name in plan.components[0]}
-            if guilty != {ROLLER, DIE_SERVICE}:  # of the link between them both are
+            if guilty != {ROLLER, DIE_SERVICE}:  # both are at the ends of the link between them
                 assert not guilty & {decoy.service for decoy in plan.decoys}
 
 
 @pytest.mark.parametrize("stage", [1, 2])
-def test_a_stage_that_is_too_low_is_one_clear_line(stage: int) -> None:
+def test_a_stage_that_is_too_low_is_reported_in_one_line(stage: int) -> None:
     with pytest.raises(LabError, match=f"needs stage 3 or later, and stage {stage} runs") as caught:
         draw(1, 1, Facets(stage))
     assert "\n" not in str(caught.value)
@@ -120,6 +120,6 @@ def test_situations_are_complete(name: str) -> None:
     assert (one.mechanism == NOTHING) == (one.name == NOTHING)
 
 
-def test_both_of_a_pair_exist() -> None:
+def test_both_situations_of_a_pair_exist() -> None:
     for pair in PAIRS:
         assert set(pair) <= set(SITUATIONS)

@@ -30,7 +30,7 @@ def session(seconds: float = 30.0, earliest: float = 0.0) -> Session:
 
 @contextmanager
 def typed(*lines: str, end: bool = True) -> Iterator[Lines]:
-    """Lines as standard input has them."""
+    """Lines from standard input."""
     outlet, entrance = os.pipe()
     with open(outlet) as stream:
         os.write(entrance, "".join(f"{line}\n" for line in lines).encode())
@@ -58,7 +58,7 @@ def test_a_timer_can_be_paused() -> None:
     assert timer.left == 0
 
 
-async def test_prompts_ask_for_each_part_and_tell_wrong_guesses() -> None:
+async def test_prompts_ask_for_each_part_and_report_wrong_guesses() -> None:
     said: list[str] = []
     one = session()
     with typed(
@@ -94,7 +94,7 @@ async def test_prompts_ask_for_each_part_and_tell_wrong_guesses() -> None:
         assert expected in text, expected
 
 
-async def test_everything_can_be_left_open() -> None:
+async def test_every_part_can_be_left_empty() -> None:
     one = session()
     with typed("answer", "", "", "", "", "", "") as lines:
         await player.by_prompts(one, lines, lambda text: None)
@@ -128,7 +128,7 @@ async def test_the_end_of_the_input_ends_the_prompts_and_keeps_the_guesses() -> 
     assert one.answer.components == ("die-service",)
 
 
-async def test_an_answer_that_comes_too_early_is_not_taken() -> None:
+async def test_an_answer_that_comes_too_early_is_not_accepted() -> None:
     said: list[str] = []
     one = session(earliest=60)
     with typed("answer", "quit") as lines:
@@ -139,7 +139,7 @@ async def test_an_answer_that_comes_too_early_is_not_taken() -> None:
     assert one.answer == Answer()
 
 
-async def test_documents_that_cannot_be_read_cost_nothing() -> None:
+async def test_invalid_documents_cost_nothing() -> None:
     said: list[str] = []
     one = session()
     with typed(

@@ -52,12 +52,12 @@ def test_the_samples_of_a_page_are_those_that_the_standard_parser_finds() -> Non
     assert ("counter", "rolls_total", {"die": strange}, "3.0") in found
 
 
-def test_what_is_no_page_is_refused() -> None:
+def test_an_invalid_page_is_refused() -> None:
     with pytest.raises(ValueError, match="no sample: <html>"):
         Sampler().rows(Scrape(1.0, ROLLER, "<html>"))
 
 
-def test_the_increase_of_a_counter_since_the_scrape_before() -> None:
+def test_the_increase_of_a_counter_since_the_previous_scrape() -> None:
     sampler = Sampler()
     pages = (page(fair=5), page(fair=7, new=2), page(fair=3, new=2))
     found = [
@@ -67,7 +67,7 @@ def test_the_increase_of_a_counter_since_the_scrape_before() -> None:
     assert found == [
         {"fair": None},
         {"fair": 2, "new": 2},  # a counter that is new began at 0
-        {"fair": 3, "new": 0},  # and one that was reset begins at 0 again
+        {"fair": 3, "new": 0},  # a counter that was reset begins at 0 again
     ]
     assert {row.increase for row in sampler.rows(Scrape(9.0, DIE_SERVICE, page(fair=5)))} == {None}
 
@@ -102,7 +102,7 @@ def test_the_counters_of_a_window_begin_at_zero_in_the_scrape_before_it() -> Non
     assert found(True) == [(97.5, 0), *found(False)]
 
 
-def test_a_window_leaves_out_what_grows_while_a_process_runs() -> None:
+def test_a_window_excludes_metrics_that_grow_while_a_process_runs() -> None:
     assert {row.name for row in window(DOWN.scrapes, BEGAN, ENDED, 0.0)} == {"http_requests_total", "free", "up"}
 
 
@@ -129,7 +129,7 @@ def test_only_the_scrapes_that_a_score_needs_are_kept() -> None:
 ROW = Row(BEGAN, ROLLER, "up", "gauge", {}, 1.0)
 
 
-def test_each_game_begins_its_file_anew(tmp_path: Path) -> None:
+def test_each_game_starts_a_new_file(tmp_path: Path) -> None:
     for _ in range(2):
         with closing(SamplesFile(RunDir(tmp_path))) as file:
             file.write([ROW])
@@ -185,7 +185,7 @@ def test_a_recorded_case_gives_the_same_rows() -> None:
         "SELECT epoch(max(timestamp)) FROM samples",
     ],
 )
-def test_a_query_about_samples_does_not_tell_the_time(query: str) -> None:
+def test_a_query_about_samples_cannot_depend_on_the_time(query: str) -> None:
     assert not separates(replace(DOWN, scrapes=scrapes()), RIGHT, query)
 
 
@@ -195,7 +195,7 @@ def test_only_a_query_that_is_marked_is_promql() -> None:
     assert promql.expression("SELECT 'promql:'") is None
 
 
-def test_promql_without_prometheus_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_promql_without_prometheus_is_reported_in_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(BadAnswer, match="query: this needs prometheus and promtool on PATH") as caught:
         check_query("promql: up")
@@ -213,7 +213,7 @@ def test_a_promql_query_separates() -> None:
 
 
 @needs_prometheus
-def test_promql_does_not_tell_the_time() -> None:
+def test_promql_cannot_depend_on_the_time() -> None:
     windows = [
         list(window(DOWN.scrapes, start, start + 10, 1000 - start, with_those_before=True))
         for start in (BEGAN + 20, ONSET)

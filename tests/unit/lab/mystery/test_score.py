@@ -56,7 +56,7 @@ def test_everything_right_is_a_hundred() -> None:
     ],
 )
 def test_each_part_counts_for_itself(change: dict[str, object], points: float) -> None:
-    # A query takes longest to score: it is left out where it is not what is tested.
+    # A query takes longest to score: it is left out unless it is tested.
     assert score(CASE, TRUTH, replace(RIGHT, **{"query": "", **change})).total == points  # type: ignore[arg-type]
 
 
@@ -65,7 +65,7 @@ def test_a_score_is_never_below_zero() -> None:
     assert score(CASE, TRUTH, Answer()).total == 0
 
 
-def test_of_two_faults_each_counts_half() -> None:
+def test_each_of_two_faults_counts_half() -> None:
     both = replace(TRUTH, components=(ROLLER_DIE_SERVICE, ROLLER), mechanisms=("slow-network", "wrong-weights"))
     one = replace(RIGHT, query="")
     assert score(CASE, both, one).total == 90 - 20 - 12.5
@@ -74,7 +74,7 @@ def test_of_two_faults_each_counts_half() -> None:
     assert score(CASE, TRUTH, everything).total == 90 - 20
 
 
-def test_where_nothing_is_wrong_nothing_is_right() -> None:
+def test_if_nothing_is_wrong_the_right_answer_is_nothing() -> None:
     nothing = Truth(NOTHING, (NOTHING,), (NOTHING,), "nobody", None, ENDED, unseen=True)
     ordinary = case()
     answer = Answer((NOTHING,), (NOTHING,), impact="nobody")
@@ -94,7 +94,7 @@ def test_a_query_that_cannot_be_run_costs_nothing_because_it_is_not_scored() -> 
         score(CASE, TRUTH, replace(RIGHT, query="SELEC"))
 
 
-def test_notes_say_what_was_right() -> None:
+def test_notes_report_the_right_answers() -> None:
     notes = " ".join(score(CASE, TRUTH, Answer((DIE_SERVICE,), ("down",))).notes)
     assert f"right is {ROLLER_DIE_SERVICE}" in notes
     assert "right is slow-network" in notes

@@ -1,4 +1,4 @@
-"""How situations are put in: silently, so that nothing but the symptoms differs between them."""
+"""How situations are injected: silently, so that they differ only in their symptoms."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ FACETS = Facets(6, workers=2, engines=("otel-collector", "tempo", "loki", "alloy
 
 
 class Recorder:
-    """A target that notes what it is asked for."""
+    """A target that records the requested faults."""
 
     def __init__(self) -> None:
         self.asked: list[tuple[str, tuple[Any, ...]]] = []
@@ -46,7 +46,7 @@ async def test_a_fault_needs_no_restart_and_no_variable(name: str) -> None:
                 assert arguments[1] >= DELAYS[arguments[0]] + 0.3
 
 
-async def test_every_worker_has_the_defect_but_for_the_one_that_is_slow() -> None:
+async def test_every_worker_has_the_defect_except_in_slow_worker() -> None:
     target: Any = Recorder()
     await SITUATIONS["blocked-loop"].inject(target, {}, FACETS)
     assert target.asked == [("switch", ({"dice-roller": {"blocking": True}, "dice-roller-2": {"blocking": True}},))]

@@ -28,7 +28,7 @@ def found(failed: float = 0.0, slower: float = 1.0, faces: Counter[int] | None =
     return indicators(requests, BEGAN, ONSET, ENDED, {"fair": faces or even}, FAIR)
 
 
-def test_an_ordinary_run_moves_nothing() -> None:
+def test_an_ordinary_run_changes_no_indicator() -> None:
     one = found()
     assert not one["moved"]
     assert one["noticed_seconds"] is None
@@ -49,7 +49,7 @@ def test_silence_is_noticed_too() -> None:
     assert indicators(requests, BEGAN, ONSET, ENDED, {}, {})["moved"]
 
 
-async def test_users_that_end_by_an_error_end_the_game(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_error_of_the_users_ends_the_game(monkeypatch: pytest.MonkeyPatch) -> None:
     class Lab:
         front = "http://127.0.0.1:1"
 

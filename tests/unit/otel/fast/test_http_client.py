@@ -1,4 +1,4 @@
-"""A traced session does what the session does; the spans themselves are compared by the oracle."""
+"""A traced session behaves like the session; test_oracle compares the spans themselves."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ async def test_redirects_belong_to_the_one_span(server: BaseTestServer, ended: l
     assert ended[0].attributes["url.full"] == str(server.make_url("/redirect").with_query(a="b"))
 
 
-async def test_what_is_no_url_is_the_sessions_own_error(ended: list[LeanSpan]) -> None:
+async def test_an_invalid_url_raises_the_sessions_own_error(ended: list[LeanSpan]) -> None:
     async with ClientSession() as session:
         with pytest.raises(InvalidURL):
             await http_client.instrument_session(session).get("http://[nowhere")

@@ -55,7 +55,7 @@ CONTENT = st.fixed_dictionaries(
 
 
 def finished(content: dict[str, Any]) -> LeanSpan:
-    """A span with any content there may be."""
+    """A span with arbitrary content."""
     made, ended = provider()
     context = None
     if content["above"]:

@@ -1,8 +1,8 @@
 """The pods of a stage, run by ``podman kube play``: the part of a cluster that can run without one.
 
-Podman runs pods; it knows neither projected configuration, nor services, nor probes over HTTP from outside. What a
-node and a cluster do of these is done here: files of ConfigMaps, variables, addresses by aliases in a network, the
-layout of log files, and the probes.
+Podman runs pods, but it has no projected configuration, no services, and no HTTP probes from outside. This module does
+that part of a node and a cluster: files of ConfigMaps, variables, addresses by aliases in a network, the layout of log
+files, and the probes.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ class Node:
     """A machine with podman.
 
     Attributes:
-        names: the image here of each image in the manifests.
-        left_out: the parts without an image here, and the reason.
+        names: the local image for each image in the manifests.
+        left_out: the parts without a local image, and the reason.
     """
 
     directory: Path
@@ -55,14 +55,14 @@ class Node:
         return done.stdout
 
     @contextmanager
-    def stage(self, number: int) -> Iterator[Played]:
+    def stage(self, number: int) -> Iterator[StagePods]:
         """The pods of a stage with the small engines, started together."""
-        played = Played(self, number, load(f"small/{number}"))
+        pods = StagePods(self, number, load(f"small/{number}"))
         self.podman("network", "create", NETWORK)
         try:
-            for workload in played.workloads:
-                played.start(workload)
-            yield played
+            for workload in pods.workloads:
+                pods.start(workload)
+            yield pods
         finally:
             self.podman("pod", "rm", "--all", "--force", "--time=20", check=False)
             self.podman("volume", "rm", "--all", "--force", check=False)
@@ -71,7 +71,7 @@ class Node:
 
 
 @dataclass
-class Played:
+class StagePods:
     """The pods of a stage."""
 
     node: Node
@@ -115,7 +115,7 @@ class Played:
         return [alias for name in own for alias in (name, f"{name}.{workload.namespace}")]
 
     def _pod(self, workload: Workload) -> Document:
-        """A pod of the workload, with what a node would add to it in it, and without what podman does not know."""
+        """A pod of the workload, with what a node would add, and without what podman does not support."""
         pod, container = copy.deepcopy(workload.pod), copy.deepcopy(workload.container)
         for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
             del container[probe]
@@ -131,7 +131,7 @@ class Played:
             for port in container["ports"]
             if port["containerPort"] in outer
         ]
-        # This podman reads the user of a container only.
+        # This podman reads only the user of a container.
         container["securityContext"] |= {
             key: value for key, value in pod["securityContext"].items() if key in {"runAsUser", "runAsGroup"}
         }
@@ -154,11 +154,11 @@ class Played:
             place = "pods" if volume["hostPath"]["path"] == "/var/log/pods" else "alloy"
             (self.directory / place).mkdir(parents=True, exist_ok=True)
             return {"name": name, "hostPath": {"path": str(self.directory / place), "type": "Directory"}}
-        # A new volume of podman takes owner and mode from the image's directory; a cluster's gets them from fsGroup.
+        # A new volume of podman takes owner and mode from the image's directory; in a cluster they come from fsGroup.
         return {"name": name, "persistentVolumeClaim": {"claimName": f"{workload.name}-{name}"}}
 
     def probe(self, workload: Workload, kind: str) -> bool:
-        """Whether a probe of a workload succeeds, asked as a kubelet asks it."""
+        """Whether a probe of a workload succeeds, sent as a kubelet sends it."""
         probe = workload.container[kind]
         if "exec" in probe:
             container = f"{workload.name}-{workload.container['name']}"
@@ -178,7 +178,7 @@ class Played:
                 wait_for(
                     lambda workload=workload, kind=kind: self.probe(workload, kind),  # type: ignore[misc]
                     timeout,
-                    f"{kind} of {workload.name}\n{self.last_words(workload.name)}",
+                    f"{kind} of {workload.name}\n{self.last_lines(workload.name)}",
                 )
 
     def dicelab(self, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -188,11 +188,11 @@ class Played:
         )
 
     def inspect(self) -> dict[str, dict[str, Any]]:
-        """Each container as podman describes it, by the name of its workload."""
+        """Podman's description of each container, by the name of its workload."""
         names = {f"{one.name}-{one.container['name']}": one.name for one in self.workloads}
         return {names[one["Name"]]: one for one in json.loads(self.node.podman("inspect", *names))}
 
-    def last_words(self, name: str = "*") -> str:
+    def last_lines(self, name: str = "*") -> str:
         """The end of each container's log, for the message of a failed test."""
         files = sorted((self.directory / "pods").glob(f"*_{name}_*/*/*.log"))
         return "\n".join(f"== {file.parent.name}\n{file.read_text()[-1500:]}" for file in files)
@@ -208,7 +208,7 @@ def node(directory: Path) -> Iterator[Node]:
     Raises:
         Unavailable: when something required is missing.
     """
-    # Debian has catatonit, which holds a pod's namespaces, in a package of its own.
+    # On Debian catatonit, which holds a pod's namespaces, is a separate package.
     require("podman", "runc", "catatonit")
     environment = containers.podman_environment(directory)
     if not containers.succeeds([*PODMAN, "info"], environment):
