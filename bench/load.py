@@ -17,7 +17,7 @@ from yarl import URL
 
 from lab.load.latency import Latencies
 
-PATIENCE = 30.0  # seconds for the first answer
+FIRST_TIMEOUT = 30.0  # seconds for the first answer
 
 
 class _Client(asyncio.Protocol):
@@ -75,7 +75,7 @@ async def load(url: URL, clients: int, seconds: float) -> dict[str, float]:
     took.clear()
     started = perf_counter()
     done, _ = await asyncio.wait([ended], timeout=seconds)
-    while not took and not done and perf_counter() - started < PATIENCE:  # at least one answer
+    while not took and not done and perf_counter() - started < FIRST_TIMEOUT:  # at least one answer
         done, _ = await asyncio.wait([ended], timeout=0.1)
     lasted = perf_counter() - started
     for client in made:

@@ -38,7 +38,7 @@ ROLLER, DIE_SERVICE, FRONTEND = "dice-roller", "die-service", "frontend"
 TIMEOUT = 10.0  # seconds for one answer
 LOKI_RANGE = 600.0  # seconds that a Loki query covers
 LOKI_LIMIT = 1000  # lines
-LOKI_MOST_LINES = 5000  # that Loki answers with
+LOKI_MAX_LINES = 5000  # that Loki answers with
 TENANTS = ("operations", "usage")
 SAMPLING_METRICS = '{__name__=~"otelcol_processor_tail_sampling_.+"}'
 BASE_PORT = 8000  # the port from which the compose file counts
@@ -171,7 +171,7 @@ class Lab:
         }
         state: dict[str, Any] = {
             # At least: containers do not show which stage they are.
-            "stage": least_stage(names),
+            "stage": lowest_stage(names),
             "postgres": {},  # a container like the others
             "sampling": containers.sampling,
             "otlp_endpoint": f"http://127.0.0.1:{_engine_port('COLLECTOR_HTTP_PORT')}",
@@ -476,13 +476,13 @@ class Lab:
                 "query": '{service_name=~".+"}',
                 "start": str(int(since * 1e9)),
                 "end": str(int(until * 1e9)),
-                "limit": str(LOKI_MOST_LINES),
+                "limit": str(LOKI_MAX_LINES),
             }
             response = await self.fetch(url, query, **{"X-Scope-OrgID": tenant})
             if response.status != 200:
                 raise Missing(f"{url} answers {response.status}: {response.text[:200]}")
             texts = [text for stream in response.json["data"]["result"] for _, text, *_ in stream["values"]]
-            if len(texts) < LOKI_MOST_LINES:
+            if len(texts) < LOKI_MAX_LINES:
                 found.update(texts)
             else:  # there may be more
                 middle = (since + until) / 2
@@ -523,7 +523,7 @@ class Lab:
         return result
 
 
-def least_stage(names: Container[str]) -> int:
+def lowest_stage(names: Container[str]) -> int:
     """The first stage that has all parts with these names."""
     return 5 if "postgres" in names else 3 if DIE_SERVICE in names else 2 if FRONTEND in names else 1
 

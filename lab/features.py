@@ -30,8 +30,8 @@ DASHBOARDS = Path(__file__).resolve().parent.parent / "grafana" / "dashboards"
 VARIABLES = {"$__rate_interval": "1m", "$__range": "15m", "$__auto": "1m", "$min_step": "5s", "$die": ".*"}
 BATCH = 8  # rolls
 USER = "dicelab check"
-USAGE_PATIENCE = 2.0  # seconds until the events of a visit are in the log file
-PIPELINE_PATIENCE = 15.0  # seconds until they are in Loki
+USAGE_TIMEOUT = 2.0  # seconds until the events of a visit are in the log file
+PIPELINE_TIMEOUT = 15.0  # seconds until they are in Loki
 
 
 @dataclass
@@ -183,7 +183,7 @@ async def usage_events(subject: Subject) -> str:
         async with user.post(f"{lab.front}/sign-out", allow_redirects=False):
             pass
     missing: Missing | None = None
-    async for _ in within(PIPELINE_PATIENCE if lab.remote else USAGE_PATIENCE):
+    async for _ in within(PIPELINE_TIMEOUT if lab.remote else USAGE_TIMEOUT):
         try:
             last = await _logged(lab, FRONTEND, usage=True, event_type="sign_out", username=USER)
             subject.session_id = last.fields["session_id"]

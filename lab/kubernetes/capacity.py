@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 USERS = (30, 1_000, 100_000)
 ROLLS_PER_USER = 0.1  # a second: a click every ten seconds
 TARGET_LOAD = 0.7  # of a CPU: where the autoscalers add a pod (kubernetes/base)
-LEAST_PODS = 2  # of dice-roller and die-service each (kubernetes/base)
+MIN_PODS = 2  # of dice-roller and die-service each (kubernetes/base)
 PAGES = 100  # that a frontend holds open: MAX_PAGES, docs/settings.md
 SAMPLED = 0.05  # of ordinary traces (kubernetes/engines/large/collectors.yaml); failed and slow ones come on top
 RETENTION_DAYS = {"operations": 3, "usage": 30, "traces": 14, "samples": 31}  # Tempo's is its default
@@ -46,7 +46,7 @@ def rolls(users: int) -> float:
 
 def pods(users: int, telemetry: str) -> int:
     """Of the dice-roller, and as many of the die-service."""
-    return max(LEAST_PODS, math.ceil(rolls(users) * ROLL_CPU[telemetry] / 2 / TARGET_LOAD))
+    return max(MIN_PODS, math.ceil(rolls(users) * ROLL_CPU[telemetry] / 2 / TARGET_LOAD))
 
 
 def frontends(users: int) -> int:

@@ -17,7 +17,7 @@ from lab.learn import READING
 from lab.learn.school import NEW, School
 from lab.terminal import say
 
-LARGEST = 1024 * 1024  # bytes of an answer in a file
+MAX_BYTES = 1024 * 1024  # bytes of an answer in a file
 WRONG, BAD_INPUT = 1, 2
 MARKS = {True: ("✔", "green"), False: (" ", "")}
 
@@ -99,11 +99,11 @@ def _answer(words: Sequence[str], file: Path | None) -> str:
         raise LabError("the answer is given twice: on the command line and by --file")
     try:
         with open(file, "rb") as stream:
-            content = stream.read(LARGEST + 1)
+            content = stream.read(MAX_BYTES + 1)
     except OSError as error:
         raise LabError(f"{file}: {error.strerror}") from None
-    if len(content) > LARGEST:
-        raise LabError(f"{file}: longer than {LARGEST} bytes")
+    if len(content) > MAX_BYTES:
+        raise LabError(f"{file}: longer than {MAX_BYTES} bytes")
     try:
         return content.decode()
     except UnicodeDecodeError:

@@ -22,7 +22,7 @@ from lab.client import Lab, Missing
 from lab.signals import SPAN_KINDS, Line, Span
 from lab.waiting import within
 
-PATIENCE = 20.0  # seconds for telemetry to arrive and services to be ready again
+TIMEOUT = 20.0  # seconds for telemetry to arrive and services to be ready again
 POLL = 0.1
 SETTLE = 0.3  # seconds
 AT_ONCE = 20  # requests in flight
@@ -153,8 +153,8 @@ class Lesson:
         Raises:
             LabError: when one is not in time.
         """
-        if not await observations.ready(self.lab, PATIENCE, POLL, times=2):
-            raise LabError(f"a service of the lab is not ready after {PATIENCE:g} s; dicelab status says which")
+        if not await observations.ready(self.lab, TIMEOUT, POLL, times=2):
+            raise LabError(f"a service of the lab is not ready after {TIMEOUT:g} s; dicelab status says which")
 
     # --- telemetry ---
 
@@ -169,14 +169,14 @@ class Lesson:
         """
         wanted = set(services or self.lab.services)
         found: dict[str, list[Span]] = {}
-        async for _ in within(PATIENCE, SETTLE):
+        async for _ in within(TIMEOUT, SETTLE):
             for trace_id, spans in (await self.arrived(set(trace_ids) - set(found))).items():
                 if complete(spans, wanted, self._callers):
                     found[trace_id] = sorted(spans, key=lambda span: (span.start, -span.end))
             if len(found) == len(set(trace_ids)):
                 return found
         missing = min(set(trace_ids) - set(found))
-        raise LabError(f"the spans of trace {missing} have not arrived after {PATIENCE:g} s; ask again")
+        raise LabError(f"the spans of trace {missing} have not arrived after {TIMEOUT:g} s; ask again")
 
     async def arrived(self, trace_ids: Collection[str]) -> dict[str, list[Span]]:
         """The spans of these traces that have arrived, complete or not."""

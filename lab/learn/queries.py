@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from lab.learn.exercise import Exercise, Facts, Verdict
 from lab.learn.forms import BadAnswer
 
-LONGEST_ERROR = 160  # characters of an engine's message
+MAX_ERROR = 160  # characters of an engine's message
 
 Rows = dict[str, float]  # the result of a query: values by the label that matters
 Results = TypeVar("Results")
@@ -19,7 +19,7 @@ Results = TypeVar("Results")
 def refused(engine: str, message: str) -> BadAnswer:
     """The answer to a query that an engine refuses, with the engine's own message on one line."""
     message = " ".join(message.split())
-    return BadAnswer(f"{engine}: {message[:LONGEST_ERROR] + '…' if len(message) > LONGEST_ERROR else message}")
+    return BadAnswer(f"{engine}: {message[:MAX_ERROR] + '…' if len(message) > MAX_ERROR else message}")
 
 
 def rows_of(data: Mapping[str, Any], label: str = "") -> Rows:

@@ -31,7 +31,7 @@ from lab.mystery.hosted import ACTIONS, HostedGame
 from lab.supervise.private import private_directory
 
 NUMBER = re.compile(r"[1-9](\.[1-9])?")  # of a stage or an exercise
-LARGEST = 64 * 1024  # bytes of a request
+MAX_BYTES = 64 * 1024  # bytes of a request
 TIMEOUT = 240.0  # seconds for one exercise
 BAD_INPUT = 2
 
@@ -57,7 +57,7 @@ class LearnServer:
         return self._directory / "learn.sock"
 
     async def open(self) -> None:
-        app = web.Application(client_max_size=LARGEST)
+        app = web.Application(client_max_size=MAX_BYTES)
         app.router.add_post("/", self._answer)
         self._runner = web.AppRunner(app, access_log=None, handler_cancellation=False)
         await self._runner.setup()

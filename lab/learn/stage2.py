@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from lab.client import DIE_SERVICE, FRONTEND, ROLLER
 from lab.learn.exercise import Answered, Exercise, Facts, Mistake, Verdict
 from lab.learn.forms import Edges, Fields, Hexadecimal, Number, Word
-from lab.learn.lesson import PATIENCE, Lesson
+from lab.learn.lesson import TIMEOUT, Lesson
 from lab.learn.stage1 import FAIR, dice
 from lab.signals import Span
 from lab.waiting import within
@@ -47,7 +47,7 @@ async def _judge_headers(exercise: Exercise, lesson: Lesson, facts: Facts, answe
         if services != both:
             return Verdict(False, f"{what} the {services.pop()} only. {straight_to_the_roller.hint}")
     found: dict[str, list[Span]] = {}
-    async for _ in within(PATIENCE, 0.3):
+    async for _ in within(TIMEOUT, 0.3):
         found = await lesson.arrived([facts["sampled"], facts["unsampled"]])
         if both <= {span.service for span in found.get(facts["sampled"], [])} or facts["unsampled"] in found:
             break
@@ -148,7 +148,7 @@ async def one_service_without_propagation(lesson: Lesson) -> Facts:
         sent = {one.trace_id for one in outcomes}
         begun = [await _begun(lesson, name, upstream) for name, upstream in zip(names, [None, *names], strict=False)]
         found = begun[names.index(service)]
-        async for _ in within(PATIENCE, 0.3):
+        async for _ in within(TIMEOUT, 0.3):
             if found and len(await lesson.arrived(found)) == len(found):
                 break
     others = [name for name in names if name != service]

@@ -13,7 +13,7 @@ from lab.client import DIE_SERVICE, FRONTEND, ROLLER
 from lab.learn import loki, promql, tempo
 from lab.learn.exercise import Answered, Exercise, Facts, Mistake
 from lab.learn.forms import Fields, Number, Text, Word
-from lab.learn.lesson import PATIENCE, Lesson, Outcome, clock
+from lab.learn.lesson import TIMEOUT, Lesson, Outcome, clock
 from lab.learn.stage1 import FAIR, RISKY, dice
 from lab.signals import Line
 from lab.waiting import within
@@ -46,7 +46,7 @@ async def rolls_of_unknown_dice(lesson: Lesson) -> Facts:
             }
         )
     facts = lesson.facts(worlds=worlds, prefix=worlds[0]["prefix"], count=len(worlds[0]["expected"]))
-    async for _ in within(PATIENCE, 0.3):  # until Tempo's search finds them too
+    async for _ in within(TIMEOUT, 0.3):  # until Tempo's search finds them too
         found = [await tempo.search(lesson.lab, NOT_FOUND, world) for world in worlds]
         everything = [await tempo.search(lesson.lab, "{}", world) for world in worlds]
         if all(

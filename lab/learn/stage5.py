@@ -13,7 +13,7 @@ from lab.client import DIE_SERVICE, FRONTEND
 from lab.learn import promql
 from lab.learn.exercise import Answered, Exercise, Facts, Mistake, Verdict
 from lab.learn.forms import Fields, Items, Moment, Number, Text, Word
-from lab.learn.lesson import PATIENCE, Lesson, Outcome, clock
+from lab.learn.lesson import TIMEOUT, Lesson, Outcome, clock
 from lab.learn.stage1 import EXTREME, FAIR
 from lab.signals import total
 from lab.waiting import within
@@ -37,7 +37,7 @@ async def a_visit(lesson: Lesson) -> Facts:
         await lesson.ask("/roll", {"die": FAIR}, trace_id=trace_id)
     await lesson.ask("/roll-async", {"die": FAIR, "times": str(times)}, trace_id=trace_id)
     queries = int(total(await lesson.lab.fetch_samples(DIE_SERVICE), "database_queries_total") - before)
-    async for _ in within(PATIENCE, 0.3):
+    async for _ in within(TIMEOUT, 0.3):
         spans = (await lesson.arrived([trace_id])).get(trace_id, [])
         if sum(span.name == "SELECT" for span in spans) >= queries:
             break

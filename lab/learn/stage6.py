@@ -21,7 +21,7 @@ from lab.client import FRONTEND, ROLLER
 from lab.learn import loki
 from lab.learn.exercise import Answered, Exercise, Facts, Mistake, Verdict
 from lab.learn.forms import Fields, Items, Number, Text
-from lab.learn.lesson import PATIENCE, Lesson, clock
+from lab.learn.lesson import TIMEOUT, Lesson, clock
 from lab.learn.promql import free_port, ready
 from lab.learn.queries import refused
 from lab.learn.stage1 import FAIR
@@ -296,7 +296,7 @@ async def lines_and_metrics(lesson: Lesson) -> Facts:
         await lesson.ask("/roll", {"die": FAIR}, headers={"Cookie": cookie})
     await _sign_out(lesson, cookie)
     usage: list[dict[str, Any]] = []
-    async for _ in within(PATIENCE, 0.1):
+    async for _ in within(TIMEOUT, 0.1):
         lines = [line for service in lesson.lab.services for line in await lesson.lines(service, lesson.began)]
         usage = [dict(line.fields) for line in lines if line.fields.get("usage") is True]
         if len(usage) == 4:  # sign_in, two rolls, sign_out
@@ -489,7 +489,7 @@ async def an_outage(lesson: Lesson) -> Facts:
     )
     other, once = _lost_and_doubled(lesson, numbers)
     tenant = f"learn-{lesson.prefix}-other"
-    async for _ in within(2 * PATIENCE, 0.5):
+    async for _ in within(2 * TIMEOUT, 0.5):
         try:
             at = time.time()
             found = await loki.rows(lab, OPERATIONS, _once(facts), at)
@@ -498,7 +498,7 @@ async def an_outage(lesson: Lesson) -> Facts:
         except LabError:  # it has only just been started
             continue
     else:
-        raise LabError(f"Loki has not caught up after {2 * PATIENCE:g} s; ask again")
+        raise LabError(f"Loki has not caught up after {2 * TIMEOUT:g} s; ask again")
     await loki.push(lab, tenant, other)
     return facts | {
         "worlds": [

@@ -11,7 +11,7 @@ import aiohttp
 from lab import LabError
 from lab.client import Lab
 from lab.learn.exercise import Exercise, Facts, Verdict
-from lab.learn.lesson import PATIENCE, Lesson
+from lab.learn.lesson import TIMEOUT, Lesson
 from lab.learn.queries import refused, with_hint
 from lab.waiting import within
 
@@ -59,7 +59,7 @@ async def judge(exercise: Exercise, lesson: Lesson, facts: Facts, answer: str) -
     async def results(query: str) -> list[set[str]]:
         return [await search(lesson.lab, query, world) for world in facts["worlds"]]
 
-    async for _ in within(PATIENCE, 0.3):
+    async for _ in within(TIMEOUT, 0.3):
         if await results(exercise.reference.text(facts)) == expected:
             break
     else:

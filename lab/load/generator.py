@@ -29,16 +29,16 @@ from lab.waiting import sleep
 from otel import traces
 
 MAX_UNDER_WAY = 5_000  # requests in flight; beyond that requests are counted as not sent
-SLOWEST = 5  # responses that a record keeps
-FAILED = 1_000
-LEAST_SHARE = 0.1  # of the full load, with which a ramp and a day begin
+KEPT_SLOWEST = 5  # responses that a record keeps
+KEPT_FAILED = 1_000
+MIN_SHARE = 0.1  # of the full load, with which a ramp and a day begin
 
 # The share of the full load at a time, both from 0 to 1.
 PROFILES: Mapping[str, Callable[[float], float]] = {
     "steady": lambda at: 1.0,
-    "ramp": lambda at: max(LEAST_SHARE, at),
+    "ramp": lambda at: max(MIN_SHARE, at),
     "spike": lambda at: 1.0 if 0.4 <= at < 0.6 else 0.2,
-    "day": lambda at: LEAST_SHARE + (1 - LEAST_SHARE) * math.sin(math.pi * at) ** 2,  # from midnight to midnight
+    "day": lambda at: MIN_SHARE + (1 - MIN_SHARE) * math.sin(math.pi * at) ** 2,  # from midnight to midnight
 }
 
 
@@ -165,7 +165,7 @@ class Record:
     def __init__(self) -> None:
         self.latencies = Latencies()
         self.routes: dict[str, Counter[str]] = {}
-        self.failed: deque[Answer] = deque(maxlen=FAILED)  # the last of them
+        self.failed: deque[Answer] = deque(maxlen=KEPT_FAILED)  # the last of them
         self.requests = 0
         self.failures = 0  # all of them
         self.not_sent = 0
@@ -183,7 +183,7 @@ class Record:
             return
         self.latencies.add(answer.seconds)
         entry = (answer.seconds, next(self._order), answer)
-        if len(self._slowest) < SLOWEST:
+        if len(self._slowest) < KEPT_SLOWEST:
             heapq.heappush(self._slowest, entry)
         elif answer.seconds > self._slowest[0][0]:
             heapq.heapreplace(self._slowest, entry)

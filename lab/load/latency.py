@@ -7,7 +7,7 @@ from typing import Self
 
 from hdrh.histogram import HdrHistogram
 
-LONGEST = 3600.0  # seconds; what takes longer is counted as this
+MAX_SECONDS = 3600.0  # seconds; what takes longer is counted as this
 DIGITS = 3  # significant digits that are kept
 PERCENTILES = (50.0, 90.0, 95.0, 99.0, 99.9)
 
@@ -16,12 +16,12 @@ class Latencies:
     """A distribution of latencies, in seconds, from a microsecond to an hour."""
 
     def __init__(self, seconds: Iterable[float] = ()) -> None:
-        self._histogram = HdrHistogram(1, int(LONGEST * 1e6), DIGITS)  # microseconds
+        self._histogram = HdrHistogram(1, int(MAX_SECONDS * 1e6), DIGITS)  # microseconds
         for one in seconds:
             self.add(one)
 
     def add(self, seconds: float) -> None:
-        self._histogram.record_value(min(max(1, round(seconds * 1e6)), int(LONGEST * 1e6)))
+        self._histogram.record_value(min(max(1, round(seconds * 1e6)), int(MAX_SECONDS * 1e6)))
 
     def __len__(self) -> int:
         return int(self._histogram.get_total_count())

@@ -418,7 +418,7 @@ def _show(summary: dict[str, Any], console: Console) -> None:
                 f"{title:8} {answer['ms']:9.1f} ms  {answer['status']:>4}  {answer['route']}  {answer['trace_id']}",
             )
     if summary["failed"] > SHOWN:
-        listed = "them" if summary["failed"] <= generator.FAILED else f"the last {generator.FAILED}"
+        listed = "them" if summary["failed"] <= generator.KEPT_FAILED else f"the last {generator.KEPT_FAILED}"
         say(console, f"{summary['failed']} failed in all; --json lists {listed}")
 
 

@@ -12,10 +12,10 @@ from lab import InputError
 from lab.mystery.situations import IMPACTS, MECHANISMS, NOTHING
 
 FIELDS = ("component", "mechanism", "since", "impact", "trace", "query")
-MOST_GUESSES = 10
-LARGEST = 64 * 1024  # bytes of an answer
+MAX_GUESSES = 10
+MAX_BYTES = 64 * 1024  # bytes of an answer
 DAY = 24 * 3600.0  # seconds
-LONGEST = DAY  # from the beginning of a game
+MAX_OFFSET = DAY  # from the beginning of a game
 EXAMPLE = """\
 {"component": "die-service", "mechanism": "down", "since": "2026-01-31T12:00:00Z", "impact": "everyone",
  "trace": "0af7651916cd43dd8448eb211c80319c", "query": "SELECT count(*) FROM spans WHERE status = 'error'"}"""
@@ -90,8 +90,8 @@ def guesses(what: str, given: Any, known: Iterable[str]) -> tuple[str, ...]:
         BadAnswer
     """
     names = [] if given in (None, "") else [given] if isinstance(given, str) else given
-    if not isinstance(names, list) or len(names) > MOST_GUESSES or not all(isinstance(name, str) for name in names):
-        raise BadAnswer(f"{what}: a name is expected, or a list of up to {MOST_GUESSES}")
+    if not isinstance(names, list) or len(names) > MAX_GUESSES or not all(isinstance(name, str) for name in names):
+        raise BadAnswer(f"{what}: a name is expected, or a list of up to {MAX_GUESSES}")
     there = list(known)
     for name in names:
         if name.strip() not in there:
@@ -111,7 +111,7 @@ def moment(given: Any, began: float) -> float | None:
     try:
         if isinstance(given, int | float) and not isinstance(given, bool):
             offset = float(given)
-            if not abs(offset) <= LONGEST:  # also refuses NaN
+            if not abs(offset) <= MAX_OFFSET:  # also refuses NaN
                 raise ValueError
             return began + offset
         text = str(given).strip()

@@ -23,10 +23,10 @@ from lab.supervise.stages import POSTGRES
 
 SIGMAS = 3.0
 LEARNED_SECONDS = 30.0  # of each series, from which its usual range is learned
-FEWEST = 5  # intervals
+MIN_POINTS = 5  # intervals
 CEILING = 35.0  # points that a baseline may have on average
 ERRORS = "SELECT count(*) FROM spans WHERE status = 'error'"
-SLOWEST = "SELECT quantile_cont(duration_ms, 0.5) FROM spans WHERE kind = 'server'"
+MEDIAN_DURATION = "SELECT quantile_cont(duration_ms, 0.5) FROM spans WHERE kind = 'server'"
 
 Series = tuple[str, str, str]
 
@@ -45,7 +45,7 @@ def constants(recorded: Sequence[Recorded]) -> tuple[str, list[Score]]:
     """The constant answer with the highest mean, and its score for each case."""
     components = sorted({name for one in recorded for name in one.truth.components})
     since = _best_onset(recorded)
-    evidence = {query: [_evidence(one, query) for one in recorded] for query in (ERRORS, SLOWEST)}
+    evidence = {query: [_evidence(one, query) for one in recorded] for query in (ERRORS, MEDIAN_DURATION)}
     best: tuple[float, str, list[Score]] = (-1.0, "", [])
     for component, mechanism, query in product(components, MECHANISMS, evidence):
         nothing = component == NOTHING
@@ -113,7 +113,7 @@ def _rates(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
 def _first_alarm(points: Sequence[tuple[float, float]], learned: float) -> tuple[float, float] | None:
     """When a series first leaves its usual range twice in a row, and by how many standard deviations."""
     usual = [value for at, value in points if at < learned]
-    if len(usual) < FEWEST:
+    if len(usual) < MIN_POINTS:
         return None
     centre, deviation = mean(usual), pstdev(usual)
     floor = max(deviation, 1e-9, abs(centre) * 0.01)

@@ -277,8 +277,8 @@ def _score(directory: Path, answer: Path, options: Options, console: Console) ->
         content = answer.read_bytes()
     except OSError as error:
         raise InputError(f"{answer}: {error.strerror}") from None
-    if len(content) > answers.LARGEST:
-        raise InputError(f"{answer}: longer than {answers.LARGEST} bytes")
+    if len(content) > answers.MAX_BYTES:
+        raise InputError(f"{answer}: longer than {answers.MAX_BYTES} bytes")
     try:
         text = content.decode()
     except UnicodeDecodeError:

@@ -29,7 +29,7 @@ LONGER, LONGER_SECONDS = 1.2, 0.03
 RARELY = 0.005  # of the traces before the fault: a failure in no more of them is not ordinary
 BEFORE = 0.5  # seconds: what begins within this time before the fault may have met it
 WINDOWS = 3  # of the time before the fault, and of the time during it
-LONGEST_WINDOW = 12.0  # seconds
+MAX_WINDOW = 12.0  # seconds
 LATE = 4.0  # seconds before the end of a game: what began later may not have ended, and is left out
 EPOCH = 946_684_800.0  # 2000-01-01, where each window is shifted to
 LARGER_GAP = 0.5  # of the range of the values before the fault: how far apart those during it have to be
@@ -222,7 +222,7 @@ def separates(case: Case, truth: Truth, query: str) -> bool:
 def windows(began: float, onset: float, ended: float) -> tuple[list[tuple[float, float]], list[tuple[float, float]]]:
     """The windows before a fault and during it, all of the same length, each pair the start and the end."""
     ended -= LATE
-    length = min(LONGEST_WINDOW, (onset - BEFORE - began) / WINDOWS, (ended - onset) / WINDOWS)
+    length = min(MAX_WINDOW, (onset - BEFORE - began) / WINDOWS, (ended - onset) / WINDOWS)
     if length <= 0:
         return [], []
 

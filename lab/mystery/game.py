@@ -36,7 +36,7 @@ from lab.mystery.truth import Truth
 from lab.mystery.users import TIMEOUT, Users, indicators, seed_of
 from lab.signals import OPENMETRICS
 
-READY_PATIENCE = 60.0  # seconds for the services to be ready, before a game and after it
+READY_TIMEOUT = 60.0  # seconds for the services to be ready, before a game and after it
 POLL = 0.1
 SCRAPE_INTERVAL = 2.5
 ARRIVAL = 1.5  # seconds for the last spans and lines to be written
@@ -121,9 +121,9 @@ async def _play(lab: Lab, plan: Plan, player: Player) -> Played:
     async with Client(TIMEOUT, traced=False) as client:
         async with RunDirTarget(lab) as target:
             servers = [server for link, server in LINKS.items() if plan.facets.postgres or link != DIE_SERVICE_POSTGRES]
-            await target.rehearse({server: DELAYS[server] for server in servers})
-            if not await observations.ready(lab, READY_PATIENCE, POLL, times=4):
-                raise LabError(f"a service is not ready after {READY_PATIENCE:g} s; dicelab status says which")
+            await target.prepare({server: DELAYS[server] for server in servers})
+            if not await observations.ready(lab, READY_TIMEOUT, POLL, times=4):
+                raise LabError(f"a service is not ready after {READY_TIMEOUT:g} s; dicelab status says which")
             users = Users(lab, client, seed_of())
             try:
                 await users.start()
@@ -136,7 +136,7 @@ async def _play(lab: Lab, plan: Plan, player: Player) -> Played:
                     noticed = game.indicators(ended)
             finally:
                 await users.stop()
-        put_back = await observations.ready(lab, READY_PATIENCE, POLL, times=4)
+        put_back = await observations.ready(lab, READY_TIMEOUT, POLL, times=4)
     truth = Truth.of(plan, game.began + plan.onset if game.onset is None else game.onset, ended)
     return Played(game, case, truth, noticed, put_back)
 

@@ -20,11 +20,11 @@ from lab.mystery.history import History
 
 ACTIONS = ("state", "start", "answer", "pause", "resume", "quit")
 # Seconds without a page until one has seen the question: its own service is restarted, and a user may sign in again.
-PREPARATION_PATIENCE = 120.0
-PATIENCE = 20.0  # seconds without a page after that
+PREPARATION_TIMEOUT = 120.0
+PAGE_TIMEOUT = 20.0  # seconds without a page after that
 POLL = 0.5
-REPLY_PATIENCE = 10.0  # seconds for the game to say what has become of an answer
-LONGEST_LINE = 4 * 1024 * 1024  # bytes
+REPLY_TIMEOUT = 10.0  # seconds for the game to say what has become of an answer
+MAX_LINE = 4 * 1024 * 1024  # bytes
 SHOWN_GAMES = 5
 BAD_INPUT = 2
 OPTIONS: dict[str, Callable[[str], float]] = {"level": int, "seed": int, "within": float}
@@ -38,18 +38,18 @@ class HostedGame:
     Args:
         run_dir: of the lab.
         command: runs ``dicelab mystery``.
-        patience: seconds without a page after which a game is ended.
+        page_timeout: seconds without a page after which a game is ended.
     """
 
     def __init__(
         self,
         run_dir: Path,
         command: Sequence[str] = (sys.executable, "-m", "lab.cli", "mystery"),
-        patience: float = PATIENCE,
+        page_timeout: float = PAGE_TIMEOUT,
     ) -> None:
         self._run_dir = run_dir
         self._command = command
-        self._patience = patience
+        self._page_timeout = page_timeout
         self._process: asyncio.subprocess.Process | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._starting = False
@@ -116,7 +116,7 @@ class HostedGame:
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
-            limit=LONGEST_LINE,
+            limit=MAX_LINE,
         )
         self._tasks = [
             asyncio.create_task(self._listen(self._process)),
@@ -157,9 +157,9 @@ class HostedGame:
 
     async def _watch(self, process: asyncio.subprocess.Process) -> None:
         while process.returncode is None:
-            await asyncio.sleep(min(POLL, self._patience))
-            patience = max(PREPARATION_PATIENCE, self._patience) if not self._seen else self._patience
-            if not self._over and time.monotonic() - self._asked > patience:
+            await asyncio.sleep(min(POLL, self._page_timeout))
+            timeout = max(PREPARATION_TIMEOUT, self._page_timeout) if not self._seen else self._page_timeout
+            if not self._over and time.monotonic() - self._asked > timeout:
                 self._error = "the page was closed: everything is put back, and this game does not count"
                 with suppress(ProcessLookupError):
                     process.terminate()
@@ -184,7 +184,7 @@ class HostedGame:
         except ConnectionError:
             raise LabError("the game has just ended") from None
         with suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(self._news.wait(), REPLY_PATIENCE)
+            await asyncio.wait_for(self._news.wait(), REPLY_TIMEOUT)
 
     # --- what is shown ---
 

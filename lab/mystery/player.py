@@ -148,7 +148,7 @@ def _content(path: Path) -> bytes:
     """
     try:
         with open(path, "rb") as file:
-            return file.read(answers.LARGEST + 1)
+            return file.read(answers.MAX_BYTES + 1)
     except FileNotFoundError:
         return b""
     except OSError as error:
@@ -156,8 +156,8 @@ def _content(path: Path) -> bytes:
 
 
 def _text(content: bytes) -> str:
-    if len(content) > answers.LARGEST:
-        raise BadAnswer(f"longer than {answers.LARGEST} bytes")
+    if len(content) > answers.MAX_BYTES:
+        raise BadAnswer(f"longer than {answers.MAX_BYTES} bytes")
     try:
         return content.decode()
     except UnicodeDecodeError:

@@ -24,13 +24,13 @@ ASYNC_PROBABILITY, MAX_ASYNC_ROLLS, MAX_ROLLS = 0.15, 4, 12
 RARE = {"risky": 0.5, "extreme": 0.1}  # how often a die is rolled, in proportion to others
 TIMEOUT = 20.0  # seconds for one request
 GOOD_SHARE = 0.7  # of the first answers: some rolls fail as their die says
-FIRST_ANSWERS, FIRST_PATIENCE = 20, 60.0
+FIRST_ANSWERS, FIRST_TIMEOUT = 20, 60.0
 LONG = 24 * 3600.0  # seconds: longer than any game
 # When an indicator has moved: by so many points of failures, by this factor of the median or the 95th percentile, or
 # when faces of a die are less likely than this.
 MORE_FAILURES, SLOWER, LESS_LIKELY = 0.05, 1.2, 1e-4
 NOTICED_WITHIN = 5.0  # seconds of requests that an indicator is computed from
-FEWEST = 10  # requests of such a time
+MIN_REQUESTS = 10  # requests of such a time
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ class Users:
         """
         self.dice = await dice_of(self._lab, await self._lab.fetch_capabilities()) or BUILTIN
         self._traffic = await self._come(USERS, LONG, self._stop, self._log)
-        async for _ in within(FIRST_PATIENCE):
+        async for _ in within(FIRST_TIMEOUT):
             if self._failed.is_set():
                 await self.watch()
             recent = self.requests[-FIRST_ANSWERS:]
@@ -168,7 +168,7 @@ def indicators(
         while after[first].at < one.at - NOTICED_WITHIN:
             first += 1
         recent = after[first : last + 1]
-        if len(recent) >= FEWEST and _moved(usual, _figures(recent), strict=True):
+        if len(recent) >= MIN_REQUESTS and _moved(usual, _figures(recent), strict=True):
             noticed = round(one.at - onset, 1)
             break
     return {

@@ -7,7 +7,7 @@ import tempfile
 from pathlib import Path
 
 # The path of a Unix socket holds 108 bytes on Linux and 104 elsewhere; the longest name below it takes 20.
-LONGEST = 80
+MAX_PATH = 80
 
 
 def private_directory(shared: bool = False) -> Path:
@@ -20,6 +20,6 @@ def private_directory(shared: bool = False) -> Path:
     """
     base = Path(tempfile.gettempdir())
     reachable = all(part.stat().st_mode & 0o001 for part in (base, *base.parents))
-    if len(os.fsencode(base)) > LONGEST - len("/dicelab-12345678") or (shared and not reachable):
+    if len(os.fsencode(base)) > MAX_PATH - len("/dicelab-12345678") or (shared and not reachable):
         base = Path("/tmp")
     return Path(tempfile.mkdtemp(prefix="dicelab-", dir=base))
