@@ -105,7 +105,7 @@ async def _experiment(options: Options, lab: Lab) -> dict[str, Any]:
         async with progress(f"chaos {options.experiment}", run.words, run.share):
             try:
                 async with target:
-                    # The exporter reads the mark in the run dir, which a lab in containers or in a cluster does not have.
+                    # The exporter reads the mark in the run dir; only a lab of dicelab up has one.
                     with marked(lab.run_dir, options.experiment) if isinstance(target, RunDirTarget) else nullcontext():
                         await run.execute(target, client)
             finally:

@@ -11,8 +11,8 @@ from lab.chaos.expectations import Expectation
 from lab.chaos.targets import Target
 from lab.client import DIE_SERVICE, FRONTEND, ROLLER
 
-# Seconds. With the second that a request waits for a connection, this stays below the roller's time-out of 4 s: requests
-# fail because there are too many of them, not because one takes too long.
+# Seconds. With the second that a request waits for a connection, this stays below the roller's time-out of 4 s. So
+# requests fail because there are too many of them, not because one takes too long.
 DIE_SERVICE_DELAY = 2.5
 DATABASE_DELAY = 0.5  # seconds; below the query time-outs, so that only the number of connections limits the rate
 # Seconds within which an alert fires: one that names the cause, and one that names a symptom.
