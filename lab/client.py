@@ -493,7 +493,7 @@ class Lab:
     async def fetch_sampling(self) -> str:
         """How the Collector samples traces, as :attr:`sampling`.
 
-        A lab elsewhere does not tell. There it is derived from Prometheus: only a Collector that samples has the metrics
+        A lab elsewhere does not tell. There it is derived from Prometheus: only a Collector that samples has
         :data:`SAMPLING_METRICS`.
         """
         if not self.sampling and self.remote and "prometheus" in self.engines:

@@ -1,8 +1,8 @@
 """The checks of ``dicelab check``, each for one feature of a running lab.
 
 A check is a coroutine function that takes a :class:`Subject` and returns a short description of what it found. It
-raises :class:`~lab.client.Missing` when the feature is missing, and :class:`~lab.client.NotRunning` when the engine that
-would show it does not run. Functions whose names are imperatives (``roll``) use the lab; the others look for the
+raises :class:`~lab.client.Missing` when the feature is missing, and :class:`~lab.client.NotRunning` when the engine
+that would show it does not run. Functions whose names are imperatives (``roll``) use the lab; the others look for the
 telemetry of that use.
 """
 

@@ -1,4 +1,4 @@
-"""The few statistics that experiments need, on mpmath's special functions."""
+"""The statistics that experiments need, based on mpmath's special functions."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from statistics import fmean
 
 import mpmath
 
-# Pearson's test is an approximation that needs about this many expected counts for each face.
+# Pearson's test is an approximation that is good enough if each face is expected at least about this often.
 MIN_EXPECTED = 5
 
 
