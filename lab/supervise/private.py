@@ -6,7 +6,8 @@ import os
 import tempfile
 from pathlib import Path
 
-# The path of a Unix socket holds 108 bytes on Linux and 104 elsewhere; the longest name below it takes 20.
+# Bytes of the directory's path. The path of a Unix socket may have 108 bytes on Linux and 104 elsewhere, of which the
+# longest name of a socket takes 20.
 MAX_PATH = 80
 
 
@@ -16,7 +17,7 @@ def private_directory(shared: bool = False) -> Path:
     The caller removes it.
 
     Args:
-        shared: whether it will belong to another user, who must be able to reach it.
+        shared: whether the directory will be given to another user, who must be able to reach it.
     """
     base = Path(tempfile.gettempdir())
     reachable = all(part.stat().st_mode & 0o001 for part in (base, *base.parents))
