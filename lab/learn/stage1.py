@@ -204,7 +204,7 @@ async def forty_rolls(lesson: Lesson) -> Facts:
         )
         for trace_id, trace in spans.items()
     }
-    # By the client's latency; what is within a hundredth of the slowest counts as slowest too.
+    # By the client's latency. Rolls within one per cent of the slowest are accepted too.
     slowest = max(one.seconds for one in outcomes)
     best = [one for one in outcomes if one.seconds >= 0.99 * slowest - 0.001]
     best.sort(key=lambda one: -one.seconds)
@@ -306,7 +306,7 @@ async def recorded_rolls(lesson: Lesson) -> Facts:
 
 
 class _OtherWorld(promql.Series):
-    """A second run: three dice, a counter reset, a second instance, and another job with the same metric."""
+    """A synthetic run: three dice, a counter reset, a second instance, and another job with the same metric."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -325,7 +325,7 @@ def _other_world(chance: random.Random, end: float) -> _OtherWorld:
                 if index == reset:
                     values = {"success": 0, "error": 0}
                 for result in values:
-                    # The first and the last samples do not change: nothing has to be extrapolated.
+                    # The first and the last samples do not change, so that increase() has nothing to extrapolate.
                     if 2 <= index <= steps - 2 and (chance.random() < error_rate) == (result == "error"):
                         grown = chance.randint(4, 6)
                         values[result] += grown

@@ -17,7 +17,7 @@ from lab.waiting import within
 DEFAULT = "tracecontext,baggage"  # propagators of OpenTelemetry
 SERVICES = (FRONTEND, ROLLER, DIE_SERVICE)
 
-SETTLE = 1.0  # seconds: more than two batches of spans are apart
+SETTLE = 1.0  # seconds: longer than a service waits between two batches of spans
 
 # --- 2.1 ---
 
@@ -31,7 +31,7 @@ async def two_trace_ids(lesson: Lesson) -> Facts:
 
 
 async def _judge_headers(exercise: Exercise, lesson: Lesson, facts: Facts, answer: str) -> Verdict:
-    """From raw lines and spans: which services have seen the two ids, and which have spans of them."""
+    """Check in raw lines and spans that both services logged both trace ids, and have spans of the sampled one only."""
     both = {FRONTEND, ROLLER}
     logged: dict[str, set[str]] = {}
     async for _ in within(1.0, 0.2):
@@ -51,7 +51,7 @@ async def _judge_headers(exercise: Exercise, lesson: Lesson, facts: Facts, answe
         found = await lesson.arrived([facts["sampled"], facts["unsampled"]])
         if both <= {span.service for span in found.get(facts["sampled"], [])} or facts["unsampled"] in found:
             break
-    await asyncio.sleep(SETTLE)  # spans of the other request would come a moment later
+    await asyncio.sleep(SETTLE)  # spans of the other request would arrive a moment later
     found |= await lesson.arrived([facts["unsampled"]])
     if facts["unsampled"] in found:
         return Verdict(False, f"Trace {facts['unsampled'][:8]}… has spans. {both_sampled.hint}")
@@ -141,7 +141,7 @@ async def one_service_without_propagation(lesson: Lesson) -> Facts:
     names = [name for name in SERVICES if name in lesson.lab.services]
     service = lesson.chance.choice(names)
     async with lesson.faults() as target:
-        # Every service is restarted, so that a restart tells nothing.
+        # Every service is restarted, so that a restart does not reveal the right one.
         await target.restart({name: {"OTEL_PROPAGATORS": "none" if name == service else DEFAULT} for name in names})
         await lesson.ready()
         outcomes = await lesson.roll([FAIR] * 6)
@@ -164,7 +164,7 @@ async def one_service_without_propagation(lesson: Lesson) -> Facts:
 
 
 async def _begun(lesson: Lesson, service: str, upstream: str | None) -> list[str]:
-    """The trace ids that a service has logged and the one before it, or the client, has not sent."""
+    """The trace ids that a service has logged, without those that the service before it, or the client, has sent."""
     own = {line.trace_id for line in await lesson.lines(service, lesson.began) if FAIR in str(line.fields)}
     before = set()
     if upstream is not None:
@@ -236,7 +236,7 @@ def own_time(trace: Sequence[Span], service: str) -> int:
     own = [span for span in trace if span.service == service]
     ids = {span.span_id for span in own}
     inside = [(span.start, span.end) for span in own]
-    # A client span waits for another service; so does what is below it.
+    # The time of client spans, and of spans of other services below, is spent waiting.
     waiting = [(span.start, span.end) for span in own if span.kind == 3]
     below = [(span.start, span.end) for span in trace if span.parent_id in ids and span.service != service]
     return covered(inside) - covered(waiting + below)

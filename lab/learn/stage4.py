@@ -17,7 +17,7 @@ from lab.load.compare import expected_speedup
 from lab.load.statistics import ratio_of_means
 from lab.signals import Span
 
-ROUNDS = 16  # of the comparison that is made for the learner's to be held against
+ROUNDS = 16  # of our own comparison, with which the learner's is compared
 RUNS = ("a", "b")
 
 
@@ -92,7 +92,7 @@ roll batch", and below that one span for each roll. Its children are siblings: r
 
 
 def peak(spans: Sequence[Span]) -> int:
-    """The most spans that were open at the same time."""
+    """The highest number of spans that were open at the same time."""
     changes = sorted([(span.start, 1) for span in spans] + [(span.end, -1) for span in spans])
     open_now = most = 0
     for _, change in changes:

@@ -111,13 +111,13 @@ async def a_slow_database(lesson: Lesson) -> Facts:
     began = time.time()
     async with _slow_database(lesson, 10, seconds):
         await asyncio.gather(*(_get(lesson) for _ in range(8)))
-    # Between two sizes, far from both.
+    # A rate between the limits of two pool sizes, far from both.
     rate = round((size - 0.5) / seconds, 1)
     return lesson.facts(began=clock(began), rate=rate, size=size, seconds=seconds, requests=8, below=size - 1)
 
 
 async def _exhausted(lesson: Lesson, size: int, facts: Facts) -> tuple[int, int]:
-    """How many of how many requests found no connection in a pool of this size."""
+    """How many requests found no connection in a pool of this size, and how many there were."""
     async with _slow_database(lesson, size, facts["seconds"]):
         tasks = []
         for _ in range(round(facts["rate"] * LOAD_SECONDS)):
@@ -225,7 +225,7 @@ async def a_locked_table(lesson: Lesson) -> Facts:
     if len(failed) < 3:
         raise LabError("the lock has hit too few rolls; ask again")
     certain = {one.trace_id for one in failed}
-    # Those that the lock has only made wait count as well; a roll sent just before it may be one of them.
+    # Rolls that had to wait for the lock count even if they succeeded; one sent just before it may be among them.
     possible = certain | {one.trace_id for one in outcomes if locked - 0.1 <= one.at <= unlocked}
     unharmed = [one.trace_id for one in outcomes if one.at + one.seconds < locked - 0.1]
     return lesson.facts(

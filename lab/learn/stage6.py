@@ -33,7 +33,7 @@ from lab.waiting import within
 
 OPERATIONS, WARNINGS = "operations", "warnings"
 ARRIVAL = 10.0  # seconds for the lines to arrive
-QUIET = 1.0  # seconds without a new line, after which no more are expected
+QUIET = 1.0  # seconds without a new line, after which all have arrived
 
 TO_ALL = (ALLOY / "route-all.alloy").read_text()
 ROUTE = """\
@@ -99,7 +99,7 @@ async def numbered_lines(lesson: Lesson) -> Facts:
 
 @dataclass
 class _Pipeline:
-    """A Loki and an Alloy of their own, with a route that is to be checked."""
+    """A separate Loki and Alloy, which run the route that is checked."""
 
     session: aiohttp.ClientSession
     loki_url: str
@@ -325,7 +325,7 @@ async def lines_and_metrics(lesson: Lesson) -> Facts:
 
 
 def _shown(fields: dict[str, Any]) -> str:
-    """A log line without what would give it away: the field ``usage`` itself."""
+    """A log line without the field ``usage``, which would reveal the answer, and without irrelevant fields."""
     hidden = {"timestamp", "trace_id", "span_id", "usage", "duration_ms", "backend_url"}
     return "line   " + json.dumps({name: value for name, value in fields.items() if name not in hidden})
 
@@ -495,7 +495,7 @@ async def an_outage(lesson: Lesson) -> Facts:
             found = await loki.rows(lab, OPERATIONS, _once(facts), at)
             if found.get("") == len(numbers):
                 break
-        except LabError:  # it has only just been started
+        except LabError:  # Loki has only just been started
             continue
     else:
         raise LabError(f"Loki has not caught up after {2 * TIMEOUT:g} s; ask again")
@@ -509,7 +509,7 @@ async def an_outage(lesson: Lesson) -> Facts:
 
 
 def _lost_and_doubled(lesson: Lesson, numbers: list[str]) -> tuple[list[loki.Entry], int]:
-    """The same lines as if some had been lost and as many doubled; and how many then arrived exactly once."""
+    """The lines as if some were lost and as many doubled, and the number of rolls whose line is there exactly once."""
     chance = lesson.chance
     damaged = chance.randint(1, 3)
     chosen = chance.sample(numbers, 2 * damaged)

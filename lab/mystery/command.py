@@ -127,7 +127,7 @@ async def _play(lab: Lab, plan: Plan, options: Options, console: Console) -> int
             say(console, printable(text))
 
     async def playing(game: Game) -> None:
-        session = player.Session(game, Timer(60 * options.minutes), options.within + player.LASTS)
+        session = player.Session(game, Timer(60 * options.minutes), options.within + player.MIN_FAULT_SECONDS)
         sessions.append(session)
         _show_question(session, options, console)
         if options.answer is not None:

@@ -33,7 +33,7 @@ from lab.mystery.plan import DEPLOYMENT, RESTART, SPIKE_SECONDS, SPIKE_USERS, De
 from lab.mystery.samples import Sampler, SamplesFile, Scrape, recent, up
 from lab.mystery.situations import DELAYS, DIE_SERVICE_POSTGRES, LINKS, Facets
 from lab.mystery.truth import Truth
-from lab.mystery.users import TIMEOUT, Users, indicators, seed_of
+from lab.mystery.users import TIMEOUT, Users, indicators, random_seed
 from lab.signals import OPENMETRICS
 
 READY_TIMEOUT = 60.0  # seconds for the services to be ready, before a game and after it
@@ -124,11 +124,11 @@ async def _play(lab: Lab, plan: Plan, player: Player) -> Played:
             await target.prepare({server: DELAYS[server] for server in servers})
             if not await observations.ready(lab, READY_TIMEOUT, POLL, times=4):
                 raise LabError(f"a service is not ready after {READY_TIMEOUT:g} s; dicelab status says which")
-            users = Users(lab, client, seed_of())
+            users = Users(lab, client, random_seed())
             try:
                 await users.start()
                 game = Game(lab, plan, secrets.token_hex(16), users, time.time())
-                async with _happening(game, target):
+                async with _running_game(game, target):
                     await player(game)
                     ended = time.time()
                     await asyncio.sleep(arrival(lab))
@@ -161,7 +161,7 @@ async def _unless_stopped(lab: Lab, playing: Coroutine[Any, Any, Played]) -> Pla
 
 
 @asynccontextmanager
-async def _happening(game: Game, target: RunDirTarget) -> AsyncIterator[None]:
+async def _running_game(game: Game, target: RunDirTarget) -> AsyncIterator[None]:
     """While the block runs: scrapes, decoys, and the fault when its time has come."""
     plan, facets = game.plan, game.plan.facets
     try:

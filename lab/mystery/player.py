@@ -24,8 +24,8 @@ from lab.mystery.situations import IMPACTS, MECHANISMS
 from lab.mystery.timer import Timer
 
 POLL = 0.25  # seconds between two looks at a file, and at the clock
-LASTS = 15.0  # seconds that the fault, if there is one, has lasted at least when answers are taken
-EARLIEST = WITHIN + LASTS  # seconds after the beginning from which answers are taken
+MIN_FAULT_SECONDS = 15.0  # seconds that the fault, if there is one, has lasted at least when answers are taken
+EARLIEST = WITHIN + MIN_FAULT_SECONDS  # seconds after the beginning from which answers are taken
 HELP = "answer: give your answer; time, pause, resume, question; quit: give up"
 Say = Callable[[str], None]
 

@@ -82,7 +82,7 @@ class Users:
             LabError: when they are not in time.
         """
         self.dice = await dice_of(self._lab, await self._lab.fetch_capabilities()) or BUILTIN
-        self._traffic = await self._come(USERS, LONG, self._stop, self._log)
+        self._traffic = await self._start_users(USERS, LONG, self._stop, self._log)
         async for _ in within(FIRST_TIMEOUT):
             if self._failed.is_set():
                 await self.watch()
@@ -102,9 +102,9 @@ class Users:
 
     async def spike(self, users: int, seconds: float) -> None:
         """More users for a time."""
-        await self._come(users, seconds, self._stop, Record())
+        await self._start_users(users, seconds, self._stop, Record())
 
-    async def _come(self, users: int, seconds: float, stop: asyncio.Event, record: Record) -> Traffic:
+    async def _start_users(self, users: int, seconds: float, stop: asyncio.Event, record: Record) -> Traffic:
         capabilities = await self._lab.fetch_capabilities()
         probability = ASYNC_PROBABILITY if capabilities.max_times else 0.0
         # Mostly dice that hardly ever fail by themselves.
@@ -205,6 +205,6 @@ def _moved(first: Mapping[str, Any], then: Mapping[str, Any], strict: bool) -> b
     )
 
 
-def seed_of(chance: random.Random | None = None) -> int:
+def random_seed(chance: random.Random | None = None) -> int:
     """A seed for the users, which has nothing to do with that of the game."""
     return (chance or random.SystemRandom()).randrange(2**32)
