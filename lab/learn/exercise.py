@@ -1,8 +1,8 @@
 """The parts of an exercise.
 
-:meth:`Exercise.prepare` sends random requests and returns the facts of the attempt, which include the right answer. That
-comes from the client's own record, from the settings of the supervisor or from raw spans and lines, never from a query
-that is being checked. Facts are JSON; the question shows some of them to the learner.
+:meth:`Exercise.prepare` sends random requests and returns the facts of the attempt, which include the right answer. The
+answer comes from the client's own record, from the settings of the supervisor or from raw spans and lines, never from a
+query that is being checked. Facts are JSON; the question shows some of them to the learner.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
-"""One game: users, a fault that is put in silently, a player, and everything put back afterwards.
+"""One game: users roll dice, a fault is injected silently, a player looks for it, and finally the fault is removed.
 
-What a lab looks like from outside is the same in every game until the fault shows: every link has a proxy, every
-service is restarted once before the game and receives its defects over a socket, and no process, file or line names a
-fault.
+Until the fault has an effect, a lab looks the same in every game: every link has a proxy, every service is restarted
+once before the game and receives its defects over a socket, and no process, file or log line names a fault.
 """
 
 from __future__ import annotations
@@ -38,10 +37,10 @@ from lab.signals import OPENMETRICS
 
 READY_TIMEOUT = 60.0  # seconds for the services to be ready, before a game and after it
 POLL = 0.1
-SCRAPE_INTERVAL = 2.5
+SCRAPE_INTERVAL = 2.5  # seconds
 ARRIVAL = 1.5  # seconds for the last spans and lines to be written
-DECISION = 12.0  # seconds until the Collector has decided about a trace and Tempo has it, with tail sampling
-ALIVE_INTERVAL = 0.5
+DECISION = 12.0  # seconds for the Collector to decide on a trace with tail sampling, and for Tempo to store it
+ALIVE_INTERVAL = 0.5  # seconds between two checks that the lab still runs
 
 
 @dataclass
@@ -50,8 +49,8 @@ class Game:
 
     Attributes:
         began: in seconds since 1970.
-        onset: when the fault was put in, in seconds since 1970; ``None`` before.
-        observed: the alerts before the fault and since.
+        onset: when the fault was injected, in seconds since 1970; ``None`` before.
+        observed: the alerts, before and since the fault.
         evidence: the ids of the traces that the player has named.
     """
 
@@ -83,13 +82,13 @@ class Game:
         self._faces_before = self.users.faces()
 
     def indicators(self, ended: float) -> dict[str, Any]:
-        """What the users have noticed of the fault."""
+        """How the fault has affected the users."""
         onset = ended if self.onset is None else self.onset
         faces = {die: counts - self._faces_before.get(die, Counter()) for die, counts in self.users.faces().items()}
         return indicators(self.users.requests, self.began, onset, ended, faces, self.users.dice)
 
 
-# Plays: returns once the player has answered, given up, or run out of time.
+# Lets somebody play; returns once the player has answered, given up, or run out of time.
 Player = Callable[[Game], Awaitable[None]]
 
 
@@ -109,10 +108,10 @@ class Played:
 
 
 async def play(lab: Lab, plan: Plan, player: Player) -> Played:
-    """Play a game in a lab, which has to be entered.
+    """Play a game in a lab, which must be entered.
 
     Raises:
-        LabError: when it cannot begin, or the lab is stopped meanwhile.
+        LabError: when the game cannot begin, or the lab is stopped during the game.
     """
     return await _unless_stopped(lab, _play(lab, plan, player))
 
@@ -142,7 +141,7 @@ async def _play(lab: Lab, plan: Plan, player: Player) -> Played:
 
 
 def arrival(lab: Lab) -> float:
-    """Seconds until the last spans and lines of a game can be read."""
+    """Seconds from the end of a game until its last spans and lines can be read."""
     return DECISION if lab.sampling == "tail" else ARRIVAL
 
 
@@ -162,7 +161,7 @@ async def _unless_stopped(lab: Lab, playing: Coroutine[Any, Any, Played]) -> Pla
 
 @asynccontextmanager
 async def _running_game(game: Game, target: RunDirTarget) -> AsyncIterator[None]:
-    """While the block runs: scrapes, decoys, and the fault when its time has come."""
+    """Scrape the services, and inject decoys and the fault at their times, while the block runs."""
     plan, facets = game.plan, game.plan.facets
     try:
         async with asyncio.TaskGroup() as group:
@@ -176,7 +175,7 @@ async def _running_game(game: Game, target: RunDirTarget) -> AsyncIterator[None]
             yield
             for task in tasks:
                 task.cancel()
-    except BaseExceptionGroup as errors:  # for example, a fault that could not be put in ends the game at once
+    except BaseExceptionGroup as errors:  # for example, a fault that cannot be injected ends the game at once
         raise errors.exceptions[0] from None
 
 
@@ -231,7 +230,7 @@ async def _scrape(game: Game) -> None:
     with closing(SamplesFile(lab.directory)) as file:
         sampler = Sampler()
         while True:
-            at = round(time.time(), 3)  # as a recorded case has it
+            at = round(time.time(), 3)  # the precision of a recorded case
             found = [page for page in await asyncio.gather(*(one(service, at) for service in lab.services)) if page]
             game.scrapes = recent([*game.scrapes, *found], game.onset, at)
             rows = [row for page in found for row in sampler.rows(page)]
