@@ -1,7 +1,8 @@
-"""Write the kustomizations of the stages from ``compose/stages``: ``make kubernetes-stages``.
+"""Writes the generated files in ``kubernetes/``: ``make kubernetes-stages``.
 
-Each stage has three kustomizations: ``kubernetes/stages/N`` with its services and settings, and ``kubernetes/small/N``
-and ``kubernetes/large/N``, which add the engines.
+Each stage has three kustomizations, made from ``compose/stages``: ``kubernetes/stages/N`` with its services and
+settings, and ``kubernetes/small/N`` and ``kubernetes/large/N``, which add the engines. The rules of the large engines
+are made from those of compose.
 """
 
 from __future__ import annotations

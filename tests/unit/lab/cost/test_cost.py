@@ -18,7 +18,7 @@ from lab import InputError
 from lab.client import Lab
 from lab.cost import collect
 from lab.cost.agreement import Agreement
-from lab.cost.changes import KEPT, Changes
+from lab.cost.changes import KEPT_SHARE, Changes
 from lab.cost.collect import Collector, Files, Run, counters, loki_bytes
 from lab.cost.measure import SLOW, LineRecord, Observed, Page, Series, label_shares, measure, unused_series
 from lab.cost.otlp import Size, SpanRecord, records
@@ -149,7 +149,7 @@ def test_the_change_to_tail_sampling_has_the_rules_of_the_collector() -> None:
     assert policies == {
         "status_code": {"status_codes": ["ERROR"]},
         "latency": {"threshold_ms": SLOW * 1000},
-        "probabilistic": {"sampling_percentage": KEPT * 100},
+        "probabilistic": {"sampling_percentage": KEPT_SHARE * 100},
     }
 
 
