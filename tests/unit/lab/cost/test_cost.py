@@ -295,7 +295,7 @@ def test_agreement_is_theirs_in_percent_of_ours() -> None:
 
 async def test_spans_that_lines_name_are_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing new for a while does not mean that everything is there: a busy machine delays a batch of spans."""
-    monkeypatch.setattr(collect, "LOOK_FILES", 0.01)
+    monkeypatch.setattr(collect, "POLL_FILES", 0.01)
     directory = RunDir(tmp_path)
     directory.make()
     lab = Lab(directory, "")
@@ -314,7 +314,7 @@ async def test_spans_that_do_not_come_are_waited_for_for_a_while(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Those of traces that are not sampled."""
-    monkeypatch.setattr(collect, "LOOK_FILES", 0.01)
+    monkeypatch.setattr(collect, "POLL_FILES", 0.01)
     monkeypatch.setattr(collect, "QUIET_FILES", 0.1)
     directory = RunDir(tmp_path)
     directory.make()
