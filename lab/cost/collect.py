@@ -27,7 +27,7 @@ from lab.client import Lab
 from lab.cost.measure import LineRecord, Observed, Page
 from lab.cost.otlp import Size, SpanRecord, records
 from lab.load.generator import Client
-from lab.load.traffic import BUILTIN, Mix, dice_of
+from lab.load.traffic import ASYNC_PROBABILITY, BUILTIN, MAX_ASYNC_ROLLS, Mix, dice_of
 from lab.rotated import open_files, whole_lines
 from lab.schema.registry import Registry
 from lab.signals import OPENMETRICS, parse_line, parse_samples
@@ -35,7 +35,6 @@ from lab.supervise import engines
 from lab.waiting import within
 
 USERS = 8  # that roll at the same time
-ASYNC_PROBABILITY, MAX_BATCH = 0.2, 10  # as dicelab traffic has them
 TIMEOUT = 30.0  # seconds for one request
 ARRIVAL_TIMEOUT = 60.0  # seconds for the spans and lines to arrive
 # Seconds between two polls: of files, of Tempo.
@@ -94,7 +93,7 @@ async def roll(lab: Lab, requests: int, seed: int) -> Run:
     run = Run()
     capabilities = await lab.fetch_capabilities()
     dice = await dice_of(lab, capabilities) or BUILTIN
-    mix = Mix(dict.fromkeys(dice, 1.0), ASYNC_PROBABILITY if capabilities.max_times else 0.0, MAX_BATCH)
+    mix = Mix(dict.fromkeys(dice, 1.0), ASYNC_PROBABILITY if capabilities.max_times else 0.0, MAX_ASYNC_ROLLS)
     chance = random.Random(seed)
     pending = [mix.draw(chance) for _ in range(requests)]
 
