@@ -105,7 +105,7 @@ As the span id of the caller use {parent} in both. When you have sent them, answ
             _in_the_wrong_header,
             name="another header",
             hint="The context travels in the request header traceparent, and a header that is malformed is ignored:"
-            " four fields in small hexadecimal digits, joined by hyphens: version 00, trace id (32 digits), the"
+            " four fields of lower-case hexadecimal digits, joined by hyphens: version 00, trace id (32 digits), the"
             " caller's span id (16), flags (2).",
         ),
         Mistake(
@@ -129,8 +129,8 @@ As the span id of the caller use {parent} in both. When you have sent them, answ
     curl -H 'traceparent: 00-{unsampled}-{parent}-00' '{front}/roll?die=fair'
 
 Both services continue the trace of their caller: the trace id stays, and each span gets a new span id whose parent is
-the span id that the header carried. The second request has no spans, for its caller decided not to sample it. Its log
-lines carry the trace id all the same: the context is passed on, only the recording is switched off.""",
+the span id that the header carried. The second request has no spans, because its caller decided not to sample it. Its
+log lines still carry the trace id: the context is passed on, only the recording is switched off.""",
     judge=_judge_headers,
 )
 

@@ -51,7 +51,7 @@ SQL_SPANS = Exercise(
     """\
 Trace {trace} is the whole visit of one user: {singles} single rolls of the die "fair", and a batch of {times}.
 
-How many times was the database asked, and does the statement in the span (db.query.text) contain the name of the die?
+How many times was the database queried, and does the statement in the span (db.query.text) contain the name of the die?
 Answer with the number, and yes or no.""",
     Fields(
         queries=Number("the number of SELECTs", whole=True),
@@ -152,8 +152,8 @@ The network to the database was slow for a moment, and {requests} requests to th
 Their queries show how long a connection was in use for each: in the log lines "Query executed" of the die-service
 (db_query_duration_ms), in its SELECT spans, in database_query_duration_seconds.
 
-Suppose that it stays so slow, and that {rate:g} requests a second come in at equal intervals. What is the smallest
-DB_POOL_SIZE with which none of them has to wait for more than 0.2 s for a connection?
+Suppose that the network stays so slow, and that {rate:g} requests a second arrive at equal intervals. What is the
+smallest DB_POOL_SIZE with which none of them has to wait for more than 0.2 s for a connection?
 (Your answer is tried out with real load; that takes up to a quarter of a minute.)""",
     Number("a whole number of connections", whole=True),
     a_slow_database,
@@ -378,9 +378,9 @@ RESILIENCE = Exercise(
 Users have rolled the dice "fair" and "extreme" (half of the rolls of "extreme" fail by themselves). From {fault_at} to
 {restored_at} the lab had a fault.
 
-Write a PromQL query that tells the fault from the ordinary state: it has no result before the fault, a result at some
-time during it, and none any more from 5 s after its end. The services were sampled twice a second, so windows such as
-[3s] work. The query is checked on this run and on one that you do not see: the same faults, but counters with other
+Write a PromQL query that distinguishes the fault from normal operation: it has no result before the fault, a result at
+some time during it, and no result from 5 s after its end on. The services were sampled twice a second, so windows such
+as [3s] work. The query is checked on this run and on one that you do not see: the same faults, but counters with other
 values, and another job that always fails.""",
     Text("a PromQL query; put it in quotes, or in a file given by --file"),
     a_hidden_fault,
@@ -388,9 +388,9 @@ values, and another job that always fails.""",
     (
         Mistake(
             lambda facts: 'sum(increase(http_requests_total{job="frontend",status=~"5.."}[3s])) > 0',
-            name="errors that belong to the ordinary state",
-            hint="It does not tell the fault from the ordinary state: dice fail by themselves (500), other jobs have"
-            " errors of their own, and the value of a counter depends on how long the process has run. What is"
+            name="errors that belong to normal operation",
+            hint="It does not distinguish the fault from normal operation: dice fail by themselves (500), other jobs"
+            " have errors of their own, and the value of a counter depends on how long the process has run. What is"
             " different during the fault?",
         ),
         Mistake(
@@ -412,8 +412,8 @@ values, and another job that always fails.""",
     + HYPOTHESIS.replace("{", "{{").replace("}", "}}")
     + """
 
-The answers that users got, by status: {statuses}. A 500 is a die that failed, as it is meant to; 503 and 504 say that a
-dependency is away or too slow. That is a symptom: it finds the fault whatever its cause. A query on the cause
+The answers that users got, by status: {statuses}. A 500 is a die that failed by design; 503 and 504 say that a
+dependency is unavailable or too slow. That is a symptom: it finds the fault whatever its cause. A query on the cause
 (database_connection_pool_available == 0, or up == 0) tells more and finds less.""",
     engines=("prometheus",),
     judge=_judge_hypothesis,

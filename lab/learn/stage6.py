@@ -339,10 +339,10 @@ SEPARATING = Exercise(
     "Separating: operational or business?",
     "the page, docs/telemetry.md",
     """\
-Sort these twelve. Business data says what users do with the product and what they get out of it: whoever owns the
-product asks for it. Operational data says how the system does its work: whoever runs it asks for that. For log lines
-this lab has a rule: what Alloy sends to the tenant "usage" is business, everything else is operational. (The field that
-decides it is left out here.)
+Sort these twelve entries. Business data tells what users do with the product and what they get from it; the owner of
+the product needs it. Operational data tells how the system does its work; the people who run it need that. For log
+lines this lab has a rule: the lines that Alloy sends to the tenant "usage" are business data, all others are
+operational. (The field that decides is left out here.)
 
 {entries}
 
@@ -370,12 +370,12 @@ Which of them are business data? Give their numbers.""",
             " did its work; the usage event roll says that a user, with a session, rolled.",
         ),
     ),
-    "A usage event has an event_type, a session_id and a username. Among the metrics look for what is counted:"
-    " something that a user did or got, or something that a machine did.",
+    "A usage event has an event_type, a session_id and a username. For a metric, ask what it counts: something that a"
+    " user did or got, or something that a machine did.",
     """\
 Business: {business}. A usage event has event_type, session_id and username; the metrics count rolls, faces and clicks.
-They are kept apart because they have other readers, another retention (here 30 days instead of 3) and personal data in
-them. The same click leaves both kinds: a usage event, and lines and metrics on how it was served.""",
+They are kept apart because they have other readers and another retention (here 30 days instead of 3), and contain
+personal data. The same click leaves both kinds: a usage event, and lines and metrics on how it was served.""",
 )
 
 # --- 6.3 ---
@@ -533,8 +533,8 @@ DESTINATIONS = Exercise(
     "Destinations: was anything lost or doubled?",
     "LogQL",
     """\
-Between {began_at} and {until} Loki was away for {outage} s, while users rolled on. {count} rolls completed; each has a
-trace id of its own that begins with {prefix}, and should have exactly one line "Roll completed" in Loki.
+Between {began_at} and {until} Loki was down for {outage} s, while users continued to roll. {count} rolls completed;
+each has a trace id of its own that begins with {prefix}, and should have exactly one line "Roll completed" in Loki.
 
 Write a LogQL query whose value is the number of rolls (trace ids beginning with {prefix}) that have exactly one such
 line from the service dice-roller, over the last 15 minutes. For this run it has to be {count}. It is also checked on a
@@ -564,9 +564,9 @@ For each roll how many lines, then only those with one, then how many of these:
     count(sum by (trace_id) (count_over_time({{service_name="dice-roller"}} | json
       | message="Roll completed" | trace_id=~"{prefix}.*" [15m])) == 1)
 
-A total can hide a loss behind a duplicate, so a proof needs something to tell the lines apart by. Nothing was lost,
-because Alloy sends a line again until Loki takes it and meanwhile stops reading the file, which is the buffer. Nothing
-was doubled, because Loki drops a line with the same time and text.""",
+A total can hide a loss behind a duplicate, so a proof needs something that identifies each line. Nothing was lost,
+because Alloy retries a line until Loki accepts it, and in the meantime stops reading the file, which is the buffer.
+Nothing was doubled, because Loki drops a line with the same time and text.""",
     running=("loki", "alloy"),
     judge=loki.by_label(""),
 )
