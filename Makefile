@@ -3,27 +3,29 @@ STAGE ?= 6
 SAMPLING ?= none
 WORKERS ?= 2
 PYTHON ?= python3
-# An environment of its own for a Python that was named: make test PYTHON=python3.13.
+# The virtual environment; a Python that is given has one of its own: make test PYTHON=python3.13.
 VENV := .venv$(if $(filter file,$(origin PYTHON)),,-$(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])'))
 COMPOSE ?= docker compose
-# For the lab on Kubernetes. Its engines read the configuration of compose, which is outside of kubernetes/: kustomize refuses
-# that by default, because a kustomization from elsewhere could read any file.
+# For the lab on Kubernetes. Its engines use the configuration files of compose, which are outside of kubernetes/. By
+# default kustomize refuses such files, because a kustomization from an untrusted source could read any file.
 KUBECTL ?= kubectl
 KUSTOMIZE ?= $(KUBECTL) kustomize --load-restrictor LoadRestrictionsNone
 ENGINES ?= small
 IMAGE ?= dicelab:0.1.0
 MANIFESTS = $(KUSTOMIZE) kubernetes/$(ENGINES)/$(STAGE) | sed 's|image: dicelab:0.1.0$$|image: $(IMAGE)|'
 BIN := $(VENV)/bin
-# Configuration that containers mount: their users must be able to read it, also in a checkout made under umask 077.
+# Configuration that containers mount. The containers' users must be able to read it, even in a checkout made under
+# umask 077.
 MOUNTED := alloy grafana otel/collector.yaml otel/sampling compose/alertmanager compose/loki compose/prometheus compose/tempo compose/.targets
-# Programs that the tests need besides Python; installed by apt-get where they are missing and make runs as root.
+# Programs that the tests need besides Python. If one is missing and make runs as root, apt-get installs it.
 CHROMIUM ?= $(or $(shell command -v chromium || command -v chromium-browser || command -v google-chrome),/usr/bin/chromium)
 PROMETHEUS := $(or $(shell command -v prometheus),/usr/bin/prometheus)
 EXPORTER := $(or $(shell command -v postgres_exporter || command -v prometheus-postgres-exporter),/usr/bin/prometheus-postgres-exporter)
 NODE := $(or $(shell command -v node),/usr/bin/node)
 NPM := $(or $(shell command -v npm),/usr/bin/npm)
 CURL := $(or $(shell command -v curl),/usr/bin/curl)
-# From locks, by hash, and wheels only: a source distribution would run code whose dependencies are not locked.
+# Packages are installed from lock files, with hashes, and as wheels only: building a source distribution runs code
+# whose dependencies are not locked.
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check
 LOCKED = $(INSTALL) --require-hashes --only-binary :all: --requirement
 COMPILE = $(BIN)/uv pip compile setup.cfg --quiet --generate-hashes --custom-compile-command 'make lock' $(ARGS)
@@ -78,7 +80,7 @@ else
 endif
 
 kubernetes-down:  ## delete the lab with small engines; its volumes stay (ARGS=--volumes deletes them and the passwords)
-	$(if $(filter large,$(ENGINES)),$(error the operators and charts of ENGINES=large make it again: remove those first))
+	$(if $(filter large,$(ENGINES)),$(error the operators and charts of ENGINES=large would recreate it: remove those first))
 ifeq ($(ARGS),--volumes)
 	$(KUBECTL) delete --ignore-not-found namespace dicelab dicelab-nodes
 else
@@ -86,7 +88,7 @@ else
 	$(KUBECTL) delete --namespace dicelab-nodes --all daemonsets,services,configmaps
 endif
 
-kubernetes-stages: $(VENV)/installed  ## write kubernetes/stages and others from compose/stages
+kubernetes-stages: $(VENV)/installed  ## write the stages' kustomizations and the rules in kubernetes/ from compose/
 	$(BIN)/python -m lab.kubernetes.kustomize
 
 lock: $(VENV)/installed-test  ## lock what setup.cfg declares; ARGS=--upgrade for newer versions
@@ -109,7 +111,7 @@ compose/.env:
 	  echo "$$name=$$(od -An -N24 -tx1 /dev/urandom | tr -d ' \n')"; done > $@
 
 test: $(VENV)/installed-test $(CHROMIUM) $(PROMETHEUS) $(EXPORTER) $(CURL) $(GRAMMAR) $(AXE) $(PANEL_TYPES) $(CRD_TYPES)  ## run all tests, in WORKERS=2 processes
-	@# Beside other tests on a busy machine a lab may miss a time-out: a test that fails runs once more, alone.
+	@# On a busy machine, with other tests running, a lab may exceed a time-out: a failed test is run once more, alone.
 	@# The tests start hundreds of processes: let Python cache compiled modules even where the environment says not to.
 	export CHROMIUM=$(CHROMIUM) PYTHONDONTWRITEBYTECODE=; \
 	  $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS) || \
@@ -133,7 +135,7 @@ lint: $(VENV)/installed-test  ## check style and types
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-clean:  ## remove everything that the targets above made, also a lab's files in .dicelab
+clean:  ## remove everything that the targets above created, and a lab's files in .dicelab
 	rm -rf .venv .venv-* .dicelab build dicelab.cdx.json tests/*/node_modules *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 

@@ -1,1 +1,1 @@
-"""Load generator, collector and reference services of ``dicelab bench``. No service imports it."""
+"""The load generator, the collector and the reference services of ``dicelab bench``. No service imports them."""

@@ -1,4 +1,4 @@
-"""Accepts OTLP over HTTP and discards it: ``python -m bench.collector PORT``."""
+"""Accepts spans as OTLP over HTTP, counts them and discards them: ``python -m bench.collector PORT``."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Measure the explorer's index on large files: ``python -m bench.explorer RUN_DIR [SPANS] [LINES]``.
 
-Multiplies the traces and logs of a lab's run dir, each copy with its own ids and a few seconds older than the next, and
-runs the queries of the page's views: once at the start, and once when all files have been read.
+Copies the traces and logs of a lab's run dir many times. Each copy has ids of its own, and is some seconds older than
+the next. Then runs the queries of the page's views twice: at the start, and once all files have been read.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import orjson
 from frontend.explorer.model import LogQuery, TraceQuery
 from frontend.explorer.sources.files import Files
 
-BACK = 5.0  # seconds between two copies
+COPY_INTERVAL = 5.0  # seconds between two copies
 
 
 def masked(identifier: str, mask: int) -> str:
@@ -67,7 +67,7 @@ def multiply(
                 mask = random.Random(copy).getrandbits(64)
                 for line in lines:
                     document = orjson.loads(line)
-                    older(document, mask, (copies - copy) * BACK)
+                    older(document, mask, (copies - copy) * COPY_INTERVAL)
                     file.write(orjson.dumps(document, option=orjson.OPT_APPEND_NEWLINE))
     size = sum(path.stat().st_size for path in target.iterdir())
     print(f"{target.name}: {copies * once} in {size / 1e6:.0f} MB")
@@ -101,7 +101,7 @@ async def measure(run_dir: Path) -> None:
     print(f"all read after {time.perf_counter() - started:.1f} s")
     await ask(files)
     await files.close()
-    # The peak of all child processes that have ended: the index is the only one.
+    # The peak of the child processes that have ended. The index is the only one.
     print(f"memory of the index at most {getrusage(RUSAGE_CHILDREN).ru_maxrss / 1024:.0f} MiB")
 
 

@@ -17,7 +17,7 @@ from yarl import URL
 
 from lab.load.latency import Latencies
 
-PATIENCE = 30.0  # seconds for the first answer
+FIRST_TIMEOUT = 30.0  # seconds for the first answer
 
 
 class _Client(asyncio.Protocol):
@@ -72,10 +72,10 @@ async def load(url: URL, clients: int, seconds: float) -> dict[str, float]:
     made = [
         (await loop.create_connection(lambda: _Client(request, took, ended), host, port))[1] for _ in range(clients)
     ]
-    took.clear()
+    took.clear()  # only what is answered from here on counts
     started = perf_counter()
     done, _ = await asyncio.wait([ended], timeout=seconds)
-    while not took and not done and perf_counter() - started < PATIENCE:  # at least one answer
+    while not took and not done and perf_counter() - started < FIRST_TIMEOUT:  # wait for at least one answer
         done, _ = await asyncio.wait([ended], timeout=0.1)
     lasted = perf_counter() - started
     for client in made:

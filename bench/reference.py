@@ -1,7 +1,7 @@
 """The dice-roller and the die-service without telemetry: the same handlers, the same calls, the same queries.
 
-``python -m bench.reference roller`` reads the same settings as ``python -m roller``. Telemetry objects are replaced by
-ones that do nothing, and the only middleware is the one that turns errors into responses.
+``python -m bench.reference roller`` reads the same settings as ``python -m roller``. Null objects replace the telemetry
+objects, and the only middleware is the one that turns errors into responses.
 """
 
 from __future__ import annotations
@@ -29,27 +29,27 @@ from web.settings import EVENT_LOOPS, Environment, ServerSettings
 from web.tuning import backlog
 
 
-class Silence:
-    """A null object: every attribute and every call is the object itself."""
+class NullTelemetry:
+    """A null object: every attribute and every call returns the object itself."""
 
-    def __getattr__(self, name: str) -> Silence:
+    def __getattr__(self, name: str) -> NullTelemetry:
         return self
 
-    def __call__(self, *_: Any, **__: Any) -> Silence:
+    def __call__(self, *_: Any, **__: Any) -> NullTelemetry:
         return self
 
-    def __enter__(self) -> Silence:
+    def __enter__(self) -> NullTelemetry:
         return self
 
     def __exit__(self, *_: object) -> None:
         return None
 
 
-SILENCE: Any = Silence()
+NULL_TELEMETRY: Any = NullTelemetry()
 
 
-class Rolls(Silence):
-    """A null object that counts single rolls, because ``dicelab bench scale`` reads that count from ``/metrics``."""
+class Rolls(NullTelemetry):
+    """A null object that counts single rolls: ``dicelab bench scale`` reads that count from ``/metrics``."""
 
     def __init__(self) -> None:
         self._count = 0
@@ -63,7 +63,7 @@ class Rolls(Silence):
 
 
 def new_application() -> web.Application:
-    """As in ``web.application``, without the middleware that counts, times and logs requests."""
+    """The application of ``web.application``, without the middleware that counts, times and logs requests."""
     app = web.Application(middlewares=[problems.middleware()])
     app.on_response_prepare.append(security_headers.add)
     return app
@@ -86,10 +86,10 @@ def roller_app(settings: roller.settings.Settings) -> web.Application:
 
     app.cleanup_ctx.append(sessions)
     app[roller.routes.ROLLER] = Roller(settings.max_delay, settings.seed)
-    app[roller.routes.CATALOGUE] = RemoteCatalogue(lambda: app[session], remote.url, remote.connections, SILENCE)
+    app[roller.routes.CATALOGUE] = RemoteCatalogue(lambda: app[session], remote.url, remote.connections, NULL_TELEMETRY)
     rolls: Any = Rolls()
     app[roller.routes.ROLLS] = rolls
-    app[roller.routes.BATCHES] = app[roller.routes.DIE_SERVICE] = SILENCE
+    app[roller.routes.BATCHES] = app[roller.routes.DIE_SERVICE] = NULL_TELEMETRY
     app.router.add_get("/metrics", rolls.metrics, allow_head=False)
     app.router.add_get("/roll", roller.routes.roll, allow_head=False)
     app.router.add_get("/roll-async", roller.routes.roll_async(settings.max_rolls), allow_head=False)
@@ -100,7 +100,7 @@ def roller_app(settings: roller.settings.Settings) -> web.Application:
 def die_service_app(settings: dieservice.settings.Settings) -> web.Application:
     app = new_application()
     assert settings.database is not None, "the reference needs a database"
-    catalogue = PostgresCatalogue(settings.database, settings.dice, SILENCE, SILENCE)
+    catalogue = PostgresCatalogue(settings.database, settings.dice, NULL_TELEMETRY, NULL_TELEMETRY)
 
     async def connected(app: web.Application) -> AsyncIterator[None]:
         task = asyncio.create_task(catalogue.keep_connected())
@@ -113,7 +113,7 @@ def die_service_app(settings: dieservice.settings.Settings) -> web.Application:
 
     app.cleanup_ctx.append(connected)
     app[dieservice.routes.CATALOGUE] = catalogue
-    app[dieservice.routes.DICE] = SILENCE
+    app[dieservice.routes.DICE] = NULL_TELEMETRY
     app.router.add_get("/dice", dieservice.routes.dice, allow_head=False)
     app[health.READINESS] = ready
     return app
@@ -134,7 +134,7 @@ def main(which: str) -> None:
 
 
 async def serve(app: web.Application, settings: ServerSettings) -> None:
-    """As ``web.server`` does it, with Python's own thresholds of garbage collection."""
+    """Serve as ``web.server`` does, but with Python's default thresholds for garbage collection."""
     stopping = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopping.set)
     runner = Runner(app, AllowedHosts([]), handler_cancellation=True, shutdown_timeout=1)

@@ -1,6 +1,6 @@
-"""A service without its metrics: ``python -m bench.service roller``.
+"""Runs a service whose metrics do nothing: ``python -m bench.service roller``.
 
-Traces and logs have switches of their own.
+Settings of the service switch off traces and logs; there is none for metrics.
 """
 
 from __future__ import annotations

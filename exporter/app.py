@@ -21,9 +21,9 @@ from web.origin import is_foreign
 
 T = TypeVar("T")
 SERVICE = "exporter"
-# Prometheus says how long it waits; the answer has to arrive a little earlier.
+# The header in which Prometheus sends its time-out.
 SCRAPE_TIMEOUT = "X-Prometheus-Scrape-Timeout-Seconds"
-MARGIN = 0.5  # seconds
+MARGIN = 0.5  # seconds by which the answer must come earlier than that
 
 SETTINGS = web.AppKey("settings", Settings)
 REGISTRY = web.AppKey("registry", CollectorRegistry)
@@ -47,7 +47,7 @@ def create_app(settings: Settings) -> web.Application:
 
 
 async def _session(app: web.Application) -> AsyncIterator[None]:
-    # A new connection for each probe: a reused one would hide that nobody can connect.
+    # A new connection for each probe: a reused one would succeed even if nobody else could connect.
     async with ClientSession(
         connector=TCPConnector(force_close=True),
         cookie_jar=DummyCookieJar(),
@@ -58,12 +58,12 @@ async def _session(app: web.Application) -> AsyncIterator[None]:
 
 
 async def ready(request: web.Request) -> web.Response:
-    """Ready even if the database is down: reporting that is its job."""
+    """Ready even if the database is down: the exporter has to report that."""
     return web.Response()
 
 
 async def metrics(request: web.Request) -> web.Response:
-    # In a thread: collectors wait for the database and the disk.
+    # In a thread: the collectors block on the database and the disk.
     return await asyncio.to_thread(_page, request, request.app[REGISTRY])
 
 
@@ -72,7 +72,7 @@ async def probe_target(request: web.Request) -> web.Response:
     if is_foreign(request):
         raise web.HTTPForbidden(text="this is for Prometheus, not for another site's page\n")
     settings = request.app[SETTINGS]
-    # Any other address would make the exporter send requests for whoever reaches it.
+    # Allowed targets only: else anyone who reaches the exporter could make it send requests to any address.
     target = _one_of(settings.targets, request, "target")
     module = _one_of(MODULES, request, "module")
     timeout = min(settings.probe_timeout, _scrape_timeout(request))
@@ -81,7 +81,7 @@ async def probe_target(request: web.Request) -> web.Response:
 
 
 def _one_of(choices: Mapping[str, T], request: web.Request, name: str) -> T:
-    """The choice that a parameter names."""
+    """The value of a query parameter, which must be the name of one of the choices."""
     value = request.query.getall(name, [])
     if len(value) != 1 or value[0] not in choices:
         known = ", ".join(sorted(choices)) or "nothing: PROBE_TARGETS is empty"
@@ -90,7 +90,7 @@ def _one_of(choices: Mapping[str, T], request: web.Request, name: str) -> T:
 
 
 def _scrape_timeout(request: web.Request) -> float:
-    """How long the probe may take, in seconds, by the scraper's header."""
+    """How long the probe may take, in seconds, according to Prometheus's header; infinite without it."""
     try:
         return max(float(request.headers.get(SCRAPE_TIMEOUT, "inf")) - MARGIN, 0.1)
     except ValueError:

@@ -1,7 +1,7 @@
-"""What ``/metrics`` shows: the dice table of PostgreSQL, and the run dir.
+"""The collectors behind ``/metrics``: the dice table of PostgreSQL, and the run dir.
 
-``prometheus_client`` calls a collector's ``collect`` at each scrape. Nothing is kept between two scrapes, so nothing is
-ever out of date: while a source is away its ``..._up`` is 0, and its other metrics are not on the page.
+``prometheus_client`` calls a collector's ``collect`` at each scrape. Collectors keep no values between scrapes, so none
+is out of date: while a source is unavailable its ``..._up`` is 0, and its other metrics are absent.
 """
 
 from __future__ import annotations
@@ -19,55 +19,55 @@ import psycopg2
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-MAX_DICE = 100  # whoever can write to the table chooses the names, and each is a series
+MAX_DICE = 100  # limits the number of series: anyone who can write to the table can add names
 CONNECT_TIMEOUT, QUERY_TIMEOUT = 2, 1.5  # seconds; together below the 4 s that Prometheus gives a scrape
 
-# The directories of each signal in the run dir: what the lab writes itself, and the engine's data.
+# The directories of each signal in the run dir: the files that the lab writes itself, and the engine's data.
 SIGNALS = {
     "logs": ("logs", "engines/loki"),
     "metrics": ("engines/prometheus",),
     "traces": ("traces", "engines/tempo"),
 }
-# Where a new line and a new span are written first: the lab's own files, and Tempo's write-ahead log.
+# Where new lines and new spans are written first: the lab's own files, and Tempo's write-ahead log.
 NEWEST = {"logs": ("logs",), "traces": ("traces", "engines/tempo/live-store/traces")}
 
 log = logging.getLogger(__name__)
 
 
 class Source(Collector):
-    """Something that can be away.
+    """A source of metrics that may be unavailable.
 
     Attributes:
-        name: of the source, as in ``dicelab_database_up``.
-        up: the description of its ``..._up``.
-        errors: what reading raises while it is away.
+        name: the name of the source in its metric ``dicelab_<name>_up``.
+        up: the help text of that metric.
+        errors: the exceptions that reading raises while the source is unavailable.
     """
 
     name: str
     up: str
     errors: tuple[type[Exception], ...]
-    _away = False
+    _unavailable = False
 
     @abstractmethod
     def read(self) -> Iterator[Metric]:
-        """What it holds now. Blocks."""
+        """The current metrics of the source. Blocks."""
 
     def collect(self) -> Iterator[Metric]:
         families: list[Metric] = []
         try:
             families += self.read()  # all of it, or nothing
         except self.errors as error:
-            if not self._away:
+            if not self._unavailable:
                 log.warning("The %s cannot be read: %s", self.name, str(error).strip().partition("\n")[0])
-            self._away = True
+            self._unavailable = True
         else:
-            self._away = False
-        yield GaugeMetricFamily(f"dicelab_{self.name}_up", self.up, value=not self._away)
+            self._unavailable = False
+        yield GaugeMetricFamily(f"dicelab_{self.name}_up", self.up, value=not self._unavailable)
         yield from families
 
 
 class DiceTable(Source):
-    """The dice, by one query over a connection of its own: a pool would hide whether one can connect."""
+    """The dice table, read by one query over a new connection: a pool would hide that nobody can connect."""
 
     name = "database"
     up = "1 if the exporter could read the dice table, else 0."
@@ -112,17 +112,17 @@ class RunDirectory(Source):
 
     name = "run_dir"
     up = "1 if the exporter could read the run dir, else 0."
-    errors = (OSError, ValueError, KeyError, TypeError)  # the latter: a state file of another shape
+    errors = (OSError, ValueError, KeyError, TypeError)  # the last three: an unexpected state file
 
     def __init__(self, path: Path) -> None:
         self._path = path
 
     def read(self) -> Iterator[Metric]:
-        os.scandir(self._path).close()  # os.walk below ignores a directory that is not there
+        os.scandir(self._path).close()  # raises where there is no run dir; os.walk below would ignore that
         size = GaugeMetricFamily("dicelab_run_dir_bytes", "Size of a signal's files.", labels=["signal"])
         for signal, directories in SIGNALS.items():
             size.add_metric([signal], sum(file.st_size for file in self._files(directories)))
-        # The time, not the age: an age is out of date when it is read. The age is time() minus this.
+        # The time, not the age, which would be out of date when it is read. In PromQL the age is time() minus this.
         newest = GaugeMetricFamily(
             "dicelab_newest_timestamp_seconds", "When a line or a span was last written.", labels=["signal"]
         )
@@ -151,8 +151,8 @@ class RunDirectory(Source):
         with suppress(FileNotFoundError), open(self._path / "experiment") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except BlockingIOError:  # the experiment holds the lock; after its end only its name is left
-                if name := file.read(100):  # it has just been locked, and has no name yet
+            except BlockingIOError:  # the experiment holds the lock; after its end the file is unlocked
+                if name := file.read(100):  # empty for a moment after it was locked
                     running.add_metric([name], 1)
         return running
 
@@ -160,5 +160,5 @@ class RunDirectory(Source):
         for directory in directories:
             for parent, _, names in os.walk(self._path / directory):
                 for name in names:
-                    with suppress(FileNotFoundError):  # rotated or compacted meanwhile
+                    with suppress(FileNotFoundError):  # rotated or compacted in the meantime
                         yield os.lstat(os.path.join(parent, name))

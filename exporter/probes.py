@@ -1,6 +1,6 @@
-"""What ``/probe`` does: use a service from outside, as one of its users would, and measure that.
+"""The probes behind ``/probe``: each uses a service from outside, as a user would, and measures the result.
 
-A probe sees what a service cannot see of itself: that nobody reaches it.
+A probe detects what a service cannot detect itself: that it is unreachable.
 """
 
 from __future__ import annotations
@@ -16,31 +16,37 @@ from prometheus_client import CollectorRegistry, Gauge
 from yarl import URL
 
 OUTCOMES = ("success", "failed", "wrong_answer", "timeout", "unreachable")
-MAX_BODY = 4096  # bytes of an answer that are read
+MAX_BODY = 4096  # bytes; the rest of an answer is not read
 
 
 @dataclass(frozen=True)
 class Result:
-    """One probe: one of :data:`OUTCOMES`, the HTTP status (0: no answer), and the seconds it took."""
+    """The result of one probe.
+
+    Attributes:
+        outcome: one of :data:`OUTCOMES`.
+        status: the HTTP status; 0 without an answer.
+        seconds: the duration.
+    """
 
     outcome: str
     status: int
     seconds: float
 
     def registry(self) -> CollectorRegistry:
-        """Its metrics, with the names that the blackbox exporter has made usual."""
+        """The result as metrics, with the names that the blackbox exporter uses."""
         registry = CollectorRegistry()
         Gauge("probe_success", "1 if the probe succeeded, else 0.", registry=registry).set(self.outcome == "success")
         Gauge("probe_duration_seconds", "Seconds that the probe took.", registry=registry).set(self.seconds)
         Gauge("probe_http_status_code", "HTTP status of the answer; 0 without one.", registry=registry).set(self.status)
         outcomes = Gauge("probe_outcome", "1 for the outcome of the probe, else 0.", ["outcome"], registry=registry)
-        for outcome in OUTCOMES:  # all of them: a series that comes and goes is hard to alert on
+        for outcome in OUTCOMES:  # all of them: alerting on a series that comes and goes is hard
             outcomes.labels(outcome).set(outcome == self.outcome)
         return registry
 
 
 async def roll(session: ClientSession, target: URL) -> tuple[str, int]:
-    """Roll the fair die; it never fails by design. It is a real roll: the service counts and traces it."""
+    """Roll the fair die, which never fails by design. The roll is a real one: the service counts and traces it."""
     async with session.get(target / "roll", params={"die": "fair"}, allow_redirects=False) as response:
         body = b""
         while len(body) < MAX_BODY and (part := await response.content.read(MAX_BODY - len(body))):
@@ -55,7 +61,7 @@ async def roll(session: ClientSession, target: URL) -> tuple[str, int]:
 
 
 async def ready(session: ClientSession, target: URL) -> tuple[str, int]:
-    """Ask whether it is ready; nothing is counted or traced."""
+    """Ask whether the service is ready. The service neither counts nor traces this request."""
     async with session.get(target / "readyz", allow_redirects=False) as response:
         return "success" if response.status == 200 else "failed", response.status
 
@@ -65,7 +71,7 @@ MODULES: dict[str, Module] = {"roll": roll, "ready": ready}
 
 
 async def probe(session: ClientSession, module: Module, target: URL, timeout: float) -> Result:
-    """Probe a target. Whatever happens to it is a result, not an error."""
+    """Probe a target. A failure is a result too, not an exception."""
     started = time.perf_counter()
     try:
         async with asyncio.timeout(timeout):

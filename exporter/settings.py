@@ -18,11 +18,11 @@ TARGETS = "PROBE_TARGETS"
 class Settings:
     host: str
     port: int
-    database_url: str = field(default="", repr=False)  # may hold a password; empty: no database is measured
-    run_dir: Path | None = None  # None: no run dir is measured
-    targets: Mapping[str, URL] = field(default_factory=dict)  # what may be probed, by name
+    database_url: str = field(default="", repr=False)  # may hold a password; empty where there is no database
+    run_dir: Path | None = None  # None where there is no run dir, as in a container
+    targets: Mapping[str, URL] = field(default_factory=dict)  # the services that may be probed, by name
     probe_timeout: float = 3.5  # seconds
-    allowed_hosts: Sequence[str] = ()  # further host names under which Prometheus reaches it
+    allowed_hosts: Sequence[str] = ()  # further host names under which Prometheus reaches the exporter
 
     @classmethod
     def read(cls, env: Environment) -> Settings:
@@ -32,7 +32,7 @@ class Settings:
             port=env.integer("EXPORTER_PORT", 8026, 0, 65535),
             database_url=database_url(env),
             run_dir=Path(run_dir) if run_dir else None,
-            targets=dict(map(_target, filter(None, env.text("PROBE_TARGETS").split(",")))),
+            targets=dict(map(_target, filter(None, env.text(TARGETS).split(",")))),
             probe_timeout=env.number("PROBE_TIMEOUT", 3.5, 0.1, 60.0),
             allowed_hosts=env.names("ALLOWED_HOSTS"),
         )

@@ -1,5 +1,6 @@
 """The dashboards, as code: ``python -m grafana`` writes them to ``grafana/dashboards/``.
 
-``panels.py`` is how a panel of each kind looks, ``stages.py`` what the six stages show, ``slo.py`` the
-objectives. Panels name metrics, fields and spans that docs/telemetry.md lists.
+``panels.py`` defines the look of each kind of panel. ``stages.py``, ``slo.py``, ``pipeline.py`` and ``executive.py``
+define the content, and ``dashboards.py`` puts it together. docs/telemetry.md lists the metrics, fields and spans that
+panels name.
 """

@@ -1,4 +1,4 @@
-"""The dashboards put together: the stages, the objectives, the pipeline, the executives'; each as Grafana's JSON."""
+"""Builds each dashboard as Grafana's JSON: the six stages, the objectives, the pipeline, the executive overview."""
 
 from __future__ import annotations
 
@@ -137,7 +137,7 @@ def _dashboard(uid: str, title: str, description: str, data_sources: Iterable[st
 
 def _annotation(name: str, color: str, expression: str) -> AnnotationQuery:
     """A mark in every panel wherever a PromQL expression has a value."""
-    # The builder declares the built-in annotations' query alone; this is the query of any data source.
+    # The builder's type allows the query of the built-in annotations only; Grafana accepts any data source's query.
     query: Any = prometheus.Dataquery().expr(expression).ref_id("Anno")
     return AnnotationQuery().name(name).datasource(PROMETHEUS).enable(True).icon_color(color).target(query)
 
@@ -168,7 +168,7 @@ def files() -> Iterator[tuple[Path, str]]:
 
 
 def _remove_obsolete(dashboard: dict[str, Any]) -> None:
-    """Remove what the builders, which are for Grafana 11, write and newer schemas of Grafana do not have."""
+    """Remove keys that the builders write, which are for Grafana 11, and that newer versions no longer have."""
     for variable in dashboard["templating"]["list"]:
         for key in ("auto", "auto_count", "auto_min"):
             variable.pop(key, None)

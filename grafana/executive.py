@@ -6,9 +6,9 @@ from grafana.panels import (
     AMBER,
     GREEN,
     USAGE,
+    Description,
     Figure,
     Panel,
-    Says,
     Signals,
     log_total,
     number,
@@ -22,7 +22,7 @@ from grafana.stages import Row
 HEIGHT = 6
 # An example: put in what you pay.
 DOLLARS_PER_CPU_HOUR = 0.05
-DOLLARS_PER_GIGABYTE = 0.50  # of log lines and traces, to take in and to keep
+DOLLARS_PER_GIGABYTE = 0.50  # of log lines and traces, to receive and to store
 BUDGET_MINUTES = 216  # 0.5 % of 30 days, as in compose/prometheus/rules/slo.yml
 
 ALL = Signals('{level=~"ERROR|CRITICAL"} | json', "{status=error}")
@@ -35,8 +35,8 @@ SERVICES = 'job=~"dice-roller|frontend|die-service"'
 NO_ROLLS = "Nobody has rolled in this time range."
 NO_INCIDENT = "There was no incident in this time range."
 
-# Incidents in the time range: those that began in it, and one that had begun before. Each beginning and each end is a
-# change of a series of 0 and 1.
+# The number of incidents in the time range, including one that had begun before it. The series is 1 during an incident,
+# else 0, so each incident makes two changes: its beginning and its end.
 INCIDENTS = (
     "(changes(incident:active[$__range]) + incident:active"
     " + (incident:active offset $__range or incident:active * 0)) / 2"
@@ -69,7 +69,7 @@ def promise() -> list[Panel]:
     panels: list[Panel] = [
         summary(
             "Promise kept this month",
-            Says(
+            Description(
                 "Of all rolls of the last 30 days: how many worked, of which we promise 99.5 %, and how many were ready"
                 " within 1.5 seconds, of which we promise 99 %. Green: kept.",
                 "Red: broken. The dashboard Objectives shows when it happened.",
@@ -95,9 +95,9 @@ def promise() -> list[Panel]:
         ),
         number(
             "Minutes of failure left this month",
-            Says(
-                f"Our promise allows {BUDGET_MINUTES} minutes of failure in 30 days. This is what is left of them.",
-                "Near zero: postpone changes that are a risk. Below zero: the promise is broken.",
+            Description(
+                f"Our promise allows {BUDGET_MINUTES} minutes of failure in 30 days. This is how many are left.",
+                "Near zero: postpone risky changes. Below zero: the promise is broken.",
             ),
             [query(f"roll:availability_error_budget:remaining30d * {BUDGET_MINUTES}", "left")],
             unit="m",
@@ -108,10 +108,10 @@ def promise() -> list[Panel]:
         ),
         summary(
             "Incidents",
-            Says(
-                "How often somebody was called because something was wrong, and for how many minutes it was.",
-                "Ask what was learned from each: the red marks show when they were, the purple ones when we tried a"
-                " failure on purpose.",
+            Description(
+                "How often somebody was called because something was wrong, and how many minutes that lasted in all.",
+                "Ask what was learned from each. Red marks show when incidents happened; purple marks show when we"
+                " caused a failure on purpose.",
             ),
             [
                 Figure(total(INCIDENTS, "incidents"), "short", steps=[(1, AMBER)], decimals=0),
@@ -122,9 +122,9 @@ def promise() -> list[Panel]:
         ),
         number(
             "People who rolled",
-            Says(
+            Description(
                 "Different people who signed in and rolled. Rolls without signing in are not counted.",
-                "None although people rolled: sign-in comes with stage 6, and is it switched on?",
+                "None although people rolled: is sign-in switched on? It comes with stage 6.",
             ),
             [log_total(f"count(sum by (username) (count_over_time({USERS.logs} [$__range])))", "people")],
             idle="Nobody who had signed in has rolled in this time range.",
@@ -135,10 +135,10 @@ def promise() -> list[Panel]:
         ),
         number(
             "Rolls against the week before",
-            Says(
+            Description(
                 "All rolls of this time range, and those of the same range a week earlier.",
-                "Fewer than a week ago: fewer people, or people who gave up; compare with the incidents. The lab's own"
-                " test roll once a minute is among them.",
+                "Fewer than a week ago: fewer people came, or people gave up; compare with the incidents. Both numbers"
+                " include the lab's own test roll, one a minute.",
             ),
             [
                 total(_rolls(), "now"),
@@ -152,9 +152,9 @@ def promise() -> list[Panel]:
         ),
         number(
             "Cost per 1,000 rolls",
-            Says(
-                f"Computing time at {DOLLARS_PER_CPU_HOUR} $ an hour, log lines and traces at"
-                f" {DOLLARS_PER_GIGABYTE:.2f} $ a gigabyte. The prices are an example; put in yours in"
+            Description(
+                f"Computing time at {DOLLARS_PER_CPU_HOUR} dollars an hour, log lines and traces at"
+                f" {DOLLARS_PER_GIGABYTE:.2f} dollars a gigabyte. The prices are an example; set yours in"
                 " grafana/executive.py.",
                 "Rising: fewer rolls for the same machines, or more lines and traces for each roll.",
             ),
@@ -167,9 +167,9 @@ def promise() -> list[Panel]:
         ),
         summary(
             "Time to detect, time to recover",
-            Says(
-                "In an incident of this time range, on average: how long people noticed something before somebody was"
-                " called, and how long it then took until all was well.",
+            Description(
+                "The averages over the incidents of this time range: how long people were affected before somebody was"
+                " called, and how long it then took until everything worked again.",
                 "Slow to detect: an alert is missing. Slow to recover: practise it with dicelab chaos.",
             ),
             [
@@ -187,9 +187,9 @@ def promise() -> list[Panel]:
         *panels,
         timeseries(
             "Rolls that worked",
-            Says(
-                "The share of rolls that worked, over time. Red marks: somebody was called. Purple marks: a failure on"
-                " purpose.",
+            Description(
+                "The share of rolls that worked, over time. Red marks: somebody was called. Purple marks: we caused a"
+                " failure on purpose.",
                 "A dip without a red mark: nobody was called although people noticed.",
             ),
             [query("roll:served:ratio_rate1m", "worked")],

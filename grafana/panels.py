@@ -48,7 +48,7 @@ PROMETHEUS = DataSourceRef("prometheus", "${prometheus}")
 LOKI = DataSourceRef("loki", "${loki}")
 USAGE = DataSourceRef("loki", "${loki_usage}")
 TEMPO = DataSourceRef("tempo", "${tempo}")
-# The dashboard's variable "Rate interval" sets this lower limit of a query's step, and a quarter of $__rate_interval.
+# The dashboard's variable "Rate interval" sets this lower limit of a query's step; $__rate_interval is four times it.
 MIN_STEP = "$min_step"
 
 GREEN, AMBER, RED = "green", "orange", "red"
@@ -61,7 +61,7 @@ Query = prometheus.Dataquery | loki.Dataquery | tempo.TempoQuery
 
 
 @dataclass(frozen=True)
-class Says:
+class Description:
     """A panel's description: what it shows, and what to do when it looks wrong."""
 
     shows: str
@@ -73,14 +73,18 @@ class Says:
 
 @dataclass(frozen=True)
 class Signals:
-    """Where a panel's data links lead: the logs (LogQL) and the traces (TraceQL) behind its numbers."""
+    """Where a panel's data links lead: to the logs (LogQL) and the traces (TraceQL) behind its numbers.
+
+    Attributes:
+        destination: the data source of the logs.
+    """
 
     logs: str
     traces: str
-    destination: DataSourceRef = field(default_factory=lambda: LOKI)  # of the logs
+    destination: DataSourceRef = field(default_factory=lambda: LOKI)
 
 
-def of(service: str, spans: str = "") -> Signals:
+def signals_of(service: str, spans: str = "") -> Signals:
     """The logs and traces of one service; ``spans`` narrows the traces by a TraceQL condition."""
     condition = f" && {spans}" if spans else ""
     return Signals(f'{{service_name="{service}"}} | json', f'{{resource.service.name="{service}"{condition}}}')
@@ -90,7 +94,7 @@ def of(service: str, spans: str = "") -> Signals:
 
 
 def query(expression: str, legend: str, *, exemplars: bool = False) -> prometheus.Dataquery:
-    """PromQL over the dashboard's time range; ``exemplars`` shows single requests that lead to their traces."""
+    """PromQL over the dashboard's time range; ``exemplars`` adds dots for single requests, linked to their traces."""
     target = prometheus.Dataquery().expr(expression).legend_format(legend).range().interval(MIN_STEP)
     return target.exemplar(True) if exemplars else target
 
@@ -133,11 +137,11 @@ def quantiles(metric: str, matchers: str) -> list[prometheus.Dataquery]:
 
 
 def per_bucket(metric: str, matchers: str, bounds: Sequence[tuple[str, str]]) -> list[prometheus.Dataquery]:
-    """How many observations fell into each bucket of a histogram, not cumulated.
+    """How many observations fell into each bucket of a histogram, not cumulative.
 
     Args:
-        bounds: upper bound (as ``le`` has it) and name of each bucket, in order; the first one's count includes
-            whatever lies below it.
+        bounds: the upper bound (the value of ``le``) and the name of each bucket, in ascending order. The first bucket
+            has no lower bound.
     """
     targets, below = [], ""
     for bound, name in bounds:
@@ -152,14 +156,14 @@ def per_bucket(metric: str, matchers: str, bounds: Sequence[tuple[str, str]]) ->
 
 
 def explore(datasource: DataSourceRef, target: dict[str, object]) -> str:
-    """The address of a query in Explore, over the dashboard's time range."""
+    """The URL of a query in Explore, over the dashboard's time range."""
     pane = {
         "datasource": datasource.uid,
         "queries": [{"refId": "A", "datasource": {"type": datasource.type_val, "uid": datasource.uid}, **target}],
         "range": {"from": "${__from}", "to": "${__to}"},
     }
     panes = json.dumps({"a": pane}, separators=(",", ":"))
-    # Grafana fills in variables in the address as it stands, so they stay unquoted.
+    # Grafana replaces variables in the URL only where they are not percent-encoded.
     parts = re.split(r"(\$\{\w+(?::\w+)?\})", panes)
     return "/explore?schemaVersion=1&orgId=1&panes=" + "".join(
         part if part.startswith("${") else quote(part, safe="") for part in parts
@@ -191,9 +195,15 @@ def _thresholds(steps: Steps) -> ThresholdsConfig:
 
 
 def _panel(
-    panel: P, title: str, says: Says, datasource: DataSourceRef, width: int, idle: str, height: int = HEIGHT
+    panel: P,
+    title: str,
+    description: Description,
+    datasource: DataSourceRef,
+    width: int,
+    idle: str,
+    height: int = HEIGHT,
 ) -> P:
-    panel.title(title).description(str(says)).datasource(datasource).span(width).height(height).no_value(idle)
+    panel.title(title).description(str(description)).datasource(datasource).span(width).height(height).no_value(idle)
     return panel
 
 
@@ -205,7 +215,7 @@ def _add(panel: P, targets: Sequence[Query]) -> P:
 
 def timeseries(
     title: str,
-    says: Says,
+    description: Description,
     targets: Sequence[Query],
     *,
     unit: str,
@@ -218,7 +228,7 @@ def timeseries(
     datasource: DataSourceRef = PROMETHEUS,
 ) -> series.Panel:
     """Values over time, a line each; ``bars`` stacks them. ``steps`` are drawn as dashed lines."""
-    panel = _panel(series.Panel(), title, says, datasource, width, idle)
+    panel = _panel(series.Panel(), title, description, datasource, width, idle)
     panel.unit(unit).min(0).data_links(_links(signals)).thresholds(_thresholds(steps))
     panel.color_scheme(FieldColor().mode(FieldColorModeId.PALETTE_CLASSIC_BY_NAME))
     panel.line_width(2).fill_opacity(60 if bars else 8).show_points(look.VisibilityMode.AUTO)
@@ -242,7 +252,7 @@ def timeseries(
 
 def number(
     title: str,
-    says: Says,
+    description: Description,
     targets: Sequence[Query],
     *,
     unit: str,
@@ -251,12 +261,12 @@ def number(
     low_is_bad: bool = False,
     width: int = 8,
     decimals: int | None = None,
-    words: dict[str, tuple[str, str]] | None = None,
+    value_texts: dict[str, tuple[str, str]] | None = None,
     idle: str = IDLE,
     datasource: DataSourceRef = PROMETHEUS,
 ) -> stat.Panel:
-    """One big number, or a few. ``low_is_bad`` starts at red; ``words`` maps value → (text, colour)."""
-    panel = _panel(stat.Panel(), title, says, datasource, width, idle)
+    """One big number, or a few. ``low_is_bad`` starts at red; ``value_texts`` maps a value to (text, colour)."""
+    panel = _panel(stat.Panel(), title, description, datasource, width, idle)
     base = RED if low_is_bad else GREEN
     panel.thresholds(
         ThresholdsConfig()
@@ -269,8 +279,8 @@ def number(
     panel.reduce_options(common.ReduceDataOptions().calcs(["lastNotNull"]).values(False))
     if decimals is not None:
         panel.decimals(decimals)
-    if words:
-        results = {value: ValueMappingResult(text=said, color=color) for value, (said, color) in words.items()}
+    if value_texts:
+        results = {value: ValueMappingResult(text=shown, color=color) for value, (shown, color) in value_texts.items()}
         panel.mappings([ValueMap(options=results)])
     return _add(panel, targets)
 
@@ -291,9 +301,11 @@ class Figure:
     decimals: int = 1
 
 
-def summary(title: str, says: Says, figures: Sequence[Figure], *, signals: Signals, width: int = 12) -> stat.Panel:
-    """A few numbers of different kinds side by side."""
-    panel = number(title, says, [figure.query for figure in figures], unit="short", signals=signals, width=width)
+def summary(
+    title: str, description: Description, figures: Sequence[Figure], *, signals: Signals, width: int = 12
+) -> stat.Panel:
+    """A few numbers with different units, side by side."""
+    panel = number(title, description, [figure.query for figure in figures], unit="short", signals=signals, width=width)
     panel.height(HEIGHT // 2)
     for name, figure in zip(ascii_uppercase, figures, strict=False):
         steps: list[Mapping[str, object]] = [{"value": None, "color": RED if figure.low_is_bad else GREEN}]
@@ -311,7 +323,7 @@ def summary(title: str, says: Says, figures: Sequence[Figure], *, signals: Signa
 
 def bars(
     title: str,
-    says: Says,
+    description: Description,
     targets: Sequence[Query],
     *,
     unit: str,
@@ -322,7 +334,7 @@ def bars(
     idle: str = IDLE,
 ) -> bargauge.Panel:
     """A bar for each value, to compare them."""
-    panel = _panel(bargauge.Panel(), title, says, PROMETHEUS, width, idle)
+    panel = _panel(bargauge.Panel(), title, description, PROMETHEUS, width, idle)
     panel.unit(unit).min(0).data_links(_links(signals)).thresholds(_thresholds(steps))
     color = FieldColorModeId.THRESHOLDS if steps else FieldColorModeId.PALETTE_CLASSIC_BY_NAME
     panel.color_scheme(FieldColor().mode(color))
@@ -336,37 +348,43 @@ def bars(
 
 def lines(
     title: str,
-    says: Says,
+    description: Description,
     expression: str,
     *,
     width: int = 12,
     idle: str = "No such lines in this time range.",
     datasource: DataSourceRef = LOKI,
 ) -> logs.Panel:
-    """Log lines, newest first; a line unfolds into its fields, its trace id leads to the trace."""
-    panel = _panel(logs.Panel(), title, says, datasource, width, idle, HEIGHT + 2)
+    """Log lines, newest first; a line unfolds into its fields, and its trace id links to the trace."""
+    panel = _panel(logs.Panel(), title, description, datasource, width, idle, HEIGHT + 2)
     panel.show_time(True).wrap_log_message(True).enable_log_details(True)
     panel.sort_order(look.LogsSortOrder.DESCENDING).dedup_strategy(look.LogsDedupStrategy.NONE)
     return _add(panel, [log_query(expression)])
 
 
-def traces(title: str, says: Says, traceql: str, *, width: int = 12) -> table.Panel:
+def traces(title: str, description: Description, traceql: str, *, width: int = 12) -> table.Panel:
     """The newest traces that a TraceQL query finds; a click opens one."""
-    panel = _panel(table.Panel(), title, says, TEMPO, width, "No such traces in this time range.", HEIGHT + 2)
+    panel = _panel(table.Panel(), title, description, TEMPO, width, "No such traces in this time range.", HEIGHT + 2)
     panel.show_header(True).cell_height(look.TableCellHeight.SM)
     search = tempo.TempoQuery().query_type(TempoQueryType.TRACEQL).query(traceql).limit(20).filters([])
     return _add(panel, [search.table_type(SearchTableType.TRACES)])
 
 
-def service_map(title: str, says: Says, *, width: int = 12) -> nodegraph.Panel:
-    """Who calls whom, from Tempo's service graph."""
+def service_map(title: str, description: Description, *, width: int = 12) -> nodegraph.Panel:
+    """Which service calls which, from Tempo's service graph."""
     panel = _panel(
-        nodegraph.Panel(), title, says, TEMPO, width, "No service has called another in this time range.", HEIGHT + 2
+        nodegraph.Panel(),
+        title,
+        description,
+        TEMPO,
+        width,
+        "No service has called another in this time range.",
+        HEIGHT + 2,
     )
     graph = tempo.TempoQuery().query_type(TempoQueryType.SERVICE_MAP).service_map_query("{}").limit(20).filters([])
     return _add(panel, [graph])
 
 
-def words(title: str, says: Says, markdown: str, *, width: int = 12) -> text.Panel:
-    panel = text.Panel().title(title).description(str(says)).span(width).height(HEIGHT + 2)
+def text_panel(title: str, description: Description, markdown: str, *, width: int = 12) -> text.Panel:
+    panel = text.Panel().title(title).description(str(description)).span(width).height(HEIGHT + 2)
     return panel.mode(TextMode.MARKDOWN).content(markdown)

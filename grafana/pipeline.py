@@ -1,10 +1,10 @@
-"""The dashboard of the telemetry's pipelines, what they gain and lose, and of the services' saturation."""
+"""The dashboard of the telemetry pipelines, their throughput and losses, and the saturation of the services."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from grafana.panels import AMBER, GREEN, RED, Panel, Query, Says, Signals, number, query, timeseries
+from grafana.panels import AMBER, GREEN, RED, Description, Panel, Query, Signals, number, query, timeseries
 from grafana.stages import Row
 
 ANY = Signals('{level=~"WARNING|ERROR|CRITICAL"} | json', "{status=error}")
@@ -21,12 +21,12 @@ def per_second(counter: str, legend: str, by: str = "") -> Query:
 
 def over_time(title: str, shows: str, wrong: str, targets: list[Query], idle: str = NOT_SCRAPED, **more: Any) -> Panel:
     """Values over time; ``more`` are arguments of :func:`grafana.panels.timeseries`."""
-    return timeseries(title, Says(shows, wrong), targets, signals=ANY, idle=idle, **more)
+    return timeseries(title, Description(shows, wrong), targets, signals=ANY, idle=idle, **more)
 
 
 def figures(title: str, shows: str, wrong: str, target: Query, **more: Any) -> Panel:
     """A number for each job; ``more`` are arguments of :func:`grafana.panels.number`."""
-    return number(title, Says(shows, wrong), [target], signals=ANY, idle=NOT_SCRAPED, **more)
+    return number(title, Description(shows, wrong), [target], signals=ANY, idle=NOT_SCRAPED, **more)
 
 
 def targets() -> list[Panel]:
@@ -39,7 +39,7 @@ def targets() -> list[Panel]:
             unit="none",
             low_is_bad=True,
             steps=[(1, GREEN)],
-            words={"0": ("down", RED), "1": ("up", GREEN)},
+            value_texts={"0": ("down", RED), "1": ("up", GREEN)},
             width=16,
         ),
         over_time(
@@ -78,7 +78,7 @@ def losses() -> list[Panel]:
         ),
         over_time(
             "Collector's queue",
-            "How full the queue to Tempo is, which holds 2000 requests of the services.",
+            "How full the Collector's queue to Tempo is. It holds 2000 export requests of the services.",
             "It fills while Tempo is down or slow; see the runbook PipelineBacklog.",
             [
                 query(
@@ -193,7 +193,7 @@ def saturation() -> list[Panel]:
 
 
 def _resource(title: str) -> str:
-    """What the recording rule calls the resource of a panel."""
+    """The recording rule's name of a panel's resource."""
     return title if title == "CPU" else title.lower()
 
 

@@ -6,8 +6,8 @@ from grafana.panels import (
     AMBER,
     GREEN,
     RED,
+    Description,
     Panel,
-    Says,
     Signals,
     bars,
     number,
@@ -28,7 +28,7 @@ def _objective(sli: str, name: str, budget: str, signals: Signals, good: str) ->
     return [
         number(
             f"{name} over 30 days",
-            Says(
+            Description(
                 f"The share of users' rolls that {good}, over 30 days or as long as there are records. The objective"
                 f" is 1 less the budget of {budget}.",
                 "Below the objective the budget is spent; its burn rates show when that happened.",
@@ -43,9 +43,9 @@ def _objective(sli: str, name: str, budget: str, signals: Signals, good: str) ->
         ),
         number(
             f"{name}: error budget left",
-            Says(
+            Description(
                 "The remaining error budget of 30 days. Below zero the objective is missed.",
-                "While it shrinks fast, fix that before anything else; see the burn alert's runbook.",
+                "If it shrinks fast, fix the cause before anything else; see the burn alert's runbook.",
             ),
             [query(f"roll:{sli}_error_budget:remaining30d", "left")],
             unit="percentunit",
@@ -57,7 +57,7 @@ def _objective(sli: str, name: str, budget: str, signals: Signals, good: str) ->
         ),
         timeseries(
             f"{name}: burn rate",
-            Says(
+            Description(
                 "How many times faster than allowed the budget is spent, over windows of different length. At 1"
                 " it lasts exactly 30 days.",
                 "The alerts fire when a long and a short window are above their limit: 14.4 for 1h and 5m, 6 for 6h"
@@ -85,7 +85,7 @@ def dice() -> list[Panel]:
     return [
         bars(
             "Designed failures: share of each die's own budget",
-            Says(
+            Description(
                 "The share of its failure budget that each die used in the last hour. Risky and extreme dice fail by"
                 " design; these failures count here and never against availability.",
                 "Above 100 % a die fails more often than designed: compare its error_rate with the budget"
@@ -99,7 +99,7 @@ def dice() -> list[Panel]:
         ),
         timeseries(
             "Requests by outcome",
-            Says(
+            Description(
                 "Requests for rolls per second, by outcome, at the service that users call. 'error'"
                 " burns the availability budget; 'die_failed' is by design.",
                 "Many 'abandoned': users do not wait for responses; look at the latency.",
@@ -117,7 +117,7 @@ def dice() -> list[Panel]:
         ),
         number(
             "Alerts firing",
-            Says(
+            Description(
                 "Alerts that fire now; the red marks in all dashboards show when.",
                 "Each names its runbook in docs/runbooks.",
             ),

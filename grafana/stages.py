@@ -10,9 +10,9 @@ from grafana.panels import (
     GREEN,
     RED,
     USAGE,
+    Description,
     Figure,
     Panel,
-    Says,
     Signals,
     bars,
     counted,
@@ -20,16 +20,16 @@ from grafana.panels import (
     log_query,
     log_total,
     number,
-    of,
     per_bucket,
     quantiles,
     query,
     service_map,
+    signals_of,
     summary,
+    text_panel,
     timeseries,
     total,
     traces,
-    words,
 )
 
 
@@ -41,14 +41,14 @@ class Row:
     panels: Callable[[], Sequence[Panel]]
 
 
-ROLLER = of("dice-roller")
-FRONTEND = of("frontend")
-DIE_SERVICE = of("die-service", 'name="GET /dice"')
+ROLLER = signals_of("dice-roller")
+FRONTEND = signals_of("frontend")
+DIE_SERVICE = signals_of("die-service", 'name="GET /dice"')
 DATABASE = Signals(
     '{service_name="die-service"} | json | db_query_type=~".+"',
     '{resource.service.name="die-service" && span.db.system.name="postgresql"}',
 )
-BATCHES = of("dice-roller", 'name="GET /roll-async"')
+BATCHES = signals_of("dice-roller", 'name="GET /roll-async"')
 
 # What the objectives count: client errors and callers that disconnected are not failures.
 ELIGIBLE = 'outcome=~"success|die_failed|error"'
@@ -57,7 +57,7 @@ OWN_DATABASES = 'datname!~"template.*|postgres|"'
 
 
 def _share(part: str, whole: str) -> str:
-    """The ratio of two counters that exist, at zero, before their first increment."""
+    """The ratio of the increases of two counters, both of which are exposed as 0 before their first increment."""
     return f"sum(increase({part}[$__range])) / sum(increase({whole}[$__range]))"
 
 
@@ -72,7 +72,7 @@ def _average(metric: str, matchers: str, by: str = "") -> str:
 def _beyond_design() -> str:
     """By how many standard deviations the failed rolls of each die exceed its budget in the time range.
 
-    The 1 keeps the fair die, whose budget is 0, finite: five of its rolls must fail to reach 5.
+    The 1 under the root avoids a division by zero for the fair die, whose budget is 0; five failed rolls give it 5.
     """
     rolls = 'dice_rolls_total{job="dice-roller",die_type=~"$die",die_type!="unknown"}'
     failures = rolls.replace("}", ',result="error"}')
@@ -87,12 +87,12 @@ def _faces(faces: Sequence[int]) -> list[tuple[str, str]]:
 
 
 def overview() -> list[Panel]:
-    """The same at every stage. The rules use the frontend's metrics, or without a frontend the dice-roller's."""
+    """The summary of every stage. Its rules use the frontend's metrics, or without a frontend the dice-roller's."""
     failing = Signals('{level=~"ERROR|CRITICAL"} | json', "{status=error}")
     return [
         summary(
             "Service level",
-            Says(
+            Description(
                 "What users got in the last minute: requests for rolls per second, the share of them that was"
                 " served (a die's designed failures count as served), and how long all but one in twenty took.",
                 "Below 99.5 %: Error logs shows what fails. Slower than 1.5 s: open a dot in Latency of a roll.",
@@ -111,7 +111,7 @@ def overview() -> list[Panel]:
         ),
         summary(
             "Health",
-            Says(
+            Description(
                 "The fullest resource of any service (CPU, memory, descriptors, event loop), the remaining error"
                 " budget of 30 days, and the number of firing alerts.",
                 "The dashboard Pipeline and saturation shows the resources and the engines, Objectives the burn of the"
@@ -149,7 +149,7 @@ def dice_roller() -> list[Panel]:
     return [
         timeseries(
             "Request rate",
-            Says(
+            Description(
                 "Requests per second to the dice-roller, by route and status.",
                 "No series at all: is the service up, does Prometheus scrape it? Many 503 or 504: look at the services"
                 " that the roller depends on. Many 500: which dice are rolled? Risky ones fail by design.",
@@ -167,7 +167,7 @@ def dice_roller() -> list[Panel]:
         ),
         timeseries(
             "Latency of a roll",
-            Says(
+            Description(
                 "How long GET /roll takes: half of the requests less than p50, all but one in a hundred less than"
                 " p99. Each dot is one request; a click on it opens its trace.",
                 "A roll waits up to one second by design. More than that is spent elsewhere: open a dot above the"
@@ -181,7 +181,7 @@ def dice_roller() -> list[Panel]:
         ),
         bars(
             "Error rate by die",
-            Says(
+            Description(
                 "By how many standard deviations the failed rolls of a die exceed its design in the time range."
                 " Risky is designed to fail every tenth time, extreme every second time. 0 means as designed or"
                 " better, up to 3 is chance.",
@@ -201,7 +201,7 @@ def dice_roller() -> list[Panel]:
         ),
         bars(
             "Rolls by die",
-            Says(
+            Description(
                 "How many rolls succeeded or failed in the time range, by die; each roll of a batch counts.",
                 "A missing die has not been rolled. 'unknown' counts requests for dice that do not exist: the"
                 " log's warnings name them.",
@@ -218,7 +218,7 @@ def dice_roller() -> list[Panel]:
         ),
         bars(
             "Faces of the fair die",
-            Says(
+            Description(
                 "How often each face of the fair die came up in the time range: exact counts, not cumulated.",
                 "Expect the same number for all six, within twice its square root. A face that stays behind"
                 " for thousands of rolls is not chance.",
@@ -233,7 +233,7 @@ def dice_roller() -> list[Panel]:
         ),
         bars(
             "Faces of the risky die",
-            Says(
+            Description(
                 "How often each face of the risky die, 2 to 7, came up in the time range: exact counts. Rolls that"
                 " failed have no face.",
                 "Expect the same number for all six. Their sum is lower than the rolls by its designed failures; see"
@@ -249,7 +249,7 @@ def dice_roller() -> list[Panel]:
         ),
         lines(
             "Recent logs",
-            Says(
+            Description(
                 "The dice-roller's newest log lines. Unfold one for its fields; its trace id leads to the trace.",
                 "Nothing although there is traffic: do logs arrive in Loki at all? Query one in Explore, then look"
                 " at Alloy.",
@@ -258,7 +258,7 @@ def dice_roller() -> list[Panel]:
         ),
         lines(
             "Error logs",
-            Says(
+            Description(
                 "Errors in the logs of all services.",
                 "Failed rolls of risky dice are expected here. For anything else open the line's trace.",
             ),
@@ -266,16 +266,18 @@ def dice_roller() -> list[Panel]:
         ),
         traces(
             "Recent traces",
-            Says(
+            Description(
                 "The newest requests for rolls as traces; a click on an id opens the trace.",
                 "Nothing although there is traffic: do spans arrive in Tempo? telemetry_dropped_total shows whether the"
                 " services dropped some.",
             ),
             '{resource.service.name="dice-roller" && name=~"GET /roll.*"}',
         ),
-        words(
+        text_panel(
             "From a trace to its logs, and back",
-            Says("How to find the three signals of one roll.", "The ids are in every answer's X-Trace-Id header."),
+            Description(
+                "How to find the three signals of one roll.", "The ids are in every answer's X-Trace-Id header."
+            ),
             "1. **Metric → trace:** a dot in *Latency of a roll* is one request; *Query with Tempo* opens its trace.\n"
             "2. **Trace → logs:** each span of a trace has *Logs for this span*.\n"
             "3. **Log → trace:** unfold a log line; its `trace_id` links to the trace.\n"
@@ -289,7 +291,7 @@ def frontend() -> list[Panel]:
     return [
         timeseries(
             "Frontend request rate",
-            Says(
+            Description(
                 "Responses to users per second, from the page and the JSON API, by status.",
                 "503: the dice-roller is unreachable. 504: it took too long. 500: a roll or the roller failed.",
             ),
@@ -305,7 +307,7 @@ def frontend() -> list[Panel]:
         ),
         number(
             "Frontend success rate",
-            Says(
+            Description(
                 "The share of users' requests that were served, over the whole time range. A die's designed failures"
                 " count as served; unknown dice and callers that disconnected are left out.",
                 "100 % while nothing is broken. Below it, Error logs and the status in Frontend request rate show what"
@@ -331,7 +333,7 @@ def frontend() -> list[Panel]:
         ),
         timeseries(
             "Button clicks by die",
-            Says(
+            Description(
                 "Requested rolls per second, by die; a batch is one click.",
                 "Clicks without matching requests are still in progress, or never got a response.",
             ),
@@ -350,7 +352,7 @@ def frontend() -> list[Panel]:
         ),
         timeseries(
             "End-to-end latency",
-            Says(
+            Description(
                 "The time from a click to the response. Each dot is one click; it opens its trace.",
                 "Compare with Latency of a roll: the difference is spent between the services.",
             ),
@@ -362,7 +364,7 @@ def frontend() -> list[Panel]:
         ),
         lines(
             "Frontend logs",
-            Says(
+            Description(
                 "The frontend's newest operational log lines.",
                 "'Backend failed' has the URL and the status; the line's trace shows where it failed.",
             ),
@@ -370,7 +372,7 @@ def frontend() -> list[Panel]:
         ),
         service_map(
             "Service map",
-            Says(
+            Description(
                 "Calls between services: requests per second and mean duration, derived from traces. The ring is the"
                 " share of failed requests.",
                 "A missing arrow: no trace crosses there. Does the caller propagate its trace context, does Tempo write"
@@ -386,7 +388,7 @@ def die_service() -> list[Panel]:
     return [
         timeseries(
             "Die-service request rate",
-            Says(
+            Description(
                 "Requests per second to the die-service, by status. 404: no such die.",
                 "503 and 504 come from its store of dice. No series although dice are rolled: the roller does not"
                 " reach it.",
@@ -403,7 +405,7 @@ def die_service() -> list[Panel]:
         ),
         bars(
             "Dice requested",
-            Says(
+            Description(
                 "How often each die's specification was requested in the time range.",
                 "Expect one request a roll or batch. 'unknown' counts names of dice that do not exist.",
             ),
@@ -419,7 +421,7 @@ def die_service() -> list[Panel]:
         ),
         timeseries(
             "Die-service latency",
-            Says(
+            Description(
                 "How long the die-service takes for GET /dice; each dot opens its trace.",
                 "It waits only for its store: with a database, open a slow dot and look at its SELECT.",
             ),
@@ -431,7 +433,7 @@ def die_service() -> list[Panel]:
         ),
         timeseries(
             "Roller to die-service: rate",
-            Says(
+            Description(
                 "Requests per second from the roller to the die-service, by outcome.",
                 "It should equal the die-service's own request rate; requests missing there never arrived.",
             ),
@@ -447,7 +449,7 @@ def die_service() -> list[Panel]:
         ),
         timeseries(
             "Roller to die-service: errors",
-            Says(
+            Description(
                 "Failed requests per second: HTTP errors, timeouts and failed connections. An unknown die (404)"
                 " is not a failure.",
                 "connection_error: the die-service is down. timeout: it hangs, or all connections to it are busy."
@@ -470,18 +472,18 @@ def die_service() -> list[Panel]:
         ),
         timeseries(
             "Roller to die-service: latency",
-            Says(
+            Description(
                 "How long the roller waits for the die-service's response; each dot opens its trace.",
                 "Far above Die-service latency: the time is spent in the network, or waiting for a free connection.",
             ),
             quantiles("die_service_request_duration_seconds", 'job="dice-roller"'),
             unit="s",
-            signals=of("dice-roller", "kind=client"),
+            signals=signals_of("dice-roller", "kind=client"),
             steps=[(0.5, RED)],
         ),
         lines(
             "Die-service logs",
-            Says(
+            Description(
                 "The die-service's newest log lines.",
                 "Warnings name dice that do not exist; errors come from the database.",
             ),
@@ -489,7 +491,7 @@ def die_service() -> list[Panel]:
         ),
         traces(
             "Traces across all services",
-            Says(
+            Description(
                 "The newest rolls whose trace crosses the frontend, the dice-roller and the die-service.",
                 "Empty although dice are rolled: one of the three propagates no trace context. Compare with Recent"
                 " traces.",
@@ -515,7 +517,7 @@ def batches() -> list[Panel]:
     return [
         timeseries(
             "Rolls one by one and in batches",
-            Says(
+            Description(
                 "Requests per second for single rolls and for batches, and the rolls of those batches.",
                 "Rolls in batches should be far above batches. Batches without rolls: unknown dice,"
                 " or the die-service is down.",
@@ -536,7 +538,7 @@ def batches() -> list[Panel]:
         ),
         bars(
             "Batch sizes",
-            Says(
+            Description(
                 "How many batches of each size were requested in the time range.",
                 "One size only: is a load generator running? Sizes above the limit are refused and not shown.",
             ),
@@ -550,7 +552,7 @@ def batches() -> list[Panel]:
         ),
         timeseries(
             "Rolls in progress",
-            Says(
+            Description(
                 "The highest number of concurrent rolls in batches, as seen by scrapes.",
                 "It must return to zero: rolls that stay in progress hang. A roll takes a second at most.",
             ),
@@ -562,7 +564,7 @@ def batches() -> list[Panel]:
         ),
         timeseries(
             "Duration of single rolls",
-            Says(
+            Description(
                 "Mean and 95th percentile of GET /roll.",
                 "The baseline for batches. Above 1.5 s something other than the die takes time.",
             ),
@@ -571,12 +573,12 @@ def batches() -> list[Panel]:
                 quantiles("http_request_duration_seconds", 'job="dice-roller",handler="/roll"')[1],
             ],
             unit="s",
-            signals=of("dice-roller", 'name="GET /roll"'),
+            signals=signals_of("dice-roller", 'name="GET /roll"'),
             steps=[(1.5, RED)],
         ),
         timeseries(
             "Duration of batches",
-            Says(
+            Description(
                 "Mean and 95th percentile of GET /roll-async, the whole request as in Duration of single rolls.",
                 "It should equal the slowest single roll, whatever the size. If it grows with the size, the"
                 " rolls wait for each other: open a dot and check whether their spans overlap.",
@@ -592,7 +594,7 @@ def batches() -> list[Panel]:
         ),
         timeseries(
             "Measured speed-up",
-            Says(
+            Description(
                 "How many times longer the rolls of the batches would have taken as single requests, one after"
                 " the other: their number times the mean duration of GET /roll, divided by that of GET /roll-async.",
                 "Batches of ten reach 5.5 where a roll waits up to a second; 1 means that concurrency gains"
@@ -617,7 +619,7 @@ def database() -> list[Panel]:
     return [
         timeseries(
             "Database connections",
-            Says(
+            Description(
                 "Connections to the database, as counted by PostgreSQL.",
                 "The die-service holds its pool and one for probes. None: it is disconnected. Many more: something else"
                 " uses the database, or connections leak.",
@@ -634,7 +636,7 @@ def database() -> list[Panel]:
         ),
         timeseries(
             "Connections by state",
-            Says(
+            Description(
                 "The states of the connections at the time of a scrape: active ones run a query.",
                 "Queries take a millisecond, so active is mostly the exporter itself. Many active: slow or locked"
                 " queries. 'idle in transaction' holds locks and should not be there.",
@@ -652,7 +654,7 @@ def database() -> list[Panel]:
         ),
         number(
             "Database size",
-            Says(
+            Description(
                 "The size of the database on disk; an empty one has some megabytes.",
                 "The dice take a few rows. If it grows, something else writes to it.",
             ),
@@ -669,7 +671,7 @@ def database() -> list[Panel]:
         ),
         timeseries(
             "Query rate",
-            Says(
+            Description(
                 "Queries per second by kind: 'get' one die, 'list' all of them.",
                 "Expect one 'get' a roll or batch. None although dice are rolled: is DICE_STORE postgres?",
             ),
@@ -685,7 +687,7 @@ def database() -> list[Panel]:
         ),
         timeseries(
             "Query duration",
-            Says(
+            Description(
                 "How long queries take in the database; each dot opens its trace.",
                 "More than some milliseconds: a lock, a slow disk or a busy machine. The SELECT's span has the"
                 " statement.",
@@ -698,7 +700,7 @@ def database() -> list[Panel]:
         ),
         timeseries(
             "Query errors",
-            Says(
+            Description(
                 "Failed queries per second, including those that got no connection.",
                 "Any at all is wrong. The query logs have the reason: refused, cancelled as too slow, or no connection"
                 " available.",
@@ -720,7 +722,7 @@ def database() -> list[Panel]:
         ),
         timeseries(
             "Connection pool",
-            Says(
+            Description(
                 "Connections of the die-service's pool: open ones, and idle ones.",
                 "None free: queries wait, then fail; see the runbook DatabasePoolExhausted. None open: the database"
                 " is unavailable.",
@@ -735,7 +737,7 @@ def database() -> list[Panel]:
         ),
         number(
             "Database up",
-            Says(
+            Description(
                 "Whether PostgreSQL answers its exporter.",
                 "Down: see the runbook DatabaseDown. No value at all: the exporter is down, see ExporterDown.",
             ),
@@ -745,11 +747,11 @@ def database() -> list[Panel]:
             signals=DATABASE,
             low_is_bad=True,
             steps=[(1, GREEN)],
-            words={"0": ("down", RED), "1": ("up", GREEN)},
+            value_texts={"0": ("down", RED), "1": ("up", GREEN)},
         ),
         number(
             "Query success rate",
-            Says(
+            Description(
                 "The share of queries that succeeded, over the whole time range.",
                 "Below 100 % the query logs have an error for each failed query.",
             ),
@@ -771,7 +773,7 @@ def database() -> list[Panel]:
         ),
         lines(
             "Query logs",
-            Says(
+            Description(
                 "A line for each query: its kind, its duration and its number of rows.",
                 "'Query failed' and 'Connection pool exhausted' give the reason; their trace shows the roll.",
             ),
@@ -787,7 +789,7 @@ def usage() -> list[Panel]:
     return [
         timeseries(
             "Usage events",
-            Says(
+            Description(
                 "Actions of signed-in users: sign-in, roll, sign-out. Counted from the usage log lines.",
                 "Nothing although users roll: are they signed in? Then check whether Alloy sends lines with usage=true"
                 " to the usage tenant.",
@@ -801,7 +803,7 @@ def usage() -> list[Panel]:
         ),
         number(
             "Active users and sessions",
-            Says(
+            Description(
                 "Distinct user names and sessions with events in the time range.",
                 "More sessions than users: users returned, or use several browsers. Names are not verified, so two"
                 " people may share one.",
@@ -817,7 +819,7 @@ def usage() -> list[Panel]:
         ),
         timeseries(
             "Sign-ins",
-            Says(
+            Description(
                 "How often users signed in, over time.",
                 "A burst by one name is a script or a lost cookie; the usage lines show it.",
             ),
@@ -830,7 +832,7 @@ def usage() -> list[Panel]:
         ),
         lines(
             "Usage log lines",
-            Says(
+            Description(
                 "The usage log, from its own tenant. These lines are in no other tenant.",
                 "A usage line in the frontend's operational logs, or another line here: the routing is wrong.",
             ),
@@ -842,7 +844,7 @@ def usage() -> list[Panel]:
 
 
 SUMMARY = Row("Summary", overview)
-# The rows that each stage adds, and its name.
+# Each stage's name, and the row that it adds.
 STAGES: dict[int, tuple[str, Row]] = {
     1: ("One service", Row("Dice-roller", dice_roller)),
     2: ("A frontend", Row("Frontend", frontend)),

@@ -2,7 +2,7 @@
 
 
 class LabError(Exception):
-    """An error that the user can fix; the text is one line that explains it."""
+    """An error that the user can fix; its text explains it in one line."""
 
 
 class InputError(LabError):

@@ -1,8 +1,8 @@
-"""``dicelab bench``: what telemetry costs, measured against the same services without any.
+"""``dicelab bench``: measures what telemetry costs, compared with the same services without telemetry.
 
-All variants run at the same time, and one of them is under load. Each round loads them all, in a random order, and a
-ratio compares two runs of the same round, so that other work on the machine affects all variants alike. The most
-reliable figure is the CPU time of a request: it hardly depends on other work.
+All variants are started together, and one at a time is under load. Each round loads every variant, in a random order.
+Ratios compare runs of the same round, so that other work on the machine affects all variants alike. The most reliable
+figure is the CPU time of a request: it hardly depends on other work.
 """
 
 from __future__ import annotations
@@ -44,37 +44,43 @@ READY_TIMEOUT = 60.0  # seconds
 SCRAPE_TIMEOUT = 60.0  # seconds; a service under a thousand clients answers late
 TABLE_WIDTH = 150  # columns
 TICK = 1 / os.sysconf("SC_CLK_TCK")
-HEAVY_SPANS = {"TRACES_FILE_MAX_BYTES": str(2**30), "TRACES_FILE_BACKUPS": "1"}
+LARGE_TRACE_FILES = {"TRACES_FILE_MAX_BYTES": str(2**30), "TRACES_FILE_BACKUPS": "1"}
 NO_TRACES = {"OTEL_SDK_DISABLED": "true"}
 NO_LOGS = {"LOG_LEVEL": "CRITICAL"}
-A_TENTH = {"OTEL_TRACES_SAMPLER": "parentbased_traceidratio", "OTEL_TRACES_SAMPLER_ARG": "0.1"}
+SAMPLE_A_TENTH = {"OTEL_TRACES_SAMPLER": "parentbased_traceidratio", "OTEL_TRACES_SAMPLER_ARG": "0.1"}
 
 
 @dataclass(frozen=True)
 class Variant:
-    """One way to run the dice-roller and the die-service."""
+    """One way to run the dice-roller and the die-service.
+
+    Attributes:
+        command: the arguments of Python; ``{}`` stands for the package of the service.
+        variables: added to the environment.
+        collector: whether spans go to a collector over OTLP/HTTP instead of to a file.
+    """
 
     name: str
-    command: tuple[str, ...]  # the arguments of Python, with {} for roller or dieservice
+    command: tuple[str, ...]
     variables: dict[str, str] = field(default_factory=dict)
-    collector: bool = False  # whether spans go to a collector over OTLP/HTTP instead of a file
+    collector: bool = False
 
 
 SERVICE = ("-m", "{}")
 REFERENCE = ("-m", "bench.reference", "{}")
 WITHOUT_METRICS = ("-m", "bench.service", "{}")
 BARE = Variant("no telemetry", REFERENCE)
-TELEMETRY = ("standard", "fast")  # values of the variable of that name
+TELEMETRY = ("standard", "fast")  # the values of the environment variable TELEMETRY
 FILES = {which: Variant(which, SERVICE, {"TELEMETRY": which}) for which in TELEMETRY}
 
 
-def compared(telemetry: Sequence[str] = TELEMETRY) -> list[Variant]:
+def path_variants(telemetry: Sequence[str] = TELEMETRY) -> list[Variant]:
     """The variants of ``paths``."""
     over_otlp = [Variant(f"{which}, over OTLP", SERVICE, {"TELEMETRY": which}, collector=True) for which in telemetry]
     return [BARE, *(FILES[which] for which in telemetry), *over_otlp]
 
 
-def signals(telemetry: Sequence[str] = TELEMETRY) -> list[Variant]:
+def signal_variants(telemetry: Sequence[str] = TELEMETRY) -> list[Variant]:
     """The variants of ``signals``."""
     return [BARE] + [
         Variant(f"{which}: {signal}", command, {"TELEMETRY": which} | variables)
@@ -84,7 +90,7 @@ def signals(telemetry: Sequence[str] = TELEMETRY) -> list[Variant]:
             ("logs alone", WITHOUT_METRICS, NO_TRACES),
             ("traces alone", WITHOUT_METRICS, NO_LOGS),
             ("all", SERVICE, {}),
-            ("all, a tenth of the traces", SERVICE, A_TENTH),
+            ("all, a tenth of the traces", SERVICE, SAMPLE_A_TENTH),
         )
     ]
 
@@ -97,16 +103,16 @@ PATHS = (
 )
 
 
-CROWD = 1000  # clients that roll with the real delay
-ENOUGH = 0.98  # of the possible rolls: the services keep up with the clients
-BATCHES = (1, 2, 5, 10, 20, 50, 100)  # sizes
+MANY_CLIENTS = 1000  # clients that roll with the real delay
+SUSTAINED_SHARE = 0.98  # of the possible rolls; from this share on the services keep up with the clients
+BATCHES = (1, 2, 5, 10, 20, 50, 100)  # rolls
 BATCH_CLIENTS = 16
 OVERLOAD_PAUSE = 3.0  # seconds to recover from more clients than the services accept
 
 
 @dataclass
 class Run:
-    """One load on one variant; times in milliseconds, CPU in microseconds a request, memory in MB."""
+    """The result of loading one variant; times in milliseconds, CPU in microseconds a request, memory in MB."""
 
     variant: str
     path: str
@@ -129,12 +135,12 @@ class Options:
     """The options of the command.
 
     Attributes:
-        what: of ``signals``, ``paths`` and ``scale``; empty for the first two.
+        what: the measurements: ``signals``, ``paths``, ``scale``; empty for the first two.
         rounds: how often each variant is measured.
-        seconds: how long each time.
-        clients: connections.
-        minutes: how long ``scale`` watches a lab.
-        telemetry: the package of :mod:`otel` that is measured; ``None`` for each.
+        seconds: the duration of each measurement.
+        clients: the number of connections.
+        minutes: how long ``scale`` measures one lab over time.
+        telemetry: the package of :mod:`otel` that is measured; ``None`` for both.
         json: the file that every run is written to; ``-`` is stdout.
     """
 
@@ -162,14 +168,15 @@ def run(args: Options, console: Console) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # clean up as after Ctrl-C
     schedule_batch()  # as dicelab up does
     directory = Path(tempfile.mkdtemp(prefix="dicelab-bench-"))
-    # All variants run at the same time, each with a pool.
-    postgres = EmbeddedPostgres(directory / "postgres", max_connections=20 * max(len(signals()), len(compared())))
+    # All variants run at the same time, each with a connection pool.
+    pools = max(len(signal_variants()), len(path_variants()))
+    postgres = EmbeddedPostgres(directory / "postgres", max_connections=20 * pools)
     try:
         url = os.environ.get("DATABASE_URL", "")
         if not url:
             postgres.start()
             url = postgres.url
-        return asyncio.run(_bench(args, console, Bed(directory, url, postgres.pid)))
+        return asyncio.run(_bench(args, console, Testbed(directory, url, postgres.pid)))
     except KeyboardInterrupt:
         raise LabError("interrupted before everything was measured") from None
     finally:
@@ -177,12 +184,12 @@ def run(args: Options, console: Console) -> int:
         shutil.rmtree(directory, ignore_errors=True)
 
 
-async def _bench(args: Options, console: Console, bed: Bed) -> int:
+async def _bench(args: Options, console: Console, testbed: Testbed) -> int:
     document: dict[str, Any] = {"machine": _machine(), "load": "wrk" if shutil.which("wrk") else "bench.load"}
     faults: list[str] = []
     for part in dict.fromkeys(args.what or ("signals", "paths")):
         measure = {"signals": _signals, "paths": _paths, "scale": _scale}[part]
-        document[part] = await measure(args, console, bed, faults)
+        document[part] = await measure(args, console, testbed, faults)
     for fault in faults:
         console.print(fault, style="bold red", soft_wrap=True)
     if args.json:
@@ -198,40 +205,40 @@ def _machine() -> str:
 # --- the variants under load ---
 
 
-class Bed:
-    """Shared by the variants: a directory, a database, and ports that are assigned once."""
+class Testbed:
+    """What the variants share: a directory, a database, and ports, none of which is assigned twice."""
 
     def __init__(self, directory: Path, database: str, postgres_pid: int | None) -> None:
         self.directory = directory
         self.database = database
         self.postgres_pid = postgres_pid
-        self._given: set[int] = set()
+        self._assigned: set[int] = set()
 
     def free_port(self) -> int:
-        """A port that was not assigned before, below the ephemeral ports, of which clients use thousands."""
+        """A free port that was not assigned before; not an ephemeral port, because clients use thousands of those."""
         while True:
             port = random.randrange(10_000, 15_000)
             with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
-                if port not in self._given:
-                    self._given.add(port)
+                if port not in self._assigned:
+                    self._assigned.add(port)
                     return port
 
 
 class Deployment:
-    """A variant that runs: an asynchronous context.
+    """The running services of a variant: an asynchronous context.
 
     Attributes:
-        lab: its dice-roller and die-service.
+        lab: the dice-roller and the die-service.
     """
 
-    def __init__(self, bed: Bed, variant: Variant, **variables: str) -> None:
+    def __init__(self, testbed: Testbed, variant: Variant, **variables: str) -> None:
         self.variant = variant
-        self._bed = bed
+        self._testbed = testbed
         self._variables = variant.variables | variables
-        self._directory = Path(tempfile.mkdtemp(dir=bed.directory))
+        self._directory = Path(tempfile.mkdtemp(dir=testbed.directory))
         self._processes: dict[str, Process] = {}
-        urls = {name: f"http://127.0.0.1:{bed.free_port()}" for name in (ROLLER, DIE_SERVICE)}
-        self._collector_port = bed.free_port()
+        urls = {name: f"http://127.0.0.1:{testbed.free_port()}" for name in (ROLLER, DIE_SERVICE)}
+        self._collector_port = testbed.free_port()
         self.lab = Lab(RunDir(self._directory), urls[ROLLER], urls, timeout=SCRAPE_TIMEOUT)
 
     async def __aenter__(self) -> Self:
@@ -273,17 +280,17 @@ class Deployment:
             "DICE_STORE": "postgres",
             "ASYNC_ROLLS": "true",
             "ROLL_DELAY": "0",
-            "DATABASE_URL": self._bed.database,
+            "DATABASE_URL": self._testbed.database,
             "DIE_SERVICE_URL": self.lab.url(DIE_SERVICE),
         }
         if self.variant.collector:
             settings["OTEL_EXPORTER_OTLP_ENDPOINT"] = f"http://127.0.0.1:{self._collector_port}"
         else:
-            settings |= HEAVY_SPANS | {"TRACES_FILE": str(self._directory / f"{name}.spans")}
+            settings |= LARGE_TRACE_FILES | {"TRACES_FILE": str(self._directory / f"{name}.spans")}
         return settings | self._variables
 
     def url(self, path: str) -> str:
-        """The URL of a path, at the service that has it."""
+        """The URL of a path, at the service that has the route."""
         return self.lab.url(DIE_SERVICE if path.startswith("/dice") else ROLLER) + path
 
     async def _ready(self, name: str) -> None:
@@ -301,9 +308,9 @@ class Deployment:
 
     def pids(self) -> dict[str, list[int]]:
         pids = {name: [process.pid] for name, process in self._processes.items()}
-        pids["this command"] = [os.getpid()]  # which writes the log lines to files, as dicelab up does
-        if self._bed.postgres_pid is not None:
-            pids["postgres"] = [self._bed.postgres_pid, *_children(self._bed.postgres_pid)]
+        pids["this command"] = [os.getpid()]  # it writes the services' log lines to files, as dicelab up does
+        if self._testbed.postgres_pid is not None:
+            pids["postgres"] = [self._testbed.postgres_pid, *_children(self._testbed.postgres_pid)]
         return pids
 
     def memory(self) -> dict[str, float]:
@@ -341,7 +348,7 @@ class Deployment:
         if not requests:
             raise LabError(f"no request to {path} was answered in {seconds:g} s")
         cpu = {
-            # Without processes that have ended: PostgreSQL starts and ends some of its own at any time.
+            # max(): a process that has ended has no CPU time any more. PostgreSQL starts and ends some at any time.
             name: sum(max(0.0, _cpu(pid) - before[name].get(pid, 0.0)) for pid in group) * 1e6 / requests
             for name, group in self.pids().items()
         }
@@ -404,7 +411,7 @@ def _milliseconds(number: str, unit: str) -> float:
 
 
 def _cpu(pid: int) -> float:
-    """The CPU time of a process in seconds, user and system; 0 for one that has ended."""
+    """The user and system CPU time of a process, in seconds; 0 after its end."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()
     except OSError:
@@ -422,7 +429,7 @@ def _status(pid: int, name: str) -> float:
 
 
 def _clean_environ() -> dict[str, str]:
-    """The environment without variables that would configure a service."""
+    """The environment without the variables that would configure a service."""
     drop = re.compile(
         r"OTEL_|DATABASE_URL|ROLL_|TRACES_|DB_|DIE_SERVICE_|LOG_LEVEL|RANDOM_SEED|EVENT_LOOP|TELEMETRY$|PORT$|HOST$"
     )
@@ -432,9 +439,9 @@ def _clean_environ() -> dict[str, str]:
 # --- the measurements ---
 
 
-async def _signals(args: Options, console: Console, bed: Bed, faults: list[str]) -> list[dict[str, Any]]:
-    variants = signals(args.packages)
-    runs = await _rounds(bed, variants, (ROLL,), args, faults)
+async def _signals(args: Options, console: Console, testbed: Testbed, faults: list[str]) -> list[dict[str, Any]]:
+    variants = signal_variants(args.packages)
+    runs = await _rounds(testbed, variants, (ROLL,), args, faults)
     rows = _table(f"{ROLL}, {args.clients} clients, {args.rounds} rounds of {args.seconds:g} s", console)
     for variant in variants:
         _row(rows, variant.name, runs[variant.name, ROLL], runs[BARE.name, ROLL])
@@ -442,9 +449,9 @@ async def _signals(args: Options, console: Console, bed: Bed, faults: list[str])
     return [asdict(run) for group in runs.values() for run in group]
 
 
-async def _paths(args: Options, console: Console, bed: Bed, faults: list[str]) -> list[dict[str, Any]]:
-    variants = compared(args.packages)
-    runs = await _rounds(bed, variants, PATHS, args, faults)
+async def _paths(args: Options, console: Console, testbed: Testbed, faults: list[str]) -> list[dict[str, Any]]:
+    variants = path_variants(args.packages)
+    runs = await _rounds(testbed, variants, PATHS, args, faults)
     title = f"With and without telemetry, {args.clients} clients, for batches at most {BATCH_CLIENTS}"
     rows = _table(title, console)
     for path in PATHS:
@@ -456,16 +463,16 @@ async def _paths(args: Options, console: Console, bed: Bed, faults: list[str]) -
 
 
 async def _rounds(
-    bed: Bed, variants: Sequence[Variant], paths: Sequence[str], args: Options, faults: list[str]
+    testbed: Testbed, variants: Sequence[Variant], paths: Sequence[str], args: Options, faults: list[str]
 ) -> dict[tuple[str, str], list[Run]]:
-    """Load each variant and path once a round; returns their runs."""
-    # A batch of a hundred for each of more clients would not be answered within a round.
+    """Load each variant on each path once a round; returns their runs."""
+    # With more clients, batches of a hundred would not be answered within a round.
     clients = {path: min(args.clients, BATCH_CLIENTS) if "times=" in path else args.clients for path in paths}
     runs: dict[tuple[str, str], list[Run]] = {(variant.name, path): [] for variant in variants for path in paths}
     shuffled = random.Random(0)
     async with contextlib.AsyncExitStack() as stack:
-        # One after the other: all at once, each would take too long to start.
-        deployments = [await stack.enter_async_context(Deployment(bed, variant)) for variant in variants]
+        # One after the other: started together, each would take too long.
+        deployments = [await stack.enter_async_context(Deployment(testbed, variant)) for variant in variants]
         for one in deployments:  # warm up: connections, caches
             for path in paths:
                 await one.run(path, clients[path], min(1, args.seconds))
@@ -485,22 +492,22 @@ async def _rounds(
     return runs
 
 
-async def _scale(args: Options, console: Console, bed: Bed, faults: list[str]) -> list[dict[str, Any]]:
+async def _scale(args: Options, console: Console, testbed: Testbed, faults: list[str]) -> list[dict[str, Any]]:
     scale = _Scale(args, console, faults)
     sustained = {}
     for variant in (BARE, *(FILES[which] for which in args.packages)):
-        async with Deployment(bed, variant, ROLL_DELAY="1") as deployment:
+        async with Deployment(testbed, variant, ROLL_DELAY="1") as deployment:
             await scale.with_delay(deployment, args.clients)
-            sustained[variant.name] = await scale.with_delay(deployment, CROWD)
+            sustained[variant.name] = await scale.with_delay(deployment, MANY_CLIENTS)
     if limit := machine_limit(sustained[BARE.name]):
         console.print(limit, soft_wrap=True)
     if len(args.packages) == len(TELEMETRY):
         console.print(advice(sustained), soft_wrap=True)
     for which in args.packages:
-        async with Deployment(bed, FILES[which]) as deployment:
+        async with Deployment(testbed, FILES[which]) as deployment:
             await deployment.run(ROLL, args.clients, 1)  # warm up
             await scale.by_batch_size(deployment)
-    async with Deployment(bed, FILES[args.telemetry or os.environ.get("TELEMETRY") or "standard"]) as deployment:
+    async with Deployment(testbed, FILES[args.telemetry or os.environ.get("TELEMETRY") or "standard"]) as deployment:
         await deployment.run(ROLL, args.clients, 1)  # warm up
         await scale.by_clients(deployment)
         await scale.by_time(deployment)
@@ -508,20 +515,24 @@ async def _scale(args: Options, console: Console, bed: Bed, faults: list[str]) -
 
 
 def machine_limit(share: float) -> str:
-    """A remark on a machine that is too slow by itself; empty if it is not.
+    """A remark where the machine is too slow even without telemetry; empty where it is not.
 
     Args:
-        share: of the possible rolls, sustained without telemetry.
+        share: the sustained share of the possible rolls, without telemetry.
     """
-    if share >= ENOUGH:
+    if share >= SUSTAINED_SHARE:
         return ""
     return f"This machine sustains {share:.1%} of the possible rolls without telemetry: compare the packages with that."
 
 
 def advice(sustained: dict[str, float]) -> str:
-    """Advice on the fast package, from the share of the possible rolls that each package sustains with the delay."""
-    if sustained["standard"] >= ENOUGH:
-        return f"TELEMETRY=standard sustains {ENOUGH:.0%} of the possible rolls here; fast is not needed."
+    """Whether the fast package is worth using.
+
+    Args:
+        sustained: the share of the possible rolls that each package sustains with the delay, by package.
+    """
+    if sustained["standard"] >= SUSTAINED_SHARE:
+        return f"TELEMETRY=standard sustains {SUSTAINED_SHARE:.0%} of the possible rolls here; fast is not needed."
     gain = sustained["fast"] / sustained["standard"]
     return (
         f"TELEMETRY=fast is advisable for so many clients: it sustains {gain:.2f} times as many rolls as standard."
@@ -530,7 +541,7 @@ def advice(sustained: dict[str, float]) -> str:
 
 
 class _Scale:
-    """The parts of ``scale``; ``runs`` is what ``--json`` writes."""
+    """The measurements of ``scale``; ``runs`` is what ``--json`` writes."""
 
     def __init__(self, args: Options, console: Console, faults: list[str]) -> None:
         self.runs: list[dict[str, Any]] = []
@@ -539,23 +550,23 @@ class _Scale:
         self._faults = faults
 
     def _keep(self, run: Run, rolls: int, may_fail: bool = False, **more: float) -> float:
-        """Keep a run; returns the CPU time of a roll in µs."""
+        """Record a run; returns the CPU time of a roll in µs."""
         if run.failed and not may_fail:
             self._faults.append(f"{run.failed} requests to {run.path} from {run.clients} clients failed")
         self.runs.append(asdict(run) | {"rolls": rolls} | more)
         return run.total / rolls
 
     async def with_delay(self, deployment: Deployment, clients: int) -> float:
-        """Returns the share of the possible rolls that were sustained."""
+        """Measure rolls with their delay; returns the sustained share of the possible rolls."""
         args = self._args
         before = await deployment.dropped()
         await deployment.run(ROLL, clients, 2)  # warm up
-        async with Scraping(deployment, every=args.seconds / 3) as scraping:
+        async with Scraper(deployment, every=args.seconds / 3) as scraper:
             run = await deployment.run(ROLL, clients, args.seconds * 10)
-        # The load generator counts neither the burst at the start nor the rolls in flight at the end correctly, so
-        # the sustained rate comes from the dice-roller's counter.
-        rate = scraping.rate(after=args.seconds)
-        scrapes = scraping.took
+        # The burst at the start and the rolls in flight at the end distort the load generator's rate, so the sustained
+        # rate comes from the dice-roller's counter.
+        rate = scraper.rate(after=args.seconds)
+        scrapes = scraper.took
         dropped = await deployment.dropped() - before
         self._keep(run, 1, scrape_ms=max(scrapes), sustained=round(rate, 1), dropped=dropped)
         possible = clients / 0.5
@@ -605,7 +616,7 @@ class _Scale:
             title=f"By clients, {deployment.variant.name}",
             title_justify="left",
         )
-        for clients in (8, 64, 256, CROWD):
+        for clients in (8, 64, 256, MANY_CLIENTS):
             runs = [await deployment.run(ROLL, clients, self._args.seconds) for _ in range(self._args.rounds)]
             # Without a delay, more clients than usual exceed what the services accept: some requests are refused.
             cpu = min(self._keep(run, 1, may_fail=clients > self._args.clients) for run in runs)
@@ -637,7 +648,7 @@ class _Scale:
 
 
 def drop_limit(rates: Sequence[tuple[float, float]]) -> str:
-    """The rate from which on spans and lines are dropped; empty if none were.
+    """A sentence on the rate above which spans and lines are dropped; empty if none were.
 
     Args:
         rates: rolls a second, and the spans and lines that were dropped at that rate.
@@ -654,7 +665,7 @@ def drop_limit(rates: Sequence[tuple[float, float]]) -> str:
     )
 
 
-class Scraping:
+class Scraper:
     """Scrapes the dice-roller's metrics while the block runs, with pauses of ``every`` seconds."""
 
     def __init__(self, deployment: Deployment, every: float) -> None:
@@ -674,7 +685,7 @@ class Scraping:
             await asyncio.gather(self._task, return_exceptions=True)  # the first error is the one to report
             return
         self._ending.set()
-        await self._task  # including the scrape in flight; its error is reported
+        await self._task  # waits for the scrape in flight, and raises its error
 
     def rate(self, after: float) -> float:
         """Rolls a second between the first and the last scrape later than ``after`` seconds since the start."""
@@ -711,7 +722,7 @@ def _table(title: str, console: Console) -> Table:
 
 
 def _row(rows: Table, name: str, runs: Sequence[Run], bare: Sequence[Run]) -> None:
-    """Add the medians of the runs, but the minimum of the CPU time, to which other work can only add."""
+    """Add the medians of the runs, but the minimum of their CPU time: other work can only increase that."""
 
     def median(of: Callable[[Run], float]) -> float:
         return statistics.median(map(of, runs))

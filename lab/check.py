@@ -1,7 +1,7 @@
-"""``dicelab check``: whether every feature of the running stage works, end to end.
+"""``dicelab check``: checks end to end whether every feature of the running stage works.
 
-It rolls dice, keeps the trace ids, and then looks for those very rolls: on the services' ``/metrics`` and in
-Prometheus, in the log files and Loki, in the trace files or Tempo. Telemetry takes a moment to arrive, so each check
+It rolls dice, keeps the trace ids, and then looks for the telemetry of these rolls: on the services' ``/metrics`` and
+in Prometheus, in the log files and Loki, in the trace files or Tempo. Telemetry takes a moment to arrive, so each check
 is repeated until it succeeds or its time is up.
 """
 
@@ -36,7 +36,7 @@ class Row(NamedTuple):
     check: Check
 
 
-# In the order of the feature matrix. Rows that roll come before the rows that look for what those rolls left.
+# In the order of the feature matrix. Rows that roll come before the rows that look for the telemetry of those rolls.
 ROWS = (
     Row("Dice Roller API", 1, features.ready(ROLLER)),
     Row("Frontend", 2, features.ready(FRONTEND)),
@@ -97,12 +97,12 @@ class Options:
     """The options of the command.
 
     Attributes:
-        stage: what the lab is checked against; ``None`` for the stage that runs.
+        stage: the stage to check against; ``None`` for the stage that runs.
         timeout: the time limit of each feature, in seconds.
         compose: whether the lab runs in containers.
-        addresses: of a lab elsewhere: names of its parts, or an empty one for the whole, each with a URL.
-        schema: check what the lab has shown against the registry, instead of its features.
-        samples: with ``schema``, the file to write that to for Weaver.
+        addresses: the URLs of a lab elsewhere, each with the name of its part; the name is empty for the whole lab.
+        schema: compare the telemetry with the registry, instead of checking the features.
+        samples: with ``schema``, the file to which the telemetry is written for Weaver.
     """
 
     run_dir: Path
@@ -118,14 +118,14 @@ def run(options: Options, console: Console) -> int:
     """Run the command; returns 0 when nothing is missing or violated, else 1.
 
     Raises:
-        LabError: when no lab runs there, the stage does not exist, or none is given for a lab that does not show it.
+        LabError: when no lab runs there, the stage does not exist, or the stage is unknown and not given.
     """
     stage = options.stage
     if stage is not None and stage not in STAGES:
         raise LabError(f"there is no stage {stage}; stages are {STAGES[0]} to {STAGES[-1]}")
     if options.compose or options.addresses:
         if stage is None:
-            raise LabError("neither containers nor a URL show their stage; give it by --stage")
+            raise LabError("the stage of containers, or of a lab behind a URL, is unknown; give it by --stage")
         if options.addresses:
             lab = Lab.elsewhere(options.run_dir, stage, dict(options.addresses))
         else:

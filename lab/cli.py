@@ -1,7 +1,7 @@
 """The ``dicelab`` command line.
 
-What a command does is imported when it runs: the module of each has a dataclass ``Options``, whose fields are the
-command's options, and ``run(options, console)``, which returns the exit status: 0 done, 1 failed.
+The module of each command is imported when the command runs. It has a dataclass ``Options``, whose fields are the
+command's options, and a function ``run(options, console)``, which returns the exit status: 0 done, 1 failed.
 """
 
 from __future__ import annotations
@@ -44,10 +44,10 @@ def _run(module: str, given: dict[str, Any]) -> int:
 @dicelab.command()
 @click.option("--stage", type=int, default=6, metavar="1..6", help="Which stage.")
 @click.option(
-    "--base-port", type=count(1, 65532), default=8000, metavar="PORT", help="The dice-roller's; others follow."
+    "--base-port", type=count(1, 65532), default=8000, metavar="PORT", help="The dice-roller's port; the others follow."
 )
 @click.option("--host", default="127.0.0.1", metavar="ADDRESS", help="The address to listen on.")
-@click.option("--roll-delay", type=DELAY, metavar="SECONDS", help="The longest wait of a roll [default: 1]")
+@click.option("--roll-delay", type=DELAY, metavar="SECONDS", help="The longest a roll waits [default: 1]")
 @click.option("--engines", is_flag=True, help="Also start Prometheus, Tempo and the other engines that are on PATH.")
 @click.option("--workers", type=count(1, 64), default=1, metavar="N", help="Processes of dice-roller and die-service.")
 @click.option("--telemetry", type=click.Choice(["standard", "fast"]), help="How the services are instrumented.")
@@ -65,20 +65,20 @@ def up(no_tail: bool, **given: Any) -> int:
 @click.option("--timeout", type=DELAY, default=20.0, metavar="SECONDS", help="The time limit of one feature.")
 @click.option("--compose", is_flag=True, help="Check the lab in containers, by docker or podman.")
 @options.addresses
-@click.option("--schema", is_flag=True, help="Compare the telemetry so far with otel/registry instead.")
+@click.option("--schema", is_flag=True, help="Instead compare the telemetry so far with otel/registry.")
 @click.option(
     "--samples",
     type=click.Path(path_type=Path, dir_okay=False),
     metavar="FILE",
-    help="With --schema: write it as samples for weaver registry live-check.",
+    help="With --schema: also write the telemetry to FILE, for weaver registry live-check.",
 )
 @options.run_dir
 def check(**given: Any) -> int:
-    """Check whether every feature of the stage works."""
+    """Check whether every feature of the running stage works."""
     if given["samples"] and not given["schema"]:
         raise click.UsageError("--samples needs --schema")
     if given["addresses"] and (given["compose"] or given["schema"]):
-        raise click.UsageError("--url goes with neither --compose nor --schema")
+        raise click.UsageError("--url cannot be combined with --compose or --schema")
     return _run("check", given)
 
 
@@ -104,16 +104,22 @@ def down(**given: Any) -> int:
 @click.option("--users", type=count(1, options.MAX_USERS), default=5, metavar="N", help="Concurrent users.")
 @click.option("--max-rolls", type=count(1, 1_000_000), metavar="N", help="A user rolls 1 to N times [default: 10]")
 @click.option("--die", type=Dice(), metavar="MIX", help="Dice and proportions, such as fair=3,risky=1 [default: all]")
-@click.option("--async-probability", type=PROBABILITY, metavar="P", help="The share of batches [default: 0.2]")
+@click.option(
+    "--async-probability", type=PROBABILITY, metavar="P", help="The share of requests for a batch [default: 0.2]"
+)
 @click.option("--max-async-rolls", type=count(1, 10_000), metavar="N", help="A batch has 1 to N rolls [default: 10]")
-@click.option("--think-time", type=Number(0, 3600, " seconds"), metavar="SECONDS", help="Between rolls [default: 0.5]")
+@click.option(
+    "--think-time", type=Number(0, 3600, " seconds"), metavar="SECONDS", help="Pause between rolls [default: 0.5]"
+)
 @click.option(
     "--duration",
     type=DURATION,
     metavar="SECONDS",
-    help="New users come until then [default: until each has rolled; 60 with --rate or --profile]",
+    help="New users arrive until then [default: until each has rolled; 60 with --rate or --profile]",
 )
-@click.option("--rate", type=RATE, metavar="N", help="N rolls a second, whether earlier ones are answered or not.")
+@click.option(
+    "--rate", type=RATE, metavar="N", help="Start N rolls a second, whether earlier ones are answered or not."
+)
 @click.option(
     "--profile", type=click.Choice(PROFILES), default="steady", help="How the load changes over the duration."
 )
@@ -121,32 +127,38 @@ def down(**given: Any) -> int:
 @options.url
 @options.experiment
 def traffic(**given: Any) -> int:
-    """Let users roll dice, and sum up the answers."""
+    """Simulate users who roll dice, and summarise the answers."""
     return _run("load.traffic", given)
 
 
 @dicelab.command()
 @click.option("--die", default="fair", metavar="NAME", help="Which die.")
-@click.option("--times", type=count(2, 10_000), default=10, metavar="N", help="Rolls a run.")
-@click.option("--rounds", type=count(1, 10_000), default=10, metavar="N", help="Runs a side.")
+@click.option("--times", type=count(2, 10_000), default=10, metavar="N", help="Rolls in each run.")
+@click.option("--rounds", type=count(1, 10_000), default=10, metavar="N", help="Runs of each kind.")
 @click.option(
     "--delay", type=DELAY, metavar="SECONDS", help="The lab's ROLL_DELAY [default: that of the run dir's lab, else 1]"
 )
 @options.url
 @options.experiment
 def compare(**given: Any) -> int:
-    """Compare rolls one after the other with a batch of as many."""
+    """Compare rolls one after the other with a batch of the same size."""
     return _run("load.compare", given)
 
 
 @dicelab.command()
 @click.option("--rate", type=RATE, default=50.0, metavar="N", help="Queries a second.")
-@click.option("--duration", type=DURATION, default=10.0, metavar="SECONDS", help="The duration.")
-@click.option("--ratio", type=Ratio(), default="1:4", metavar="LIST:GET", help="Ratio of lists to single dice.")
+@click.option("--duration", type=DURATION, default=10.0, metavar="SECONDS", help="Duration of the load.")
+@click.option(
+    "--ratio",
+    type=Ratio(),
+    default="1:4",
+    metavar="LIST:GET",
+    help="Ratio of queries for the list to queries for one die.",
+)
 @options.url
 @options.experiment
 def load_db(**given: Any) -> int:
-    """Query the die-service at a rate."""
+    """Query the die-service at a constant rate."""
     return _run("load.load_db", given)
 
 
@@ -170,7 +182,7 @@ def load_db(**given: Any) -> int:
 def chaos(**given: Any) -> int:
     """Inject a fault into the lab, and check that telemetry shows it."""
     if given["kubernetes"] and given["compose"]:
-        raise click.UsageError("--kubernetes does not go with --compose")
+        raise click.UsageError("--kubernetes cannot be combined with --compose")
     if given["addresses"] and not given["kubernetes"]:
         raise click.UsageError("--url needs --kubernetes")
     return _run("chaos.command", given)
@@ -181,7 +193,7 @@ chaos.epilog = f"Experiments: {', '.join(EXPERIMENTS)}."
 
 @dicelab.command()
 @click.option(
-    "--base-port", type=count(1, 65510), default=8000, metavar="PORT", help="The dice-roller's; others follow."
+    "--base-port", type=count(1, 65510), default=8000, metavar="PORT", help="The dice-roller's port; the others follow."
 )
 def forward(**given: Any) -> int:
     """Forward the ports of a lab in a cluster to this machine."""
@@ -196,7 +208,7 @@ def forward(**given: Any) -> int:
 @click.option("--json", is_flag=True, help="Print as JSON.")
 @options.run_dir
 def learn(**given: Any) -> int:
-    """Practise on the running lab: exercises that are checked.
+    """Practise on the running lab, with exercises whose answers are checked.
 
     \b
     learn [list]           all exercises, and your progress
@@ -215,14 +227,14 @@ def learn(**given: Any) -> int:
 
 @dicelab.command()
 @click.argument("words", nargs=-1, metavar="[ACTION] [DIR] [ANSWER]")
-@click.option("--seed", type=int, metavar="N", help="Of what is drawn [default: one that nobody knows]")
-@click.option("--level", type=count(1, 3), default=2, metavar="1..3", help="How hard it is.")
+@click.option("--seed", type=int, metavar="N", help="Seed of the game [default: random]")
+@click.option("--level", type=count(1, 3), default=2, metavar="1..3", help="Level of difficulty.")
 @click.option(
     "--within",
     type=Number(5, 600, " seconds"),
     default=80.0,
     metavar="SECONDS",
-    help="The fault is put in within this time; half of it passes before.",
+    help="The fault begins at a random time in the second half of this time.",
 )
 @click.option(
     "--minutes",
@@ -235,7 +247,7 @@ def learn(**given: Any) -> int:
     "--answer",
     type=click.Path(path_type=Path, dir_okay=False),
     metavar="FILE",
-    help="Wait for the answer in this file instead of asking for it.",
+    help="Wait for the answer in this file instead of prompting for it.",
 )
 @click.option("--json", is_flag=True, help="Print as JSON, and read answers as JSON.")
 @options.run_dir
@@ -249,14 +261,14 @@ def mystery(**given: Any) -> int:
     mystery history            the games and their scores
     mystery seeds              forty seeds to compare with
 
-    Everything is put back when the game ends, however it ends.
+    When the game ends, for whatever reason, the fault is removed.
     """
     return _run("mystery.command", given)
 
 
 @dicelab.command()
 @click.argument("query", metavar="QUERY")
-@click.option("--json", is_flag=True, help="Print an array with an object a row.")
+@click.option("--json", is_flag=True, help="Print a JSON array with an object for each row.")
 @click.option("--csv", is_flag=True, help="Print comma-separated values.")
 @options.run_dir
 def sql(**given: Any) -> int:
@@ -268,22 +280,24 @@ def sql(**given: Any) -> int:
 
 
 @dicelab.command()
-@click.option("--requests", type=count(1, 100_000), default=200, metavar="N", help="Requests for rolls to measure.")
-@click.option("--rolls-a-day", type=count(1, 10**12), metavar="N", help="To project [default: that of the price file]")
+@click.option("--requests", type=count(1, 100_000), default=200, metavar="N", help="How many requests to measure.")
+@click.option(
+    "--rolls-a-day", type=count(1, 10**12), metavar="N", help="For the projection [default: from the price file]"
+)
 @click.option(
     "--prices",
     type=click.Path(path_type=Path, dir_okay=False),
     metavar="FILE",
     help="A price file [default: an example]",
 )
-@click.option("--seed", type=int, default=7, metavar="N", help="Of the requests.")
+@click.option("--seed", type=int, default=7, metavar="N", help="Seed of the requests.")
 @click.option("--json", is_flag=True, help="Print the report as JSON.")
 @options.run_dir
 def cost(**given: Any) -> int:
     """Measure what the telemetry of a roll costs.
 
-    Rolls dice, and reports bytes a roll by signal, series by label, what nobody asks for, a projection by a price
-    file, and the five changes that would save most.
+    Rolls dice, and reports bytes a roll by signal, series by label, telemetry that no query uses, a projection by a
+    price file, and the five changes that would save most.
     """
     return _run("cost.command", given)
 
@@ -291,14 +305,14 @@ def cost(**given: Any) -> int:
 @dicelab.command()
 @click.argument("before", type=count(1, 6), metavar="A")
 @click.argument("after", type=count(1, 6), metavar="B")
-@click.option("--seed", type=int, default=7, metavar="N", help="Of the rolls in both stages.")
-@click.option("--no-run", "static", is_flag=True, help="Compare settings, services and panels; start nothing.")
+@click.option("--seed", type=int, default=7, metavar="N", help="Seed of the rolls in both stages.")
+@click.option("--no-run", "static", is_flag=True, help="Start no lab: compare settings, services and panels only.")
 @click.option("--json", is_flag=True, help="Print the changes as JSON.")
 def diff(**given: Any) -> int:
     """Compare two stages.
 
-    Starts both for a moment, beside any lab that runs, and compares settings, services, routes, metrics, log fields,
-    spans and panels, and the traces of one roll.
+    Starts both for a moment, beside any running lab. Compares settings, services, routes, metrics, log fields, spans
+    and panels, and the traces of one roll.
     """
     return _run("diff", given)
 
@@ -319,20 +333,20 @@ def diff(**given: Any) -> int:
     type=Number(0.001, 7 * 24 * 60, " minutes"),
     default=1.0,
     metavar="MINUTES",
-    help="scale: how long a lab is watched.",
+    help="scale: how long one lab is measured over time.",
 )
-@click.option("--telemetry", type=click.Choice(["standard", "fast"]), help="Measure this package of otel/ alone.")
+@click.option("--telemetry", type=click.Choice(["standard", "fast"]), help="Measure only this package of otel/.")
 @click.option(
     "--json",
     type=click.Path(path_type=Path, allow_dash=True),
     metavar="FILE",
-    help="Write every run there; - is stdout.",
+    help="Write every run to FILE; - is stdout.",
 )
 def bench(**given: Any) -> int:
     """Measure what telemetry costs.
 
-    signals: each alone and all; paths: all against none, by path; scale: the real delay, many clients, batches, time.
-    Without a name: signals and paths.
+    signals: each signal alone, and all. paths: all signals and none, by path. scale: the real delay, many clients,
+    batches, over time. The default is signals and paths.
     """
     return _run("bench", given)
 
@@ -350,7 +364,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except click.ClickException as error:
         error.show()
         return error.exit_code
-    except BrokenPipeError:  # the reader has gone, such as head
+    except BrokenPipeError:  # the reader of the pipe has ended, such as head
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
 

@@ -1,9 +1,9 @@
 """A running lab, seen from outside: where its parts are, and the spans, log lines and samples that they have written.
 
 Everything that observes a lab uses this model: ``dicelab check``, ``chaos``, ``traffic``, ``compare``,
-``load-db``, ``bench`` and the tests. Build it with :meth:`Lab.in_run_dir`, :meth:`Lab.find`,
-:meth:`Lab.in_containers` or :meth:`Lab.elsewhere`. Methods that begin with ``fetch_`` ask over HTTP and need an open
-session::
+``load-db``, ``bench`` and the tests. Create it with :meth:`Lab.in_run_dir`, :meth:`Lab.find`,
+:meth:`Lab.in_containers` or :meth:`Lab.elsewhere`. Methods whose names begin with ``fetch_`` send HTTP requests, for
+which the lab must be entered::
 
     async with Lab.in_run_dir(Path(".dicelab")) as lab:
         spans = await lab.fetch_trace(trace_id)
@@ -38,7 +38,7 @@ ROLLER, DIE_SERVICE, FRONTEND = "dice-roller", "die-service", "frontend"
 TIMEOUT = 10.0  # seconds for one answer
 LOKI_RANGE = 600.0  # seconds that a Loki query covers
 LOKI_LIMIT = 1000  # lines
-LOKI_MOST_LINES = 5000  # that Loki answers with
+LOKI_MAX_LINES = 5000  # Loki's limit for one answer
 TENANTS = ("operations", "usage")
 SAMPLING_METRICS = '{__name__=~"otelcol_processor_tail_sampling_.+"}'
 BASE_PORT = 8000  # the port from which the compose file counts
@@ -75,10 +75,10 @@ class Response:
 
 @dataclass(frozen=True)
 class Capabilities:
-    """What the service that users address offers, by its OpenAPI document.
+    """What the service that users call offers, according to its OpenAPI document.
 
     Attributes:
-        title: of the document.
+        title: the title of the document.
         max_times: the most rolls of one batch; 0 where there is no ``/roll-async``.
         sign_in: whether users can sign in.
     """
@@ -93,12 +93,13 @@ class Lab:
     """One running lab.
 
     Attributes:
-        front: the URL that users go to: the frontend's, or at stage 1 the dice-roller's.
+        directory: the run dir; for a lab elsewhere, the one where this process keeps its own telemetry.
+        front: the URL of the service that users call: the frontend, or at stage 1 the dice-roller.
         services: the URL of each service, by name; empty where only ``front`` is known.
         engines: the URL of each engine, by name.
-        state: what ``dicelab up`` has written to its state file; of containers, the same as far as it is known.
-        containers: where the lab runs in containers, these.
-        pods: where the lab runs in a cluster that kubectl reaches, its pods.
+        state: the state file of ``dicelab up``; for any other lab, the entries that are known.
+        containers: the containers of a compose project, if the lab runs in them.
+        pods: the lab's pods, if it runs in a cluster that kubectl reaches.
         remote: whether the lab runs elsewhere, so that its files cannot be read.
         timeout: seconds for one request.
     """
@@ -138,7 +139,7 @@ class Lab:
 
     @classmethod
     def find(cls, run_dir: Path, url: str | None = None) -> Self:
-        """The lab at a URL, or without a URL that of the run dir. A URL of the run dir's lab becomes its front.
+        """The lab at a URL, or without a URL the lab in the run dir. Its front is the URL, if one is given.
 
         Raises:
             LabError: when no URL is given and no lab runs in the run dir.
@@ -170,8 +171,8 @@ class Lab:
             one.name: f"http://127.0.0.1:{_engine_port(one.ports[0])}" for one in engines.ENGINES if one.name in names
         }
         state: dict[str, Any] = {
-            # At least: containers do not show which stage they are.
-            "stage": least_stage(names),
+            # The lowest possible stage: containers do not show theirs.
+            "stage": lowest_stage(names),
             "postgres": {},  # a container like the others
             "sampling": containers.sampling,
             "otlp_endpoint": f"http://127.0.0.1:{_engine_port('COLLECTOR_HTTP_PORT')}",
@@ -181,15 +182,15 @@ class Lab:
 
     @classmethod
     def elsewhere(cls, run_dir: Path, stage: int, addresses: Mapping[str, str], pods: Pods | None = None) -> Self:
-        """A lab that only HTTP reaches, such as one in a cluster.
+        """A lab that is reached by HTTP only, such as one in a cluster.
 
-        If the address of the front has a port, the other parts of the stage are at the ports that they have beside it
-        under ``dicelab up --engines``, as behind ``dicelab forward``.
+        If the URL of the front has a port, the URLs of the other parts are derived from it: they have the same port
+        offsets as under ``dicelab up --engines``, and so has ``dicelab forward``.
 
         Args:
             run_dir: where this process keeps its own telemetry.
-            addresses: URLs by the name of a service or engine, by ``otlp`` for the Collector's OTLP over HTTP, or by an
-                empty name for the front.
+            addresses: URLs by the name of a service or engine; ``otlp`` stands for the Collector's OTLP over HTTP, and
+                the empty name for the front.
 
         Raises:
             LabError: when a name is unknown, or no address is that of the front.
@@ -233,7 +234,7 @@ class Lab:
         )
 
     async def find_engines(self) -> None:
-        """Forget the engines that do not answer; none of them has to be there."""
+        """Drop the engines that do not answer: a lab elsewhere need not run all of them."""
         answers = await asyncio.gather(*map(self.fetch_ready, self.engines))
         there = dict(zip(self.engines, answers, strict=True))
         self.engines = {name: url for name, url in self.engines.items() if there[name]}
@@ -280,7 +281,7 @@ class Lab:
     # --- files ---
 
     def log_lines(self, service: str) -> list[str]:
-        """The complete lines of a service's current log file; empty where there is none."""
+        """The complete lines of a service's current log file; empty where the file does not exist."""
         if self.containers is not None:
             return self.containers.log_lines(service)
         if self.pods is not None:
@@ -298,7 +299,7 @@ class Lab:
                 yield parse_line(text)
 
     def spans(self, trace_id: str | None = None) -> list[Span]:
-        """The spans in the trace files, of one trace or of all."""
+        """The spans in the trace files: those of one trace, or all."""
         return [
             span
             for path in sorted(self.directory.traces.glob("*.jsonl*"))
@@ -397,7 +398,7 @@ class Lab:
         return await self._result(f"{self.engine('prometheus')}/api/v1/query", expression)
 
     async def fetch_lines(self, service: str, **fields: Any) -> list[Line]:
-        """The log lines of a service that have these fields, newest first: in its log file, else in Loki by tenant.
+        """The log lines of a service that have these fields, newest first: from its log file, else from Loki by tenant.
 
         Raises:
             NotRunning: when the lab is elsewhere and has no Loki.
@@ -408,7 +409,7 @@ class Lab:
         return [line for tenant in TENANTS for line in await self.fetch_loki_lines(tenant, service, **fields)]
 
     async def fetch_texts(self, service: str) -> list[str]:
-        """The log lines of a service as they were written: in its log file, else the newest in Loki.
+        """The log lines of a service, unparsed: from its log file, else the newest ones in Loki.
 
         Raises:
             NotRunning: when the lab is elsewhere and has no Loki.
@@ -452,13 +453,13 @@ class Lab:
         return [text for _, text, *_ in sorted(values, reverse=True)]
 
     def _loki(self) -> str:
-        """The URL of Loki; here it is of use with an Alloy only, which fills it."""
+        """The URL of Loki. In a local lab this needs Alloy too, without which Loki is empty."""
         if not self.remote:
             self.engine("alloy")
         return self.engine("loki")
 
     async def fetch_loki_texts(self, start: float, end: float) -> Counter[str]:
-        """How often Loki has each line of a time range, in all tenants.
+        """How often each line of a time range is in Loki, summed over all tenants.
 
         Args:
             start, end: in seconds since 1970.
@@ -476,13 +477,13 @@ class Lab:
                 "query": '{service_name=~".+"}',
                 "start": str(int(since * 1e9)),
                 "end": str(int(until * 1e9)),
-                "limit": str(LOKI_MOST_LINES),
+                "limit": str(LOKI_MAX_LINES),
             }
             response = await self.fetch(url, query, **{"X-Scope-OrgID": tenant})
             if response.status != 200:
                 raise Missing(f"{url} answers {response.status}: {response.text[:200]}")
             texts = [text for stream in response.json["data"]["result"] for _, text, *_ in stream["values"]]
-            if len(texts) < LOKI_MOST_LINES:
+            if len(texts) < LOKI_MAX_LINES:
                 found.update(texts)
             else:  # there may be more
                 middle = (since + until) / 2
@@ -492,8 +493,8 @@ class Lab:
     async def fetch_sampling(self) -> str:
         """How the Collector samples traces, as :attr:`sampling`.
 
-        A lab that only HTTP reaches does not say so itself: there Prometheus is asked for the metrics that a Collector
-        has if it samples.
+        A lab elsewhere does not tell. There it is derived from Prometheus: only a Collector that samples has
+        :data:`SAMPLING_METRICS`.
         """
         if not self.sampling and self.remote and "prometheus" in self.engines:
             with suppress(Missing):
@@ -523,8 +524,8 @@ class Lab:
         return result
 
 
-def least_stage(names: Container[str]) -> int:
-    """The first stage that has all parts with these names."""
+def lowest_stage(names: Container[str]) -> int:
+    """The lowest stage that has all parts with these names."""
     return 5 if "postgres" in names else 3 if DIE_SERVICE in names else 2 if FRONTEND in names else 1
 
 
@@ -533,7 +534,7 @@ def _engine_offset(name: str) -> int:
 
 
 def _complete_lines(path: Path) -> list[str]:
-    """The lines of a file. One that is being written has no newline yet, and may end within a character."""
+    """The complete lines of a file: without a last one that has no newline yet, and may end within a character."""
     return [line.decode(errors="replace") for line in path.read_bytes().split(b"\n")[:-1]]
 
 

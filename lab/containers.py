@@ -13,7 +13,7 @@ from lab import LabError
 
 PROJECT = "dicelab"  # the compose project
 COLLECTOR = "otel-collector"
-TAIL_CONFIGURATION = "/sampling/tail.yaml"  # the end of an argument of a Collector that samples by the end of traces
+TAIL_CONFIGURATION = "/sampling/tail.yaml"  # an argument of a Collector with tail sampling ends like this
 # The command of each container engine, and the template that prints a container's compose service.
 COMMANDS = {
     "docker": '{{.Label "com.docker.compose.service"}}',
@@ -54,7 +54,7 @@ class Containers:
         return await output([self.command, *arguments])
 
     def log_lines(self, name: str) -> list[str]:
-        """The complete lines that a container has written to stdout, as far as the engine has kept them."""
+        """The complete lines that a container has written to stdout, as far as docker or podman has kept them."""
         logs = subprocess.run(
             [self.command, "logs", self.id(name)],
             stdin=subprocess.DEVNULL,

@@ -1,8 +1,8 @@
-"""``dicelab diff A B``: what changed between two stages, derived from the stages themselves.
+"""``dicelab diff A B``: shows what changed between two stages, derived from the stages themselves.
 
-The settings come from the stages' env files, the panels from their dashboards. For the rest the command starts both
-stages, uses every feature of each, stops them, and compares what they exposed and wrote: OpenAPI documents,
-``/metrics``, log lines and spans.
+The settings come from the stages' env files, and the panels from their dashboards. For the rest, the command starts
+both stages, uses every feature of each, stops them, and compares their OpenAPI documents, ``/metrics``, log lines and
+spans.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ from lab.supervise.stages import POSTGRES, SERVICES
 from lab.terminal import say
 
 DASHBOARDS = Path(__file__).resolve().parent.parent / "grafana" / "dashboards"
-# The metrics of every Python process, which no stage changes.
+# The metrics of every Python process, which are the same at every stage.
 RUNTIME = ("process_", "python_")
 ROLL, BATCH = "/roll?die=fair", "/roll-async?die=fair&times=3"
 ROLL_DELAY = "0.01"  # seconds
 MAX_ROLLS = 200  # of the risky die until one fails
 ATTEMPTS = 5  # at finding free ports
-PORTS = range(32_000, 32_700)  # below those that the system gives to outgoing connections
-# What configures a service and would make this machine's stages differ from everybody's.
+PORTS = range(32_000, 32_700)  # below the ephemeral ports
+# Environment variables that configure a service: they would change the result on this machine.
 CONFIGURING = re.compile(
     r"OTEL_|DATABASE_URL|ROLL_|TRACES_|TELEMETRY|DB_|DICE_|LOG_|RANDOM_SEED|SESSION|ALLOWED_HOSTS|WORKERS_DIR|"
     r"(TEMPO|LOKI|PROMETHEUS|GRAFANA)_URL|ASYNC_ROLLS|SIGN_IN|MAX_|PORT$|HOST$"
@@ -57,7 +57,7 @@ class Options:
 
     Attributes:
         before, after: numbers of stages.
-        seed: of the rolls in both stages.
+        seed: the seed of the rolls in both stages.
         static: compare files only; start no lab.
     """
 
@@ -69,14 +69,19 @@ class Options:
 
 
 class Item(NamedTuple):
-    """Something a stage has: what is compared (the same name with another value has changed), and words about it."""
+    """Something that a stage has.
+
+    Attributes:
+        value: is compared: an item of the same name with another value has changed.
+        note: a remark for people, which is not compared.
+    """
 
     value: str = ""
     note: str = ""
 
 
 class Trace(NamedTuple):
-    """One request: what was answered, and its spans as lines of a tree."""
+    """The result of one request: its answer, and its spans as the lines of a tree."""
 
     answer: str
     tree: tuple[str, ...]
@@ -91,8 +96,8 @@ class Portrait:
 
     Attributes:
         sections: the items of each kind by name, such as ``{"Routes": {"dice-roller GET /roll": Item("die")}}``.
-        common: metrics that each service has.
-        traces: of the same requests in each stage, by the request.
+        common: the metrics that every service has.
+        traces: the traces of the requests that are sent to each stage, by path.
     """
 
     number: int
@@ -117,7 +122,7 @@ def run(options: Options, console: Console) -> int:
 
 
 async def portray(numbers: Sequence[int], seed: int, static: bool = False) -> list[Portrait]:
-    """What each of these stages consists of; ``static`` for what files show alone.
+    """What each of these stages consists of; with ``static``, only what the files show.
 
     Raises:
         LabError: when a stage does not start, or does not answer.
@@ -142,7 +147,7 @@ def _static(number: int) -> Portrait:
 
 
 def _panels(number: int) -> Section:
-    """The panels of a stage's dashboard, each with the row that it stands in."""
+    """The panels of a stage's dashboard, each with the name of its row."""
     panels: Section = {}
     row = ""
     for panel in json.loads((DASHBOARDS / f"stage-{number}.json").read_text())["panels"]:
@@ -157,7 +162,7 @@ def _panels(number: int) -> Section:
 
 
 async def _observe(portrait: Portrait, seed: int) -> None:
-    """Start the stage, and add what it shows."""
+    """Start the stage, and add what it exposes and writes."""
     async with _temporary_lab(portrait.number, seed) as (lab, stop):
         async with lab:
             used = await _use(lab)
@@ -168,9 +173,9 @@ async def _observe(portrait: Portrait, seed: int) -> None:
                 service: (await lab.fetch(f"{url}/metrics", Accept=OPENMETRICS)).text
                 for service, url in lab.services.items()
             }
-        await stop()  # and so the last spans and lines are written
+        await stop()  # services write their last spans and lines when they stop
         ids = {request.trace_id for request in used}
-        # In the order of their start, and none of the requests with which this command looks around.
+        # In the order of their start, without the spans of this command's own requests for documents and metrics.
         spans = sorted((span for span in lab.spans() if span.trace_id in ids), key=lambda span: span.start)
         sections = {
             "Routes": _routes(documents),
@@ -191,7 +196,7 @@ async def _observe(portrait: Portrait, seed: int) -> None:
 
 @asynccontextmanager
 async def _temporary_lab(stage: int, seed: int) -> AsyncIterator[tuple[Lab, Callable[[], Any]]]:
-    """A lab in a directory of its own, and the function that stops it."""
+    """A lab in a temporary directory, and the function that stops it."""
     directory = Path(tempfile.mkdtemp(prefix="dicelab-diff-"))
     run_dir = RunDir(directory / "run")
     environ = {name: value for name, value in os.environ.items() if not CONFIGURING.match(name)}
@@ -225,7 +230,7 @@ async def _temporary_lab(stage: int, seed: int) -> AsyncIterator[tuple[Lab, Call
         yield Lab.in_run_dir(run_dir.path), stop
     finally:
         await asyncio.shield(stop())
-        shutil.rmtree(run_dir.postgres.resolve(), ignore_errors=True)  # a link where the lab runs as root
+        shutil.rmtree(run_dir.postgres.resolve(), ignore_errors=True)  # as root, the data is elsewhere, behind a link
         shutil.rmtree(directory, ignore_errors=True)
 
 
@@ -233,7 +238,7 @@ _BASE_PORTS = cycle(random.sample(range(PORTS.start, PORTS.stop, len(SERVICES)),
 
 
 def _free_base_port() -> int:
-    """A base port that no other lab of this command has, and whose services' ports are free now."""
+    """A base port that this command has not used before, and from which the services' ports are free now."""
     for base in islice(_BASE_PORTS, len(PORTS)):
         with ExitStack() as sockets, suppress(OSError):
             for service in SERVICES:
@@ -244,7 +249,7 @@ def _free_base_port() -> int:
 
 @dataclass(frozen=True)
 class Used:
-    """A request that was made: its answer, and the id of its trace."""
+    """A request that was sent: its answer, and its trace id."""
 
     path: str
     status: int
@@ -253,7 +258,7 @@ class Used:
 
 
 async def _use(lab: Lab) -> list[Used]:
-    """Use every feature; the requests of :data:`ROLL` and :data:`BATCH` come before the others that draw."""
+    """Use every feature. :data:`ROLL` and :data:`BATCH` come first, so that the seed determines their results."""
     capabilities = await lab.fetch_capabilities()
     used: list[Used] = []
     async with aiohttp.ClientSession(cookie_jar=aiohttp.CookieJar(unsafe=True)) as user:
@@ -330,7 +335,7 @@ def _attributes(spans: Iterable[Span]) -> Section:
 
 
 def _name(span: Span) -> str:
-    """A span's name, with N in place of the number of a batch's roll."""
+    """A span's name, with N in place of the number of a roll in a batch."""
     return re.sub(r" \d+$", " N", span.name)
 
 
@@ -357,10 +362,11 @@ def _tree(spans: Sequence[Span]) -> list[str]:
 
 @dataclass(frozen=True)
 class Changes:
-    """What one section of the later stage has that the earlier one lacks, and so on.
+    """The differences in one section.
 
     Attributes:
-        common: metrics of a new service that every other service has too, by service.
+        changed: the value before and after, by name.
+        common: metrics of a new service that every service has, by service; they are left out of ``added``.
     """
 
     added: Section
@@ -443,7 +449,7 @@ def _side_by_side(request: str, before: Portrait, after: Portrait) -> list[str]:
 
 
 def document(before: Portrait, after: Portrait) -> dict[str, Any]:
-    """The comparison as JSON: by section what was ``added``, ``removed`` and ``changed``; and ``traces``."""
+    """The comparison as JSON: ``added``, ``removed`` and ``changed`` for each section, and ``traces``."""
     return {
         "before": before.number,
         "after": after.number,

@@ -1,9 +1,9 @@
-"""How ``dicelab check`` looks for a feature of a running lab.
+"""The checks of ``dicelab check``, each for one feature of a running lab.
 
-A check is a coroutine function that takes a :class:`Subject` and returns a few words on what it found. It raises
-:class:`~lab.client.Missing` when the feature is not there, and :class:`~lab.client.NotRunning` when the engine that
-would show it does not run. Functions whose names are verbs in the imperative (``roll``) use the lab; the others look
-for the traces of that use.
+A check is a coroutine function that takes a :class:`Subject` and returns a short description of what it found. It
+raises :class:`~lab.client.Missing` when the feature is missing, and :class:`~lab.client.NotRunning` when the engine
+that would show it does not run. Functions whose names are imperatives (``roll``) use the lab; the others look for the
+telemetry of that use.
 """
 
 from __future__ import annotations
@@ -26,22 +26,22 @@ from lab.signals import Line, Span, parse_line, total
 from lab.waiting import within
 
 DASHBOARDS = Path(__file__).resolve().parent.parent / "grafana" / "dashboards"
-# The variables of the dashboards' queries; any value shows whether there is data.
+# Values for the variables of the dashboards' queries; any value shows whether there is data.
 VARIABLES = {"$__rate_interval": "1m", "$__range": "15m", "$__auto": "1m", "$min_step": "5s", "$die": ".*"}
 BATCH = 8  # rolls
 USER = "dicelab check"
-USAGE_PATIENCE = 2.0  # seconds until the events of a visit are in the log file
-PIPELINE_PATIENCE = 15.0  # seconds until they are in Loki
+USAGE_TIMEOUT = 2.0  # seconds for the events of a visit to be in the log file
+PIPELINE_TIMEOUT = 15.0  # seconds for them to be in Loki
 
 
 @dataclass
 class Subject:
-    """The lab that is checked, and what was done with it.
+    """The lab that is checked, and how earlier checks have used it.
 
     Attributes:
-        stage: the one that the lab is checked against.
-        roll, batch, traffic: trace ids.
-        session_id: of a user who signed in, rolled and signed out.
+        stage: the stage that the lab is checked against.
+        roll, batch, traffic: trace ids of a roll, a batch, and a roll of ``dicelab traffic``.
+        session_id: the session of a user who signed in, rolled and signed out.
     """
 
     lab: Lab
@@ -109,7 +109,7 @@ async def list_dice(subject: Subject) -> str:
 
 
 def metrics(*names: tuple[str, str]) -> Check:
-    """Each (service, name) counts above 0, where the lab has the service."""
+    """Each metric, given as (service, name), is above 0; services that the lab does not have are left out."""
 
     async def check(subject: Subject) -> str:
         lab = subject.lab
@@ -132,13 +132,13 @@ async def database_metrics(subject: Subject) -> str:
 
 
 async def _metric(lab: Lab, service: str, name: str) -> float:
-    """The sum of a metric's samples on a service's page; where Prometheus runs, it has to be there too."""
+    """The sum of a metric's samples on a service's ``/metrics``; where Prometheus runs, it must have them too."""
     samples = [sample for sample in await lab.fetch_samples(service) if sample.name == name]
     if not samples:
         raise Missing(f"no {name} on {lab.url(service)}/metrics")
     if "prometheus" in lab.engines:
         found = await lab.fetch_prometheus(f'sum({name}{{job="{service}"}})')
-        if lab.remote:  # the page is that of one pod of several
+        if lab.remote:  # /metrics is that of one pod of several
             return float(found[0]["value"][1])
     return total(samples, name)
 
@@ -183,7 +183,7 @@ async def usage_events(subject: Subject) -> str:
         async with user.post(f"{lab.front}/sign-out", allow_redirects=False):
             pass
     missing: Missing | None = None
-    async for _ in within(PIPELINE_PATIENCE if lab.remote else USAGE_PATIENCE):
+    async for _ in within(PIPELINE_TIMEOUT if lab.remote else USAGE_TIMEOUT):
         try:
             last = await _logged(lab, FRONTEND, usage=True, event_type="sign_out", username=USER)
             subject.session_id = last.fields["session_id"]
@@ -298,7 +298,7 @@ async def service_graph(subject: Subject) -> str:
 
 
 def panels(*titles: str) -> Check:
-    """Each query of the stage's panels with these titles finds data; Grafana has the dashboard, if it runs."""
+    """Each query of the panels with these titles finds data; if Grafana runs, it has the stage's dashboard."""
 
     async def check(subject: Subject) -> str:
         lab = subject.lab
@@ -359,7 +359,7 @@ async def run_comparison(subject: Subject) -> str:
 async def _command(lab: Lab, *arguments: str) -> dict[str, Any]:
     """The JSON that a command of ``dicelab`` prints about this lab."""
     where = ("--json", "--url", lab.front, "--run-dir", str(lab.run_dir))
-    # The command finds the endpoint in the state file, which a lab in containers or elsewhere does not have.
+    # The command reads the endpoint from the state file; a lab in containers or elsewhere has none.
     endpoint = lab.state.get("otlp_endpoint", "") if lab.containers is not None or lab.remote else ""
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "lab.cli", *arguments, *where),

@@ -62,7 +62,7 @@ class Dice(click.ParamType[dict[str, float]]):
             name, equals, share = part.partition("=")
             proportion = _float(share) if equals else 1.0
             if not name or not 0 < proportion < math.inf:
-                self.fail(f"{part!r} is no die with a proportion above 0, such as fair=3", param, context)
+                self.fail(f"{part!r} is not a die with a proportion above 0, such as fair=3", param, context)
             dice[name] = proportion
         return dice
 
@@ -78,7 +78,7 @@ class Ratio(click.ParamType[tuple[float, float]]):
         first, _, second = str(value).partition(":")
         lists, gets = _float(first), _float(second)
         if not (0 <= lists < math.inf and 0 <= gets < math.inf and lists + gets > 0):
-            self.fail(f"{value!r} is no ratio such as 1:4", param, context)
+            self.fail(f"{value!r} is not a ratio such as 1:4", param, context)
         return lists, gets
 
 
@@ -89,12 +89,12 @@ class Url(click.ParamType[str]):
 
     def convert(self, value: Any, param: click.Parameter | None, context: click.Context | None) -> str:
         if not str(value).startswith(("http://", "https://")):
-            self.fail(f"{value!r} is no URL such as http://127.0.0.1:8002", param, context)
+            self.fail(f"{value!r} is not a URL such as http://127.0.0.1:8002", param, context)
         return str(value).rstrip("/")
 
 
 class Address(click.ParamType[tuple[str, str]]):
-    """The URL of a lab, or with its name in front that of one part: ``tempo=http://127.0.0.1:3200``."""
+    """The URL of a lab, or of one part of it after the part's name: ``tempo=http://127.0.0.1:3200``."""
 
     name = "address"
 
@@ -108,7 +108,7 @@ class Address(click.ParamType[tuple[str, str]]):
 
 
 def _float(text: str) -> float:
-    """NaN where it is no number."""
+    """The number in a text; NaN where there is none."""
     try:
         return float(text)
     except ValueError:
@@ -125,9 +125,11 @@ run_dir = click.option(
     type=click.Path(path_type=Path, file_okay=False),
     default=RUN_DIR,
     metavar="DIRECTORY",
-    help="Where the lab keeps its files.",
+    help="The directory of the lab's files.",
 )
-url = click.option("--url", type=Url(), metavar="URL", help="The lab's address [default: the one of the run dir]")
+url = click.option(
+    "--url", type=Url(), metavar="URL", help="The lab's address [default: that of the lab in the run dir]"
+)
 
 addresses = click.option(
     "--url",

@@ -1,4 +1,4 @@
-"""Reads the files of JSON lines in a directory of the run dir, which may be rotated meanwhile."""
+"""Reads the files of JSON lines in a directory of the run dir, which may be rotated at the same time."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from typing import BinaryIO
 
 from lab import LabError
 
-LISTINGS = 5  # how often the directory is listed again because a file was rotated meanwhile
+LISTINGS = 5  # how often the directory is listed at most: again when a file was rotated in between
 
 
 def open_files(directory: Path, stack: ExitStack, left_out: list[str] | None = None) -> Iterator[tuple[str, BinaryIO]]:
     """Each file of a directory once, with its name, older ones first.
 
     Args:
-        stack: closes them.
-        left_out: gets a note about each file that cannot be read.
+        stack: closes the files.
+        left_out: a note about each file that cannot be read is appended to it.
 
     Raises:
-        LabError: when a file cannot be read and nobody takes the note.
+        LabError: when a file cannot be read, and there is no list for the note.
     """
     files: dict[int, tuple[str, BinaryIO]] = {}
     for _ in range(LISTINGS):
@@ -48,7 +48,7 @@ def open_files(directory: Path, stack: ExitStack, left_out: list[str] | None = N
 
 
 def whole_lines(file: BinaryIO) -> Iterator[bytes]:
-    """The lines from the file's position on that were complete when reading began: the last one may be half written."""
+    """The lines from the file's position on, without a last one that was incomplete when reading began."""
     left = os.fstat(file.fileno()).st_size - file.tell()
     while left > 0 and (line := file.readline()):
         left -= len(line)

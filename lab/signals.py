@@ -28,7 +28,7 @@ __all__ = [
 ]
 
 OPENMETRICS = "application/openmetrics-text; version=1.0.0"  # the ``Accept`` header that :func:`parse_samples` needs
-# As OTLP numbers them in files; Tempo writes the names of its protocol buffers, such as SPAN_KIND_SERVER.
+# In the order of OTLP's numbers, which files have. Tempo writes the names of the enumeration: SPAN_KIND_SERVER.
 SPAN_KINDS = ("unspecified", "internal", "server", "client", "producer", "consumer")
 STATUS_CODES = ("unset", "ok", "error")
 
@@ -39,10 +39,10 @@ class Span:
 
     Attributes:
         trace_id, span_id, parent_id: hexadecimal; ``parent_id`` is empty for a root span.
-        kind, status: as OTLP numbers them.
+        kind, status: the numbers that OTLP uses; see :data:`SPAN_KINDS` and :data:`STATUS_CODES`.
         start, end: nanoseconds since 1970.
-        events: the names of the events.
-        event_attributes: those of each event, in the same order.
+        events: the names of the span's events.
+        event_attributes: the attributes of each event, in the same order.
         resource: the attributes of the process.
     """
 
@@ -83,7 +83,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Family:
-    """A metric: its name as queries have it (``…_total`` for a counter), its type, its labels without ``le``."""
+    """A metric: its name in queries (``…_total`` for a counter), its type, and its labels without ``le``."""
 
     name: str
     kind: str
@@ -135,7 +135,7 @@ def _spans(resource: Mapping[str, Any], entries: Iterable[Mapping[str, Any]]) ->
 
 
 def _hexadecimal(identifier: str, digits: int) -> str:
-    """An id in hexadecimal: Tempo writes base64, as JSON does for any other protocol buffer."""
+    """An id in hexadecimal. Tempo writes it in base64, the usual encoding of bytes in protocol buffers' JSON."""
     return identifier if len(identifier) in (0, digits) else base64.b64decode(identifier).hex()
 
 

@@ -1,4 +1,4 @@
-"""``dicelab sql``: a question about the spans, log lines and samples of a run dir, in SQL."""
+"""``dicelab sql``: queries the spans, log lines and samples of a run dir with SQL."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from lab import InputError
 from lab.tables import Result, Tables, mentions_samples
 from lab.terminal import printable, say
 
-PLAIN_WIDTH = 10_000  # columns; where no terminal is, nothing is wrapped
-MAX_ROWS = 1000  # of a table for people; --json and --csv print all
+PLAIN_WIDTH = 10_000  # columns; without a terminal nothing is wrapped
+MAX_ROWS = 1000  # rows of a table for people; --json and --csv print all
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Options:
 
 
 def run(options: Options, console: Console) -> int:
-    """Print the result of the query, and on stderr what the tables do not hold.
+    """Print the result of the query, and on stderr what is missing from the tables.
 
     Raises:
         InputError: when there is no run dir, or the query is refused.
@@ -56,7 +56,7 @@ def run(options: Options, console: Console) -> int:
 
 
 def _print_json(result: Result) -> None:
-    """An array with an object a row, a row a line. Of columns with the same name the last one counts."""
+    """Print an array with an object for each row, one a line. Of columns with the same name the last one counts."""
     rows = [
         json.dumps(dict(zip(result.columns, map(_plain, row), strict=True)), ensure_ascii=False) for row in result.rows
     ]
@@ -70,7 +70,7 @@ def _print_csv(result: Result) -> None:
 
 
 def _print_table(result: Result, console: Console) -> None:
-    # Without a terminal plain columns, so that the lines can be cut and compared.
+    # Without a terminal plain columns, so that other programs can process the lines.
     terminal = console.is_terminal
     table = Table(box=box.SIMPLE_HEAD if terminal else None, show_edge=False, pad_edge=False)
     for place, name in enumerate(result.columns):
@@ -88,7 +88,7 @@ def _print_table(result: Result, console: Console) -> None:
 
 
 def _cell(value: Any) -> str:
-    """A value as text: nothing for NULL, floats to six significant digits of their fraction, nested values as JSON."""
+    """A value as text: nothing for NULL, a float with at most six decimals, a nested value as JSON."""
     plain = _plain(value)
     if plain is None:
         return ""
@@ -98,7 +98,7 @@ def _cell(value: Any) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """A value as JSON has it; NULL for what is no number."""
+    """A value that JSON can represent; ``None`` for NaN and infinity."""
     if isinstance(value, datetime) and value.tzinfo is None:
         return f"{value.isoformat(timespec='microseconds' if value.microsecond % 1000 else 'milliseconds')}Z"
     if isinstance(value, datetime | date | time):

@@ -1,6 +1,6 @@
 """The spans, log lines and samples of a run dir as SQL tables: ``spans``, ``lines`` and ``samples``.
 
-A table holds what stood in the files when it was loaded; it lives in memory and can only be read::
+A table holds the content of the files at the time it was loaded. It is in memory and read-only::
 
     with Tables.of(Path(".dicelab")) as tables:
         result = tables.query("SELECT count(*) FROM spans WHERE status = 'error'")
@@ -29,13 +29,13 @@ from lab.rotated import open_files, whole_lines
 from lab.signals import SPAN_KINDS, STATUS_CODES, Line, Span, parse_line, parse_spans
 from lab.supervise.rundir import RunDir
 
-MEMORY = "1GB"  # for the tables and a query; what does not fit goes to the temporary directory
+MEMORY = "1GB"  # for the tables and a query; DuckDB spills the rest to the temporary directory
 MAX_DISK = "1GB"
 MAX_MESSAGE = 200  # characters of an error that are shown
 
 
 class Column(NamedTuple):
-    """A column: its name, its SQL type, and the expression that makes it of a loaded row."""
+    """A column: its name, its SQL type, and the expression that computes it from a loaded row."""
 
     name: str
     type: str
@@ -113,7 +113,7 @@ class Tables:
     """The tables of one run dir.
 
     Attributes:
-        left_out: what the tables do not hold and why, a sentence each.
+        left_out: what is missing from the tables and why, a sentence each.
     """
 
     def __init__(self, database: duckdb.DuckDBPyConnection, left_out: list[str], close: Callable[[], None]) -> None:
@@ -126,7 +126,7 @@ class Tables:
         """Load the files of a run dir, which a lab may be writing to.
 
         Args:
-            samples: whether that table is loaded, which takes the longest; else it is empty.
+            samples: whether the table of samples is loaded, which takes the longest; else it is empty.
 
         Raises:
             InputError: when there is no run dir, or it cannot be read.
@@ -150,7 +150,7 @@ class Tables:
             engines = [engine["name"] for engine in (directory.state() or {}).get("engines", [])]
             if "tempo" in engines or "otel-collector" in engines:
                 left_out.append("spans: this lab sends its spans to an engine; the table holds those in files only")
-            # From here on no statement reaches a file, and none changes that.
+            # From here on no statement can access a file, or change this setting.
             for setting in ("enable_external_access = false", "lock_configuration = true"):
                 database.execute(f"SET {setting}")
             return cls(database, left_out, stack.pop_all().close)
@@ -202,7 +202,7 @@ def _database(scratch: Path) -> duckdb.DuckDBPyConnection:
 
 
 def _message(error: Exception) -> str:
-    """DuckDB's own message in one line, without the picture of the place."""
+    """DuckDB's own message in one line, without the excerpt of the query."""
     said = str(error).partition("\nLINE ")[0].partition("\nPossible solutions")[0]
     return " ".join(said.split())[:MAX_MESSAGE]
 
@@ -219,7 +219,7 @@ def _load(
     directory: Path | None,
     left_out: list[str],
 ) -> None:
-    """Make a table of the files of a directory; ``rows_of`` makes rows of a line and its file's name."""
+    """Load the files of a directory into a table; ``rows_of`` converts a line and its file's name to rows."""
     file = scratch / "rows.jsonl"
     broken: Counter[str] = Counter()
     with ExitStack() as stack, open(file, "wb") as rows:

@@ -1,4 +1,4 @@
-"""The spans and log lines of a command itself, kept with those of the lab that it works on."""
+"""The spans and log lines of a command itself, kept with those of the lab that it uses."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def recorded(lab: Lab, environ: MutableMapping[str, str] = os.environ) -> Iterat
 
 
 def _file_name(directory: RunDir) -> tuple[str, int]:
-    """``traffic``, or a name with our process id if another process holds the lock; and the lock's descriptor."""
+    """``traffic``, or with our process id appended if another process holds the lock; and the lock's descriptor."""
     lock = os.open(directory.path / "traffic.lock", os.O_RDWR | os.O_CREAT, 0o600)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

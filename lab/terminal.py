@@ -20,7 +20,7 @@ def printable(text: str) -> str:
 
 
 def say(console: Console, text: str, style: str = "") -> None:
-    """Print one line as it is: no markup, nothing highlighted, never broken (the terminal wraps it)."""
+    """Print one line unchanged: without markup, highlighting or line breaks (the terminal wraps it)."""
     console.print(text, style=style, soft_wrap=True, highlight=False, markup=False)
 
 
@@ -29,8 +29,9 @@ async def progress(what: str, words: Callable[[], str], share: Callable[[], floa
     """Show a progress bar on stderr while the block runs, if stderr is a terminal.
 
     Args:
-        words: a few words on the state.
-        share: how much is done, from 0 to 1, or ``None`` if that is unknown.
+        what: the name of the work.
+        words: returns a short description of the state.
+        share: returns how much is done, from 0 to 1, or ``None`` if that is unknown.
     """
     if not sys.stderr.isatty():
         yield

@@ -1,4 +1,4 @@
-"""Waiting: with a deadline by polling, and until a signal."""
+"""Waiting: by polling until a deadline, and until a signal arrives."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """``dicelab chaos``: break a running lab in one way, under traffic, and check that the telemetry shows it.
 
-An experiment waits for a steady state, puts the fault in, takes it out, waits for the recovery, and then asks each of
-its expectations whether it was met.
+An experiment waits for a steady state, injects the fault, removes it, waits for the recovery, and then checks each of
+its expectations.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from lab.chaos.mark import marked
 from lab.chaos.observations import Observations
 from lab.chaos.pods import PodTarget
 from lab.chaos.targets import ContainerTarget, RunDirTarget, Target
-from lab.client import BASE_PORT, Lab, Missing, NotRunning, least_stage
+from lab.client import BASE_PORT, Lab, Missing, NotRunning, lowest_stage
 from lab.kubernetes import pods
 from lab.load import generator
 from lab.load.generator import Answer, Client, Record
@@ -41,11 +41,11 @@ from otel import logs
 
 POLL = 0.1  # seconds
 SETTLE = 2.0  # seconds of traffic after the recovery
-GOOD_SHARE = 0.99  # of the answers must be 200 in a steady state
-TELEMETRY_PATIENCE = 15.0  # seconds for telemetry to arrive
+GOOD_SHARE = 0.99  # the share of answers that must be 200 in a steady state
+TELEMETRY_TIMEOUT = 15.0  # seconds for telemetry to arrive
 PUT_BACK_TIMEOUT = 60.0
 ALERTS_SILENT = 120.0  # seconds after the end of a fault
-TRAFFIC_SECONDS = 24 * 3600.0  # longer than any experiment, whose end stops the traffic
+TRAFFIC_SECONDS = 24 * 3600.0  # longer than any experiment; its end stops the traffic
 BATCHES = 4  # the first stage that has batches
 BATCH = 5  # rolls
 DETECTIONS = 6  # that are printed
@@ -105,9 +105,9 @@ async def _experiment(options: Options, lab: Lab) -> dict[str, Any]:
         async with progress(f"chaos {options.experiment}", run.words, run.share):
             try:
                 async with target:
-                    # The exporter reads the run dir; a lab of containers or in a cluster has none here.
+                    # The exporter reads the mark in the run dir; only a lab of dicelab up has one.
                     with marked(lab.run_dir, options.experiment) if isinstance(target, RunDirTarget) else nullcontext():
-                        await run.through(target, client)
+                        await run.execute(target, client)
             finally:
                 # A service that is about to be restarted may still be ready.
                 put_back = await observations.ready(lab, PUT_BACK_TIMEOUT, 2 * POLL, times=4)
@@ -115,7 +115,7 @@ async def _experiment(options: Options, lab: Lab) -> dict[str, Any]:
             processes = await target.processes() if observed.processes_after else {}
             restarted = [name for name, one in observed.processes_after.items() if processes.get(name) != one]
             run.phase = "checking the telemetry"
-            deadline = time.monotonic() + TELEMETRY_PATIENCE
+            deadline = time.monotonic() + TELEMETRY_TIMEOUT
             expectations = [*experiment.expectations, experiment.expected_alert]
             if experiment.first_alert:
                 expectations.append(expect.alerts_fall_silent(ALERTS_SILENT))
@@ -136,9 +136,9 @@ def _target(lab: Lab) -> Target:
 
 
 async def _in_cluster(options: Options) -> Lab:
-    """The lab in the cluster of kubectl, at the given addresses or behind ``dicelab forward``."""
+    """The lab in the cluster that kubectl uses, at the given addresses or behind ``dicelab forward``."""
     found = await pods.find()
-    stage = least_stage(found.workloads)
+    stage = lowest_stage(found.workloads)
     front = f"http://127.0.0.1:{BASE_PORT + (0 if stage == 1 else 2)}"
     lab = Lab.elsewhere(options.run_dir, stage, {"": front, **dict(options.addresses)}, found)
     async with lab:
@@ -185,7 +185,7 @@ class _Run:
         whole = self._options.steady + self._options.fault + SETTLE
         return min(1.0, (time.monotonic() - self._began) / whole)
 
-    async def through(self, target: Target, client: Client) -> None:
+    async def execute(self, target: Target, client: Client) -> None:
         observed, stop = self._observed, self._stop
         if self._experiment.prepare is not None:
             await self._experiment.prepare(target)
@@ -247,12 +247,12 @@ class _Run:
         answers = self._observed.answers
         good = sum(answer.status == "200" for answer in answers)
         if not answers or good < GOOD_SHARE * len(answers):
-            raise LabError(f"no steady state to begin with: {good} of {len(answers)} answers were 200")
+            raise LabError(f"there is no steady state: {good} of {len(answers)} answers were 200")
 
     async def _restarted(self, target: Target) -> None:
-        """Wait until the supervisor has restarted what was killed, and it is ready.
+        """Wait until the supervisor has restarted the killed process, and it is ready.
 
-        How long a process takes to start depends on what else the machine does.
+        How long that takes depends on the other work on the machine.
         """
         before = self._observed.processes_before
         async for _ in within(self._options.recovery, POLL):
@@ -261,10 +261,10 @@ class _Run:
             ready = [await self._observed.lab.fetch_ready(name) for name in restarted]
             if (restarted and all(ready)) or self._stop.is_set():
                 return
-        raise LabError(f"what was killed is not ready again after {self._options.recovery:g} s")
+        raise LabError(f"the killed process is not ready again after {self._options.recovery:g} s")
 
     async def _alerts_settled(self) -> None:
-        """Wait for the alert of a fault that is already over, and until every alert is silent again."""
+        """Wait for the alert of a kill, which may fire after the restart, and until every alert is silent again."""
         observed, experiment, options = self._observed, self._experiment, self._options
         if "prometheus" not in observed.lab.engines:
             return
@@ -292,11 +292,11 @@ class _Run:
 
 
 async def _verdict(expectation: Expectation, observed: Observations, deadline: float) -> Verdict:
-    """The answer to an expectation, asked again until it is met or its time is up."""
+    """The verdict on an expectation, which is checked repeatedly until it is met or the deadline has passed."""
     missing = ""
     async for _ in until(deadline, 5 * POLL):
         try:
-            return Verdict(expectation.text, True, await expectation.question(observed), expectation.timed)
+            return Verdict(expectation.text, True, await expectation.check(observed), expectation.timed)
         except NotRunning as reason:
             return Verdict(expectation.text, None, f"not checked, {reason}", expectation.timed)
         except (Missing, aiohttp.ClientError, asyncio.TimeoutError, OSError, ValueError, KeyError) as error:
@@ -321,7 +321,7 @@ def _summary(options: Options, observed: Observations, verdicts: list[Verdict]) 
         "expectations": [asdict(one) for one in verdicts],
         "noticed_by_users_seconds": None if noticed is None or not observed.injected else round(noticed, 3),
         "detected_seconds": {
-            what: round(seconds, 2) for what, seconds in sorted(observed.signs.items(), key=lambda sign: sign[1])
+            what: round(seconds, 2) for what, seconds in sorted(observed.detections.items(), key=lambda one: one[1])
         },
         "first_good_seconds": None if first is None else round(first, 3),
         "alerts": {

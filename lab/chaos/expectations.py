@@ -1,7 +1,7 @@
-"""What an experiment expects, each expectation in words and as a question to the observations.
+"""What an experiment expects: each expectation in words, and as a check of the observations.
 
-A question returns a few words on what was found, or raises :class:`~lab.client.Missing`. It raises
-:class:`~lab.client.NotRunning` when it cannot be answered in this lab.
+A check returns a short description of what was found. It raises :class:`~lab.client.Missing` when the expectation is
+not met, and :class:`~lab.client.NotRunning` when this lab cannot tell.
 """
 
 from __future__ import annotations
@@ -22,30 +22,30 @@ from lab.load.generator import Answer
 from lab.load.latency import Latencies
 from lab.signals import Span, parse_line
 
-# Memory is back if it is within this share of what it was before, and this many bytes.
-MEMORY_SHARE = 1.25
+# Memory has recovered if it is at most this factor and this many bytes above its value before the fault.
+MEMORY_FACTOR = 1.25
 MEMORY_SLACK = 24 * 1024 * 1024
 PROMPT = 1.0  # seconds
-# Seconds; a request that waits for a connection is refused after a whole second.
+# Seconds: less than the second that a request waits for a connection before it is refused.
 REFUSED_AT_ONCE = 0.5
-LOOK_UPS = 4  # of traces at a time
-SAMPLE = 200  # traces from the middle of a fault that are looked up
+CONCURRENT_FETCHES = 4  # of traces
+SAMPLE = 200  # traces from the middle of a fault that are fetched
 POOL_SIZE, POOL_AVAILABLE = "database_connection_pool_size", "database_connection_pool_available"
 MEMORY = "process_resident_memory_bytes"
 
-Question = Callable[[Observations], Awaitable[str]]
+Check = Callable[[Observations], Awaitable[str]]
 
 
 @dataclass(frozen=True)
 class Expectation:
-    """An expectation in words, and the question that decides it.
+    """An expectation in words, and the check that decides whether it is met.
 
     Attributes:
-        timed: whether it is about the duration of answers, which other work on this machine lengthens.
+        timed: whether it depends on the duration of answers, which other work on this machine lengthens.
     """
 
     text: str
-    question: Question
+    check: Check
     timed: bool = False
 
 
@@ -57,7 +57,7 @@ def _statuses(answers: list[Answer]) -> str:
 
 
 def only(*statuses: str) -> Expectation:
-    async def question(observed: Observations) -> str:
+    async def check(observed: Observations) -> str:
         found = _statuses(observed.answers)
         others = [answer for answer in observed.answers if answer.status not in statuses]
         if others:
@@ -67,11 +67,11 @@ def only(*statuses: str) -> Expectation:
             raise Missing(f"{len(without)} × 503 without Retry-After, such as trace {without[0].trace_id}")  # noqa: RUF001
         return found
 
-    return Expectation(f"every answer is {' or '.join(statuses)}; a 503 has a Retry-After header", question)
+    return Expectation(f"every answer is {' or '.join(statuses)}; a 503 has a Retry-After header", check)
 
 
 def mostly(status: str, share: float) -> Expectation:
-    async def question(observed: Observations) -> str:
+    async def check(observed: Observations) -> str:
         # Without the first second: requests in flight may have fetched their die before the fault.
         answers = [
             answer for answer in observed.during if answer.started >= observed.injected + min(1, observed.fault / 4)
@@ -81,12 +81,12 @@ def mostly(status: str, share: float) -> Expectation:
             raise Missing(f"{count} of {len(answers)}: {_statuses(answers)}")
         return f"{count} of {len(answers)}"
 
-    return Expectation(f"during the fault at least {share:.0%} of the answers are {status}", question)
+    return Expectation(f"during the fault at least {share:.0%} of the answers are {status}", check)
 
 
 def refused_promptly() -> Expectation:
-    async def question(observed: Observations) -> str:
-        # A request in flight at the injection cannot be refused before it.
+    async def check(observed: Observations) -> str:
+        # A request in flight at the injection is timed from the injection: it cannot be refused earlier.
         refused = Latencies(
             answer.started + answer.seconds - max(answer.started, observed.injected)
             for answer in observed.answers
@@ -99,11 +99,11 @@ def refused_promptly() -> Expectation:
             raise Missing(f"p99 of {len(refused)} was {p99 * 1000:.0f} ms")
         return f"p99 of {len(refused)}: {p99 * 1000:.0f} ms"
 
-    return Expectation(f"a 503 is prompt: p99 under {PROMPT:g} s", question, timed=True)
+    return Expectation(f"a 503 is prompt: p99 under {PROMPT:g} s", check, timed=True)
 
 
 def sheds(share: float) -> Expectation:
-    async def question(observed: Observations) -> str:
+    async def check(observed: Observations) -> str:
         refused = [answer for answer in observed.during if answer.status == "503"]
         if not refused:
             raise Missing("no answer was 503")
@@ -118,22 +118,22 @@ def sheds(share: float) -> Expectation:
             raise Missing(found)
         return found
 
-    return Expectation(f"load is shed: after the first 503, {share:.0%} of them come at once", question, timed=True)
+    return Expectation(f"load is shed: after the first 503, {share:.0%} of them come at once", check, timed=True)
 
 
 def none_hangs(seconds: float) -> Expectation:
-    async def question(observed: Observations) -> str:
+    async def check(observed: Observations) -> str:
         longest = max(observed.answers, key=lambda answer: answer.seconds)
         found = f"the longest took {longest.seconds:.2f} s"
         if longest.seconds > seconds:
             raise Missing(f"{found}, trace {longest.trace_id}")
         return found
 
-    return Expectation(f"no request hangs: all are answered within {seconds:g} s", question)
+    return Expectation(f"no request hangs: all are answered within {seconds:g} s", check)
 
 
 def back_within(seconds: float) -> Expectation:
-    async def question(observed: Observations) -> str:
+    async def check(observed: Observations) -> str:
         first = observed.first_good()
         if first is None:
             raise Missing("there was no 200")
@@ -141,11 +141,11 @@ def back_within(seconds: float) -> Expectation:
             raise Missing(f"after {first:.2f} s")
         return f"after {first:.2f} s"
 
-    return Expectation(f"the first 200 comes within {seconds:g} s of the end of the fault", question, timed=True)
+    return Expectation(f"the first 200 comes within {seconds:g} s of the end of the fault", check, timed=True)
 
 
 def unaffected() -> Expectation:
-    async def question(observed: Observations) -> str:
+    async def check(observed: Observations) -> str:
         before, during = (
             Latencies(answer.seconds for answer in answers) for answers in (observed.steady, observed.during)
         )
@@ -157,7 +157,7 @@ def unaffected() -> Expectation:
             raise Missing(found)
         return found
 
-    return Expectation("answers take as long as before, within noise", question, timed=True)
+    return Expectation("answers take as long as before, within noise", check, timed=True)
 
 
 # --- metrics ---
@@ -176,35 +176,35 @@ async def _in_prometheus(observed: Observations, expression: str) -> str:
 
 
 def grows(service: str, name: str, **labels: str) -> Expectation:
-    async def question(observed: Observations) -> str:
+    async def check(observed: Observations) -> str:
         before = observed.before(service).value(name, **labels)
         after = observed.last(service).value(name, **labels)
         if after <= before:
             raise Missing(f"{before:g} before, {after:g} after")
         for one in observed.in_fault(service):
             if one.value(name, **labels) > before:
-                observed.sign(f"{name} of the {service}", one.at - observed.injected)
+                observed.note_detection(f"{name} of the {service}", one.at - observed.injected)
                 break
         selector = _selector(name, {"job": service, **labels})
         seconds = int(time.monotonic() - observed.injected) + 10
         where = await _in_prometheus(observed, f"max_over_time({selector}[{seconds}s]) > {before}")
         return f"by {after - before:g}{where}"
 
-    return Expectation(f"{_selector(name, labels)} of the {service} grows", question)
+    return Expectation(f"{_selector(name, labels)} of the {service} grows", check)
 
 
 def is_seen(service: str, name: str, value: float) -> Expectation:
-    async def question(observed: Observations) -> str:
+    async def check(observed: Observations) -> str:
         seen = [one.value(name) for one in observed.in_fault(service)]
         if value not in seen:
             raise Missing(f"seen: {', '.join(f'{one:g}' for one in dict.fromkeys(seen)) or 'nothing'}")
         return f"in {seen.count(value)} of {len(seen)} samples"
 
-    return Expectation(f"{name} of the {service} is {value:g} during the fault", question)
+    return Expectation(f"{name} of the {service} is {value:g} during the fault", check)
 
 
 def mean_at_least(service: str, name: str, seconds: float) -> Expectation:
-    async def question(observed: Observations) -> str:
+    async def check(observed: Observations) -> str:
         taken = [one for one in observed.answered(service) if one.at >= observed.before(service).at]
         means = []
         # Between consecutive samples, so that fast observations before and afterwards do not hide the slow ones.
@@ -216,11 +216,11 @@ def mean_at_least(service: str, name: str, seconds: float) -> Expectation:
             raise Missing(f"{max(means):.3f} s" if means else "nothing was observed")
         return f"{max(means):.3f} s"
 
-    return Expectation(f"the mean of {name} of the {service} rises to {seconds:g} s or more", question)
+    return Expectation(f"the mean of {name} of the {service} rises to {seconds:g} s or more", check)
 
 
 def pool_is_right_again() -> Expectation:
-    async def question(observed: Observations) -> str:
+    async def check(observed: Observations) -> str:
         size = observed.before(DIE_SERVICE).value(POOL_SIZE)
         now = await snapshot(observed.lab, DIE_SERVICE)
         open_, free = now.value(POOL_SIZE), now.value(POOL_AVAILABLE)
@@ -228,11 +228,11 @@ def pool_is_right_again() -> Expectation:
             raise Missing(f"{open_:g} open, {free:g} free, of {size:g}")
         return f"{open_:g} open, {free:g} free"
 
-    return Expectation("afterwards the pool's gauges are right: all open, all free", question)
+    return Expectation("afterwards the pool's gauges are right: all open, all free", check)
 
 
 def memory_is_back(*services: str) -> Expectation:
-    async def question(observed: Observations) -> str:
+    async def check(observed: Observations) -> str:
         found, grown = [], []
         for service in services:
             before = observed.before(service).value(MEMORY)
@@ -240,17 +240,17 @@ def memory_is_back(*services: str) -> Expectation:
             if not now:
                 raise Missing(f"the {service} does not answer")
             found.append(f"{service} {before / 2**20:.0f} → {now / 2**20:.0f} MiB")
-            if now > before * MEMORY_SHARE + MEMORY_SLACK:
+            if now > before * MEMORY_FACTOR + MEMORY_SLACK:
                 grown.append(service)
         if grown:
             raise Missing(", ".join(found))
         return ", ".join(found)
 
-    return Expectation("afterwards memory is back where it was", question)
+    return Expectation("afterwards memory is back where it was", check)
 
 
 def same_processes(*but: str) -> Expectation:
-    async def question(observed: Observations) -> str:
+    async def check(observed: Observations) -> str:
         before, after = observed.processes_before, observed.processes_after
         changed = {name for name in before if name not in but and after.get(name) != before[name]}
         unchanged = {name for name in but if after.get(name) == before.get(name)}
@@ -259,11 +259,11 @@ def same_processes(*but: str) -> Expectation:
         return f"restarted: {', '.join(but)}" if but else f"all {len(before)} are the same"
 
     what = f"no process but the {', the '.join(but)} has restarted" if but else "no process has restarted"
-    return Expectation(what, question)
+    return Expectation(what, check)
 
 
 def not_ready(*services: str) -> Expectation:
-    async def question(observed: Observations) -> str:
+    async def check(observed: Observations) -> str:
         found = []
         for service in services:
             taken = [one for one in observed.snapshots[service] if observed.injected <= one.at <= observed.restored]
@@ -273,14 +273,14 @@ def not_ready(*services: str) -> Expectation:
             found.append(f"{service} after {unready.at - observed.injected:.1f} s")
         return ", ".join(found)
 
-    return Expectation(f"/readyz of the {' and the '.join(services)} shows it", question)
+    return Expectation(f"/readyz of the {' and the '.join(services)} shows it", check)
 
 
 # --- logs, spans, alerts ---
 
 
 def logged(service: str, level: str, message: str, **fields: Any) -> Expectation:
-    async def question(observed: Observations) -> str:
+    async def check(observed: Observations) -> str:
         found = []
         for line in await asyncio.to_thread(lambda: list(observed.lab.lines(service))):
             if line.has(level=level, message=message, **fields):
@@ -290,16 +290,16 @@ def logged(service: str, level: str, message: str, **fields: Any) -> Expectation
         if not found:
             raise Missing(f"no such line of the {service} since the injection")
         if level in ("WARNING", "ERROR"):
-            observed.sign(f"log line {message!r} of the {service}", found[0])
+            observed.note_detection(f"log line {message!r} of the {service}", found[0])
         return f"{len(found)} lines, the first after {found[0]:.1f} s"
 
     words = "".join(f" {name}={value}" for name, value in fields.items())
-    return Expectation(f"the {service} logs {level} {message!r}{words}", question)
+    return Expectation(f"the {service} logs {level} {message!r}{words}", check)
 
 
 def span_failed(service: str, name: str, status: str = "503") -> Expectation:
-    async def question(observed: Observations) -> str:
-        # The last three for each reason: a service that sheds load refuses requests without asking the next one.
+    async def check(observed: Observations) -> str:
+        # The last three for each reason: a service that sheds load refuses requests without calling the next service.
         by_reason: dict[str, list[Answer]] = {}
         for answer in observed.during:
             if answer.status == status:
@@ -314,11 +314,11 @@ def span_failed(service: str, name: str, status: str = "503") -> Expectation:
                     return f"trace {answer.trace_id}"
         raise Missing(f"not in the traces of {len(tried)} answers of {status}, such as {tried[-1].trace_id}")
 
-    return Expectation(f"in the trace of a {status} the span {name!r} of the {service} has status ERROR", question)
+    return Expectation(f"in the trace of a {status} the span {name!r} of the {service} has status ERROR", check)
 
 
 def span_lasts(service: str, name: str, seconds: float) -> Expectation:
-    async def question(observed: Observations) -> str:
+    async def check(observed: Observations) -> str:
         # Only requests that were answered during the fault: its end shortens the spans of those in flight.
         good = [a for a in observed.during if a.status == "200" and a.started + a.seconds < observed.restored]
         tried = sorted(good, key=lambda answer: answer.seconds)[-3:]
@@ -328,11 +328,11 @@ def span_lasts(service: str, name: str, seconds: float) -> Expectation:
                     return f"{(span.end - span.start) / 1e9:.2f} s in trace {answer.trace_id}"
         raise Missing(f"not in the traces of the {len(tried)} slowest answers of 200")
 
-    return Expectation(f"in a slow trace the span {name!r} of the {service} lasts {seconds:g} s or more", question)
+    return Expectation(f"in a slow trace the span {name!r} of the {service} lasts {seconds:g} s or more", check)
 
 
 def none_dropped() -> Expectation:
-    async def question(observed: Observations) -> str:
+    async def check(observed: Observations) -> str:
         for service in observed.lab.services:
             before, after = (
                 one.value("telemetry_dropped_total", signal="traces")
@@ -342,13 +342,17 @@ def none_dropped() -> Expectation:
                 raise Missing(f"the {service} dropped {after - before:g} spans")
         return f"0 on the {', the '.join(observed.lab.services)}"
 
-    return Expectation("telemetry_dropped_total does not grow: the services' queues hold the spans", question)
+    return Expectation("telemetry_dropped_total does not grow: the services' queues hold the spans", check)
 
 
 def lines_arrive(doubled: float = 0.0) -> Expectation:
-    """Every line from before the fault to its end is in Loki; at most this share of them is there twice."""
+    """Every line from shortly before the fault to its end is in Loki.
 
-    async def question(observed: Observations) -> str:
+    Args:
+        doubled: the share of the lines that may be there twice.
+    """
+
+    async def check(observed: Observations) -> str:
         lab = observed.lab
         start, end = observed.injected + observed.wall - 2, observed.restored + observed.wall + 1
         written: Counter[str] = Counter()
@@ -366,7 +370,7 @@ def lines_arrive(doubled: float = 0.0) -> Expectation:
         return found
 
     bound = f"at most {doubled:.0%} of them twice" if doubled else "none twice"
-    return Expectation(f"every log line of that time is in Loki, {bound}", question)
+    return Expectation(f"every log line of that time is in Loki, {bound}", check)
 
 
 def _is_whole(answer: Answer, spans: list[Span], services: set[str]) -> bool:
@@ -384,10 +388,10 @@ def traces_lost(seconds: float = 0.0, meanwhile: bool = False) -> Expectation:
     """Only traces of the last seconds before the fault lack spans; none if ``seconds`` is 0.
 
     Args:
-        meanwhile: whether those of the time until its end may lack spans as well.
+        meanwhile: whether traces during the fault may lack spans as well.
     """
 
-    async def question(observed: Observations) -> str:
+    async def check(observed: Observations) -> str:
         if await observed.lab.fetch_sampling():
             raise NotRunning("the Collector keeps a sample of such traces")
         margin = max(2 * seconds, 4.0)
@@ -398,44 +402,46 @@ def traces_lost(seconds: float = 0.0, meanwhile: bool = False) -> Expectation:
             and observed.injected - margin < answer.started + answer.seconds
             and answer.started < observed.restored + margin / 2
         ]
-        # Those at the beginning and at the end of the fault, and a sample of those between: each is a query of its own.
+        # All at the beginning and at the end of the fault, but only a sample in between: each takes a query of its own.
         edges = [one for at, one in answered if min(abs(at - observed.injected), abs(at - observed.restored)) <= margin]
         between = [
             one for at, one in answered if min(abs(at - observed.injected), abs(at - observed.restored)) > margin
         ]
         near = edges + between[:: max(1, len(between) // SAMPLE)]
         services = {"traffic", *observed.lab.services}
-        slots = asyncio.Semaphore(LOOK_UPS)
+        slots = asyncio.Semaphore(CONCURRENT_FETCHES)
 
-        async def lacks(answer: Answer) -> bool:
+        async def lacks_spans(answer: Answer) -> bool:
             async with slots:
                 try:
                     return not _is_whole(answer, await observed.lab.fetch_trace(answer.trace_id), services)
                 except Missing:
                     return True
 
-        whole = await asyncio.gather(*map(lacks, near))
-        hurt = [answer for answer, lacking in zip(near, whole, strict=True) if lacking]
-        if not hurt:
+        lacking = await asyncio.gather(*map(lacks_spans, near))
+        incomplete = [answer for answer, lacks in zip(near, lacking, strict=True) if lacks]
+        if not incomplete:
             return f"none of {len(near)}"
-        ends = [answer.started + answer.seconds - observed.injected for answer in hurt]
-        found = f"{len(hurt)} of {len(near)}, answered {min(ends):+.1f} s to {max(ends):+.1f} s relative to its start"
-        # Spans of a request that was under way had been sent as well.
+        ends = [answer.started + answer.seconds - observed.injected for answer in incomplete]
+        found = (
+            f"{len(incomplete)} of {len(near)}, answered {min(ends):+.1f} s to {max(ends):+.1f} s relative to its start"
+        )
+        # A request that was in flight at the injection may lack spans too: some had been sent before it.
         last = observed.restored if meanwhile else observed.injected
-        if not seconds or min(ends) < -seconds or any(answer.started > last for answer in hurt):
+        if not seconds or min(ends) < -seconds or any(answer.started > last for answer in incomplete):
             raise Missing(found)
         return found
 
     if not seconds:
-        return Expectation("no trace of that time lacks a span", question)
+        return Expectation("no trace of that time lacks a span", check)
     during = "and of its time " if meanwhile else ""
-    return Expectation(f"only traces of the last {seconds:g} s before the fault {during}lack spans", question)
+    return Expectation(f"only traces of the last {seconds:g} s before the fault {during}lack spans", check)
 
 
 def counters_catch_up(service: str, name: str, **labels: str) -> Expectation:
-    """Afterwards Prometheus has the value that the service exposes, although scrapes are missing."""
+    """After the fault Prometheus has the value that the service exposes, although it missed scrapes."""
 
-    async def question(observed: Observations) -> str:
+    async def check(observed: Observations) -> str:
         selector = _selector(name, {"job": service, **labels})
         said = (await snapshot(observed.lab, service)).value(name, **labels)
         rows = await observed.lab.fetch_prometheus(f"sum({selector}) == {said}")
@@ -443,15 +449,15 @@ def counters_catch_up(service: str, name: str, **labels: str) -> Expectation:
         gap = await observed.lab.fetch_prometheus(f'scalar(count_over_time(up{{job="{service}"}}[{seconds + 20}s]))')
         return f"{float(rows[0]['value'][1]):g}, from {float(gap[1]):g} scrapes in {seconds + 20} s"
 
-    return Expectation(f"afterwards {name} is in Prometheus what the {service} says", question)
+    return Expectation(f"afterwards {name} is in Prometheus what the {service} says", check)
 
 
 def alert(name: str, after: float = 20.0) -> Expectation:
-    """The alert becomes pending or fires; not checked when the fault is shorter than ``after`` seconds."""
+    """The alert becomes pending or fires. Not checked when the fault is shorter than ``after`` seconds."""
 
-    async def question(observed: Observations) -> str:
+    async def check(observed: Observations) -> str:
         observed.lab.engine("prometheus")
-        seen = observed.signs.get(f"alert {name} pending")
+        seen = observed.detections.get(f"alert {name} pending")
         if seen is not None:
             return f"after {seen:.1f} s"
         if observed.fault < after:
@@ -462,19 +468,19 @@ def alert(name: str, after: float = 20.0) -> Expectation:
             raise NotRunning(f"it was {state} before")
         raise Missing("it stayed inactive")
 
-    return Expectation(f"the alert {name} is pending or fires", question)
+    return Expectation(f"the alert {name} is pending or fires", check)
 
 
 def first_alert(*names: str, within: float, during: bool) -> Expectation:
     """One of these alerts is the first that fires.
 
     Args:
-        names: none: no alert may fire.
+        names: the alerts; without names, no alert may fire.
         within: seconds after the injection.
-        during: whether it needs the fault to last that long.
+        during: whether the alert fires only if the fault lasts that long.
     """
 
-    async def question(observed: Observations) -> str:
+    async def check(observed: Observations) -> str:
         observed.lab.engine("prometheus")
         if not observed.alerts_before:
             raise NotRunning("Prometheus has no rules")
@@ -494,13 +500,13 @@ def first_alert(*names: str, within: float, during: bool) -> Expectation:
         return said
 
     what = f"{' or '.join(names)} is the first alert that fires, within {within:g} s" if names else "no alert fires"
-    return Expectation(what, question)
+    return Expectation(what, check)
 
 
 def alerts_fall_silent(within: float) -> Expectation:
-    """Every alert that has fired is silent again, this many seconds after the end of the fault at the latest."""
+    """Every alert that has fired is silent again at most ``within`` seconds after the end of the fault."""
 
-    async def question(observed: Observations) -> str:
+    async def check(observed: Observations) -> str:
         observed.lab.engine("prometheus")
         if not observed.firing:
             raise NotRunning("no alert has fired")
@@ -514,4 +520,4 @@ def alerts_fall_silent(within: float) -> Expectation:
             raise Missing(found)
         return found
 
-    return Expectation(f"alerts fall silent within {within:g} s of the end of the fault", question)
+    return Expectation(f"alerts fall silent within {within:g} s of the end of the fault", check)

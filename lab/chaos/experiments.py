@@ -11,14 +11,15 @@ from lab.chaos.expectations import Expectation
 from lab.chaos.targets import Target
 from lab.client import DIE_SERVICE, FRONTEND, ROLLER
 
-# Seconds. With the second that a request waits for a connection this stays below the roller's time-out of 4, so that
-# requests fail only because there are too many of them.
+# Seconds. With the second that a request waits for a connection, this stays below the roller's time-out of 4 s. So
+# requests fail because there are too many of them, not because one takes too long.
 DIE_SERVICE_DELAY = 2.5
-DATABASE_DELAY = 0.5  # seconds; below the time-outs of a query, so that only the number of connections limits
+DATABASE_DELAY = 0.5  # seconds; below the query time-outs, so that only the number of connections limits the rate
 # Seconds within which an alert fires: one that names the cause, and one that names a symptom.
 CAUSE_WITHIN = 30.0
 SYMPTOM_WITHIN = 45.0
-# Seconds: how long Tempo keeps spans in memory, a second for which a service collects spans, and some time on the way.
+# Seconds of spans that a killed Tempo may lose: it keeps spans in memory for 1.5 s, a service collects them for a
+# second, and they take some time on the way.
 TEMPO_MEMORY = 4.0
 # The share of lines that Alloy may read again after a kill.
 READ_AGAIN = 0.05
@@ -32,14 +33,15 @@ class Experiment:
 
     Attributes:
         hypothesis: what is expected, in a sentence.
-        stage: the first stage that has what is broken.
-        inject, restore: put the fault in, take it out; ``None`` if the supervisor restarts what was killed.
+        stage: the first stage that has the part that is broken.
+        inject: injects the fault.
+        restore: removes the fault; ``None`` where the supervisor restarts the part that was killed.
         expectations: in the order in which they are printed.
-        first_alert: the alerts of which one fires first; empty: none fires.
-        alert_within: seconds after the injection; the fault has to last as long, unless it restarts by itself.
-        needs: the engines that it breaks or reads.
-        batches: whether every fourth request asks for a batch, where the lab has them; else all are single rolls.
-        prepare: what must be in place before the steady state.
+        first_alert: one of these alerts fires first; empty where no alert may fire.
+        alert_within: seconds from the injection to that alert; a fault that is shorter may end before it.
+        needs: the engines that the experiment breaks or queries.
+        batches: whether every fourth request is a batch, in a lab that has batches.
+        prepare: runs before the steady state.
     """
 
     hypothesis: str
@@ -210,19 +212,19 @@ class Engine:
     """An engine that experiments break, while users notice nothing.
 
     Attributes:
-        name: of its process.
+        name: the name of its process.
         stage: the first stage that has the signal it carries.
-        needs: the engines that tell what has become of the telemetry.
-        arrives: what arrives in spite of the fault, in words.
-        expectations: what a fault that it outlives does to the telemetry.
-        killed: the same for a kill, if it loses what it had in memory.
-        killed_alert: the alert of a kill; without one it is back too soon.
+        needs: the engines that show what happened to the telemetry.
+        outcome: what happens to the telemetry, in words.
+        expectations: about the telemetry, for every fault without an entry below.
+        killed: the expectations for a kill, where that loses the data in memory.
+        killed_alert: the alert that a kill raises; empty where the engine restarts too fast for one.
     """
 
     name: str
     stage: int
     needs: tuple[str, ...]
-    arrives: str
+    outcome: str
     expectations: tuple[Expectation, ...]
     killed: tuple[Expectation, ...] | None = None
     killed_alert: tuple[str, ...] = ()
@@ -270,8 +272,8 @@ ENGINES = {
 }
 
 
-# How an engine is broken: in words, and the methods of Target that begin and end the fault. The supervisor restarts
-# what has ended.
+# The faults of an engine, each with its description and the methods of Target that inject and remove it. A kill is not
+# removed: the supervisor restarts the engine.
 WAYS = {
     "down": ("is down", "stop", "start"),
     "killed": ("is killed", "kill", ""),
@@ -294,7 +296,7 @@ def _of_engine(name: str, how: str) -> Experiment:
     broken, inject, restore = WAYS[how]
     subject = "The Collector" if name == "collector" else name.capitalize()
     return Experiment(
-        f"{subject} {broken}. Rolls are not affected; {engine.arrives}.",
+        f"{subject} {broken}. Rolls are not affected; {engine.outcome}.",
         engine.stage,
         methodcaller(inject, engine.name),
         methodcaller(restore, engine.name) if restore else None,
@@ -315,7 +317,7 @@ EXPERIMENTS |= {f"{engine}-{how}": _of_engine(engine, how) for engine in ENGINES
 
 async def _tempo_with_space_again(target: Target) -> None:
     await target.empty("tempo")
-    await target.kill("tempo")  # it does not recover by itself once a write has failed
+    await target.kill("tempo")  # once a write has failed, Tempo recovers by a restart only
 
 
 EXPERIMENTS["tempo-disk-full"] = replace(
@@ -331,5 +333,5 @@ EXPERIMENTS["tempo-disk-full"] = replace(
         expect.same_processes("tempo"),
     ),
     first_alert=("TracesNotStored", "PipelineLoss", "TempoRestarted"),
-    alert_within=300.0,  # it is known once no block was cut for three minutes
+    alert_within=300.0,  # TracesNotStored fires after three minutes without a new block
 )

@@ -1,22 +1,22 @@
 """Faults in a running lab: how an experiment requests them, and how they end with it.
 
-``dicelab up`` listens on a Unix socket, named in the state file as ``faults``. An experiment connects and sends
-requests, each a JSON object on a line with one as its answer::
+``dicelab up`` listens on a Unix socket, whose path is in the state file as ``faults``. An experiment connects and sends
+requests. Request and answer are JSON objects, one a line::
 
     {"hold": "die-service"}                 kill it and keep it down
     {"release": "die-service"}              start it again
-    {"slow": "die-service", "seconds": 3}   delay its answers, with a proxy in front of it
-    {"freeze": "loki"}                      stop its process (SIGSTOP), without its end
-    {"thaw": "loki"}                        let it continue
-    {"fill": "loki"}                        use up the free space of its file system
-    {"empty": "loki"}                       give that space back
+    {"slow": "die-service", "seconds": 3}   delay its answers, by a proxy in front of it
+    {"freeze": "loki"}                      pause its process (SIGSTOP)
+    {"thaw": "loki"}                        resume it (SIGCONT)
+    {"fill": "loki"}                        fill its file system
+    {"empty": "loki"}                       free that space again
     {"restart": {"dice-roller": {"OTEL_PROPAGATORS": "none"}}}   restart services with these variables added
-    {"rehearse": {"dice-roller": 0.02}}     put a proxy in front of everything, with these delays, and restart each
+    {"prepare": {"dice-roller": 0.02}}      put a proxy in front of every server, with these delays, and restart each
                                             service once, so that later faults need no restart and no new address
-    {"switch": {"dice-roller": {"blocking": true}}}   give these processes these defects; needs "rehearse"
-    {"end": true}                           take all faults out, and answer once that is done
+    {"switch": {"dice-roller": {"blocking": true}}}   give these processes these defects; needs "prepare"
+    {"end": true}                           remove all faults, and answer once that is done
 
-The faults last as long as the connection: when it closes, be it by ``kill -9``, they are taken out.
+The faults last as long as the connection: they are removed when it closes, even if the experiment is killed.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ from lab.chaos.switches import VARIABLE, SwitchServer
 from lab.supervise.private import private_directory
 from lab.supervise.supervised import Supervised, SupervisedProcess
 
-SLOWEST = 60.0  # seconds
-LARGEST = 256 * 2**20  # bytes; of a file system that is filled, so that it is one that was made for the purpose
-# The variables that a service may be restarted with.
+MAX_DELAY = 60.0  # seconds
+MAX_FILE_SYSTEM = 256 * 2**20  # bytes; only a file system that is smaller, made for this purpose, is filled
+# The variables that an experiment may set when it restarts a service.
 VARIABLES = {"BLOCKING_WAIT", "DB_POOL_SIZE", "DB_POOL_TIMEOUT", "OTEL_PROPAGATORS"}
 
 
@@ -67,9 +67,9 @@ class FaultServer:
 
     Args:
         parts: the services, the engines and the database, by name.
-        links: the connections that can be made slow, by the name of their server.
-        services: the names of the services' processes, which are among the parts.
-        data: the directory that holds the engines' data, each in a directory of its name.
+        links: the connections that can be slowed down, by the name of their server.
+        services: the names of the services' processes, a subset of the parts.
+        data: the directory that holds the engines' data, a directory for each engine.
     """
 
     def __init__(
@@ -105,7 +105,7 @@ class FaultServer:
         self._tasks.add(task)
         try:
             if self._busy:
-                await reader.readline()  # a client that still writes when the lab hangs up does not see the reason
+                await reader.readline()  # a client whose write fails would not read the reason
                 await _reply(writer, {"error": "another experiment runs in this lab"})
                 return
             self._busy = True
@@ -115,7 +115,7 @@ class FaultServer:
                         await _reply(writer, await faults.answer(line))
             finally:
                 self._busy = False
-        except (ConnectionError, ValueError):  # the experiment has gone, or its line is too long
+        except (ConnectionError, ValueError):  # the experiment has disconnected, or its line is too long
             pass
         finally:
             writer.close()
@@ -128,7 +128,7 @@ async def _reply(writer: asyncio.StreamWriter, document: Mapping[str, Any]) -> N
 
 
 class _Faults:
-    """The faults of one experiment, taken out when the context is left."""
+    """The faults of one experiment; leaving the context removes them."""
 
     def __init__(
         self, parts: Mapping[str, Supervised], links: Mapping[str, Link], services: Sequence[str], data: Path
@@ -140,7 +140,7 @@ class _Faults:
         self._switches: SwitchServer | None = None
         self._held: set[str] = set()
         self._frozen: dict[str, int] = {}  # process ids
-        self._fillers: dict[str, IO[bytes]] = {}  # files without a name: their space is free once they are closed
+        self._fillers: dict[str, IO[bytes]] = {}  # unlinked files: closing them frees their space
         self._proxies: dict[str, Proxy] = {}
         self._variables: dict[str, dict[str, str]] = {}  # added to a service's environment, by its name
 
@@ -169,8 +169,8 @@ class _Faults:
                 self._empty(request["empty"])
             elif "restart" in request:
                 await self._restart(request["restart"])
-            elif "rehearse" in request:
-                await self._rehearse(request["rehearse"])
+            elif "prepare" in request:
+                await self._prepare(request["prepare"])
             elif "switch" in request:
                 await self._switch(request["switch"])
             elif "end" in request:
@@ -231,9 +231,10 @@ class _Faults:
     def _fill(self, name: str) -> None:
         directory = self._data / name
         if name not in self._parts or not os.path.ismount(directory):
-            raise LabError(f"{directory} is no file system of its own that can be filled: mount a small one there")
-        if shutil.disk_usage(directory).total > LARGEST:
-            raise LabError(f"the file system at {directory} is not filled: it is larger than {LARGEST // 2**20} MiB")
+            raise LabError(f"{directory} is not a mount point; mount a small file system there, which can be filled")
+        if shutil.disk_usage(directory).total > MAX_FILE_SYSTEM:
+            limit = MAX_FILE_SYSTEM // 2**20
+            raise LabError(f"the file system at {directory} is not filled, because it is larger than {limit} MiB")
         if name not in self._fillers:
             self._fillers[name] = tempfile.TemporaryFile(dir=directory, buffering=0)
         filler = self._fillers[name]
@@ -252,9 +253,9 @@ class _Faults:
 
     async def _slow(self, name: str, seconds: float) -> None:
         if name not in self._links:
-            raise LabError(f"nothing in this lab depends on a {name} of its own")
-        if not 0 <= seconds <= SLOWEST:
-            raise LabError(f"{seconds} is not from 0 to {SLOWEST:g} seconds")
+            raise LabError(f"no service of this lab connects to a {name} that the lab runs")
+        if not 0 <= seconds <= MAX_DELAY:
+            raise LabError(f"{seconds} is not from 0 to {MAX_DELAY:g} seconds")
         if name not in self._proxies:
             variables = await self._open_proxy(name)
             await asyncio.gather(*(self._set(user.name, variables) for user in self._links[name].users))
@@ -266,12 +267,12 @@ class _Faults:
         proxy = self._proxies[name] = Proxy(link.server)
         return link.variables(await proxy.open())
 
-    async def _rehearse(self, delays: Mapping[str, float]) -> None:
+    async def _prepare(self, delays: Mapping[str, float]) -> None:
         if self._proxies or self._switches is not None or self._variables:
-            raise LabError("faults are under way already")
+            raise LabError("the lab has faults already")
         given = {name: float(seconds) for name, seconds in delays.items()}
-        if not set(given) <= set(self._links) or not all(0 <= seconds <= SLOWEST for seconds in given.values()):
-            raise LabError(f"the links of this lab are {', '.join(self._links)}; delays are 0 to {SLOWEST:g} seconds")
+        if not set(given) <= set(self._links) or not all(0 <= seconds <= MAX_DELAY for seconds in given.values()):
+            raise LabError(f"the links of this lab are {', '.join(self._links)}; delays are 0 to {MAX_DELAY:g} seconds")
         self._switches = SwitchServer(lambda: {name: self._service(name).pid for name in self._services})
         await self._switches.open()
         variables = {name: {VARIABLE: str(self._switches.path)} for name in self._services}
@@ -284,7 +285,7 @@ class _Faults:
 
     async def _switch(self, defects: Mapping[str, Mapping[str, Any]]) -> None:
         if self._switches is None:
-            raise LabError("defects need a rehearsal first")
+            raise LabError("the request switch needs the request prepare before it")
         for name in defects:
             if name not in self._services:
                 raise LabError(f"this lab runs no {name} of its own")
@@ -298,7 +299,7 @@ class _Faults:
         await asyncio.gather(*(self._set(name, variables) for name, variables in services.items()))
 
     async def _set(self, name: str, variables: Mapping[str, str]) -> None:
-        """Restart a service with these variables beside those that it has been given before."""
+        """Restart a service with these variables, in addition to those of earlier requests."""
         added = {**self._variables.get(name, {}), **variables}
         if added:
             self._variables[name] = added
@@ -312,18 +313,18 @@ class _Faults:
 
 
 class Faults:
-    """The experiment's connection: an asynchronous context; its faults last no longer."""
+    """The experiment's connection: an asynchronous context. Leaving it removes the faults."""
 
     def __init__(self, path: str) -> None:
         self._path = path
-        self._one_at_a_time = asyncio.Lock()  # an answer has no name: it is that of the last request
+        self._one_at_a_time = asyncio.Lock()  # an answer does not say which request it belongs to
         self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
 
     async def __aenter__(self) -> Self:
         try:
             self._streams = await asyncio.open_unix_connection(self._path)
         except OSError as error:
-            raise LabError(f"the lab takes no experiments at {self._path}: {error.strerror}") from None
+            raise LabError(f"the lab does not accept experiments at {self._path}: {error.strerror}") from None
         return self
 
     async def __aexit__(
@@ -333,7 +334,7 @@ class Faults:
             return
         reader, writer = self._streams
         try:
-            # The lab hangs up once the faults are taken out; until then it would refuse the next experiment.
+            # The lab closes the connection once the faults are removed; until then it would refuse the next experiment.
             with suppress(OSError):
                 writer.write_eof()
                 await reader.read()
@@ -341,7 +342,7 @@ class Faults:
             writer.close()
 
     async def ask(self, **request: Any) -> None:
-        """Send a request and wait until it is carried out.
+        """Send a request and wait until the lab has carried it out.
 
         Raises:
             LabError: when the lab refuses it, or has ended.

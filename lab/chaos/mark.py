@@ -1,6 +1,6 @@
-"""Shows in the run dir that an experiment runs: a file with its name, locked as long as it runs.
+"""Marks an experiment as running: by a file in the run dir, which holds its name and is locked while it runs.
 
-The exporter makes ``dicelab_experiment_running`` of it. An experiment that is killed leaves the file, and not the lock.
+The exporter derives ``dicelab_experiment_running`` from it. A killed experiment leaves the file, but not the lock.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ ATTEMPTS = 5
 
 @contextmanager
 def marked(run_dir: Path, experiment: str) -> Iterator[None]:
-    """Mark the experiment as running, unless another one is marked."""
+    """Mark the experiment as running while the block runs, unless another one is marked."""
     file = os.open(run_dir / FILE, os.O_RDWR | os.O_CREAT, 0o600)
     try:
         if _locked(file):

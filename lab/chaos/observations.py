@@ -1,4 +1,4 @@
-"""What is recorded of a lab during an experiment."""
+"""What an experiment records: the users' answers, the services' metrics and readiness, and the alerts."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from lab.waiting import within
 
 SAMPLE_INTERVAL = 0.5  # seconds between two snapshots of the services
 ALERT_INTERVAL = 1.0  # seconds between two requests for the alerts
-PATIENCE = 2.0  # seconds for the answer to one question
+REQUEST_TIMEOUT = 2.0  # seconds
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Snapshot:
 
 @dataclass
 class Firing:
-    """When an alert fired that was not firing before the fault; times on the monotonic clock.
+    """When an alert fired that was inactive before the fault; times on the monotonic clock.
 
     Attributes:
         since: when it was first seen firing.
@@ -57,11 +57,12 @@ class Observations:
     """Everything recorded of one experiment. Times are on the monotonic clock.
 
     Attributes:
-        wall: the difference from the monotonic clock to the time of day, in seconds.
-        injected, restored: when the fault was put in, and when it was taken out.
-        recovered: when an answer was 200 again and every service ready.
+        wall: seconds to add to the monotonic clock for the time since 1970.
+        injected, restored: when the fault was injected, and when it was removed.
+        recovered: when answers were 200 again and every service was ready.
         watched: how long the alerts were watched after the end of the fault, in seconds.
-        signs: what showed the fault, and how many seconds after the injection.
+        processes_before, processes_after: the process id of each part, before the fault and after the recovery.
+        detections: what revealed the fault, and how many seconds after the injection.
         alerts_before: the state of each alert before the fault; empty where there is no Prometheus.
         firing: the alerts that have fired since the injection, by name, the first one first.
     """
@@ -75,7 +76,7 @@ class Observations:
     watched: float = 0.0
     processes_before: dict[str, int | None] = field(default_factory=dict)
     processes_after: dict[str, int | None] = field(default_factory=dict)
-    signs: dict[str, float] = field(default_factory=dict)
+    detections: dict[str, float] = field(default_factory=dict)
     alerts_before: dict[str, str] = field(default_factory=dict)
     firing: dict[str, Firing] = field(default_factory=dict)
     wall: float = field(default_factory=lambda: time.time() - time.monotonic())
@@ -87,7 +88,7 @@ class Observations:
 
     @property
     def steady(self) -> list[Answer]:
-        """Answers that had come before the fault."""
+        """Answers that arrived before the fault."""
         return [answer for answer in self.answers if answer.started + answer.seconds < self.injected]
 
     @property
@@ -119,18 +120,18 @@ class Observations:
             if self.alerts_before.get(name, "inactive") != "inactive":
                 continue
             if state != "inactive":
-                self.sign(f"alert {name} pending", now - self.injected)
+                self.note_detection(f"alert {name} pending", now - self.injected)
             if state == "firing":
                 self.firing.setdefault(name, Firing(now)).until = None
             elif name in self.firing and self.firing[name].until is None:
                 self.firing[name].until = now
 
-    def sign(self, what: str, seconds: float) -> None:
-        """Note what showed the fault, and how many seconds after its injection; the earliest time counts."""
-        self.signs[what] = min(seconds, self.signs.get(what, seconds))
+    def note_detection(self, what: str, seconds: float) -> None:
+        """Note what revealed the fault, and how many seconds after its injection; the earliest time counts."""
+        self.detections[what] = min(seconds, self.detections.get(what, seconds))
 
     def answered(self, service: str) -> list[Snapshot]:
-        """The snapshots of a service that answered, oldest first."""
+        """The snapshots at which a service answered, oldest first."""
         return [snapshot for snapshot in self.snapshots[service] if snapshot.samples]
 
     def before(self, service: str) -> Snapshot:
@@ -151,9 +152,9 @@ async def snapshot(lab: Lab, service: str) -> Snapshot:
     samples: list[Sample] | None = None
     not_ready: str | None = "it does not answer"
     with suppress(aiohttp.ClientError, asyncio.TimeoutError, OSError, ValueError):
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(REQUEST_TIMEOUT):
             samples = await lab.fetch_samples(service)
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(REQUEST_TIMEOUT):
             not_ready = await lab.fetch_not_ready(service)
     return Snapshot(at, samples, not_ready)
 
@@ -165,11 +166,11 @@ async def snapshots(lab: Lab) -> dict[str, Snapshot]:
 
 
 async def ready(lab: Lab, timeout: float, poll: float, times: int = 1) -> bool:
-    """Wait until all services are ready; returns whether they were in time.
+    """Wait until all services are ready; returns ``False`` when the time is up.
 
     Args:
         timeout, poll: in seconds.
-        times: in so many consecutive snapshots.
+        times: the number of consecutive snapshots in which they must be ready.
     """
     consecutive = 0
     async for _ in within(timeout, poll):
@@ -188,7 +189,7 @@ async def record_services(observations: Observations) -> None:
             observations.snapshots.setdefault(service, []).append(one)
             in_fault = observations.injected and began >= observations.injected and not observations.restored
             if one.not_ready and in_fault:
-                observations.sign(f"{service} not ready", began - observations.injected)
+                observations.note_detection(f"{service} not ready", began - observations.injected)
         await asyncio.sleep(max(0.0, SAMPLE_INTERVAL - (time.monotonic() - began)))
 
 
@@ -198,7 +199,7 @@ async def record_alerts(observations: Observations) -> None:
         return
     while True:
         with suppress(aiohttp.ClientError, asyncio.TimeoutError, OSError, KeyError, ValueError):
-            async with asyncio.timeout(PATIENCE):
+            async with asyncio.timeout(REQUEST_TIMEOUT):
                 states = await observations.lab.fetch_alerts()
             observations.note_alerts(states, time.monotonic())
         await asyncio.sleep(ALERT_INTERVAL)

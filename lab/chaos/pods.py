@@ -17,10 +17,10 @@ from lab.waiting import within
 # Seconds until the autoscalers have left one pod of each service.
 SETTLE = 120.0
 POLL = 1.0  # seconds
-# Pauses all processes of a pod again and again, for as long as its standard input is open; it does not end with the
-# connection to the cluster otherwise. `kill -1` leaves out the shell itself. The processes are not the first of their
-# namespace, which ignores SIGSTOP: the pods share theirs with the pod's sandbox (shareProcessNamespace).
-STUTTER = """
+# Pauses all processes of a pod again and again until its standard input is closed: the script must end when the
+# connection to the cluster breaks. `kill -1` leaves out the shell itself. SIGSTOP has no effect on the first process of
+# a namespace; here that is the pod's sandbox (shareProcessNamespace).
+PAUSE_SCRIPT = """
 trap 'kill -CONT -1' EXIT
 while kill -STOP -1; do
     read -t {pause} _; ended=$?
@@ -34,16 +34,16 @@ done
 class PodTarget(CommandTarget):
     """The lab in the cluster.
 
-    A stopped part is scaled to no pod. A slow one is paused most of the time. For the time of the experiment the
-    autoscalers keep one pod of each service: the figures of a service are those of one process.
+    A part is stopped by scaling it to zero, and slowed down by pausing it most of the time. During the experiment the
+    autoscalers keep one pod of each service, so that the metrics of a service are those of one process.
     """
 
     def __init__(self, pods: Pods) -> None:
         super().__init__()
         self._pods = pods
-        self._replicas: dict[str, int] = {}  # of what is stopped
+        self._replicas: dict[str, int] = {}  # of each stopped part, before it was stopped
         self._limits: dict[str, tuple[int, int]] = {}  # of the autoscalers
-        self._stutters: dict[str, list[asyncio.subprocess.Process]] = {}
+        self._pausers: dict[str, list[asyncio.subprocess.Process]] = {}  # running PAUSE_SCRIPTs
 
     async def __aenter__(self) -> Self:
         try:
@@ -56,13 +56,13 @@ class PodTarget(CommandTarget):
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        async with AsyncExitStack() as stack:  # the last one first; each is done even if another one fails
+        async with AsyncExitStack() as stack:  # calls back in reverse order, each even if another one fails
             for name, limits in self._limits.items():
                 stack.push_async_callback(self._limit, name, *limits)
             for name in self._replicas:
                 stack.push_async_callback(self.start, name)
             stack.push_async_callback(self.unlock)
-            for name in self._stutters:
+            for name in self._pausers:
                 stack.push_async_callback(self.slow, name, 0)
 
     async def _hold_autoscalers(self) -> None:
@@ -93,10 +93,10 @@ class PodTarget(CommandTarget):
         path = "jsonpath={.spec.replicas}"
         text = (await self._pods.run(workload.namespace, "get", workload.reference, "--output", path)).strip()
         if not text:
-            raise LabError(f"a {workload.kind} such as the {name} cannot be scaled to no pod")
+            raise LabError(f"a {workload.kind} such as the {name} cannot be scaled to zero")
         self._replicas.setdefault(name, int(text))
         await self._pods.run(workload.namespace, "scale", workload.reference, "--replicas=0")
-        await self.kill(name)  # at once, without the time that a pod has to stop
+        await self.kill(name)  # at once, without the grace period
 
     async def start(self, name: str) -> None:
         workload = self._pods.workload(name)
@@ -123,24 +123,24 @@ class PodTarget(CommandTarget):
         """Nothing was filled."""
 
     async def slow(self, name: str, seconds: float) -> None:
-        for process in self._stutters.pop(name, []):
+        for process in self._pausers.pop(name, []):
             assert process.stdin is not None
             process.stdin.close()
             await process.wait()
         if seconds:
             workload = self._pods.workload(name)
-            script = STUTTER.format(pause=seconds, run=RUN_TIME)
+            script = PAUSE_SCRIPT.format(pause=seconds, run=RUN_TIME)
             for pod in await self._pods.of(name):
                 arguments = ("exec", "--stdin", pod["metadata"]["name"], "--", "bash", "-c", script)
                 process = await start(command(workload.namespace, *arguments), asyncio.subprocess.PIPE)
-                self._stutters.setdefault(name, []).append(process)
+                self._pausers.setdefault(name, []).append(process)
 
     def psql(self, query: str) -> list[str]:
         workload = self._pods.workload("postgres")
         return command(workload.namespace, "exec", workload.reference, "--", *PSQL, query)
 
     async def processes(self) -> dict[str, int | None]:
-        """A number for the oldest pod of each part and its restarts, instead of a process id."""
+        """Instead of a process id: a number that changes when the oldest pod of a part is replaced or restarted."""
         found: dict[str, int | None] = {}
         for name in self._pods.workloads:
             pods = await self._pods.of(name)

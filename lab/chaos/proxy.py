@@ -18,12 +18,12 @@ Address = tuple[str, int] | Path
 class Proxy:
     """Forwards connections to a server and delays its answers by ``delay`` seconds.
 
-    Chunks of bytes are delayed as a whole and in order, so an exchange of one request and one answer takes ``delay``
-    longer. Setting ``delay`` to 0 releases what is being delayed.
+    Chunks of bytes are delayed as a whole and in order, so a request and its answer take ``delay`` longer. Setting
+    ``delay`` to 0 forwards delayed chunks at once.
 
-    In front of a TCP server it listens on a loopback port. In front of a Unix socket it is a Unix socket of the same
-    name in a directory that no other user can enter, because the server takes everybody who connects for the user
-    who runs the proxy.
+    In front of a TCP server it listens on a loopback port. In front of a Unix socket it listens on a Unix socket of the
+    same name in a private directory: the server sees every client as the user who runs the proxy, so no other user may
+    connect.
     """
 
     def __init__(self, server: Address) -> None:

@@ -1,8 +1,8 @@
 """The defects that services have on purpose: sent to them over a Unix socket while they run.
 
-A defect that came by a variable or a restart would be known by its environment or its time. A service connects to the
-socket when it starts, whether it is to have a defect or not, and is known by its process id: nobody else is answered.
-``web/defects.py`` is the other end.
+A variable or a restart would reveal a defect, by the environment of the process or by the time of its start. So every
+service connects to the socket when it starts, with or without a defect. The server identifies it by its process id, and
+closes any other connection. ``web/defects.py`` is the other end.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from lab.supervise.private import private_directory
 from lab.waiting import within
 
 VARIABLE = "DEFECTS_SOCKET"
-PATIENCE = 10.0  # seconds for a service to connect and to switch
+TIMEOUT = 10.0  # seconds for a service to connect, and to confirm its defects
 LINUX_CREDENTIALS = struct.Struct("3i")
 DARWIN_LOCAL, DARWIN_PEER_PID = 0, 2
 
@@ -41,7 +41,7 @@ class SwitchServer:
         self._server: asyncio.Server | None = None
         self._connections: dict[str, tuple[asyncio.StreamReader, asyncio.StreamWriter]] = {}
         self._values: dict[str, Mapping[str, Any]] = {}
-        self._one_at_a_time = asyncio.Lock()  # one answer is awaited at a time
+        self._one_at_a_time = asyncio.Lock()  # an answer does not say which message it belongs to
 
     @property
     def path(self) -> Path:
@@ -51,7 +51,7 @@ class SwitchServer:
         self._server = await asyncio.start_unix_server(self._connected, self.path)
 
     async def close(self) -> None:
-        """Stop listening and hang up: every service switches its defects off."""
+        """Stop listening and close the connections: every service then switches its defects off."""
         if self._server is not None:
             self._server.close()
         for name in list(self._connections):
@@ -59,13 +59,13 @@ class SwitchServer:
         shutil.rmtree(self._directory, ignore_errors=True)
 
     async def set(self, name: str, values: Mapping[str, Any]) -> None:
-        """Give a process these defects and no others, and wait until it has them.
+        """Give a process these defects and no others, and wait until it has confirmed them.
 
         Raises:
-            LabError: when it does not in time.
+            LabError: when it does not confirm them in time.
         """
         self._values[name] = values
-        async for _ in within(PATIENCE):
+        async for _ in within(TIMEOUT):
             if name not in self._connections:
                 continue
             with suppress(KeyError):
@@ -79,23 +79,23 @@ class SwitchServer:
         if name is None:
             writer.close()
             return
-        self._hang_up(name)  # a process that has ended
+        self._hang_up(name)  # on the process before it, which has ended
         self._connections[name] = reader, writer
         if self._values.get(name):  # it was restarted
             with suppress(KeyError):
                 await self._send(name)
 
     async def _send(self, name: str) -> bool:
-        """Send a process its defects; whether it has answered."""
+        """Send a process its defects; returns whether it has answered."""
         async with self._one_at_a_time:
             reader, writer = self._connections[name]
             with suppress(OSError):  # a time-out is one
-                async with asyncio.timeout(PATIENCE):
+                async with asyncio.timeout(TIMEOUT):
                     writer.write(json.dumps(self._values[name]).encode() + b"\n")
                     await writer.drain()
                     if await reader.readline():
                         return True
-            # It has ended, or would answer this message when the next one is sent.
+            # It has ended, or is late: its answer would be taken for that to the next message.
             if self._connections.get(name) == (reader, writer):
                 self._hang_up(name)
             return False
@@ -107,7 +107,7 @@ class SwitchServer:
 
 
 def peer_process(connection: socket.socket) -> int:
-    """The process id of the other end of a Unix socket; 0 where the system does not say."""
+    """The process id of the other end of a Unix socket; 0 where the operating system does not tell."""
     if sys.platform == "darwin":
         return int(connection.getsockopt(DARWIN_LOCAL, DARWIN_PEER_PID))
     if not hasattr(socket, "SO_PEERCRED"):

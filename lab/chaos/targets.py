@@ -18,7 +18,7 @@ from lab.chaos.faults import Faults
 from lab.client import Lab
 from lab.containers import Containers, output
 
-# Seconds that a container which is slowed down runs between two pauses.
+# Seconds that a slowed-down container runs between two pauses.
 RUN_TIME = 0.05
 PSQL = ("psql", "--username=dice", "--dbname=dice", "--command")
 UNLOCK = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query LIKE 'BEGIN; LOCK TABLE dice%'"
@@ -26,7 +26,7 @@ LOCK = "LOCK TABLE dice IN ACCESS EXCLUSIVE MODE"
 
 
 class Target(ABC):
-    """A lab that can be broken. An asynchronous context: when it is left, every fault is taken out."""
+    """A lab that can be broken. An asynchronous context: leaving it removes every fault."""
 
     @abstractmethod
     async def __aenter__(self) -> Self: ...
@@ -50,23 +50,23 @@ class Target(ABC):
 
     @abstractmethod
     async def freeze(self, name: str) -> None:
-        """Stop its process without ending it, so that connections to it stay open and nothing answers."""
+        """Pause its process: connections to it stay open, and nothing answers."""
 
     @abstractmethod
     async def thaw(self, name: str) -> None:
-        """Let it continue."""
+        """Resume its process."""
 
     @abstractmethod
     async def fill(self, name: str) -> None:
-        """Use up the free space of the file system that holds an engine's data."""
+        """Fill the file system that holds an engine's data."""
 
     @abstractmethod
     async def empty(self, name: str) -> None:
-        """Give that space back."""
+        """Free that space again."""
 
     @abstractmethod
     async def slow(self, name: str, seconds: float) -> None:
-        """Delay each answer by this much; 0 for not at all."""
+        """Delay each of its answers by this many seconds; 0 ends the delay."""
 
     @abstractmethod
     async def lock(self) -> None:
@@ -78,7 +78,7 @@ class Target(ABC):
 
     @abstractmethod
     async def processes(self) -> dict[str, int | None]:
-        """The process id of each service and engine and of the database, by name."""
+        """The process id of each service, of each engine and of the database, by name; ``None`` while it is down."""
 
 
 class RunDirTarget(Target):
@@ -133,16 +133,16 @@ class RunDirTarget(Target):
         """Restart services at the same time, each with these variables added to its environment."""
         await self._faults.ask(restart=services)
 
-    async def rehearse(self, delays: Mapping[str, float]) -> None:
+    async def prepare(self, delays: Mapping[str, float]) -> None:
         """Put a proxy in front of every server, with delays in seconds by name, and restart each service once."""
-        await self._faults.ask(rehearse=delays)
+        await self._faults.ask(prepare=delays)
 
     async def switch(self, defects: Mapping[str, Mapping[str, Any]]) -> None:
-        """Give processes defects on purpose, by name, in place of those that they have; see ``web/defects.py``."""
+        """Give processes these defects, by name, and take away all others; see ``web/defects.py``."""
         await self._faults.ask(switch=defects)
 
     async def end(self) -> None:
-        """Take every fault out."""
+        """Remove every fault."""
         await self.unlock()
         await self._faults.ask(end=True)
 
@@ -177,14 +177,14 @@ class RunDirTarget(Target):
 
 
 class CommandTarget(Target):
-    """A lab whose database is reached by the command of a container engine or of a cluster, which runs psql there."""
+    """A lab whose database is reached by running psql through docker, podman or kubectl."""
 
     def __init__(self) -> None:
         self._locking: asyncio.subprocess.Process | None = None
 
     @abstractmethod
     def psql(self, query: str) -> list[str]:
-        """The command line that runs a query as the user of the dice."""
+        """The command line that runs a query in the dice database, as the user who owns it."""
 
     async def lock(self) -> None:
         self._locking = await start(self.psql(f"BEGIN; {LOCK}; SELECT pg_sleep(600)"))
@@ -197,7 +197,7 @@ class CommandTarget(Target):
 
 
 async def start(arguments: Sequence[str], stdin: int = asyncio.subprocess.DEVNULL) -> asyncio.subprocess.Process:
-    """Start the command of a fault, whose output is not read."""
+    """Start a command that holds a fault; its output is discarded."""
     return await asyncio.create_subprocess_exec(
         *arguments,
         stdin=stdin,
@@ -210,8 +210,8 @@ async def start(arguments: Sequence[str], stdin: int = asyncio.subprocess.DEVNUL
 class ContainerTarget(CommandTarget):
     """The lab of a compose project.
 
-    A slow container is one that is paused most of the time. If the experiment itself is killed with SIGKILL, its
-    containers stay stopped or paused; ``unpause`` and ``start`` of docker or podman put that right.
+    A container is slowed down by pausing it most of the time. If the experiment is killed with SIGKILL, containers stay
+    stopped or paused: repair that with the commands ``unpause`` and ``start`` of docker or podman.
     """
 
     def __init__(self, containers: Containers) -> None:
@@ -219,7 +219,7 @@ class ContainerTarget(CommandTarget):
         self._containers = containers
         self._stopped: set[str] = set()
         self._frozen: set[str] = set()
-        self._stutters: dict[str, asyncio.Task[None]] = {}
+        self._pausers: dict[str, asyncio.Task[None]] = {}
 
     async def __aenter__(self) -> Self:
         return self
@@ -227,13 +227,13 @@ class ContainerTarget(CommandTarget):
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        async with AsyncExitStack() as stack:  # the last one first; each is done even if another one fails
+        async with AsyncExitStack() as stack:  # calls back in reverse order, each even if another one fails
             for name in self._stopped:
                 stack.push_async_callback(self.start, name)
             for name in self._frozen:
                 stack.push_async_callback(self.thaw, name)
             stack.push_async_callback(self.unlock)
-            for name in self._stutters:
+            for name in self._pausers:
                 stack.push_async_callback(self.slow, name, 0)
 
     async def stop(self, name: str) -> None:
@@ -269,16 +269,16 @@ class ContainerTarget(CommandTarget):
         """Nothing was filled."""
 
     async def slow(self, name: str, seconds: float) -> None:
-        stutter = self._stutters.pop(name, None)
-        if stutter is not None:
-            stutter.cancel()
-            await asyncio.gather(stutter, return_exceptions=True)
+        pauser = self._pausers.pop(name, None)
+        if pauser is not None:
+            pauser.cancel()
+            await asyncio.gather(pauser, return_exceptions=True)
             with suppress(LabError):  # it may not have been paused at this moment
                 await self._containers.run("unpause", self._containers.id(name))
         if seconds:
-            self._stutters[name] = asyncio.ensure_future(self._stutter(self._containers.id(name), seconds))
+            self._pausers[name] = asyncio.ensure_future(self._pause_repeatedly(self._containers.id(name), seconds))
 
-    async def _stutter(self, container: str, seconds: float) -> None:
+    async def _pause_repeatedly(self, container: str, seconds: float) -> None:
         while True:
             await self._containers.run("pause", container)
             await asyncio.sleep(seconds)

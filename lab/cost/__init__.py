@@ -1,1 +1,1 @@
-"""``dicelab cost``: the bytes and series that telemetry takes, what nobody asks for, and what could be saved."""
+"""``dicelab cost``: how many bytes and series telemetry takes, how much of it no query uses, and how to save."""

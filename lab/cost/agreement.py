@@ -1,4 +1,4 @@
-"""The engines' own figures beside ours: what Prometheus, Loki and Tempo counted of the same telemetry, in percent."""
+"""A cross-check: compares our figures with those that Prometheus, Loki and Tempo counted for the same telemetry."""
 
 from __future__ import annotations
 
@@ -15,19 +15,20 @@ from lab.cost.measure import Observed
 from lab.cost.otlp import size
 from lab.waiting import within
 
-PATIENCE = 20.0  # seconds until an engine has counted what was sent
-Counts = defaultdict[str, float]  # samples of a page, by name
+COUNT_TIMEOUT = 20.0  # seconds for an engine to count what was sent
+Counts = defaultdict[str, float]  # the values of an engine's counters, by name
 LINES_RECEIVED, BYTES_RECEIVED = "loki_distributor_lines_received_total", "loki_distributor_bytes_received_total"
 SPAN_BYTES_RECEIVED = "tempo_distributor_bytes_received_total"
 COUNTERS = {"loki": (LINES_RECEIVED, BYTES_RECEIVED), "tempo": (SPANS_RECEIVED, SPAN_BYTES_RECEIVED)}
-LOOK_BACK = 2.5 * 3600  # seconds: longer than Loki fills a chunk, 2 h, and less than it asks its ingester for, 3 h
-AHEAD = 2.0  # seconds: Loki cuts the end of the range to full ones
-ADDED = re.compile(r"up|scrape_.*|ALERTS.*|.*:.*")  # series of Prometheus itself: of scrapes, of rules
+# Seconds. Loki fills a chunk for up to 2 h, and queries its ingesters for the last 3 h only: in between.
+LOOK_BACK = 2.5 * 3600
+AHEAD = 2.0  # seconds: Loki truncates the end of the range to a whole second
+ADDED = re.compile(r"up|scrape_.*|ALERTS.*|.*:.*")  # series that Prometheus adds itself: of scrapes and of rules
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """One figure, by us and by an engine."""
+    """One figure as we computed it, and as an engine counted it."""
 
     what: str
     ours: float
@@ -41,7 +42,7 @@ class Agreement:
 
 
 class Engines:
-    """What Loki and Tempo counted before the requests: make it, then :meth:`read`."""
+    """The engines' counters before the requests; :meth:`read` compares their growth with our figures."""
 
     def __init__(self, lab: Lab, before: Mapping[str, Counts], since: float, volume: float) -> None:
         self._lab = lab
@@ -70,7 +71,7 @@ class Engines:
         ours: Counter[str] = Counter(series.name for series in observed.series())
         jobs = "|".join(observed.pages)
         theirs: dict[str, float] = {}
-        async for _ in within(PATIENCE, poll=1.0):  # until the scrape after the last request
+        async for _ in within(COUNT_TIMEOUT, poll=1.0):  # until the scrape after the last request
             try:
                 rows = await self._lab.fetch_prometheus(f'count by (__name__) ({{job=~"{jobs}"}})')
             except Missing:
@@ -92,7 +93,7 @@ class Engines:
         async def received() -> Counts:
             return _difference(await _counted(self._lab, "loki"), self._before["loki"])
 
-        async for _ in within(PATIENCE, poll=0.5):
+        async for _ in within(COUNT_TIMEOUT, poll=0.5):
             ours = loki_bytes(collector.all_lines())
             counted = await received()
             if counted[LINES_RECEIVED] >= ours.lines:
@@ -119,10 +120,10 @@ async def _counted(lab: Lab, engine: str) -> Counts:
 
 
 async def _volume(lab: Lab, since: float) -> float:
-    """The bytes of all streams in Loki's chunks, by its volume API; 0 where it does not know yet.
+    """The bytes of all streams in Loki's chunks, by its volume API; 0 while that has no data.
 
-    Of a chunk that is partly in the time range Loki counts a share of the bytes, as if they were spread evenly over the
-    chunk's time. So the range has to hold whole chunks, and what was added is the difference of two answers.
+    Where a chunk lies partly in the time range, Loki counts a share of its bytes, as if they were spread evenly over
+    the chunk's time. So the range has to cover whole chunks; the growth is the difference of two calls.
     """
     total = 0.0
     for tenant in TENANTS:

@@ -1,7 +1,7 @@
-"""Changes that would make telemetry cost less, and what each would lose. Savings are measured, one change at a time.
+"""Changes that would make telemetry cost less, and what each would lose.
 
-Each candidate leaves something out of what was observed, and the rest is measured again. Two of them may save the same
-bytes, so their savings do not add up.
+For each change, the telemetry that it would remove is left out of what was observed, and the rest is measured again.
+Two changes may save the same bytes, so their savings do not add up.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 
 from opentelemetry.proto.trace.v1 import trace_pb2 as trace
 
-from lab.cost.asked import Asked
 from lab.cost.measure import (
     INFRASTRUCTURE,
     LineRecord,
@@ -21,29 +20,32 @@ from lab.cost.measure import (
     Observed,
     Page,
     as_series,
-    is_asked,
+    is_queried,
     label_shares,
     measure,
     span_name,
 )
 from lab.cost.otlp import SpanRecord
 from lab.cost.prices import Prices
+from lab.cost.queries import Queries
 
-KEPT = 0.1  # of healthy traces and of their lines
-SLOWER = 3  # times the scrape interval
-MOST = 5  # changes that are reported
+KEPT_SHARE = 0.1  # of healthy traces and of their lines
+INTERVAL_FACTOR = 3  # by which the scrape interval is lengthened
+MAX_CHANGES = 5  # in the report
 # Every line and every query needs these.
 CORE_FIELDS = frozenset({"timestamp", "level", "logger", "message", "trace_id", "span_id"})
 
 
 @dataclass(frozen=True)
 class Change:
-    """A change.
+    """A change, and what it saves.
 
     Attributes:
-        bytes_a_roll: uncompressed bytes of spans and lines that it saves.
-        series, samples_per_second: of metrics, that it saves.
-        money: a month, by the price file.
+        title: the change, in words.
+        loses: what is lost by it, in words.
+        bytes_a_roll: uncompressed bytes of spans and lines.
+        series, samples_per_second: of metrics.
+        money: a month, by the price file, in its currency.
     """
 
     title: str
@@ -55,25 +57,25 @@ class Change:
 
 
 class Changes:
-    """The candidates for what was observed.
+    """The possible changes to a lab.
 
     Args:
-        sampled: whether the lab samples its traces by their end already.
+        sampled: whether the lab uses tail sampling already.
     """
 
     def __init__(
-        self, observed: Observed, measured: Measurement, asked: Asked, prices: Prices, sampled: bool = False
+        self, observed: Observed, measured: Measurement, queries: Queries, prices: Prices, sampled: bool = False
     ) -> None:
         self._sampled = sampled
         self._observed = observed
         self._measured = measured
-        self._asked = asked
+        self._queries = queries
         self._prices = prices
 
-    def best(self, most: int = MOST) -> list[Change]:
-        """Those that save most, the best first; none that saves nothing."""
+    def best(self, count: int = MAX_CHANGES) -> list[Change]:
+        """The changes that save most money, the best first; without those that save none."""
         found = [change for change in self._candidates() if change.money > 0]
-        return sorted(found, key=lambda change: -change.money)[:most]
+        return sorted(found, key=lambda change: -change.money)[:count]
 
     def _candidates(self) -> Iterable[Change]:
         if not self._sampled:
@@ -82,7 +84,7 @@ class Changes:
         yield self._retention()
         yield self._slower_scrapes()
         for change in (
-            self._unasked_spans(),
+            self._unqueried_spans(),
             self._attribute(),
             self._event(),
             self._field(),
@@ -94,7 +96,11 @@ class Changes:
                 yield change
 
     def _change(self, title: str, loses: str, left: Observed, share: float = 1.0) -> Change:
-        """The change that leaves this; ``share`` is how much of what is missing there it saves."""
+        """The change after which ``left`` remains.
+
+        Args:
+            share: how much of the missing telemetry the change saves, from 0 to 1.
+        """
         before, after = self._measured, measure(left)
 
         def saved(spans: bool) -> float:
@@ -116,14 +122,14 @@ class Changes:
         healthy = self._observed.healthy()
         left = tuple(record for record in self._observed.spans if record.span.trace_id not in healthy)
         return self._change(
-            f"keep {KEPT:.0%} of the healthy traces, and all that failed or were slow (SAMPLING=tail)",
-            f"the trace of {1 - KEPT:.0%} of the rolls that went well ({len(healthy)} of {self._measured.kept} here);"
-            " an exemplar or a trace id in a line may lead nowhere",
+            f"keep {KEPT_SHARE:.0%} of the healthy traces, and all that failed or were slow (SAMPLING=tail)",
+            f"the trace of {1 - KEPT_SHARE:.0%} of the rolls that went well"
+            f" ({len(healthy)} of {self._measured.kept} here); an exemplar or a trace id in a line may lead nowhere",
             replace(self._observed, spans=left),
-            1 - KEPT,
+            1 - KEPT_SHARE,
         )
 
-    def _unasked_spans(self) -> Change | None:
+    def _unqueried_spans(self) -> Change | None:
         names = {(one.service, one.name) for one in self._measured.span_names if not one.asked}
         left = tuple(r for r in self._observed.spans if (r.span.service, span_name(r)) not in names)
         if not names:
@@ -136,13 +142,13 @@ class Changes:
         )
 
     def _attribute(self) -> Change | None:
-        """Without the attribute of spans that takes most and that no query, page or command names."""
+        """Remove the span attribute that takes the most bytes of those that no query, page or command names."""
         sizes: Counter[str] = Counter()
         for record in self._observed.spans:
             for attribute in record.message.attributes:
                 sizes[attribute.key] += attribute.ByteSize() + 2
         for key, _ in sizes.most_common():
-            if not any(query.names(key) for query in self._asked.spans) and not self._asked.in_code(key):
+            if not any(query.names(key) for query in self._queries.spans) and not self._queries.in_code(key):
                 spans = tuple(_without_attribute(record, key) for record in self._observed.spans)
                 return self._change(
                     f"no attribute {key} on spans",
@@ -171,14 +177,14 @@ class Changes:
         dropped = [r for r in dropped if r.line.fields.get("usage") is not True]
         ids = {id(record) for record in dropped}
         return self._change(
-            f"keep {KEPT:.0%} of the INFO lines of healthy rolls, by trace id",
+            f"keep {KEPT_SHARE:.0%} of the INFO lines of healthy rolls, by trace id",
             "the lines of a single roll that went well; counts of lines have to be scaled up",
             replace(self._observed, lines=tuple(r for r in self._observed.lines if id(r) not in ids)),
-            1 - KEPT,
+            1 - KEPT_SHARE,
         )
 
     def _event(self) -> Change | None:
-        """Without the event that takes most and that is only shown in lists of all lines."""
+        """Remove the event that takes the most bytes of those that are only shown in lists of all lines."""
         for one in self._measured.events:
             lines = [r for r in self._observed.lines if (r.service, r.event) == (one.service, one.name)]
             if one.asked != "filter" and all(r.line.level in ("DEBUG", "INFO") for r in lines):
@@ -192,13 +198,13 @@ class Changes:
         return None
 
     def _field(self) -> Change | None:
-        """Without the field of lines that takes most and that no query, page or command names."""
+        """Remove the log field that takes the most bytes of those that no query, page or command names."""
         sizes: Counter[str] = Counter()
         for record in self._observed.lines:
             for name, value in record.line.fields.items():
                 sizes[name] += len(json.dumps({name: value})) - 1
         for name, _ in sizes.most_common():
-            named = any(query.names(name) for query in self._asked.lines) or self._asked.in_code(name)
+            named = any(query.names(name) for query in self._queries.lines) or self._queries.in_code(name)
             if name in CORE_FIELDS or named:
                 continue
             lines = tuple(_without_field(record, name) for record in self._observed.lines)
@@ -220,7 +226,7 @@ class Changes:
         )
         if not names:
             return None
-        unused = {one for one in self._observed.series() if one.name in names and not is_asked(one, self._asked)}
+        unused = {one for one in self._observed.series() if one.name in names and not is_queried(one, self._queries)}
         pages = {
             service: replace(
                 page, samples=tuple(sample for sample in page.samples if as_series(service, sample) not in unused)
@@ -235,8 +241,8 @@ class Changes:
         )
 
     def _label(self) -> Change | None:
-        """Without the label that contributes most; one that no query names, if there is one."""
-        shares = [share for share in label_shares(self._observed.series(), self._asked) if share.label != "le"]
+        """Remove the label that contributes the most series, preferably one that no query names."""
+        shares = [share for share in label_shares(self._observed.series(), self._queries) if share.label != "le"]
         shares = [share for share in shares if share.contributes > 0]
         if not shares:
             return None
@@ -256,10 +262,10 @@ class Changes:
         return self._change(f"no label {share.label}", f"no figures by {share.label}: {users}", self._pages(pages))
 
     def _half_of_the_buckets(self) -> Change | None:
-        """Every second bound of each histogram, and those that a query names."""
+        """Keep every second bound of each histogram, and the bounds that a query names."""
         named = {
             one.value
-            for query in self._asked.metrics
+            for query in self._queries.metrics
             for _, matchers in query.selectors
             for one in matchers
             if one.name == "le"
@@ -286,7 +292,7 @@ class Changes:
         )
 
     def _slower_scrapes(self) -> Change:
-        slower = self._observed.interval * SLOWER
+        slower = self._observed.interval * INTERVAL_FACTOR
         return self._change(
             f"scrape every {slower:g} s instead of {self._observed.interval:g} s",
             f"alerts and panels are up to {slower - self._observed.interval:g} s later, and shorter peaks are missed",
@@ -306,5 +312,5 @@ def _without_field(record: LineRecord, name: str) -> LineRecord:
     if name not in record.line.fields:
         return record
     fields = {key: value for key, value in record.line.fields.items() if key != name}
-    separators = (", ", ": ") if b'": ' in record.text else (",", ":")  # as the file has them
+    separators = (", ", ": ") if b'": ' in record.text else (",", ":")  # those of the original line
     return replace(record, text=json.dumps(fields, ensure_ascii=False, separators=separators).encode() + b"\n")

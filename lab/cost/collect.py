@@ -1,7 +1,7 @@
-"""Traffic of the command's own, and the spans, lines and pages of metrics that it leaves.
+"""Sends requests to the lab, and collects the spans, log lines and metrics that they cause.
 
-Only the telemetry of these requests is counted, by their trace ids: other users of the lab change nothing. The requests
-carry no trace context, and this process makes no spans and no lines.
+Spans and lines are selected by the trace ids of these requests, so other users of the lab do not change the result. The
+requests carry no trace context, and this process writes no spans and no lines of its own.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from lab.client import Lab
 from lab.cost.measure import LineRecord, Observed, Page
 from lab.cost.otlp import Size, SpanRecord, records
 from lab.load.generator import Client
-from lab.load.traffic import BUILTIN, Mix, dice_of
+from lab.load.traffic import ASYNC_PROBABILITY, BUILTIN, MAX_ASYNC_ROLLS, Mix, dice_of
 from lab.rotated import open_files, whole_lines
 from lab.schema.registry import Registry
 from lab.signals import OPENMETRICS, parse_line, parse_samples
@@ -35,16 +35,15 @@ from lab.supervise import engines
 from lab.waiting import within
 
 USERS = 8  # that roll at the same time
-ASYNC_PROBABILITY, MAX_BATCH = 0.2, 10  # as dicelab traffic has them
 TIMEOUT = 30.0  # seconds for one request
-PATIENCE = 60.0  # seconds until the spans and lines are there
-# Seconds between two looks at what has arrived: in files, in Tempo.
-LOOK_FILES, LOOK_ENGINES = 1.0, 2.0
-# Seconds after which nothing more is expected if a span does not come that a line names, such as one of a trace that is
-# not sampled: longer than services wait for a batch of spans, and than the Collector waits for the end of a trace.
+ARRIVAL_TIMEOUT = 60.0  # seconds for the spans and lines to arrive
+# Seconds between two polls: of files, of Tempo.
+POLL_FILES, POLL_ENGINES = 1.0, 2.0
+# Seconds without anything new after which a missing span is given up, such as one of a trace that is not sampled:
+# longer than services wait for a batch of spans, and longer than the Collector waits for the end of a trace.
 QUIET_FILES, QUIET_ENGINES, QUIET_SAMPLING = 5.0, 15.0, 20.0
 PARALLEL = 8  # requests to Tempo
-PAIR = 8  # bytes of a pair of structured metadata in a chunk of Loki: the numbers of its name and its value
+PAIR = 8  # bytes of a pair of structured metadata in a chunk of Loki: a reference to its name and one to its value
 SPANS_RECEIVED = "tempo_distributor_spans_received_total"
 
 
@@ -53,8 +52,9 @@ class Run:
     """The requests that were sent.
 
     Attributes:
-        rolls: requested; those of a batch count each.
-        failed: requests.
+        rolls: how many were requested; each roll of a batch counts.
+        failed: how many requests failed.
+        traces: the trace ids of the responses.
     """
 
     rolls: int = 0
@@ -64,7 +64,7 @@ class Run:
 
 
 class Files:
-    """The growing files of a directory; :meth:`new` reads what was written since this object was made."""
+    """The growing files of a directory; :meth:`new` reads what was written since this object was created."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
@@ -73,7 +73,7 @@ class Files:
         self._start = {state.st_ino: state.st_size for state in states}
 
     def new(self) -> Iterator[tuple[str, bytes]]:
-        """The complete lines since then, with the name of the service whose file they are in."""
+        """The complete lines since then, each with the name of the service that its file belongs to."""
         with ExitStack() as stack:
             for name, file in open_files(self._directory, stack):
                 file.seek(self._start.get(os.fstat(file.fileno()).st_ino, 0))
@@ -93,7 +93,7 @@ async def roll(lab: Lab, requests: int, seed: int) -> Run:
     run = Run()
     capabilities = await lab.fetch_capabilities()
     dice = await dice_of(lab, capabilities) or BUILTIN
-    mix = Mix(dict.fromkeys(dice, 1.0), ASYNC_PROBABILITY if capabilities.max_times else 0.0, MAX_BATCH)
+    mix = Mix(dict.fromkeys(dice, 1.0), ASYNC_PROBABILITY if capabilities.max_times else 0.0, MAX_ASYNC_ROLLS)
     chance = random.Random(seed)
     pending = [mix.draw(chance) for _ in range(requests)]
 
@@ -128,7 +128,7 @@ async def roll(lab: Lab, requests: int, seed: int) -> Run:
 
 
 class Collector:
-    """Collects what a running lab shows of some requests: make it, send them, then :meth:`observe`."""
+    """Collects the telemetry of some requests: create it, send the requests, then call :meth:`observe`."""
 
     def __init__(self, lab: Lab) -> None:
         self._lab = lab
@@ -150,23 +150,23 @@ class Collector:
         )
 
     def all_lines(self) -> list[tuple[str, bytes]]:
-        """Every line since the start, also those of other requests; with its file's service."""
+        """Every line since the start, including those of other requests, with the service of its file."""
         return list(self._logs.new())
 
     async def _arrived(self, traces: set[str]) -> list[SpanRecord]:
-        """Wait until all telemetry of some traces has arrived; their spans.
+        """Wait until all telemetry of some traces has arrived; returns their spans.
 
         A service writes its last line about a request before the request's span ends, and sends spans in the order in
-        which they end. So all spans of a trace are there once those are that its lines name.
+        which they end. So a trace is complete once every span that its lines name has arrived.
         """
         with_tempo = "tempo" in self._lab.engines
-        look = LOOK_ENGINES if with_tempo else LOOK_FILES
+        poll = POLL_ENGINES if with_tempo else POLL_FILES
         quiet = QUIET_SAMPLING if self._lab.sampling else QUIET_ENGINES if with_tempo else QUIET_FILES
         clock = asyncio.get_running_loop().time
         spans: list[SpanRecord] = []
         incomplete = traces
         arrived, since = (0, 0), clock()
-        async for _ in within(PATIENCE, poll=look):
+        async for _ in within(ARRIVAL_TIMEOUT, poll=poll):
             spans = [record for record in spans if record.span.trace_id not in incomplete]
             spans += await self._from_tempo(incomplete) if with_tempo else self._from_files(incomplete)
             lines = list(self._lines(traces))
@@ -205,30 +205,30 @@ class Collector:
 
 
 def _incomplete(traces: Iterable[str], lines: Iterable[LineRecord], spans: Iterable[SpanRecord]) -> set[str]:
-    """The traces that have no line, or one that names a span that is not there."""
+    """The traces that have no line yet, or a line that names a span which has not arrived."""
     arrived = {(record.span.trace_id, record.span.span_id) for record in spans}
     named = {(record.line.trace_id, str(record.line.fields.get("span_id") or "")) for record in lines}
     return set(traces) - {trace_id for trace_id, _ in named} | {trace_id for trace_id, _ in named - arrived}
 
 
 async def page(lab: Lab, service: str) -> Page:
-    """A service's page of metrics, as Prometheus asks for it."""
+    """A service's ``/metrics`` page in the format that Prometheus requests."""
     text = (await lab.fetch(f"{lab.url(service)}/metrics", Accept=OPENMETRICS)).text
     body = text.encode()
     return Page(Size(len(body), len(gzip.compress(body))), tuple(parse_samples(text)))
 
 
 def scrape_interval() -> float:
-    """Seconds between two scrapes, by the shipped configuration of Prometheus."""
+    """Seconds between two scrapes, from the shipped configuration of Prometheus."""
     configuration = yaml.safe_load((engines.COMPOSE / "prometheus" / "prometheus.yml").read_text())
     return float(configuration["global"]["scrape_interval"].removesuffix("s"))
 
 
 async def counters(session: aiohttp.ClientSession, url: str, names: Collection[str]) -> defaultdict[str, float]:
-    """Samples of an engine's page of metrics, summed by name; empty where it does not answer.
+    """The samples on an engine's ``/metrics`` page, summed by name; empty where the engine does not answer.
 
     Args:
-        names: of the samples; the rest of the page, which is long, is not parsed.
+        names: the names of the samples. The rest of the page is not parsed, because it is long.
     """
     found: defaultdict[str, float] = defaultdict(float)
     try:
@@ -249,8 +249,8 @@ class LokiBytes(NamedTuple):
 
     Attributes:
         received: bytes at its distributor: each line's text, and the names and values of its structured metadata.
-        in_chunks: bytes in its chunks: texts, 8 bytes for each pair of structured metadata, and each of their values
-            once a stream. The names are once in a chunk, too, and are not counted here.
+        in_chunks: bytes in its chunks: texts, 8 bytes for each pair of structured metadata, and each distinct value
+            once for each stream. A chunk also holds each name once, which is not counted here.
     """
 
     lines: int
@@ -259,7 +259,7 @@ class LokiBytes(NamedTuple):
 
 
 def loki_bytes(lines: Iterable[tuple[str, bytes]]) -> LokiBytes:
-    """What Loki counts of lines of services, with their ids as structured metadata, by ``alloy/pipeline.alloy``."""
+    """What Loki counts for the services' lines, whose ids ``alloy/pipeline.alloy`` sends as structured metadata."""
     count = received = in_chunks = 0
     symbols: set[tuple[str, ...]] = set()
     for service, text in lines:

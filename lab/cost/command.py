@@ -1,4 +1,4 @@
-"""``dicelab cost``: what the telemetry of a roll takes, measured on the running lab with rolls of its own."""
+"""``dicelab cost``: rolls dice in the running lab, and measures the size of their telemetry."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from rich.console import Console
 
 from lab.client import Lab
 from lab.cost.agreement import Engines
-from lab.cost.asked import Asked
 from lab.cost.changes import Changes
 from lab.cost.collect import Collector, roll
 from lab.cost.measure import measure
 from lab.cost.prices import Prices
+from lab.cost.queries import Queries
 from lab.cost.report import Report
 from lab.terminal import progress
 
@@ -28,9 +28,9 @@ class Options:
 
     Attributes:
         requests: how many are sent.
-        rolls_a_day: of the projection; ``None`` for that of the price file.
+        rolls_a_day: for the projection; ``None`` for the number in the price file.
         prices: the price file; ``None`` for the example.
-        seed: of the requests.
+        seed: of the random requests.
     """
 
     run_dir: Path
@@ -46,7 +46,7 @@ def run(options: Options, console: Console) -> int:
 
     Raises:
         LabError: when no lab runs there, it does not answer, or the report cannot be written.
-        InputError: when the price file is not one.
+        InputError: when the price file is not valid.
     """
     prices = Prices.read(options.prices)
     if options.rolls_a_day is not None:
@@ -65,13 +65,13 @@ def run(options: Options, console: Console) -> int:
 
 
 async def _report(lab: Lab, options: Options, prices: Prices) -> Report:
-    asked = Asked.read()
+    queries = Queries.read()
     async with lab, progress("cost", lambda: "rolls, then waits until its telemetry has arrived", lambda: None):
         engines = await Engines.before(lab)
         collector = Collector(lab)
         sent = await roll(lab, options.requests, options.seed)
         observed = await collector.observe(sent)
         agreements = await engines.read(observed, collector)
-    measured = measure(observed, asked)
-    changes = Changes(observed, measured, asked, prices, bool(lab.sampling)).best()
+    measured = measure(observed, queries)
+    changes = Changes(observed, measured, queries, prices, bool(lab.sampling)).best()
     return Report(lab.stage, lab.sampling, sent, measured, changes, agreements, prices)

@@ -1,4 +1,4 @@
-"""What was observed of a lab, and what it takes: bytes by signal and service, series by metric and label."""
+"""The telemetry of some rolls, and its size: bytes by signal and service, series by metric and label."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from lab.cost import otlp
-from lab.cost.asked import Asked
 from lab.cost.otlp import Size, SpanRecord
+from lab.cost.queries import Queries
 from lab.signals import Line, Sample
 
 INFRASTRUCTURE = ("process_", "python_")  # the metrics of every Python process
-SLOW = 1.5  # seconds: a roll that takes longer misses the objective
+SLOW = 1.5  # seconds; a slower roll misses the latency objective
 
 
 @dataclass(frozen=True)
@@ -22,8 +22,8 @@ class LineRecord:
     """One log line.
 
     Attributes:
-        text: as it is in the file, with its newline.
-        event: its name in the registry, else its message.
+        text: the line in the file, with its newline.
+        event: its name in the registry, or its message if the registry does not have it.
     """
 
     service: str
@@ -57,11 +57,11 @@ class Observed:
     """What a lab showed of some rolls.
 
     Attributes:
-        rolls: how many were requested; those of a batch count each.
-        traces: the ids of the requests' traces, all of them.
-        spans: of these traces, as far as they were kept.
-        lines: of these traces.
-        pages: of each service, after the rolls.
+        rolls: how many were requested; each roll of a batch counts.
+        traces: the trace ids of all requests.
+        spans: the spans of these traces that were kept.
+        lines: the log lines of these traces.
+        pages: the ``/metrics`` page of each service, after the rolls.
         interval: seconds between two scrapes.
     """
 
@@ -73,7 +73,7 @@ class Observed:
     interval: float = 5.0
 
     def healthy(self) -> frozenset[str]:
-        """The kept traces that neither failed nor were slow, by the rules that tail sampling has."""
+        """The kept traces that neither failed nor were slow, by the rules of tail sampling."""
         failed: set[str] = set()
         begin: dict[str, int] = {}
         end: dict[str, int] = {}
@@ -93,7 +93,12 @@ class Observed:
 
 @dataclass(frozen=True)
 class Volume:
-    """A name among spans or lines: how many and their bytes, uncompressed, and who asks for them."""
+    """All spans or lines with one name.
+
+    Attributes:
+        size: uncompressed bytes.
+        asked: which kind of query returns them, as :meth:`Queries.span` and :meth:`Queries.line` say.
+    """
 
     service: str
     name: str
@@ -103,7 +108,7 @@ class Volume:
 
 
 class LabelShare(NamedTuple):
-    """What a label contributes: the series there are of the metrics that have it, and would be without it."""
+    """How many series the metrics with a label have, and how many they would have without it."""
 
     label: str
     series: int
@@ -116,10 +121,10 @@ class LabelShare(NamedTuple):
 
 
 class Unused(NamedTuple):
-    """Series that nobody asks for.
+    """Series of a metric that no dashboard, rule or alert selects.
 
     Attributes:
-        in_code: whether the page or a command of the lab names the metric all the same.
+        in_code: whether the page or a command of the lab names the metric.
     """
 
     service: str
@@ -130,12 +135,12 @@ class Unused(NamedTuple):
 
 @dataclass(frozen=True)
 class Measurement:
-    """The result: sizes are of all rolls together, by service; series are those at the end.
+    """The result. Sizes are sums over all rolls, by service; series are counted after the last roll.
 
     Attributes:
-        kept: of ``traces`` traces, those that have spans.
-        scrape: bytes of each service's page.
-        labels: what each label contributes, most first.
+        kept: how many of the ``traces`` have spans.
+        scrape: the size of each service's ``/metrics`` page.
+        labels: how many series each label contributes, the most first.
     """
 
     rolls: int
@@ -156,7 +161,7 @@ class Measurement:
         return sum(self.series.values()) / self.interval
 
     def per_roll(self, sizes: Mapping[str, Size]) -> tuple[float, float]:
-        """Bytes a roll of all services: raw, compressed."""
+        """Bytes for each roll, summed over all services: raw, compressed."""
         total = sum(sizes.values(), Size())
         return total.raw / self.rolls, total.compressed / self.rolls
 
@@ -166,8 +171,12 @@ def lines_size(lines: Iterable[LineRecord]) -> Size:
     return Size(len(text), len(gzip.compress(text)) if text else 0)
 
 
-def measure(observed: Observed, asked: Asked | None = None) -> Measurement:
-    """Measure what was observed; with ``asked`` also who asks for it."""
+def measure(observed: Observed, queries: Queries | None = None) -> Measurement:
+    """Measure what was observed.
+
+    Args:
+        queries: ``None``: the result does not say which queries use the telemetry.
+    """
     services = sorted(
         {*observed.pages, *(r.span.service for r in observed.spans), *(r.service for r in observed.lines)}
     )
@@ -181,14 +190,14 @@ def measure(observed: Observed, asked: Asked | None = None) -> Measurement:
         lines={name: lines_size(r for r in observed.lines if r.service == name) for name in services},
         scrape={name: page.size for name, page in observed.pages.items()},
         series=dict(Counter(one.service for one in series)),
-        span_names=_span_names(observed, asked),
-        events=_events(observed, asked),
-        labels=label_shares(series, asked),
-        unused=unused_series(series, asked) if asked else [],
+        span_names=_span_names(observed, queries),
+        events=_events(observed, queries),
+        labels=label_shares(series, queries),
+        unused=unused_series(series, queries) if queries else [],
     )
 
 
-def _span_names(observed: Observed, asked: Asked | None) -> list[Volume]:
+def _span_names(observed: Observed, queries: Queries | None) -> list[Volume]:
     count: Counter[tuple[str, str]] = Counter()
     size: Counter[tuple[str, str]] = Counter()
     users: dict[tuple[str, str], str] = {}
@@ -196,18 +205,18 @@ def _span_names(observed: Observed, asked: Asked | None) -> list[Volume]:
         key = record.span.service, span_name(record)
         count[key] += 1
         size[key] += record.size
-        if asked and not users.get(key):
-            users[key] = asked.span(record.span)
+        if queries and not users.get(key):
+            users[key] = queries.span(record.span)
     return [Volume(*key, count[key], total, users.get(key, "")) for key, total in size.most_common()]
 
 
 def span_name(record: SpanRecord) -> str:
-    """The name of a span, the rolls of a batch under one."""
+    """The name of a span; all rolls of a batch share one."""
     index = record.span.attributes.get("async.roll_index")
     return "roll {index}" if index is not None and record.span.name == f"roll {index}" else record.span.name
 
 
-def _events(observed: Observed, asked: Asked | None) -> list[Volume]:
+def _events(observed: Observed, queries: Queries | None) -> list[Volume]:
     count: Counter[tuple[str, str]] = Counter()
     size: Counter[tuple[str, str]] = Counter()
     users: dict[tuple[str, str], set[str]] = {}
@@ -215,8 +224,8 @@ def _events(observed: Observed, asked: Asked | None) -> list[Volume]:
         key = record.service, record.event
         count[key] += 1
         size[key] += len(record.text)
-        if asked:
-            users.setdefault(key, set()).add(asked.line(record.line, record.text.decode(errors="replace")))
+        if queries:
+            users.setdefault(key, set()).add(queries.line(record.line, record.text.decode(errors="replace")))
     return [Volume(*key, count[key], total, _strongest(users.get(key, set()))) for key, total in size.most_common()]
 
 
@@ -224,8 +233,8 @@ def _strongest(found: set[str]) -> str:
     return next((kind for kind in ("filter", "list") if kind in found), "")
 
 
-def label_shares(series: Iterable[Series], asked: Asked | None = None) -> list[LabelShare]:
-    """What each label contributes to the number of series, most first."""
+def label_shares(series: Iterable[Series], queries: Queries | None = None) -> list[LabelShare]:
+    """How many series each label contributes, the most first."""
     with_label: dict[str, set[Series]] = {}
     for one in series:
         for label, _ in one.labels:
@@ -235,7 +244,7 @@ def label_shares(series: Iterable[Series], asked: Asked | None = None) -> list[L
             label,
             len(found),
             len({_without(one, label) for one in found}),
-            tuple(asked.label_users(label)) if asked else (),
+            tuple(queries.label_users(label)) if queries else (),
         )
         for label, found in with_label.items()
     ]
@@ -246,13 +255,13 @@ def _without(series: Series, label: str) -> Series:
     return series._replace(labels=frozenset(pair for pair in series.labels if pair[0] != label))
 
 
-def unused_series(series: Iterable[Series], asked: Asked) -> list[Unused]:
-    """The series that no dashboard, rule or alert asks for, by service and name, most first."""
-    count = Counter((one.service, one.name) for one in series if not is_asked(one, asked))
-    return [Unused(service, name, number, asked.in_code(name)) for (service, name), number in count.most_common()]
+def unused_series(series: Iterable[Series], queries: Queries) -> list[Unused]:
+    """The series that no dashboard, rule or alert selects, counted by service and name, the most first."""
+    count = Counter((one.service, one.name) for one in series if not is_queried(one, queries))
+    return [Unused(service, name, number, queries.in_code(name)) for (service, name), number in count.most_common()]
 
 
-def is_asked(series: Series, asked: Asked) -> bool:
-    """Whether a query selects a series; a histogram's buckets belong together."""
+def is_queried(series: Series, queries: Queries) -> bool:
+    """Whether a query selects a series; a histogram's buckets count as one series."""
     labels = {name: value for name, value in series.labels if name != "le"}
-    return asked.series(series.name, {**labels, "job": series.service})
+    return queries.series(series.name, {**labels, "job": series.service})

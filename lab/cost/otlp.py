@@ -1,4 +1,4 @@
-"""The size of spans in OTLP: read from OTLP JSON, encoded again as the protocol buffers that exporters send."""
+"""The size of spans in OTLP: reads OTLP JSON, and encodes it as the protocol buffers that exporters send."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ BATCH = 512  # spans of one export, the default of OTEL_BSP_MAX_EXPORT_BATCH_SIZ
 
 
 class Size(NamedTuple):
-    """Bytes as they are, and compressed with gzip as exporters send and stores keep them."""
+    """Bytes before and after compression with gzip, which exporters and stores use."""
 
     raw: int = 0
     compressed: int = 0
@@ -32,7 +32,7 @@ class Size(NamedTuple):
 
 @dataclass(frozen=True)
 class SpanRecord:
-    """One span with what an export says around it.
+    """One span with its resource and scope.
 
     Attributes:
         span: as the lab's other commands read it.
@@ -47,7 +47,7 @@ class SpanRecord:
 
     @cached_property
     def size(self) -> int:
-        """Bytes of the span alone, in an export with others: its message, a tag and the message's length."""
+        """Bytes that the span adds to an export: its message, a tag and the message's length."""
         length: int = self.message.ByteSize()
         return 1 + (length.bit_length() + 6) // 7 + length
 
@@ -56,7 +56,7 @@ def records(document: Mapping[str, Any]) -> list[SpanRecord]:
     """The spans of one OTLP JSON document, from a trace file or from Tempo.
 
     Raises:
-        KeyError, ValueError: when it is no OTLP JSON.
+        KeyError, ValueError: when it is not OTLP JSON.
     """
     found: list[SpanRecord] = []
     parsed = iter(parse_export(document))
@@ -77,7 +77,7 @@ def records(document: Mapping[str, Any]) -> list[SpanRecord]:
 
 
 def exports(spans: Iterable[SpanRecord]) -> Iterator[bytes]:
-    """The requests in which the services' batch processors would send these spans, those of each service together."""
+    """The export requests in which the services' batch processors would send these spans, process by process."""
     processes: dict[bytes, list[SpanRecord]] = {}
     for record in sorted(spans, key=lambda record: record.span.end):
         processes.setdefault(record.resource.SerializeToString(deterministic=True), []).append(record)
@@ -87,7 +87,7 @@ def exports(spans: Iterable[SpanRecord]) -> Iterator[bytes]:
 
 
 def size(spans: Iterable[SpanRecord]) -> Size:
-    """The bytes of these spans as exports."""
+    """The size of the export requests for these spans."""
     return sum((Size(len(body), len(gzip.compress(body))) for body in exports(spans)), Size())
 
 
@@ -142,7 +142,7 @@ def _message(entry: Mapping[str, Any], span: Span) -> trace.Span:
 
 
 def _identifier(text: str, digits: int) -> bytes:
-    """An id that a file has in hexadecimal and Tempo in base64."""
+    """An id, which is hexadecimal in files and base64 in Tempo's responses."""
     return bytes.fromhex(text) if len(text) == digits else base64.b64decode(text)
 
 

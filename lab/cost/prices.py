@@ -1,4 +1,4 @@
-"""The projection: what a month of this telemetry costs, by prices in a file."""
+"""The projection: what a month of this telemetry costs, by the prices in a file."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ GB = 1e9  # bytes
 
 @dataclass(frozen=True)
 class Volumes:
-    """The prices of a signal that is paid by its bytes.
+    """The prices of a signal that is billed by volume.
 
     Attributes:
-        received_per_gb: of uncompressed bytes, once.
-        stored_per_gb_month: of compressed bytes, for each month that they are kept.
+        received_per_gb: for uncompressed bytes, once.
+        stored_per_gb_month: for compressed bytes, for each month that they are kept.
     """
 
     received_per_gb: float
@@ -30,13 +30,17 @@ class Volumes:
     retention_days: float
 
     def month(self, raw: float, compressed: float) -> float:
-        """The costs of a month, in which so many bytes arrive a day."""
+        """The cost of a month.
+
+        Args:
+            raw, compressed: bytes that arrive a day.
+        """
         return DAYS * raw / GB * self.received_per_gb + compressed * self.retention_days / GB * self.stored_per_gb_month
 
 
 @dataclass(frozen=True)
 class MetricPrices:
-    """The prices of metrics: of active series, and of the bytes of their samples."""
+    """The prices of metrics: for active series, and for the bytes of their samples."""
 
     per_1000_series_month: float
     bytes_per_sample: float
@@ -77,7 +81,7 @@ class Prices:
         """Read a price file, by default the example.
 
         Raises:
-            InputError: when it cannot be read, lacks a price, or has a name or value that is not one.
+            InputError: when it cannot be read, lacks a price, or has an unknown name or an invalid value.
         """
         file = path or EXAMPLE
         try:
@@ -101,7 +105,7 @@ class Prices:
             raise InputError(f"{file}: {error}") from None
 
     def month(self, measured: Measurement) -> Month:
-        """What a month with ``rolls_a_day`` costs, each roll as those that were measured."""
+        """What a month costs with ``rolls_a_day`` rolls like those that were measured."""
         spans, lines = measured.per_roll(measured.spans), measured.per_roll(measured.lines)
         return Month(
             self.traces.month(*(self.rolls_a_day * size for size in spans)),

@@ -1,4 +1,4 @@
-"""The report of ``dicelab cost``: tables for people, and the same as JSON."""
+"""The report of ``dicelab cost``: as tables for people, and as JSON."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``dicelab forward``: the ports of a lab in a cluster on this machine, at the numbers that they have everywhere."""
+"""``dicelab forward``: forwards the ports of a lab in a cluster to this machine, with the usual port numbers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from lab.supervise import engines, stages
 from lab.terminal import say
 from lab.waiting import sleep, stop_signal
 
-PAUSE = 0.5  # seconds before a forward that has ended is started again
+PAUSE = 0.5  # seconds before kubectl port-forward is started again after its end
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ def run(options: Options, console: Console) -> int:
 
 
 def ports(name: str, base_port: int) -> Mapping[int, int]:
-    """The port here of each port of a part of the lab."""
+    """The ports of a part of the lab: the port on this machine, and the port in the cluster."""
     offsets = {service.name: service.port_offset for service in stages.SERVICES}
     if name in offsets:
         return {base_port + offsets[name]: SERVICE_PORT}
@@ -57,7 +57,7 @@ async def _forward(options: Options, console: Console) -> None:
 
 
 async def _keep(workload: Workload, pairs: Mapping[int, int], stop: asyncio.Event, console: Console) -> None:
-    """Forward the ports of a part until ``stop`` is set; kubectl ends with the pod that it has chosen."""
+    """Forward the ports of a part until ``stop`` is set. kubectl ends with its pod, and is then started again."""
     arguments = ("port-forward", f"service/{workload.name}", *(f"{here}:{there}" for here, there in pairs.items()))
     said = ""  # kubectl's last words
     while not stop.is_set():

@@ -1,7 +1,8 @@
-"""Write the kustomizations of the stages from ``compose/stages``: ``make kubernetes-stages``.
+"""Writes the generated files in ``kubernetes/``: ``make kubernetes-stages``.
 
-Each stage has three: ``kubernetes/stages/N`` with its services and settings, and ``kubernetes/small/N`` and
-``kubernetes/large/N`` with the engines besides.
+Each stage has three kustomizations, made from ``compose/stages``: ``kubernetes/stages/N`` with its services and
+settings, and ``kubernetes/small/N`` and ``kubernetes/large/N``, which add the engines. The rules of the large engines
+are made from those of compose.
 """
 
 from __future__ import annotations
@@ -15,11 +16,11 @@ from lab.supervise.engines import COMPOSE, ROOT
 DIRECTORY = ROOT / "kubernetes"
 ENGINES = ("small", "large")
 NAMESPACE = "dicelab"
-# Where Alloy runs: it needs what the other namespace forbids.
+# The namespace of Alloy, which reads files of the node; the other namespace forbids that.
 NODES_NAMESPACE = "dicelab-nodes"
 NAME_LABEL = "app.kubernetes.io/name"
 SERVICE_PORT = 8000  # of each of our own services
-# The port in the cluster of each port that is reached from outside, by its variable.
+# The port in the cluster, by the name of the variable that holds the port outside.
 PORTS = {
     "PROMETHEUS_PORT": 9090,
     "POSTGRES_EXPORTER_PORT": 9187,
@@ -43,7 +44,7 @@ kind: Kustomization
 
 
 def files() -> Iterator[tuple[Path, str]]:
-    """Each file below :data:`DIRECTORY` that is written, and its text."""
+    """Each generated file, relative to :data:`DIRECTORY`, and its text."""
     for number in stages.STAGES:
         stage = stages.load(number)
         yield Path(f"stages/{number}/kustomization.yaml"), _services(stage)
@@ -79,11 +80,11 @@ def _settings(stage: stages.Stage, namespace: str) -> str:
 
 
 def _rules() -> str:
-    """The rules of Prometheus as its operator reads them."""
+    """The rules of Prometheus, in the format of its operator."""
     text = "# Written from compose/prometheus/rules and from small by make kubernetes-stages.\n"
     files = [*sorted((COMPOSE / "prometheus" / "rules").glob("*.yml")), DIRECTORY / "engines/small/prometheus/pods.yml"]
     for path in files:
-        # The original text, because its comments and its line breaks explain the expressions.
+        # The text itself, not the parsed rules: comments and line breaks explain the expressions.
         spec = "".join(f"  {line}".rstrip() + "\n" for line in path.read_text().splitlines())
         text += (
             "---\napiVersion: monitoring.coreos.com/v1\nkind: PrometheusRule\n"

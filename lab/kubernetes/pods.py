@@ -13,13 +13,13 @@ from lab import LabError
 from lab.containers import output
 from lab.kubernetes.kustomize import NAME_LABEL, NAMESPACE, NODES_NAMESPACE
 
-SAMPLER = "sampler-collector"  # of the large size: the Collectors that keep or drop each trace at its end
+SAMPLER = "sampler-collector"  # the Collectors with tail sampling, which only the large engines have
 KINDS = "deployments,statefulsets,daemonsets"
 
 
 @dataclass(frozen=True)
 class Workload:
-    """A Deployment, StatefulSet or DaemonSet: its kind in kubectl's words, and where it is."""
+    """A Deployment, StatefulSet or DaemonSet; ``kind`` is the name of its type in lower case, as kubectl takes it."""
 
     kind: str
     name: str
@@ -39,7 +39,7 @@ class Pods:
     """The pods of a lab.
 
     Attributes:
-        workloads: each part of the lab, by its name.
+        workloads: the workload of each part of the lab, by its name.
     """
 
     workloads: Mapping[str, Workload]
@@ -50,7 +50,7 @@ class Pods:
         return "tail" if SAMPLER in self.workloads else "none"
 
     def workload(self, name: str) -> Workload:
-        """A part of the lab.
+        """The workload of a part of the lab.
 
         Raises:
             LabError: when the cluster has no such part.
@@ -68,7 +68,7 @@ class Pods:
         return await output(command(namespace, *arguments))
 
     async def of(self, name: str) -> list[dict[str, Any]]:
-        """The pods of a part that are not about to be deleted, oldest first, as the API shows them."""
+        """The pods of a part, without those that are being deleted, oldest first; as the API returns them."""
         workload = self.workload(name)
         text = await self.run(workload.namespace, "get", "pods", "--selector", workload.selector, "--output", "json")
         there = [pod for pod in json.loads(text)["items"] if "deletionTimestamp" not in pod["metadata"]]

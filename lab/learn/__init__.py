@@ -1,5 +1,5 @@
 """Exercises that are checked against the lab: ``dicelab learn``."""
 
-# The actions of ``dicelab learn``: those that only read, and those that work on the lab or change the progress.
+# The actions of ``dicelab learn``: those that only read, and those that use the lab or change the progress.
 READING = ("list", "guide", "question", "hint", "solution")
 WORKING = ("ask", "answer", "reset")

@@ -1,4 +1,4 @@
-"""All exercises, in their order."""
+"""All exercises, in order."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ EXERCISES: dict[str, Exercise] = {
 
 
 def find(number: str) -> Exercise:
-    """The exercise of a number.
+    """The exercise with a number such as ``1.3``.
 
     Raises:
         LabError: when there is none.

@@ -14,10 +14,10 @@ from rich.console import Console
 
 from lab import LabError
 from lab.learn import READING
-from lab.learn.school import NEW, School
+from lab.learn.course import NEW, Course
 from lab.terminal import say
 
-LARGEST = 1024 * 1024  # bytes of an answer in a file
+MAX_BYTES = 1024 * 1024  # bytes of an answer in a file
 WRONG, BAD_INPUT = 1, 2
 MARKS = {True: ("✔", "green"), False: (" ", "")}
 
@@ -27,8 +27,8 @@ class Options:
     """The options of the command.
 
     Attributes:
-        words: what to do: nothing or ``list``, the number of an exercise, or an action with a number and an answer.
-        file: holds the answer.
+        words: nothing or ``list``, the number of an exercise, or an action with a number and an answer.
+        file: the file that holds the answer.
     """
 
     run_dir: Path
@@ -38,15 +38,15 @@ class Options:
 
 
 def run(options: Options, console: Console) -> int:
-    """Run the command; returns 0 for done or right, 1 for wrong, 2 for what cannot be done."""
+    """Run the command; returns 0 when it is done or the answer is right, 1 for a wrong answer, 2 for an error."""
     try:
-        return _run(School(options.run_dir), options, console)
+        return _run(Course(options.run_dir), options, console)
     except LabError as error:
         print(f"dicelab: {error}", file=sys.stderr)
         return BAD_INPUT
 
 
-def _run(school: School, options: Options, console: Console) -> int:
+def _run(course: Course, options: Options, console: Console) -> int:
     action, *rest = options.words or ("list",)
     if action[:1].isdigit():
         action, rest = "ask", [action, *rest]
@@ -54,12 +54,12 @@ def _run(school: School, options: Options, console: Console) -> int:
         raise LabError("--file holds an answer: dicelab learn answer N.M --file FILE")
     if action == "reset":
         _expect(rest, 0, 1, "dicelab learn reset [N.M]")
-        school.reset(rest[0] if rest else None)
+        course.reset(rest[0] if rest else None)
         say(console, f"Exercise {rest[0]} is forgotten." if rest else "All progress is forgotten.")
         return 0
     if action == "answer":
         _expect(rest, 1, 10_000, "dicelab learn answer N.M ANSWER")
-        verdict = asyncio.run(school.answer(rest[0], _answer(rest[1:], options.file)))
+        verdict = asyncio.run(course.answer(rest[0], _answer(rest[1:], options.file)))
         if options.json:
             print(json.dumps({"exercise": rest[0], "right": verdict.right, "text": verdict.text}))
         else:
@@ -67,7 +67,7 @@ def _run(school: School, options: Options, console: Console) -> int:
         return 0 if verdict.right else WRONG
     if action == "ask":
         _expect(rest, 1, 1, "dicelab learn N.M")
-        asyncio.run(school.ask(rest[0]))
+        asyncio.run(course.ask(rest[0]))
         action = "question"
     if action not in READING:
         raise LabError(
@@ -75,7 +75,7 @@ def _run(school: School, options: Options, console: Console) -> int:
         )
     words = 0 if action == "list" else 1
     _expect(rest, words, words, f"dicelab learn {action}{' N' if action == 'guide' else ' N.M' if words else ''}")
-    document = school.document(action, *rest)
+    document = course.document(action, *rest)
     if options.json:
         print(json.dumps(document, indent=2))
     elif action == "list":
@@ -99,11 +99,11 @@ def _answer(words: Sequence[str], file: Path | None) -> str:
         raise LabError("the answer is given twice: on the command line and by --file")
     try:
         with open(file, "rb") as stream:
-            content = stream.read(LARGEST + 1)
+            content = stream.read(MAX_BYTES + 1)
     except OSError as error:
         raise LabError(f"{file}: {error.strerror}") from None
-    if len(content) > LARGEST:
-        raise LabError(f"{file}: longer than {LARGEST} bytes")
+    if len(content) > MAX_BYTES:
+        raise LabError(f"{file}: longer than {MAX_BYTES} bytes")
     try:
         return content.decode()
     except UnicodeDecodeError:

@@ -1,8 +1,8 @@
-"""What an exercise is made of.
+"""The parts of an exercise.
 
-:meth:`Exercise.prepare` makes traffic with a hidden seed and returns the facts of the attempt, among them the truth.
-The truth comes from the client's own record, from the settings of the supervisor or from raw spans and lines, never
-from a query that is being checked. Facts are JSON; those that the question names are shown to the learner.
+:meth:`Exercise.prepare` sends random requests and returns the facts of the attempt, which include the right answer. The
+answer comes from the client's own record, from the settings of the supervisor or from raw spans and lines, never from a
+query that is being checked. Facts are JSON; the question shows some of them to the learner.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ Act = Callable[[Lesson, Facts], Awaitable[None]]
 
 @dataclass(frozen=True)
 class Verdict:
-    """Whether an answer is right, and what to say about it.
+    """Whether an answer is right, and the text for the learner.
 
     Attributes:
-        final: whether the attempt ends with this answer although it is wrong: few answers are possible.
+        final: whether the attempt ends with this wrong answer, because few answers are possible.
     """
 
     right: bool
@@ -36,8 +36,8 @@ class Answered:
     """An answer that is known in advance.
 
     Attributes:
-        text: the answer, given the facts of an attempt.
-        act: what has to be done in the lab before it is given.
+        text: returns the answer, given the facts of an attempt.
+        act: uses the lab as the exercise demands, before the answer is given.
     """
 
     text: Callable[[Facts], str]
@@ -49,8 +49,8 @@ class Mistake(Answered):
     """A typical mistake.
 
     Attributes:
-        name: what was done wrong, in a few words.
-        hint: what the learner is told.
+        name: a short description of the mistake.
+        hint: the text for the learner.
     """
 
     name: str = field(kw_only=True)
@@ -65,19 +65,20 @@ class Exercise:
     """One exercise.
 
     Attributes:
-        number: its stage and its place there, such as ``1.3``.
-        stage: the first stage that it works at.
-        by: what one can answer it with.
+        number: its stage and its index there, such as ``1.3``.
+        stage: the first stage at which it can be asked.
+        by: the tools with which it can be answered.
         question: a template; names in braces are facts.
-        form: how the answer is read.
-        prepare: makes the traffic of an attempt.
-        reference: the right answer, and what to do for it.
-        hint: what is said on request, and after a wrong answer that is no typical mistake.
+        form: the form of the answer.
+        prepare: prepares an attempt, and returns its facts.
+        reference: the right answer.
+        mistakes: typical wrong answers, each with a hint.
+        hint: shown on request, and after a wrong answer that is not a typical mistake.
         solution: how to find the answer; a template like the question.
-        engines: programs that have to be on PATH.
-        running: engines that have to run in the lab.
-        judge: checks an answer where a comparison with the reference does not do.
-        accepted: further right answers, beside the reference.
+        engines: programs that must be on PATH.
+        running: engines that must run in the lab.
+        judge: checks an answer that cannot simply be compared with the reference.
+        accepted: returns further right answers.
         final: whether a wrong answer ends the attempt.
     """
 
@@ -128,5 +129,5 @@ class Exercise:
 
 
 def fill(template: str, facts: Mapping[str, Any]) -> str:
-    """A template with the facts that it names."""
+    """A template in which names in braces are replaced by facts."""
     return template.format_map(facts)

@@ -1,4 +1,4 @@
-"""What an answer looks like: how its text is read, and when two answers are the same."""
+"""The forms of answers: each parses the text of an answer, and compares two answers."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ ARROW = re.compile(r"\s*(?:→|->|=>)\s*")
 
 
 class BadAnswer(LabError):
-    """An answer that cannot be read; its text says what was expected."""
+    """An answer that cannot be parsed; the text says what was expected."""
 
 
 class Form(ABC):
     """One kind of answer.
 
     Attributes:
-        words: what has to be typed, as shown to the learner.
+        words: what to type, in words, for the learner.
     """
 
     words: str
 
     @abstractmethod
     def parse(self, text: str) -> Any:
-        """Read an answer.
+        """Parse an answer.
 
         Raises:
-            BadAnswer: when it is no such answer.
+            BadAnswer: when it does not have this form.
         """
 
     def same(self, given: Any, expected: Any) -> bool:
@@ -39,7 +39,7 @@ class Form(ABC):
         return bool(given == expected)
 
     def wrong_parts(self, given: Any, expected: Any) -> list[str]:
-        """The names of the parts that differ; empty for an answer without parts."""
+        """The names of the parts that differ; empty for a form without parts."""
         return []
 
 
@@ -122,7 +122,7 @@ class Items(Form):
 
 
 class Moment(Form):
-    """A time of day or a whole timestamp, in UTC; right within some seconds of either side."""
+    """A time of day or a timestamp, in UTC; right if it differs by at most ``tolerance`` seconds."""
 
     def __init__(self, words: str, tolerance: float) -> None:
         self.words = words
@@ -162,7 +162,7 @@ class Edges(Form):
 
 
 class Fields(Form):
-    """Several values, separated by spaces; the last takes the rest of the text."""
+    """Several values, separated by spaces; the last one takes the rest of the text."""
 
     def __init__(self, **forms: Form) -> None:
         self._forms = forms

@@ -1,4 +1,4 @@
-"""The lab as an exercise uses it: requests with a record of their outcomes, faults that end, and the raw spans."""
+"""The lab as an exercise uses it: requests whose outcomes are recorded, temporary faults, raw spans and lines."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from lab.client import Lab, Missing
 from lab.signals import SPAN_KINDS, Line, Span
 from lab.waiting import within
 
-PATIENCE = 20.0  # seconds for telemetry to arrive and services to be ready again
+TIMEOUT = 20.0  # seconds for telemetry to arrive and services to be ready again
 POLL = 0.1
 SETTLE = 0.3  # seconds
-AT_ONCE = 20  # requests in flight
+AT_ONCE = 20  # requests in flight at most
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """The client's own record of one request; ``seconds`` is its latency, ``status`` 0 where nothing came back."""
+    """The client's own record of one request; ``seconds`` is its latency, and ``status`` is 0 without a response."""
 
     die: str
     status: int
@@ -45,9 +45,9 @@ class Lesson:
 
     Args:
         lab: the running lab, entered; ``None`` where none runs.
-        directory: where files of the attempt are kept.
-        seed: of everything that is drawn.
-        outage: seconds that an engine is away in the exercise about it.
+        directory: the directory for files of the attempt.
+        seed: determines everything that is random.
+        outage: how long Loki is stopped in the exercise about an outage, in seconds.
     """
 
     def __init__(self, lab: Lab | None, directory: Path, seed: int, outage: float = 60.0) -> None:
@@ -57,8 +57,8 @@ class Lesson:
         self.chance = random.Random(seed)
         self.outage = outage
         self.began = time.time()
-        self._callers = {""}  # the span ids that requests have carried, and none
-        self.prefix = f"{self.chance.getrandbits(32):08x}"  # of every trace id of this attempt
+        self._callers = {""}  # the parents that a root span may have: span ids that requests carried, or none
+        self.prefix = f"{self.chance.getrandbits(32):08x}"  # every trace id of this attempt begins with it
 
     @property
     def lab(self) -> Lab:
@@ -72,7 +72,7 @@ class Lesson:
         return self._lab
 
     def facts(self, **more: Any) -> dict[str, Any]:
-        """The facts that every question may name, and more."""
+        """The facts that every question may use, and further ones."""
         lab = self.lab
         return {"since": clock(self.began), "run_dir": str(lab.run_dir), "front": lab.front, **lab.services, **more}
 
@@ -92,11 +92,11 @@ class Lesson:
         flags: str = "01",
         headers: Mapping[str, str] | None = None,
     ) -> Outcome:
-        """Send one GET request; a failure is an outcome too.
+        """Send one GET request; a failure is an outcome too, not an exception.
 
         Args:
-            url: of the service; by default the one that users go to.
-            trace_id: sent in a ``traceparent`` header with these flags; none is sent without it.
+            url: the URL of a service; by default that of the service that users call.
+            trace_id: sent in a ``traceparent`` header with these flags; without it, no header is sent.
         """
         sent = dict(headers or {})
         if trace_id:
@@ -118,7 +118,7 @@ class Lesson:
         """Roll dice, up to :data:`AT_ONCE` at the same time; returns the outcomes in order.
 
         Args:
-            traced: whether each request carries a trace id of this attempt, where the lab takes one.
+            traced: whether each request carries a trace id of this attempt, if the lab accepts one.
         """
         free = asyncio.Semaphore(AT_ONCE)
         traced = traced and self.lab.stage > 1  # stage 1 takes no context from its callers
@@ -133,10 +133,10 @@ class Lesson:
 
     @asynccontextmanager
     async def faults(self) -> AsyncIterator[RunDirTarget]:
-        """Faults that are taken out when the block is left; the lab is ready again after it.
+        """Faults that are removed at the end of the block; the lab is ready again after it.
 
         Raises:
-            LabError: when the lab accepts none, or is not ready again in time.
+            LabError: when the lab does not accept faults, or is not ready again in time.
         """
         if any(len(service.get("workers", [])) > 1 for service in self.lab.state.get("services", [])):
             raise LabError("this exercise needs one process a service: start the lab without --workers")
@@ -151,32 +151,32 @@ class Lesson:
         """Wait until every service is ready.
 
         Raises:
-            LabError: when one is not in time.
+            LabError: when one is not ready in time.
         """
-        if not await observations.ready(self.lab, PATIENCE, POLL, times=2):
-            raise LabError(f"a service of the lab is not ready after {PATIENCE:g} s; dicelab status says which")
+        if not await observations.ready(self.lab, TIMEOUT, POLL, times=2):
+            raise LabError(f"a service of the lab is not ready after {TIMEOUT:g} s; dicelab status says which")
 
     # --- telemetry ---
 
     async def traces(self, trace_ids: Collection[str], services: Collection[str] = ()) -> dict[str, list[Span]]:
-        """The spans of traces once they are complete, each in the order of their start.
+        """The spans of traces, once these are complete; the spans of each trace in the order of their start.
 
-        A trace is complete when it has spans of these services (by default of all), its tree has one root, which has
-        no parent or the one that the request carried, and each client span of HTTP has a server span below it.
+        A trace is complete when it has spans of these services (by default of all); its tree has one root, which has no
+        parent or the one that the request carried; and each HTTP client span has a server span below it.
 
         Raises:
-            LabError: when they are not in time.
+            LabError: when they are not complete in time.
         """
         wanted = set(services or self.lab.services)
         found: dict[str, list[Span]] = {}
-        async for _ in within(PATIENCE, SETTLE):
+        async for _ in within(TIMEOUT, SETTLE):
             for trace_id, spans in (await self.arrived(set(trace_ids) - set(found))).items():
                 if complete(spans, wanted, self._callers):
                     found[trace_id] = sorted(spans, key=lambda span: (span.start, -span.end))
             if len(found) == len(set(trace_ids)):
                 return found
         missing = min(set(trace_ids) - set(found))
-        raise LabError(f"the spans of trace {missing} have not arrived after {PATIENCE:g} s; ask again")
+        raise LabError(f"the spans of trace {missing} have not arrived after {TIMEOUT:g} s; ask again")
 
     async def arrived(self, trace_ids: Collection[str]) -> dict[str, list[Span]]:
         """The spans of these traces that have arrived, complete or not."""
@@ -194,13 +194,13 @@ class Lesson:
         return found
 
     async def lines(self, service: str, since: float, until: float = float("inf")) -> list[Line]:
-        """The log lines of a service of a time, in seconds since 1970."""
+        """The log lines of a service in a time range, in seconds since 1970."""
         await asyncio.sleep(SETTLE)
         return [line for line in self.lab.lines(service) if since <= _seconds(line.timestamp) <= until]
 
 
 def complete(spans: list[Span], services: set[str], callers: set[str]) -> bool:
-    """Whether a trace is complete, as :meth:`Lesson.traces` says."""
+    """Whether a trace is complete, as :meth:`Lesson.traces` defines it."""
     ids = {span.span_id for span in spans}
     parents = {span.parent_id for span in spans}
     roots = [span for span in spans if span.parent_id not in ids]

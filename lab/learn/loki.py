@@ -1,4 +1,4 @@
-"""LogQL that is checked by the Loki of the lab, each world in a tenant of its own."""
+"""Checks LogQL queries with the lab's Loki. Each world (see :mod:`lab.learn.queries`) is a tenant of its own."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ async def push(lab: Lab, tenant: str, entries: Iterable[Entry]) -> None:
     """Send lines to a tenant.
 
     Raises:
-        LabError: when Loki does not take them.
+        LabError: when Loki does not accept them.
     """
     streams: dict[tuple[tuple[str, str], ...], list[Any]] = {}
     for labels, at, text, metadata in sorted(entries, key=lambda entry: entry[1]):
@@ -32,11 +32,11 @@ async def push(lab: Lab, tenant: str, entries: Iterable[Entry]) -> None:
     url = f"{lab.engine('loki')}/loki/api/v1/push"
     async with lab.session.post(url, json=document, headers={"X-Scope-OrgID": tenant}) as response:
         if response.status >= 300:
-            raise LabError(f"Loki does not take the lines of this exercise: {(await response.text())[:200]}")
+            raise LabError(f"Loki does not accept the lines of this exercise: {(await response.text())[:200]}")
 
 
 async def rows(lab: Lab, tenant: str, query: str, at: float, label: str = "") -> Rows:
-    """The result of a metric query by the values of a label; what is 0 or NaN is left out.
+    """The result of a metric query by the values of a label; values of 0 and NaN are left out.
 
     Raises:
         BadAnswer: when Loki refuses the query, with its own message.
@@ -56,7 +56,7 @@ async def rows(lab: Lab, tenant: str, query: str, at: float, label: str = "") ->
 
 
 def by_label(label: str) -> Judge:
-    """Compares the result of a query, by a label, with what is expected in each world.
+    """A judge that compares the result of a query, by a label, with the expected one in each world.
 
     The facts hold ``worlds``, each with ``name``, ``tenant``, ``at``, ``expected`` and ``tolerance``.
     """

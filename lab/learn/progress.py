@@ -27,7 +27,7 @@ class Progress:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Keep other learners out while the block runs: traffic of two attempts at once would spoil both.
+        """Keep other learners out while the block runs: the traffic of two attempts at once would spoil both.
 
         Raises:
             LabError: when another learner is at work, or the directory cannot be written.
@@ -53,7 +53,7 @@ class Progress:
             os.close(lock)
 
     def read(self) -> dict[str, dict[str, Any]]:
-        """What is known of each exercise that was asked for, by its number.
+        """The saved entry of each exercise that has been asked, by its number.
 
         Raises:
             LabError: when the file cannot be read.
@@ -86,7 +86,7 @@ class Progress:
             raise LabError(f"{self._file}: {error.strerror}") from None
 
     def reset(self) -> None:
-        """Forget everything, also a file that cannot be read."""
+        """Delete all progress, even a file that cannot be read."""
         self._file.unlink(missing_ok=True)
         for path in self.directory.glob("*.samples"):
             path.unlink()

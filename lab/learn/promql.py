@@ -1,7 +1,8 @@
-"""PromQL that is checked: recorded and made-up samples, evaluated by a real Prometheus.
+"""Checks PromQL queries with a real Prometheus, on recorded and on synthetic samples.
 
-Two worlds lie :data:`APART` in one database: the run of the attempt, sampled from ``/metrics``, and one that is made
-up. A Prometheus is started for the moment of a check, on a loopback port, with nothing to scrape.
+One database holds two worlds (see :mod:`lab.learn.queries`), :data:`APART` seconds apart: the run of the attempt,
+sampled from ``/metrics``, and a synthetic one. For each check a Prometheus is started on a loopback port, with nothing
+to scrape.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ class Series:
         self.samples: list[tuple[str, dict[str, str], float, float]] = []
 
     def add(self, name: str, labels: Mapping[str, str], value: float, at: float) -> None:
-        """Add a sample; those of one series in the order of their time, in seconds since 1970."""
+        """Add a sample. The samples of a series must be added in the order of ``at``, in seconds since 1970."""
         self.samples.append((name, dict(labels), float(value), at))
 
     def text(self) -> str:
@@ -55,7 +56,7 @@ def _escaped(text: str) -> str:
 
 
 class Recording(Series):
-    """What the services' ``/metrics`` show while traffic runs, as Prometheus would scrape them.
+    """Samples of the services' ``/metrics`` during traffic, with the labels that Prometheus would add.
 
     Attributes:
         start, end: when the first and the last sample were taken, in seconds since 1970.
@@ -68,7 +69,7 @@ class Recording(Series):
 
     @asynccontextmanager
     async def of(self, lesson: Lesson) -> AsyncIterator[None]:
-        """Sample while the block runs, once before it and once after it."""
+        """Sample while the block runs, and also once before and once after it."""
         await self._sample(lesson)
         task = asyncio.ensure_future(self._keep_sampling(lesson))
         try:
@@ -79,9 +80,9 @@ class Recording(Series):
             await self._sample(lesson)
 
     def moved(self, seconds: float, chance: random.Random) -> str:
-        """The same run at another time, as text: counters have other values, and a job that always fails is added."""
+        """The run at another time, as text. Counters start at other values, and a job that always fails is added."""
         other = Series()
-        grown: dict[str, float] = {}  # all counters of a histogram by the same
+        grown: dict[str, float] = {}  # what is added to each counter; the same for all counters of a histogram
         for name, labels, value, at in self.samples:
             more = 0.0
             if name.endswith(COUNTERS):
@@ -117,7 +118,7 @@ class Recording(Series):
 
 
 def save(lesson: Lesson, number: str, text: str) -> str:
-    """Keep the samples of an attempt beside the progress; returns the name of the file."""
+    """Save the samples of an attempt in the directory of the progress; returns the name of the file."""
     path = lesson.directory / f"{number}.samples"
     path.write_text(text + "# EOF\n")
     return path.name
@@ -133,10 +134,10 @@ class Prometheus:
     @classmethod
     @asynccontextmanager
     async def on(cls, samples: Path) -> AsyncIterator[Prometheus]:
-        """Run one while the block runs.
+        """Run a Prometheus while the block runs.
 
         Raises:
-            LabError: when it is not on PATH, the samples are gone, or it does not start.
+            LabError: when it is not on PATH, the samples do not exist, or it does not start.
         """
         prometheus, promtool = shutil.which("prometheus"), shutil.which("promtool")
         if prometheus is None or promtool is None:
@@ -205,7 +206,7 @@ async def ready(session: aiohttp.ClientSession, url: str, name: str, process: Pr
     """Wait until an engine answers 200.
 
     Raises:
-        LabError: when it does not in time, or has ended.
+        LabError: when it does not answer in time, or has ended.
     """
     async for _ in within(START_TIMEOUT):
         with suppress(aiohttp.ClientError, asyncio.TimeoutError, OSError):
@@ -235,10 +236,10 @@ async def _command(*command: str) -> None:
 
 
 def by_label(label: str) -> Judge:
-    """Compares the result of a query, by a label, with what is expected in each world.
+    """A judge that compares the result of a query, by a label, with the expected one in each world.
 
     The facts hold ``samples``, the file, and ``worlds``, each with ``name``, ``at``, ``expected`` (value by label) and
-    ``tolerance``. A wrong query whose results are those of a typical mistake in every world gets its hint.
+    ``tolerance``. A wrong query that has the results of a typical mistake in every world gets the hint for it.
     """
 
     async def judge(exercise: Exercise, lesson: Lesson, facts: Facts, answer: str) -> Verdict:

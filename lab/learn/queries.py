@@ -1,4 +1,8 @@
-"""Answers that are queries: the results of an engine, compared with what is expected in each world."""
+"""Answers that are queries: an engine evaluates them in several worlds, and the results are compared.
+
+A world is a set of telemetry for which the right result is known. The learner sees only the first one; the others
+reveal a query that is right by accident.
+"""
 
 from __future__ import annotations
 
@@ -10,16 +14,16 @@ from typing import Any, TypeVar
 from lab.learn.exercise import Exercise, Facts, Verdict
 from lab.learn.forms import BadAnswer
 
-LONGEST_ERROR = 160  # characters of an engine's message
+MAX_ERROR = 160  # characters of an engine's message
 
-Rows = dict[str, float]  # the result of a query: values by the label that matters
+Rows = dict[str, float]  # the result of a query: values by one label
 Results = TypeVar("Results")
 
 
 def refused(engine: str, message: str) -> BadAnswer:
-    """The answer to a query that an engine refuses, with the engine's own message on one line."""
+    """The error for a query that an engine refuses, with the engine's own message in one line."""
     message = " ".join(message.split())
-    return BadAnswer(f"{engine}: {message[:LONGEST_ERROR] + '…' if len(message) > LONGEST_ERROR else message}")
+    return BadAnswer(f"{engine}: {message[:MAX_ERROR] + '…' if len(message) > MAX_ERROR else message}")
 
 
 def rows_of(data: Mapping[str, Any], label: str = "") -> Rows:
@@ -49,11 +53,11 @@ async def with_hint(
     results: Callable[[str], Awaitable[Results]],
     same: Callable[[Results], bool],
 ) -> Verdict:
-    """A wrong verdict with the hint of the typical mistake whose query has the ``same`` results, else the general one.
+    """Add a hint to a wrong verdict: that of the typical mistake with the same results, else the general one.
 
     Args:
         results: runs a query in every world.
-        same: whether these are the results of the answer.
+        same: whether results are equal to those of the answer.
     """
     if verdict.right:
         return verdict
@@ -65,7 +69,7 @@ async def with_hint(
 
 
 def compare(found: Sequence[Rows], worlds: Sequence[Mapping[str, Any]]) -> Verdict:
-    """Whether the results are those expected in every world; else the first that differs, in words."""
+    """The verdict on the results: right if they are as expected in every world, else with the first that differs."""
     for rows, world in zip(found, worlds, strict=True):
         expected: Rows = world["expected"]
         near = all(
@@ -79,7 +83,7 @@ def compare(found: Sequence[Rows], worlds: Sequence[Mapping[str, Any]]) -> Verdi
 
 
 def alike(one: Sequence[Rows], other: Sequence[Rows]) -> bool:
-    """Whether two queries gave the same in every world."""
+    """Whether two queries had the same results in every world."""
     return all(
         a.keys() == b.keys() and all(math.isclose(a[key], b[key], rel_tol=1e-6, abs_tol=1e-9) for key in a)
         for a, b in zip(one, other, strict=True)
@@ -87,7 +91,7 @@ def alike(one: Sequence[Rows], other: Sequence[Rows]) -> bool:
 
 
 def shown(rows: Rows) -> str:
-    """A result in a few words."""
+    """A result as short text."""
     if not rows:
         return "nothing"
     words = [f"{key}: {value:.4g}" if key else f"{value:.4g}" for key, value in sorted(rows.items())]

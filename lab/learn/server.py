@@ -1,15 +1,15 @@
 """The exercises for the page of a running lab: ``dicelab up`` offers them on a Unix socket.
 
-The socket is in a directory that no other user can enter; the frontend finds it in ``LEARN_SOCKET`` and relays what a
-page asks for. What works on the lab runs ``dicelab learn`` as a process of its own, so that the supervisor never waits
-for one; a thread answers what only reads::
+The socket is in a directory that no other user can enter; the frontend finds its path in ``LEARN_SOCKET`` and relays
+the page's requests. An action that uses the lab runs ``dicelab learn`` as a process of its own, so that the supervisor
+never waits for it. A thread answers an action that only reads::
 
     POST /  {"words": ["answer", "1.1"], "answer": "42"}
     200     {"status": 0, "document": {"exercise": "1.1", "right": true, "text": "Right."}, "error": "", "busy": ""}
 
 ``busy`` is the number of the exercise that is being prepared or checked at the moment, empty where none is.
 
-``{"words": ["mystery", ACTION]}`` is about the game, see :mod:`lab.mystery.hosted`.
+``{"words": ["mystery", ACTION]}`` controls the mystery game, see :mod:`lab.mystery.hosted`.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from lab.mystery.hosted import ACTIONS, HostedGame
 from lab.supervise.private import private_directory
 
 NUMBER = re.compile(r"[1-9](\.[1-9])?")  # of a stage or an exercise
-LARGEST = 64 * 1024  # bytes of a request
+MAX_BYTES = 64 * 1024  # bytes of a request
 TIMEOUT = 240.0  # seconds for one exercise
 BAD_INPUT = 2
 
@@ -39,10 +39,10 @@ Reply = tuple[int, Any, str]  # the exit status of the command, its JSON documen
 
 
 class LearnServer:
-    """Answers pages, in the process of ``dicelab up``.
+    """Answers the page's requests, in the process of ``dicelab up``.
 
     Args:
-        run_dir: of the lab.
+        run_dir: the run dir of the lab.
     """
 
     def __init__(self, run_dir: Path) -> None:
@@ -57,7 +57,7 @@ class LearnServer:
         return self._directory / "learn.sock"
 
     async def open(self) -> None:
-        app = web.Application(client_max_size=LARGEST)
+        app = web.Application(client_max_size=MAX_BYTES)
         app.router.add_post("/", self._answer)
         self._runner = web.AppRunner(app, access_log=None, handler_cancellation=False)
         await self._runner.setup()
@@ -96,10 +96,10 @@ class LearnServer:
         )
 
     def _read(self, words: list[str]) -> Reply:
-        from lab.learn.school import School  # half a second, which a lab without learners does not need
+        from lab.learn.course import Course  # imported here: it takes half a second, which most labs do not need
 
         try:
-            return 0, School(self._run_dir).document(*words), ""
+            return 0, Course(self._run_dir).document(*words), ""
         except LabError as error:
             return BAD_INPUT, None, str(error)
 

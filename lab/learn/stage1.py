@@ -70,7 +70,7 @@ Some time later, just before the dice-roller was restarted:
 
 {second}
 
-After the restart users went on to roll. The third reading is yours: {dice-roller}/metrics
+After the restart users continued to roll. The third reading is yours: {dice-roller}/metrics
 
 How many rolls were made between the first reading and yours, successful or not?
 (Do not roll any dice yourself before you have read the counter.)""",
@@ -151,10 +151,10 @@ JSON_LOGS = Exercise(
 Since {since} users have made {rolls} rolls, some with the die "fair", some with the die "risky".
 Each left its lines, one JSON object a line, in {run_dir}/logs/dice-roller.jsonl
 
-How many rolls of the die "risky" failed, and which values did the others come out with?""",
+How many rolls of the die "risky" failed, and which values did the successful ones have?""",
     Fields(
         failed=Number("the number of failed rolls", whole=True),
-        values=Items("the values that came out, each once, separated by commas", r"-?\d+"),
+        values=Items("the values of the successful rolls, each once, separated by commas", r"-?\d+"),
     ),
     rolls_with_failures,
     Answered(lambda facts: f"{facts['failed']} {_joined(facts['values'])}"),
@@ -162,7 +162,7 @@ How many rolls of the die "risky" failed, and which values did the others come o
         Mistake(
             lambda facts: f"{facts['failed']} {_joined(facts['all_values'])}",
             name="the values of all dice",
-            hint='The values are those of all dice: 1 is no face of the die "risky". Select by the field die_type.',
+            hint='The values are those of all dice: the die "risky" has no face 1. Select by the field die_type.',
         ),
         Mistake(
             lambda facts: f"{2 * facts['failed']} {_joined(facts['values'])}",
@@ -180,7 +180,7 @@ How many rolls of the die "risky" failed, and which values did the others come o
     'Select the lines by timestamp and die_type. The message names the event: "Roll failed" or "Roll completed";'
     " the value is in roll_value.",
     """\
-Each event has a message of its own and typed fields, so no text has to be taken apart:
+Each event has a message of its own and typed fields, so no text has to be parsed:
 
     jq -r 'select(.timestamp >= "{since}" and .die_type == "risky") | .message' \\
       {run_dir}/logs/dice-roller.jsonl | sort | uniq -c
@@ -188,7 +188,7 @@ Each event has a message of its own and typed fields, so no text has to be taken
     jq 'select(.timestamp >= "{since}" and .die_type == "risky") | .roll_value // empty' \\
       {run_dir}/logs/dice-roller.jsonl | sort -un
 
-{failed} rolls failed. A value that did not happen to come out is not in the log, even if the die has that face.""",
+{failed} rolls failed. A face of the die that did not come up is not in the log.""",
 )
 
 # --- 1.3 ---
@@ -204,7 +204,7 @@ async def forty_rolls(lesson: Lesson) -> Facts:
         )
         for trace_id, trace in spans.items()
     }
-    # By the client's latency; what is within a hundredth of the slowest counts as slowest too.
+    # By the client's latency. Rolls within one per cent of the slowest are accepted too.
     slowest = max(one.seconds for one in outcomes)
     best = [one for one in outcomes if one.seconds >= 0.99 * slowest - 0.001]
     best.sort(key=lambda one: -one.seconds)
@@ -306,7 +306,7 @@ async def recorded_rolls(lesson: Lesson) -> Facts:
 
 
 class _OtherWorld(promql.Series):
-    """A second run: three dice, a counter reset, a second instance, and another job with the same metric."""
+    """A synthetic run: three dice, a counter reset, a second instance, and another job with the same metric."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -325,7 +325,7 @@ def _other_world(chance: random.Random, end: float) -> _OtherWorld:
                 if index == reset:
                     values = {"success": 0, "error": 0}
                 for result in values:
-                    # The first and the last samples do not change: nothing has to be extrapolated.
+                    # The first and the last samples do not change, so that increase() has nothing to extrapolate.
                     if 2 <= index <= steps - 2 and (chance.random() < error_rate) == (result == "error"):
                         grown = chance.randint(4, 6)
                         values[result] += grown
@@ -362,7 +362,7 @@ Tolerance: 0.05 on this run, 0.02 on the other.""",
             ),
             name="counters without increase",
             hint="The query divides the counters themselves: that is the ratio since each process was started, not over"
-            " the last 10 minutes, and a restart forgets what was before it. Take increase(…[10m]) of each counter"
+            " the last 10 minutes, and without the rolls before a restart. Take increase(…[10m]) of each counter"
             " first, then add up.",
         ),
         Mistake(

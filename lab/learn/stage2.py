@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from lab.client import DIE_SERVICE, FRONTEND, ROLLER
 from lab.learn.exercise import Answered, Exercise, Facts, Mistake, Verdict
 from lab.learn.forms import Edges, Fields, Hexadecimal, Number, Word
-from lab.learn.lesson import PATIENCE, Lesson
+from lab.learn.lesson import TIMEOUT, Lesson
 from lab.learn.stage1 import FAIR, dice
 from lab.signals import Span
 from lab.waiting import within
@@ -17,7 +17,7 @@ from lab.waiting import within
 DEFAULT = "tracecontext,baggage"  # propagators of OpenTelemetry
 SERVICES = (FRONTEND, ROLLER, DIE_SERVICE)
 
-SETTLE = 1.0  # seconds: more than two batches of spans are apart
+SETTLE = 1.0  # seconds: longer than a service waits between two batches of spans
 
 # --- 2.1 ---
 
@@ -31,7 +31,7 @@ async def two_trace_ids(lesson: Lesson) -> Facts:
 
 
 async def _judge_headers(exercise: Exercise, lesson: Lesson, facts: Facts, answer: str) -> Verdict:
-    """From raw lines and spans: which services have seen the two ids, and which have spans of them."""
+    """Check in raw lines and spans that both services logged both trace ids, and have spans of the sampled one only."""
     both = {FRONTEND, ROLLER}
     logged: dict[str, set[str]] = {}
     async for _ in within(1.0, 0.2):
@@ -47,11 +47,11 @@ async def _judge_headers(exercise: Exercise, lesson: Lesson, facts: Facts, answe
         if services != both:
             return Verdict(False, f"{what} the {services.pop()} only. {straight_to_the_roller.hint}")
     found: dict[str, list[Span]] = {}
-    async for _ in within(PATIENCE, 0.3):
+    async for _ in within(TIMEOUT, 0.3):
         found = await lesson.arrived([facts["sampled"], facts["unsampled"]])
         if both <= {span.service for span in found.get(facts["sampled"], [])} or facts["unsampled"] in found:
             break
-    await asyncio.sleep(SETTLE)  # spans of the other request would come a moment later
+    await asyncio.sleep(SETTLE)  # spans of the other request would arrive a moment later
     found |= await lesson.arrived([facts["unsampled"]])
     if facts["unsampled"] in found:
         return Verdict(False, f"Trace {facts['unsampled'][:8]}… has spans. {both_sampled.hint}")
@@ -105,7 +105,7 @@ As the span id of the caller use {parent} in both. When you have sent them, answ
             _in_the_wrong_header,
             name="another header",
             hint="The context travels in the request header traceparent, and a header that is malformed is ignored:"
-            " four fields in small hexadecimal digits, joined by hyphens: version 00, trace id (32 digits), the"
+            " four fields of lower-case hexadecimal digits, joined by hyphens: version 00, trace id (32 digits), the"
             " caller's span id (16), flags (2).",
         ),
         Mistake(
@@ -129,8 +129,8 @@ As the span id of the caller use {parent} in both. When you have sent them, answ
     curl -H 'traceparent: 00-{unsampled}-{parent}-00' '{front}/roll?die=fair'
 
 Both services continue the trace of their caller: the trace id stays, and each span gets a new span id whose parent is
-the span id that the header carried. The second request has no spans, for its caller decided not to sample it. Its log
-lines carry the trace id all the same: the context is passed on, only the recording is switched off.""",
+the span id that the header carried. The second request has no spans, because its caller decided not to sample it. Its
+log lines still carry the trace id: the context is passed on, only the recording is switched off.""",
     judge=_judge_headers,
 )
 
@@ -141,14 +141,14 @@ async def one_service_without_propagation(lesson: Lesson) -> Facts:
     names = [name for name in SERVICES if name in lesson.lab.services]
     service = lesson.chance.choice(names)
     async with lesson.faults() as target:
-        # Every service is restarted, so that a restart tells nothing.
+        # Every service is restarted, so that a restart does not reveal the right one.
         await target.restart({name: {"OTEL_PROPAGATORS": "none" if name == service else DEFAULT} for name in names})
         await lesson.ready()
         outcomes = await lesson.roll([FAIR] * 6)
         sent = {one.trace_id for one in outcomes}
         begun = [await _begun(lesson, name, upstream) for name, upstream in zip(names, [None, *names], strict=False)]
         found = begun[names.index(service)]
-        async for _ in within(PATIENCE, 0.3):
+        async for _ in within(TIMEOUT, 0.3):
             if found and len(await lesson.arrived(found)) == len(found):
                 break
     others = [name for name in names if name != service]
@@ -164,7 +164,7 @@ async def one_service_without_propagation(lesson: Lesson) -> Facts:
 
 
 async def _begun(lesson: Lesson, service: str, upstream: str | None) -> list[str]:
-    """The trace ids that a service has logged and the one before it, or the client, has not sent."""
+    """The trace ids that a service has logged, without those that the service before it, or the client, has sent."""
     own = {line.trace_id for line in await lesson.lines(service, lesson.began) if FAIR in str(line.fields)}
     before = set()
     if upstream is not None:
@@ -236,7 +236,7 @@ def own_time(trace: Sequence[Span], service: str) -> int:
     own = [span for span in trace if span.service == service]
     ids = {span.span_id for span in own}
     inside = [(span.start, span.end) for span in own]
-    # A client span waits for another service; so does what is below it.
+    # The time of client spans, and of spans of other services below, is spent waiting.
     waiting = [(span.start, span.end) for span in own if span.kind == 3]
     below = [(span.start, span.end) for span in trace if span.parent_id in ids and span.service != service]
     return covered(inside) - covered(waiting + below)

@@ -13,7 +13,7 @@ from lab.client import DIE_SERVICE, FRONTEND, ROLLER
 from lab.learn import loki, promql, tempo
 from lab.learn.exercise import Answered, Exercise, Facts, Mistake
 from lab.learn.forms import Fields, Number, Text, Word
-from lab.learn.lesson import PATIENCE, Lesson, Outcome, clock
+from lab.learn.lesson import TIMEOUT, Lesson, Outcome, clock
 from lab.learn.stage1 import FAIR, RISKY, dice
 from lab.signals import Line
 from lab.waiting import within
@@ -46,7 +46,7 @@ async def rolls_of_unknown_dice(lesson: Lesson) -> Facts:
             }
         )
     facts = lesson.facts(worlds=worlds, prefix=worlds[0]["prefix"], count=len(worlds[0]["expected"]))
-    async for _ in within(PATIENCE, 0.3):  # until Tempo's search finds them too
+    async for _ in within(TIMEOUT, 0.3):  # until Tempo's search finds them too
         found = [await tempo.search(lesson.lab, NOT_FOUND, world) for world in worlds]
         everything = [await tempo.search(lesson.lab, "{}", world) for world in worlds]
         if all(
@@ -117,10 +117,10 @@ async def a_slow_link(lesson: Lesson) -> Facts:
     slow = lesson.chance.choice(sorted(ends))
     milliseconds = lesson.chance.randint(90, 400)
     async with lesson.faults() as target:
-        for name in ends:  # every link gets a proxy, so that an address tells nothing
+        for name in ends:  # every link gets a proxy, so that an address does not reveal the slow one
             await target.slow(name, 0)
         await lesson.ready()
-        await lesson.roll([FAIR] * 2)  # connections are made
+        await lesson.roll([FAIR] * 2)  # opens the connections
         await target.slow(slow, milliseconds / 1000)
         outcomes = await lesson.roll([FAIR] * 8)
     await lesson.traces([one.trace_id for one in outcomes])
@@ -199,7 +199,7 @@ async def a_slow_network(lesson: Lesson) -> Facts:
     async with lesson.faults() as target:
         await target.slow(DIE_SERVICE, 0)
         await lesson.ready()
-        await lesson.roll([FAIR] * 4)  # every series exists, and connections are made
+        await lesson.roll([FAIR] * 4)  # creates every series, and opens the connections
         await target.slow(DIE_SERVICE, seconds)
         async with recording.of(lesson):
             outcomes = await lesson.roll([FAIR] * 30)
@@ -327,7 +327,7 @@ def _at(line: Line) -> float:
 
 
 def _other_lines(lesson: Lesson, at: float) -> tuple[list[loki.Entry], dict[str, float]]:
-    """Lines of a made-up run: other dice, another service with the same events, lines that only look like rolls."""
+    """Lines of a synthetic run: other dice, another service with the same events, lines that only look like rolls."""
     chance = lesson.chance
     entries: list[loki.Entry] = []
     failed: Counter[str] = Counter()

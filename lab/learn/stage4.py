@@ -17,7 +17,7 @@ from lab.load.compare import expected_speedup
 from lab.load.statistics import ratio_of_means
 from lab.signals import Span
 
-ROUNDS = 16  # of the comparison that is made for the learner's to be held against
+ROUNDS = 16  # of our own comparison, with which the learner's is compared
 RUNS = ("a", "b")
 
 
@@ -84,15 +84,15 @@ How many spans are below the span "async roll batch", and what is the span id of
     """\
     dicelab sql "SELECT name, span_id, parent_id FROM spans WHERE trace_id = '{trace}' ORDER BY start"
 
-The tree has one level a decision of the code: the server span GET /roll-async, below it "query die service" and "async
-roll batch", and below that one span for each roll. Its children are siblings: roll 7 is not a child of roll 6.""",
+The tree follows the calls in the code: the server span GET /roll-async, below it "query die service" and "async roll
+batch", and below that one span for each roll. The rolls are siblings: roll 7 is not a child of roll 6.""",
 )
 
 # --- 4.2 ---
 
 
 def peak(spans: Sequence[Span]) -> int:
-    """The most spans that were open at the same time."""
+    """The highest number of spans that were open at the same time."""
     changes = sorted([(span.start, 1) for span in spans] + [(span.end, -1) for span in spans])
     open_now = most = 0
     for _, change in changes:
@@ -267,8 +267,8 @@ ASYNC_PATTERNS = Exercise(
     "the page, jq, SQL, Tempo",
     """\
 The dice-roller has been run twice. In one of the two runs its code had a mistake: the wait of a roll blocked the event
-loop, as time.sleep() does where await asyncio.sleep() belongs. (It is as it should be again.) In each run users asked
-for a batch and for single rolls at the same time. The batches are
+loop, as time.sleep() does where await asyncio.sleep() belongs. (The mistake has been removed since.) In each run users
+requested a batch and single rolls at the same time. The batches are
 
     run A: trace {trace_a}
     run B: trace {trace_b}
@@ -299,7 +299,7 @@ Which run was it, and for how many milliseconds did the longest single wait of i
 In run {run} the rolls are a staircase: each starts where the one before it ends, although the code starts all of them
 at once. The batch takes the sum of the waits instead of the longest, and every other request of the process waits as
 well, /metrics and /healthz included. The metric that shows it is event_loop_lag_seconds: how much later than planned
-the loop ran a callback. Profilers see nothing, for a blocked loop uses no CPU.""",
+the loop ran a callback. CPU profilers show nothing, because a blocked loop uses no CPU.""",
     final=True,
 )
 

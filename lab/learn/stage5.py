@@ -13,7 +13,7 @@ from lab.client import DIE_SERVICE, FRONTEND
 from lab.learn import promql
 from lab.learn.exercise import Answered, Exercise, Facts, Mistake, Verdict
 from lab.learn.forms import Fields, Items, Moment, Number, Text, Word
-from lab.learn.lesson import PATIENCE, Lesson, Outcome, clock
+from lab.learn.lesson import TIMEOUT, Lesson, Outcome, clock
 from lab.learn.stage1 import EXTREME, FAIR
 from lab.signals import total
 from lab.waiting import within
@@ -37,7 +37,7 @@ async def a_visit(lesson: Lesson) -> Facts:
         await lesson.ask("/roll", {"die": FAIR}, trace_id=trace_id)
     await lesson.ask("/roll-async", {"die": FAIR, "times": str(times)}, trace_id=trace_id)
     queries = int(total(await lesson.lab.fetch_samples(DIE_SERVICE), "database_queries_total") - before)
-    async for _ in within(PATIENCE, 0.3):
+    async for _ in within(TIMEOUT, 0.3):
         spans = (await lesson.arrived([trace_id])).get(trace_id, [])
         if sum(span.name == "SELECT" for span in spans) >= queries:
             break
@@ -51,7 +51,7 @@ SQL_SPANS = Exercise(
     """\
 Trace {trace} is the whole visit of one user: {singles} single rolls of the die "fair", and a batch of {times}.
 
-How many times was the database asked, and does the statement in the span (db.query.text) contain the name of the die?
+How many times was the database queried, and does the statement in the span (db.query.text) contain the name of the die?
 Answer with the number, and yes or no.""",
     Fields(
         queries=Number("the number of SELECTs", whole=True),
@@ -111,13 +111,13 @@ async def a_slow_database(lesson: Lesson) -> Facts:
     began = time.time()
     async with _slow_database(lesson, 10, seconds):
         await asyncio.gather(*(_get(lesson) for _ in range(8)))
-    # Between two sizes, far from both.
+    # A rate between the limits of two pool sizes, far from both.
     rate = round((size - 0.5) / seconds, 1)
     return lesson.facts(began=clock(began), rate=rate, size=size, seconds=seconds, requests=8, below=size - 1)
 
 
 async def _exhausted(lesson: Lesson, size: int, facts: Facts) -> tuple[int, int]:
-    """How many of how many requests found no connection in a pool of this size."""
+    """How many requests found no connection in a pool of this size, and how many there were."""
     async with _slow_database(lesson, size, facts["seconds"]):
         tasks = []
         for _ in range(round(facts["rate"] * LOAD_SECONDS)):
@@ -152,8 +152,8 @@ The network to the database was slow for a moment, and {requests} requests to th
 Their queries show how long a connection was in use for each: in the log lines "Query executed" of the die-service
 (db_query_duration_ms), in its SELECT spans, in database_query_duration_seconds.
 
-Suppose that it stays so slow, and that {rate:g} requests a second come in at equal intervals. What is the smallest
-DB_POOL_SIZE with which none of them has to wait for more than 0.2 s for a connection?
+Suppose that the network stays so slow, and that {rate:g} requests a second arrive at equal intervals. What is the
+smallest DB_POOL_SIZE with which none of them has to wait for more than 0.2 s for a connection?
 (Your answer is tried out with real load; that takes up to a quarter of a minute.)""",
     Number("a whole number of connections", whole=True),
     a_slow_database,
@@ -225,7 +225,7 @@ async def a_locked_table(lesson: Lesson) -> Facts:
     if len(failed) < 3:
         raise LabError("the lock has hit too few rolls; ask again")
     certain = {one.trace_id for one in failed}
-    # Those that the lock has only made wait count as well; a roll sent just before it may be one of them.
+    # Rolls that had to wait for the lock count even if they succeeded; one sent just before it may be among them.
     possible = certain | {one.trace_id for one in outcomes if locked - 0.1 <= one.at <= unlocked}
     unharmed = [one.trace_id for one in outcomes if one.at + one.seconds < locked - 0.1]
     return lesson.facts(
@@ -378,9 +378,9 @@ RESILIENCE = Exercise(
 Users have rolled the dice "fair" and "extreme" (half of the rolls of "extreme" fail by themselves). From {fault_at} to
 {restored_at} the lab had a fault.
 
-Write a PromQL query that tells the fault from the ordinary state: it has no result before the fault, a result at some
-time during it, and none any more from 5 s after its end. The services were sampled twice a second, so windows such as
-[3s] work. The query is checked on this run and on one that you do not see: the same faults, but counters with other
+Write a PromQL query that distinguishes the fault from normal operation: it has no result before the fault, a result at
+some time during it, and no result from 5 s after its end on. The services were sampled twice a second, so windows such
+as [3s] work. The query is checked on this run and on one that you do not see: the same faults, but counters with other
 values, and another job that always fails.""",
     Text("a PromQL query; put it in quotes, or in a file given by --file"),
     a_hidden_fault,
@@ -388,9 +388,9 @@ values, and another job that always fails.""",
     (
         Mistake(
             lambda facts: 'sum(increase(http_requests_total{job="frontend",status=~"5.."}[3s])) > 0',
-            name="errors that belong to the ordinary state",
-            hint="It does not tell the fault from the ordinary state: dice fail by themselves (500), other jobs have"
-            " errors of their own, and the value of a counter depends on how long the process has run. What is"
+            name="errors that belong to normal operation",
+            hint="It does not distinguish the fault from normal operation: dice fail by themselves (500), other jobs"
+            " have errors of their own, and the value of a counter depends on how long the process has run. What is"
             " different during the fault?",
         ),
         Mistake(
@@ -412,8 +412,8 @@ values, and another job that always fails.""",
     + HYPOTHESIS.replace("{", "{{").replace("}", "}}")
     + """
 
-The answers that users got, by status: {statuses}. A 500 is a die that failed, as it is meant to; 503 and 504 say that a
-dependency is away or too slow. That is a symptom: it finds the fault whatever its cause. A query on the cause
+The answers that users got, by status: {statuses}. A 500 is a die that failed by design; 503 and 504 say that a
+dependency is unavailable or too slow. That is a symptom: it finds the fault whatever its cause. A query on the cause
 (database_connection_pool_available == 0, or up == 0) tells more and finds less.""",
     engines=("prometheus",),
     judge=_judge_hypothesis,

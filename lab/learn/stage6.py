@@ -21,7 +21,7 @@ from lab.client import FRONTEND, ROLLER
 from lab.learn import loki
 from lab.learn.exercise import Answered, Exercise, Facts, Mistake, Verdict
 from lab.learn.forms import Fields, Items, Number, Text
-from lab.learn.lesson import PATIENCE, Lesson, clock
+from lab.learn.lesson import TIMEOUT, Lesson, clock
 from lab.learn.promql import free_port, ready
 from lab.learn.queries import refused
 from lab.learn.stage1 import FAIR
@@ -33,7 +33,7 @@ from lab.waiting import within
 
 OPERATIONS, WARNINGS = "operations", "warnings"
 ARRIVAL = 10.0  # seconds for the lines to arrive
-QUIET = 1.0  # seconds without a new line, after which no more are expected
+QUIET = 1.0  # seconds without a new line, after which all have arrived
 
 TO_ALL = (ALLOY / "route-all.alloy").read_text()
 ROUTE = """\
@@ -99,7 +99,7 @@ async def numbered_lines(lesson: Lesson) -> Facts:
 
 @dataclass
 class _Pipeline:
-    """A Loki and an Alloy of their own, with a route that is to be checked."""
+    """A separate Loki and Alloy, which run the route that is checked."""
 
     session: aiohttp.ClientSession
     loki_url: str
@@ -296,7 +296,7 @@ async def lines_and_metrics(lesson: Lesson) -> Facts:
         await lesson.ask("/roll", {"die": FAIR}, headers={"Cookie": cookie})
     await _sign_out(lesson, cookie)
     usage: list[dict[str, Any]] = []
-    async for _ in within(PATIENCE, 0.1):
+    async for _ in within(TIMEOUT, 0.1):
         lines = [line for service in lesson.lab.services for line in await lesson.lines(service, lesson.began)]
         usage = [dict(line.fields) for line in lines if line.fields.get("usage") is True]
         if len(usage) == 4:  # sign_in, two rolls, sign_out
@@ -325,7 +325,7 @@ async def lines_and_metrics(lesson: Lesson) -> Facts:
 
 
 def _shown(fields: dict[str, Any]) -> str:
-    """A log line without what would give it away: the field ``usage`` itself."""
+    """A log line without the field ``usage``, which would reveal the answer, and without irrelevant fields."""
     hidden = {"timestamp", "trace_id", "span_id", "usage", "duration_ms", "backend_url"}
     return "line   " + json.dumps({name: value for name, value in fields.items() if name not in hidden})
 
@@ -339,10 +339,10 @@ SEPARATING = Exercise(
     "Separating: operational or business?",
     "the page, docs/telemetry.md",
     """\
-Sort these twelve. Business data says what users do with the product and what they get out of it: whoever owns the
-product asks for it. Operational data says how the system does its work: whoever runs it asks for that. For log lines
-this lab has a rule: what Alloy sends to the tenant "usage" is business, everything else is operational. (The field that
-decides it is left out here.)
+Sort these twelve entries. Business data tells what users do with the product and what they get from it; the owner of
+the product needs it. Operational data tells how the system does its work; the people who run it need that. For log
+lines this lab has a rule: the lines that Alloy sends to the tenant "usage" are business data, all others are
+operational. (The field that decides is left out here.)
 
 {entries}
 
@@ -370,12 +370,12 @@ Which of them are business data? Give their numbers.""",
             " did its work; the usage event roll says that a user, with a session, rolled.",
         ),
     ),
-    "A usage event has an event_type, a session_id and a username. Among the metrics look for what is counted:"
-    " something that a user did or got, or something that a machine did.",
+    "A usage event has an event_type, a session_id and a username. For a metric, ask what it counts: something that a"
+    " user did or got, or something that a machine did.",
     """\
 Business: {business}. A usage event has event_type, session_id and username; the metrics count rolls, faces and clicks.
-They are kept apart because they have other readers, another retention (here 30 days instead of 3) and personal data in
-them. The same click leaves both kinds: a usage event, and lines and metrics on how it was served.""",
+They are kept apart because they have other readers and another retention (here 30 days instead of 3), and contain
+personal data. The same click leaves both kinds: a usage event, and lines and metrics on how it was served.""",
 )
 
 # --- 6.3 ---
@@ -489,16 +489,16 @@ async def an_outage(lesson: Lesson) -> Facts:
     )
     other, once = _lost_and_doubled(lesson, numbers)
     tenant = f"learn-{lesson.prefix}-other"
-    async for _ in within(2 * PATIENCE, 0.5):
+    async for _ in within(2 * TIMEOUT, 0.5):
         try:
             at = time.time()
             found = await loki.rows(lab, OPERATIONS, _once(facts), at)
             if found.get("") == len(numbers):
                 break
-        except LabError:  # it has only just been started
+        except LabError:  # Loki has only just been started
             continue
     else:
-        raise LabError(f"Loki has not caught up after {2 * PATIENCE:g} s; ask again")
+        raise LabError(f"Loki has not caught up after {2 * TIMEOUT:g} s; ask again")
     await loki.push(lab, tenant, other)
     return facts | {
         "worlds": [
@@ -509,7 +509,7 @@ async def an_outage(lesson: Lesson) -> Facts:
 
 
 def _lost_and_doubled(lesson: Lesson, numbers: list[str]) -> tuple[list[loki.Entry], int]:
-    """The same lines as if some had been lost and as many doubled; and how many then arrived exactly once."""
+    """The lines as if some were lost and as many doubled, and the number of rolls whose line is there exactly once."""
     chance = lesson.chance
     damaged = chance.randint(1, 3)
     chosen = chance.sample(numbers, 2 * damaged)
@@ -533,8 +533,8 @@ DESTINATIONS = Exercise(
     "Destinations: was anything lost or doubled?",
     "LogQL",
     """\
-Between {began_at} and {until} Loki was away for {outage} s, while users rolled on. {count} rolls completed; each has a
-trace id of its own that begins with {prefix}, and should have exactly one line "Roll completed" in Loki.
+Between {began_at} and {until} Loki was down for {outage} s, while users continued to roll. {count} rolls completed;
+each has a trace id of its own that begins with {prefix}, and should have exactly one line "Roll completed" in Loki.
 
 Write a LogQL query whose value is the number of rolls (trace ids beginning with {prefix}) that have exactly one such
 line from the service dice-roller, over the last 15 minutes. For this run it has to be {count}. It is also checked on a
@@ -564,9 +564,9 @@ For each roll how many lines, then only those with one, then how many of these:
     count(sum by (trace_id) (count_over_time({{service_name="dice-roller"}} | json
       | message="Roll completed" | trace_id=~"{prefix}.*" [15m])) == 1)
 
-A total can hide a loss behind a duplicate, so a proof needs something to tell the lines apart by. Nothing was lost,
-because Alloy sends a line again until Loki takes it and meanwhile stops reading the file, which is the buffer. Nothing
-was doubled, because Loki drops a line with the same time and text.""",
+A total can hide a loss behind a duplicate, so a proof needs something that identifies each line. Nothing was lost,
+because Alloy retries a line until Loki accepts it, and in the meantime stops reading the file, which is the buffer.
+Nothing was doubled, because Loki drops a line with the same time and text.""",
     running=("loki", "alloy"),
     judge=loki.by_label(""),
 )

@@ -1,4 +1,4 @@
-"""TraceQL that is checked by the Tempo of the lab: each world is a set of traces with a prefix of its own."""
+"""Checks TraceQL queries with the lab's Tempo. Each world is a set of traces whose ids begin with its own prefix."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import aiohttp
 from lab import LabError
 from lab.client import Lab
 from lab.learn.exercise import Exercise, Facts, Verdict
-from lab.learn.lesson import PATIENCE, Lesson
+from lab.learn.lesson import TIMEOUT, Lesson
 from lab.learn.queries import refused, with_hint
 from lab.waiting import within
 
 LIMIT = 1000  # traces
-TRIES = 3  # of a search
+TRIES = 3  # how often a search is tried
 
 
 async def search(lab: Lab, query: str, world: Mapping[str, Any]) -> set[str]:
@@ -38,28 +38,28 @@ async def search(lab: Lab, query: str, world: Mapping[str, Any]) -> set[str]:
                 text = await response.text()
         except (aiohttp.ClientError, asyncio.TimeoutError, OSError, ValueError) as error:
             raise LabError(f"tempo went away: {error or type(error).__name__}") from None
-        # Tempo divides the time into what it has in memory and what is older. In the second in which the border is the
-        # start or the end of the search, it refuses its own division.
+        # Tempo splits the time range into what it has in memory and what is older. While the border between the two is
+        # the start or the end of the search, for a second, it refuses the empty part.
         if "start must be before end" not in text or not left:
             raise refused("Tempo", text)
         await asyncio.sleep(1.1)
-    # Tempo leaves out zeros at the front.
+    # Tempo leaves out leading zeros.
     found = {str(trace["traceID"]).rjust(32, "0") for trace in document.get("traces") or []}
     return {trace_id for trace_id in found if trace_id.startswith(world["prefix"])}
 
 
 async def judge(exercise: Exercise, lesson: Lesson, facts: Facts, answer: str) -> Verdict:
-    """Compares the traces that a query finds with the expected ones of each of the ``worlds``.
+    """Compare the traces that a query finds with the expected ones, in each of the ``worlds``.
 
     Raises:
-        LabError: when Tempo does not find them even by the reference solution, which is not the learner's mistake.
+        LabError: when even the reference solution does not find them yet.
     """
     expected = [set(world["expected"]) for world in facts["worlds"]]
 
     async def results(query: str) -> list[set[str]]:
         return [await search(lesson.lab, query, world) for world in facts["worlds"]]
 
-    async for _ in within(PATIENCE, 0.3):
+    async for _ in within(TIMEOUT, 0.3):
         if await results(exercise.reference.text(facts)) == expected:
             break
     else:

@@ -1,4 +1,4 @@
-"""``dicelab compare``: how much faster a batch of rolls is than the same number of rolls one after the other."""
+"""``dicelab compare``: measures how much faster a batch is than the same number of rolls one after the other."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ class Options:
     """The options of the command.
 
     Attributes:
-        url: of a lab; ``None`` for that of the run dir.
-        times: rolls a run.
-        rounds: runs a side.
-        delay: the longest wait of a roll, in seconds; ``None`` for that of the run dir's lab.
+        url: the URL of a lab; ``None`` for the lab in the run dir.
+        times: rolls in each run.
+        rounds: runs of each side.
+        delay: the longest wait of a roll, in seconds; ``None`` for that of the lab in the run dir.
         timeout: seconds for one request.
     """
 
@@ -53,7 +53,7 @@ class Options:
 
 @dataclass(frozen=True)
 class Run:
-    """One side of a round: its duration and the requests that failed."""
+    """One side of a round, sequential or batch: its duration and the requests that failed."""
 
     seconds: float
     failures: tuple[Answer, ...]
@@ -70,7 +70,7 @@ def expected_speedup(rolls: int) -> float:
 
 async def _one_by_one(client: Client, url: str, die: str, rolls: int) -> Run:
     started = time.monotonic()
-    # All of them even when one fails, as in a batch.
+    # Even if one fails the others follow, as in a batch.
     answers = [await client.ask(url, "/roll", {"die": die}, attributes={"die.type": die}) for _ in range(rolls)]
     return Run(time.monotonic() - started, tuple(answer for answer in answers if answer.failed))
 
@@ -93,7 +93,7 @@ async def _run(options: Options, lab: Lab) -> dict[str, Any]:
         if options.times > capabilities.max_times:
             raise LabError(f"--times {options.times}: a batch has at most {capabilities.max_times} rolls there")
         _log(logging.INFO, "Comparison started", url=lab.front, die=options.die, rounds=options.rounds, seed=seed)
-        # One round that is not counted: the first request of each kind pays for connections and imports.
+        # Warm up: the first request of each kind takes longer, because of connections and imports.
         for side in sides.values():
             await side(client, lab.front, options.die, 1)
         async with progress(

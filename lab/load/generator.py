@@ -1,8 +1,8 @@
 """Load on a lab: when requests start, how they are sent, and a record of the responses.
 
 In the open model requests start when they are due, whether earlier ones have been answered or not, and latency is
-measured from the time they were due. In the closed model each user waits for a response before the next request, so a
-stall keeps back the very requests that would have shown it ("coordinated omission"). HdrHistogram's correction is
+measured from the time they were due. In the closed model each user waits for a response before the next request. So
+during a stall the requests that would have shown it are not sent ("coordinated omission"). HdrHistogram's correction is
 applied afterwards, with the interval at which those users would have sent requests.
 """
 
@@ -29,23 +29,23 @@ from lab.waiting import sleep
 from otel import traces
 
 MAX_UNDER_WAY = 5_000  # requests in flight; beyond that requests are counted as not sent
-SLOWEST = 5  # responses that a record keeps
-FAILED = 1_000
-LEAST_SHARE = 0.1  # of the full load, with which a ramp and a day begin
+KEPT_SLOWEST = 5  # the slowest responses that a record keeps
+KEPT_FAILED = 1_000  # the latest failed responses that a record keeps
+MIN_SHARE = 0.1  # the share of the full load at which the profiles ramp and day begin
 
-# The share of the full load at a time, both from 0 to 1.
+# The share of the full load over time; both are from 0 to 1.
 PROFILES: Mapping[str, Callable[[float], float]] = {
     "steady": lambda at: 1.0,
-    "ramp": lambda at: max(LEAST_SHARE, at),
+    "ramp": lambda at: max(MIN_SHARE, at),
     "spike": lambda at: 1.0 if 0.4 <= at < 0.6 else 0.2,
-    "day": lambda at: LEAST_SHARE + (1 - LEAST_SHARE) * math.sin(math.pi * at) ** 2,  # from midnight to midnight
+    "day": lambda at: MIN_SHARE + (1 - MIN_SHARE) * math.sin(math.pi * at) ** 2,  # from midnight to midnight
 }
 
 
 def arrivals(rate: float, duration: float, profile: Callable[[float], float]) -> Iterator[float]:
     """The times at which requests are due, in seconds from the start; ``rate`` is requests a second at full load."""
     at = 0.0
-    while duration - at > 1e-6:  # the rounding error of the additions
+    while duration - at > 1e-6:  # tolerates the rounding errors of the additions
         yield at
         at += 1 / (rate * profile(at / duration))
 
@@ -56,7 +56,7 @@ class Answer:
 
     Attributes:
         status: the HTTP status, or ``timeout`` or ``connection_error``.
-        document: the JSON object in the body, else empty.
+        document: the JSON object in the body; empty where there is none.
         seconds: from the time it was due to the end of the response.
         started: the time it was due, on the monotonic clock.
     """
@@ -78,7 +78,7 @@ class Client:
     """An HTTP client without a limit on connections; each request is the root of a trace if ``traced``.
 
     Args:
-        timeout: of a request, in seconds.
+        timeout: the time limit of a request, in seconds.
     """
 
     def __init__(self, timeout: float, traced: bool = True) -> None:
@@ -125,8 +125,8 @@ class Client:
         """Send one request; failures are outcomes too, not exceptions.
 
         Args:
-            due: the time it was due, on the monotonic clock; now by default.
-            attributes: of the span around the request.
+            due: the time the request was due, on the monotonic clock; now by default.
+            attributes: the attributes of the span around the request.
         """
         started = time.monotonic() if due is None else due
         status, document, trace_id = "connection_error", {}, ""
@@ -165,9 +165,9 @@ class Record:
     def __init__(self) -> None:
         self.latencies = Latencies()
         self.routes: dict[str, Counter[str]] = {}
-        self.failed: deque[Answer] = deque(maxlen=FAILED)  # the last of them
+        self.failed: deque[Answer] = deque(maxlen=KEPT_FAILED)  # the latest ones
         self.requests = 0
-        self.failures = 0  # all of them
+        self.failures = 0  # the number of all failed requests
         self.not_sent = 0
         self._slowest: list[tuple[float, int, Answer]] = []
         self._order = itertools.count()
@@ -183,7 +183,7 @@ class Record:
             return
         self.latencies.add(answer.seconds)
         entry = (answer.seconds, next(self._order), answer)
-        if len(self._slowest) < SLOWEST:
+        if len(self._slowest) < KEPT_SLOWEST:
             heapq.heappush(self._slowest, entry)
         elif answer.seconds > self._slowest[0][0]:
             heapq.heapreplace(self._slowest, entry)

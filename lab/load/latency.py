@@ -7,8 +7,8 @@ from typing import Self
 
 from hdrh.histogram import HdrHistogram
 
-LONGEST = 3600.0  # seconds; what takes longer is counted as this
-DIGITS = 3  # significant digits that are kept
+MAX_SECONDS = 3600.0  # longer latencies are recorded as this
+DIGITS = 3  # significant digits that the histogram keeps
 PERCENTILES = (50.0, 90.0, 95.0, 99.0, 99.9)
 
 
@@ -16,18 +16,18 @@ class Latencies:
     """A distribution of latencies, in seconds, from a microsecond to an hour."""
 
     def __init__(self, seconds: Iterable[float] = ()) -> None:
-        self._histogram = HdrHistogram(1, int(LONGEST * 1e6), DIGITS)  # microseconds
+        self._histogram = HdrHistogram(1, int(MAX_SECONDS * 1e6), DIGITS)  # microseconds
         for one in seconds:
             self.add(one)
 
     def add(self, seconds: float) -> None:
-        self._histogram.record_value(min(max(1, round(seconds * 1e6)), int(LONGEST * 1e6)))
+        self._histogram.record_value(min(max(1, round(seconds * 1e6)), int(MAX_SECONDS * 1e6)))
 
     def __len__(self) -> int:
         return int(self._histogram.get_total_count())
 
     def percentile(self, percent: float) -> float:
-        """The latency, in seconds, that so many percent do not exceed; 0 where there are none."""
+        """The latency, in seconds, that so many per cent of the requests do not exceed; 0 without requests."""
         return float(self._histogram.get_value_at_percentile(percent)) / 1e6
 
     def summary(self) -> dict[str, float]:
@@ -39,16 +39,16 @@ class Latencies:
         return {name: round(value, 3) for name, value in found.items()}
 
     def corrected(self, interval: float) -> Self:
-        """A copy corrected for coordinated omission: with the requests that a stall has kept from being sent.
+        """A copy corrected for coordinated omission: it adds the requests that were not sent because of a stall.
 
         Args:
-            interval: seconds between two requests of a user who is not kept waiting.
+            interval: seconds between two requests of a user without stalls.
         """
         corrected = type(self)()
         step = max(1, round(interval * 1e6))
         for item in self._histogram.get_recorded_iterator():
-            # As HdrHistogram defines it. The method of the Python library also adds values below the interval, and so
-            # lowers percentiles by requests that would have been answered sooner than any was.
+            # The definition of HdrHistogram. The Python library's own method also adds values below the interval, which
+            # lowers the percentiles.
             for value in range(item.value_iterated_to, step - 1, -step):
                 corrected._histogram.record_value(value, item.count_added_in_this_iter_step)
             if item.value_iterated_to < step:

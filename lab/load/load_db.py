@@ -1,4 +1,4 @@
-"""``dicelab load-db``: queries at a rate against the die-service, and whether its database kept up."""
+"""``dicelab load-db``: queries the die-service at a constant rate, and reports whether its database keeps up."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ from lab.waiting import stop_signal
 from otel import logs
 
 SAMPLE_INTERVAL = 0.25  # seconds between two samples of the pool
-REACHED = 0.97  # share of the target rate at which it counts as reached
-BUSY = 0.9  # of a core, from which on a process is the bottleneck
-FULL = 0.5  # share of the samples with a full pool, from which on the pool is the bottleneck
-LATE = 0.5  # seconds that requests start late, from which on this process is the bottleneck
+REACHED = 0.97  # the target counts as reached from this share of its rate on
+BUSY = 0.9  # of a core; a process that uses more is the bottleneck
+FULL = 0.5  # the pool is the bottleneck if all its connections are in use in this share of the samples
+LATE = 0.5  # seconds; this process is the bottleneck if requests start later than this
 POOL_SIZE, POOL_AVAILABLE = "database_connection_pool_size", "database_connection_pool_available"
 
 _log = logs.events(telemetry.SERVICE)
@@ -42,10 +42,10 @@ class Options:
     """The options of the command.
 
     Attributes:
-        url: of a die-service; ``None`` for that of the run dir's lab.
+        url: the URL of a die-service; ``None`` for that of the lab in the run dir.
         rate: queries a second.
         duration: in seconds.
-        ratio: lists to single dice.
+        ratio: queries for the list of dice to queries for a single die.
         timeout: seconds for one request.
     """
 
@@ -61,7 +61,7 @@ class Options:
 
 @dataclass
 class Pool:
-    """Samples of the connection pool, and what the die-service counted meanwhile."""
+    """Samples of the connection pool, and what the die-service counted during the load."""
 
     size: list[float] = field(default_factory=list)
     available: list[float] = field(default_factory=list)
@@ -165,7 +165,7 @@ async def _run(options: Options, lab: Lab) -> dict[str, Any]:
 
 
 def _why_not(summary: dict[str, Any]) -> list[str]:
-    """The reason why the load stayed below its target, as far as this process can see it."""
+    """The reasons why the load stayed below its target, as far as this process can tell."""
     reasons = []
     if summary["interrupted"]:
         reasons.append("it was interrupted")

@@ -1,4 +1,4 @@
-"""The printed results of the commands that generate load."""
+"""How the commands that generate load print their results."""
 
 from __future__ import annotations
 

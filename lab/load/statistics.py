@@ -1,4 +1,4 @@
-"""The few statistics that experiments need, on mpmath's special functions."""
+"""The statistics that experiments need, based on mpmath's special functions."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from statistics import fmean
 
 import mpmath
 
-# Pearson's test is an approximation that needs about this many expected counts for each face.
-LEAST_EXPECTED = 5
+# Pearson's test is an approximation that is good enough if each face is expected at least about this often.
+MIN_EXPECTED = 5
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ def chi_square(counts: Mapping[int, int], faces: Sequence[int]) -> ChiSquare | N
     if not counts.keys() <= set(faces):  # a face that the die does not have
         return ChiSquare(math.inf, len(set(faces)) - 1, 0.0)
     expected = {face: float(rolls * Fraction(faces.count(face), len(faces))) for face in set(faces)}
-    if len(expected) < 2 or min(expected.values()) < LEAST_EXPECTED:
+    if len(expected) < 2 or min(expected.values()) < MIN_EXPECTED:
         return None
     statistic = sum((counts.get(face, 0) - count) ** 2 / count for face, count in expected.items())
     degrees = len(expected) - 1

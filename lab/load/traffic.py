@@ -1,4 +1,4 @@
-"""``dicelab traffic``: users who roll dice concurrently, each request a trace, and a summary of the results."""
+"""``dicelab traffic``: simulates users who roll dice concurrently, and summarises the answers."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ from otel import logs
 # The dice of a lab without a die-service, and their faces.
 BUILTIN: dict[str, tuple[int, ...]] = {"fair": (1, 2, 3, 4, 5, 6), "risky": (2, 3, 4, 5, 6, 7)}
 EXTREME = (0, 0, 6, 6, 6, 6)  # the third die, which stages with a die-service have
-SIGNIFICANCE = 0.001  # the p value below which the faces of a die are not as expected
+SIGNIFICANCE = 0.001  # below this p value the faces of a die are reported as not as expected
 DEFAULT_MAX_ROLLS = 10
 DEFAULT_THINK_TIME = 0.5  # seconds
-DEFAULT_DURATION = 60.0  # seconds, for what needs a duration
+DEFAULT_DURATION = 60.0  # seconds; for the open model and for profiles, which need a duration
 ASYNC_PROBABILITY = 0.2
 MAX_ASYNC_ROLLS = 10
 ROLLS = ("/roll", "/roll-async")  # the routes whose latency is measured
@@ -47,10 +47,11 @@ class Options:
     """The options of the command; ``None`` stands for its default.
 
     Attributes:
-        url: of a lab; ``None`` for that of the run dir.
+        url: the URL of a lab; ``None`` for the lab in the run dir.
         max_rolls: a user makes 1 to this many requests.
-        die: how often each die is rolled, in proportion.
-        async_probability, max_async_rolls: of a batch, and its size.
+        die: the proportion in which each die is rolled.
+        async_probability: the probability that a request is for a batch.
+        max_async_rolls: a batch has 1 to this many rolls.
         think_time: seconds between a response and the next request of the user.
         rate: rolls a second in the open model; ``None`` for the closed model.
         timeout: seconds for one request.
@@ -78,8 +79,8 @@ class Mix:
     """What users roll.
 
     Attributes:
-        dice: how often each die is rolled, in proportion.
-        async_probability: how often as a batch of 1 to ``max_async_rolls``, from 0 to 1.
+        dice: the proportion in which each die is rolled.
+        async_probability: the probability, from 0 to 1, of a batch of 1 to ``max_async_rolls``.
     """
 
     dice: Mapping[str, float]
@@ -87,7 +88,7 @@ class Mix:
     max_async_rolls: int
 
     def draw(self, chance: random.Random) -> tuple[str, int | None]:
-        """A die and the size of a batch, ``None`` for a single roll by ``/roll``."""
+        """A random die and the size of a batch, or ``None`` for a single roll by ``/roll``."""
         die = chance.choices(list(self.dice), list(self.dice.values()))[0]
         if chance.random() >= self.async_probability:
             return die, None
@@ -102,7 +103,7 @@ class Rolls:
     faces: dict[str, Counter[int]] = field(default_factory=dict)
 
     def add(self, die: str, times: int | None, answer: Answer) -> int:
-        """Count the rolls of an answer, also the successful ones of a batch that failed; returns how many succeeded."""
+        """Count the rolls of an answer, which may be a batch that failed in part; returns how many succeeded."""
         self.asked += times or 1
         rolled = answer.document.get("rolls") if times else [answer.document.get("roll")]
         faces = [face for face in rolled if isinstance(face, int)] if isinstance(rolled, list) else []
@@ -162,7 +163,7 @@ class User:
 
 
 class Traffic:
-    """One run. Either :meth:`closed` or :meth:`open`, once."""
+    """One run. Call either :meth:`closed` or :meth:`open`, once."""
 
     def __init__(self, client: Client, url: str, mix: Mix, users: int, sign_in: bool, seed: int) -> None:
         self.client = client
@@ -240,7 +241,7 @@ class Traffic:
 
 
 async def dice_of(lab: Lab, capabilities: Capabilities) -> dict[str, tuple[int, ...]]:
-    """The lab's dice with their faces; empty if the die-service does not give them."""
+    """The lab's dice with their faces; empty if the die-service does not answer with them."""
     if DIE_SERVICE not in lab.services:
         return BUILTIN if lab.services or not capabilities.max_times else {**BUILTIN, "extreme": EXTREME}
     url = f"{lab.url(DIE_SERVICE)}/dice"
@@ -301,7 +302,7 @@ async def _run(options: Options, lab: Lab) -> dict[str, Any]:
         capabilities = await lab.fetch_capabilities()
         dice = await dice_of(lab, capabilities)
         sign_in = capabilities.sign_in and not options.anonymous
-        if options.die and dice and lab.services:  # of a lab that is known by its URL alone, dice are a guess
+        if options.die and dice and lab.services:  # for a lab of which only the URL is known, the dice are a guess
             _check_known(options.die, dice)
         traffic = Traffic(client, lab.front, _mix(options, capabilities, dice), options.users, sign_in, seed)
         model = "closed" if options.rate is None else "open"
@@ -418,7 +419,7 @@ def _show(summary: dict[str, Any], console: Console) -> None:
                 f"{title:8} {answer['ms']:9.1f} ms  {answer['status']:>4}  {answer['route']}  {answer['trace_id']}",
             )
     if summary["failed"] > SHOWN:
-        listed = "them" if summary["failed"] <= generator.FAILED else f"the last {generator.FAILED}"
+        listed = "them" if summary["failed"] <= generator.KEPT_FAILED else f"the last {generator.KEPT_FAILED}"
         say(console, f"{summary['failed']} failed in all; --json lists {listed}")
 
 

@@ -1,1 +1,1 @@
-"""``dicelab mystery``: a running lab is broken in a way that only its telemetry tells."""
+"""``dicelab mystery``: a game that breaks a running lab; the player finds the fault in the telemetry."""

@@ -1,10 +1,10 @@
-"""The admission of situations, for whoever adds one::
+"""The admission test of situations, for developers who add one::
 
     python -m lab.mystery record DIR [--run-dir DIR] [--only NAME]...   play each situation of this lab once
     python -m lab.mystery admit DIR...                                  the table of docs/mystery.md, from those cases
 
-A situation is admitted when its users' indicators move or it is telemetry-only, and when the baselines score below the
-ceiling over all of them. The exit status is 1 where one is not.
+A situation is admitted when users notice it or it is telemetry-only, and when the mean scores of the baselines over all
+cases are below the ceiling. The exit status is 1 where one is not admitted.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from lab.mystery.score import score
 from lab.mystery.situations import SITUATIONS, Facets
 
 STEADY, UNCERTAIN, FAULT = 30.0, 15.0, 36.0  # seconds
-LEVEL = 1  # full strength, no decoys: as easy for a detector as it gets
+LEVEL = 1  # full strength and no decoys: the easiest level for a detector
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

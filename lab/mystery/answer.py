@@ -1,4 +1,4 @@
-"""A player's answer: read from a JSON document, and checked for what can be read before anything is scored."""
+"""A player's answer: parsed from a JSON document, and validated before it is scored."""
 
 from __future__ import annotations
 
@@ -12,27 +12,27 @@ from lab import InputError
 from lab.mystery.situations import IMPACTS, MECHANISMS, NOTHING
 
 FIELDS = ("component", "mechanism", "since", "impact", "trace", "query")
-MOST_GUESSES = 10
-LARGEST = 64 * 1024  # bytes of an answer
+MAX_GUESSES = 10
+MAX_BYTES = 64 * 1024  # bytes of an answer
 DAY = 24 * 3600.0  # seconds
-LONGEST = DAY  # from the beginning of a game
+MAX_OFFSET = DAY  # seconds from the beginning of a game
 EXAMPLE = """\
 {"component": "die-service", "mechanism": "down", "since": "2026-01-31T12:00:00Z", "impact": "everyone",
  "trace": "0af7651916cd43dd8448eb211c80319c", "query": "SELECT count(*) FROM spans WHERE status = 'error'"}"""
 
 
 class BadAnswer(InputError):
-    """An answer that cannot be read; it costs no point."""
+    """An answer that is not valid; it costs no points."""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What a player says.
+    """A player's answer.
 
     Attributes:
         components, mechanisms: in the order in which they were guessed; a wrong one costs points.
-        since: when the fault began, in seconds since 1970; ``None`` where nothing is said.
-        impact: whom it hurts; not scored.
+        since: when the fault began, in seconds since 1970; ``None`` if the player does not say.
+        impact: whom the fault affects; not scored.
         trace: a trace id as evidence.
         query: a SELECT statement or PromQL as evidence.
     """
@@ -56,10 +56,10 @@ class Answer:
 
 
 def parse(text: str, components: Iterable[str], began: float) -> Answer:
-    """An answer of a JSON document.
+    """Parse an answer, a JSON document.
 
     Args:
-        components: those that can be named.
+        components: the components that can be named.
         began: when the game began, in seconds since 1970.
 
     Raises:
@@ -84,14 +84,14 @@ def parse(text: str, components: Iterable[str], began: float) -> Answer:
 
 
 def guesses(what: str, given: Any, known: Iterable[str]) -> tuple[str, ...]:
-    """One name or several, each of which is known.
+    """One name or several.
 
     Raises:
-        BadAnswer
+        BadAnswer: when a name is unknown, or there are too many.
     """
     names = [] if given in (None, "") else [given] if isinstance(given, str) else given
-    if not isinstance(names, list) or len(names) > MOST_GUESSES or not all(isinstance(name, str) for name in names):
-        raise BadAnswer(f"{what}: a name is expected, or a list of up to {MOST_GUESSES}")
+    if not isinstance(names, list) or len(names) > MAX_GUESSES or not all(isinstance(name, str) for name in names):
+        raise BadAnswer(f"{what}: a name is expected, or a list of up to {MAX_GUESSES}")
     there = list(known)
     for name in names:
         if name.strip() not in there:
@@ -100,10 +100,10 @@ def guesses(what: str, given: Any, known: Iterable[str]) -> tuple[str, ...]:
 
 
 def moment(given: Any, began: float) -> float | None:
-    """A time: RFC 3339, ``HH:MM:SS`` in UTC nearest to the beginning of the game, or seconds after its beginning.
+    """Parse a time: RFC 3339, ``HH:MM:SS`` in UTC, or seconds after the beginning; returns seconds since 1970.
 
     Raises:
-        BadAnswer
+        BadAnswer: when it is none of these.
     """
     if given in (None, ""):
         return None
@@ -111,7 +111,7 @@ def moment(given: Any, began: float) -> float | None:
     try:
         if isinstance(given, int | float) and not isinstance(given, bool):
             offset = float(given)
-            if not abs(offset) <= LONGEST:  # also refuses NaN
+            if not abs(offset) <= MAX_OFFSET:  # also refuses NaN
                 raise ValueError
             return began + offset
         text = str(given).strip()
@@ -120,7 +120,7 @@ def moment(given: Any, began: float) -> float | None:
         of_day = "T" not in text and "-" not in text
         found = datetime.fromisoformat(f"{day:%Y-%m-%d}T{text}" if of_day else text)
         at = (found if found.tzinfo else found.replace(tzinfo=UTC)).timestamp()
-        if of_day:  # a game may last over midnight
+        if of_day:  # a game may last past midnight: take the day on which the time is nearest to the beginning
             at = min((at - DAY, at, at + DAY), key=lambda one: abs(one - began))
         return at
     except (ValueError, OverflowError):
@@ -130,10 +130,10 @@ def moment(given: Any, began: float) -> float | None:
 
 
 def impact(given: Any) -> str:
-    """Whom the fault hurts, or nothing.
+    """Whom the fault affects, or an empty string.
 
     Raises:
-        BadAnswer
+        BadAnswer: when it is not one of :data:`IMPACTS`.
     """
     name = _text("impact", given)
     if name and name not in IMPACTS:
@@ -142,10 +142,10 @@ def impact(given: Any) -> str:
 
 
 def trace(given: Any) -> str:
-    """A trace id, or nothing.
+    """A trace id, or an empty string.
 
     Raises:
-        BadAnswer
+        BadAnswer: when it is not a trace id.
     """
     name = _text("trace", given).lower()
     if name and (len(name) != 32 or not set(name) <= set("0123456789abcdef")):
@@ -167,7 +167,7 @@ def clock(seconds: float) -> str:
 
 
 def question(components: Iterable[str], began: float, seconds: float | None, commitment: str) -> dict[str, Any]:
-    """What a player is asked.
+    """The question to the player, as JSON.
 
     Args:
         seconds: the time limit; ``None`` where there is none.

@@ -1,7 +1,8 @@
-"""Answers that need no understanding: a situation is only good for a game when these score little.
+"""Baselines: answers that need no understanding. A situation is suitable for the game only if they score low.
 
-``constants`` says the same of every case, the best that can be said without looking. ``three_sigma`` looks for metrics
-that leave their usual range by more than three standard deviations, as a simple detector would.
+``constants`` gives the same answer to every case: the one that scores best without looking at the telemetry.
+``three_sigma`` is a simple detector: it looks for metrics that leave their usual range by more than three standard
+deviations.
 """
 
 from __future__ import annotations
@@ -22,17 +23,17 @@ from lab.signals import SPAN_KINDS, Span
 from lab.supervise.stages import POSTGRES
 
 SIGMAS = 3.0
-LEARNED_SECONDS = 30.0  # of each series, from which its usual range is learned
-FEWEST = 5  # intervals
-CEILING = 35.0  # points that a baseline may have on average
+LEARNED_SECONDS = 30.0  # the usual range of a series is learned from so many seconds
+MIN_POINTS = 5  # of a series in that time
+CEILING = 35.0  # the mean score that a baseline must stay below
 ERRORS = "SELECT count(*) FROM spans WHERE status = 'error'"
-SLOWEST = "SELECT quantile_cont(duration_ms, 0.5) FROM spans WHERE kind = 'server'"
+MEDIAN_DURATION = "SELECT quantile_cont(duration_ms, 0.5) FROM spans WHERE kind = 'server'"
 
 Series = tuple[str, str, str]
 
 
 def first_failure(case: Case) -> str:
-    """The first trace of the second half that has failed, else the slowest one: evidence without understanding."""
+    """The first failed trace of the second half of the game, or the slowest one if none failed."""
     middle = (case.began + case.ended) / 2
     roots = [span for span in case.spans if not span.parent_id and span.start / 1e9 >= middle]
     failed = sorted((span for span in roots if span.failed), key=lambda span: span.start)
@@ -45,7 +46,7 @@ def constants(recorded: Sequence[Recorded]) -> tuple[str, list[Score]]:
     """The constant answer with the highest mean, and its score for each case."""
     components = sorted({name for one in recorded for name in one.truth.components})
     since = _best_onset(recorded)
-    evidence = {query: [_evidence(one, query) for one in recorded] for query in (ERRORS, SLOWEST)}
+    evidence = {query: [_evidence(one, query) for one in recorded] for query in (ERRORS, MEDIAN_DURATION)}
     best: tuple[float, str, list[Score]] = (-1.0, "", [])
     for component, mechanism, query in product(components, MECHANISMS, evidence):
         nothing = component == NOTHING
@@ -61,19 +62,19 @@ def constants(recorded: Sequence[Recorded]) -> tuple[str, list[Score]]:
 
 
 def _evidence(one: Recorded, query: str) -> tuple[float, float]:
-    """The points of a trace and a query that were chosen without understanding, where the component is right."""
+    """The points for a trace and a query that were chosen without understanding, if the component is right."""
     found = score(one.case, one.truth, Answer(one.truth.components, trace=first_failure(one.case), query=query))
     return found.trace, found.query
 
 
 def _best_onset(recorded: Sequence[Recorded]) -> float:
-    """The seconds after the beginning that are right for the most cases."""
+    """The onset, in seconds after the beginning, that is right for the most cases."""
     onsets = [one.truth.onset - one.case.began for one in recorded if one.truth.onset is not None]
     return max(onsets, key=lambda one: sum(abs(one - other) <= 5.0 for other in onsets), default=0.0)
 
 
 def three_sigma(case: Case, components: Iterable[str]) -> Answer:
-    """What a detector says that knows nothing of the system but its metrics."""
+    """The answer of a detector that knows only the metrics."""
     series: dict[Series, list[tuple[float, float]]] = {}
     for timed in case.samples:
         series.setdefault(_series(timed), []).append((timed.at, timed.sample.value))
@@ -113,7 +114,7 @@ def _rates(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
 def _first_alarm(points: Sequence[tuple[float, float]], learned: float) -> tuple[float, float] | None:
     """When a series first leaves its usual range twice in a row, and by how many standard deviations."""
     usual = [value for at, value in points if at < learned]
-    if len(usual) < FEWEST:
+    if len(usual) < MIN_POINTS:
         return None
     centre, deviation = mean(usual), pstdev(usual)
     floor = max(deviation, 1e-9, abs(centre) * 0.01)
@@ -134,7 +135,7 @@ def _component(series: Series) -> str:
 
 
 def _mechanism(series: Series) -> str:
-    """The mechanism that a metric's name makes one think of."""
+    """The mechanism that a metric's name suggests."""
     metric = series[1]
     for word, mechanism in (
         ("lag", "blocked-loop"),

@@ -1,6 +1,6 @@
 """The telemetry of one game: spans, log lines and samples between its beginning and its end.
 
-A game is scored on this, whether it was played a moment ago or recorded and read from files.
+A game is scored on it, no matter whether it has just been played or was recorded and read from files.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from lab.mystery.samples import Scrape, window
 from lab.rotated import open_files, whole_lines
 from lab.signals import Span, parse_export
 
-TEMPO_TRACES = 3000  # that are fetched from Tempo, spread over the game: all of some three minutes
+TEMPO_TRACES = 3000  # that are fetched from Tempo, spread over the game; a game of three minutes has about as many
 TEMPO_AT_ONCE = 10
 
 Document = dict[str, Any]
@@ -97,10 +97,11 @@ def seconds(timestamp: Any) -> float:
 async def collect(
     lab: Lab, began: float, ended: float, scrapes: Sequence[Scrape], evidence: Sequence[str] = ()
 ) -> Case:
-    """The telemetry of a lab between two times, as far as it has arrived; the lab has to be entered.
+    """The telemetry of a lab between two times, as far as it has arrived; the lab must be entered.
 
     Args:
-        evidence: ids of traces that are fetched in any case.
+        began, ended: in seconds since 1970.
+        evidence: ids of traces that are always fetched.
     """
     lines = await asyncio.to_thread(lambda: list(_lines(lab, began, ended)))
     if "tempo" in lab.engines:
@@ -145,7 +146,7 @@ async def _from_tempo(
 
 
 def _documents_since(directory: Path, began: float) -> Iterator[Document]:
-    """The documents of the files written since a time, each file once, though one may be rotated meanwhile."""
+    """The documents in the files written since a time; each file once, even if it is rotated at the same time."""
     with ExitStack() as stack:
         for _, file in open_files(directory, stack):
             if os.fstat(file.fileno()).st_mtime < began:
@@ -160,7 +161,7 @@ def _documents_since(directory: Path, began: float) -> Iterator[Document]:
 
 
 def _between(export: Document, began: float, ended: float) -> Document:
-    """An OTLP document with those of its spans that started in a time."""
+    """An OTLP document with only those spans that started in a time range."""
 
     def within(span: Mapping[str, Any]) -> bool:
         return began <= int(span["startTimeUnixNano"]) / 1e9 <= ended
@@ -181,10 +182,11 @@ def _between(export: Document, began: float, ended: float) -> Document:
 
 
 def write_window(case: Case, directory: Path, start: float, end: float, epoch: float, samples: bool) -> None:
-    """Write what began in a time as the files of a run dir, shifted so that the time begins at ``epoch``.
+    """Write the telemetry of a time range as the files of a run dir, shifted so that the range begins at ``epoch``.
 
     Args:
-        samples: whether those are written too.
+        start, end, epoch: in seconds since 1970.
+        samples: whether the samples are written too.
     """
     shift = epoch - start
     for name in ("logs", "traces", "metrics"):
@@ -248,14 +250,14 @@ def _escaped(value: str) -> str:
 def scrapes_of(text: str) -> list[Scrape]:
     """The scrapes of :func:`open_metrics`.
 
-    The lines are regrouped without parsing them: prometheus_client's parser takes the buckets of a histogram's second
-    time for duplicates of the first.
+    The lines are regrouped without parsing them: prometheus_client's parser does not allow a histogram to have several
+    timestamps, and takes the buckets of the second one for duplicates.
 
     Raises:
-        ValueError: when it is another text.
+        ValueError: when the text has another format.
     """
     pages: dict[tuple[float, str], list[str]] = {}
-    described: dict[tuple[float, str], str] = {}  # the last metric of each page
+    described: dict[tuple[float, str], str] = {}  # the last TYPE line of each page
     kind = ""
     for line in text.splitlines():
         if line.startswith("#"):

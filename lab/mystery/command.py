@@ -1,4 +1,4 @@
-"""``dicelab mystery``: play, record a case, score an answer to one, show the history."""
+"""``dicelab mystery``: plays a game, records a case, scores an answer to a case, shows the history."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ class Options:
     """The options of the command.
 
     Attributes:
-        words: an action and what it works on; none to play.
-        seed: of what is drawn; ``None`` for one that nobody knows.
-        within: seconds after the beginning by which the fault is put in; half of it passes before.
+        words: an action and its arguments; none to play.
+        seed: determines everything that is random in the game; ``None`` for a random one.
+        within: the fault begins at a random time in the second half of this time, in seconds.
         minutes: the time limit.
-        answer: a file that the answer is written to while the game runs.
+        answer: a file to which the player writes the answer while the game runs.
     """
 
     run_dir: Path
@@ -58,7 +58,7 @@ def run(options: Options, console: Console) -> int:
     """Run the command; returns 0 when it is done, 1 when not every service is ready again after a game.
 
     Raises:
-        InputError: when an action, an option or an answer is not right.
+        InputError: when an action, an option or an answer is not valid.
         LabError: when a game is not possible, or was interrupted.
     """
     action, *rest = options.words or ("play",)
@@ -92,10 +92,10 @@ def run(options: Options, console: Console) -> int:
 
 
 async def until_stopped(lab: Lab, plan: Plan, playing: Any) -> Played | None:
-    """Play; ``None`` when a signal has ended the game, with everything put back.
+    """Play; returns ``None`` when a signal has ended the game. Either way the fault is removed.
 
     Raises:
-        LabError: when the game is not possible, or the lab goes away.
+        LabError: when the game is not possible, or the lab stops answering.
     """
     async with stop_signal() as stop, lab:
         game = asyncio.ensure_future(play(lab, plan, playing))
@@ -127,7 +127,7 @@ async def _play(lab: Lab, plan: Plan, options: Options, console: Console) -> int
             say(console, printable(text))
 
     async def playing(game: Game) -> None:
-        session = player.Session(game, Timer(60 * options.minutes), options.within + player.LASTS)
+        session = player.Session(game, Timer(60 * options.minutes), options.within + player.MIN_FAULT_SECONDS)
         sessions.append(session)
         _show_question(session, options, console)
         if options.answer is not None:
@@ -141,14 +141,14 @@ async def _play(lab: Lab, plan: Plan, options: Options, console: Console) -> int
         tell("The game is over; everything is put back ...")
 
     if not options.json:
-        say(console, "The game is prepared: every service is restarted once, and users arrive ...", "dim")
+        say(console, "Preparing the game: every service is restarted once, and users arrive ...", "dim")
     played = await until_stopped(lab, plan, playing)
     if played is None:
         raise LabError("interrupted: everything is put back, and this game does not count")
     session = sessions[0]
     try:
         result = await asyncio.to_thread(score, played.case, played.truth, session.answer)
-    except BadAnswer as error:  # a query that is valid on no data, but not on these
+    except BadAnswer as error:  # the query was valid on empty tables, but fails on these data
         tell(str(error))
         result = await asyncio.to_thread(score, played.case, played.truth, replace(session.answer, query=""))
     _show_result(played, session, result, options, console)
@@ -225,7 +225,7 @@ def _show_result(played: Played, session: player.Session, result: Score, options
 def _noticed(indicators: dict[str, Any]) -> str:
     before, during = indicators["before"], indicators["during"]
     if not before.get("requests") or not during.get("requests"):
-        return "The users got too few answers for a comparison."
+        return "The users got too few answers to compare."
     return (
         f"Users: {before['failed']:.0%} failed before and {during['failed']:.0%} during it, the median was"
         f" {before['median_ms']} ms and then {during['median_ms']} ms."
@@ -251,7 +251,11 @@ def _record(directory: Path, lab: Lab, plan: Plan, options: Options, console: Co
 
 
 async def record(lab: Lab, plan: Plan, fault: float) -> Played | None:
-    """Let a game run without a player, for so many seconds of the fault; ``None`` when it was interrupted."""
+    """Run a game without a player; returns ``None`` when it was interrupted.
+
+    Args:
+        fault: the duration of the fault, in seconds.
+    """
 
     async def wait(game: Game) -> None:
         await asyncio.sleep(plan.onset + fault)
@@ -260,7 +264,7 @@ async def record(lab: Lab, plan: Plan, fault: float) -> Played | None:
 
 
 def write(directory: Path, played: Played) -> None:
-    """Write a game that was recorded.
+    """Write a recorded game.
 
     Raises:
         LabError: when the files cannot be written.
@@ -277,8 +281,8 @@ def _score(directory: Path, answer: Path, options: Options, console: Console) ->
         content = answer.read_bytes()
     except OSError as error:
         raise InputError(f"{answer}: {error.strerror}") from None
-    if len(content) > answers.LARGEST:
-        raise InputError(f"{answer}: longer than {answers.LARGEST} bytes")
+    if len(content) > answers.MAX_BYTES:
+        raise InputError(f"{answer}: longer than {answers.MAX_BYTES} bytes")
     try:
         text = content.decode()
     except UnicodeDecodeError:

@@ -1,4 +1,4 @@
-"""Evidence: where a trace shows something that no trace showed before the fault, and what a query tells apart."""
+"""Evidence: where a trace shows an anomaly, and whether a query tells the fault from the time before it."""
 
 from __future__ import annotations
 
@@ -21,32 +21,32 @@ from lab.signals import SPAN_KINDS, Span
 from lab.supervise.stages import POSTGRES
 from lab.tables import Tables, mentions_samples
 
-# What a service's client spans are addressed to.
+# The server that each service calls.
 CALLEES = {FRONTEND: ROLLER, ROLLER: DIE_SERVICE, DIE_SERVICE: POSTGRES}
 TELEMETRY_ENGINES = frozenset({"otel-collector", "tempo"})
-# A span is too long when its own time is so much longer than the longest before the fault.
+# A span is too long if its own time exceeds the longest before the fault by this factor and this many seconds.
 LONGER, LONGER_SECONDS = 1.2, 0.03
-RARELY = 0.005  # of the traces before the fault: a failure in no more of them is not ordinary
-BEFORE = 0.5  # seconds: what begins within this time before the fault may have met it
-WINDOWS = 3  # of the time before the fault, and of the time during it
-LONGEST_WINDOW = 12.0  # seconds
-LATE = 4.0  # seconds before the end of a game: what began later may not have ended, and is left out
-EPOCH = 946_684_800.0  # 2000-01-01, where each window is shifted to
-LARGER_GAP = 0.5  # of the range of the values before the fault: how far apart those during it have to be
+RARE_SHARE = 0.005  # a failure in at most this share of the traces before the fault is not ordinary
+BEFORE = 0.5  # seconds; requests that begin within this time before the fault may be affected by it
+WINDOWS = 3  # the number of windows before the fault, and during it
+MAX_WINDOW = 12.0  # seconds
+LATE = 4.0  # seconds; the end of a game is left out, because requests of that time may not have ended
+EPOCH = 946_684_800.0  # 2000-01-01, to which each window is shifted
+MIN_GAP = 0.5  # between the values before and during the fault, as a share of the range of those before it
 
 Key = tuple[str, str, int]
 
 
 @dataclass
 class Ordinary:
-    """What the spans before the fault are like.
+    """The normal behaviour of the spans: what was seen before the fault.
 
     Attributes:
         longest: the longest own time of each kind of span, in seconds.
-        failures: how spans have failed, and how often.
-        traces: how many there are.
-        calls: the most client spans below one span.
-        calling: the kinds of span that have a client span below them.
+        failures: the number of failures of each kind.
+        traces: the number of traces.
+        calls: the most client spans below one span, by its kind.
+        calling: the kinds of span that had a client span below them.
     """
 
     longest: dict[Key, float] = field(default_factory=dict)
@@ -72,12 +72,12 @@ class Ordinary:
         return found
 
     def fails_like(self, span: Span) -> bool:
-        """Whether spans have failed in this way before, and more than rarely."""
-        return self.failures[_failure(span)] > RARELY * self.traces
+        """Whether spans failed in this way before the fault, and more than rarely."""
+        return self.failures[_failure(span)] > RARE_SHARE * self.traces
 
 
 def anomaly(case: Case, truth: Truth, trace_id: str) -> set[str]:
-    """The components at which a trace of the time of the fault shows its deepest anomaly; none where it shows none."""
+    """The components at which a trace during the fault shows its deepest anomaly; empty where it shows none."""
     onset = truth.onset
     if onset is None:
         return set()
@@ -94,7 +94,7 @@ def anomaly(case: Case, truth: Truth, trace_id: str) -> set[str]:
         return {FRONTEND, *TELEMETRY_ENGINES} if mentioned else set()
     if truth.loaded is not None and any(_shows(span, *truth.loaded) for span in spans):
         return {ROLLER}
-    # What began before the fault and was under way when it came is neither ordinary nor evidence.
+    # A trace that was in progress when the fault began is neither normal nor evidence.
     before = (own for own in case.traces.values() if max(span.end for span in own) / 1e9 < onset)
     return _broken(spans) or _unusual(spans, Ordinary.of(before))
 
@@ -111,14 +111,14 @@ def _broken(spans: Sequence[Span]) -> set[str]:
         callee = CALLEES.get(span.service)
         is_http = _is_client(span) and "http.request.method" in span.attributes
         if is_http and callee and not children and not span.failed:
-            # With spans of the callee or below it, the context has arrived: spans of the callee are missing.
+            # Spans of the callee, or of a service below it, show that the context has arrived: only spans are missing.
             arrived = bool({callee, CALLEES.get(callee)} & there)
             found |= {callee} if arrived else {callee, f"{span.service}->{callee}"}
     ids = {span.span_id for span in spans}
     for span in spans:
         caller = next((name for name, callee in CALLEES.items() if callee == span.service), None)
         if caller and SPAN_KINDS[span.kind] == "server" and span.parent_id not in ids:
-            # Its caller's spans are missing, or it began a trace of its own.
+            # Its caller's spans are missing, or, without a parent, it began a trace of its own.
             found |= {f"{caller}->{span.service}"} if not span.parent_id else {caller}
     return found
 
@@ -128,7 +128,7 @@ def _unusual(spans: Sequence[Span], ordinary: Ordinary) -> set[str]:
     for span, children in family:
         clients = sum(_is_client(child) for child in children)
         if clients > max(1, ordinary.calls.get(_key(span), 0)):
-            return {span.service}  # it asks again
+            return {span.service}  # it repeats its requests
     failed = [
         (span, children)
         for span, children in family
@@ -148,12 +148,12 @@ def _where_failed(span: Span, children: Sequence[Span], ordinary: Ordinary) -> s
     found = _where(span)
     callee = CALLEES.get(span.service)
     if callee and not _is_client(span) and _key(span) in ordinary.calling and not children:
-        found |= {callee, f"{span.service}->{callee}"}  # it could not even ask
+        found |= {callee, f"{span.service}->{callee}"}  # it failed before it could send its request
     return found
 
 
 def _where(span: Span) -> set[str]:
-    """The components that the own time or the failure of a span stands for."""
+    """The components that may be the cause of a span's failure, or of its own time."""
     callee = CALLEES.get(span.service)
     return {callee, f"{span.service}->{callee}"} if _is_client(span) and callee else {span.service}
 
@@ -194,7 +194,7 @@ def _is_client(span: Span) -> bool:
 
 
 def check_query(query: str) -> None:
-    """Check that a query can be run and gives one number.
+    """Check that a query is valid and returns one number.
 
     Raises:
         BadAnswer: with the reason of DuckDB or Prometheus, in one line.
@@ -203,10 +203,10 @@ def check_query(query: str) -> None:
 
 
 def separates(case: Case, truth: Truth, query: str) -> bool:
-    """Whether the number that a query gives tells every window of the fault from every window before it.
+    """Whether a query's values in the windows during the fault are apart from those in the windows before it.
 
     Raises:
-        BadAnswer: when it gives no number.
+        BadAnswer: when it does not return one number.
     """
     if truth.onset is None:
         return False
@@ -216,13 +216,13 @@ def separates(case: Case, truth: Truth, query: str) -> bool:
     if not steady or not fault:
         return False
     gap = max(min(fault) - max(steady), min(steady) - max(fault))
-    return gap > 0 and gap >= LARGER_GAP * (max(steady) - min(steady))
+    return gap > 0 and gap >= MIN_GAP * (max(steady) - min(steady))
 
 
 def windows(began: float, onset: float, ended: float) -> tuple[list[tuple[float, float]], list[tuple[float, float]]]:
     """The windows before a fault and during it, all of the same length, each pair the start and the end."""
     ended -= LATE
-    length = min(LONGEST_WINDOW, (onset - BEFORE - began) / WINDOWS, (ended - onset) / WINDOWS)
+    length = min(MAX_WINDOW, (onset - BEFORE - began) / WINDOWS, (ended - onset) / WINDOWS)
     if length <= 0:
         return [], []
 

@@ -1,4 +1,4 @@
-"""A recorded case as files: what may be handed out, and apart from it the answer.
+"""A recorded case as files: the directory ``case`` can be handed out, the answer is outside of it.
 
 ::
 
@@ -31,7 +31,7 @@ SPANS, LINES, SAMPLES = "spans.jsonl", "lines.jsonl", "samples.openmetrics"
 
 @dataclass(frozen=True)
 class Recorded:
-    """A case that was read."""
+    """A case that was read from files."""
 
     case: Case
     truth: Truth
@@ -43,7 +43,7 @@ def prepare(directory: Path) -> None:
     """Check that a case can be written to a directory, before it is recorded.
 
     Raises:
-        LabError: when there is something in it already, or it cannot be made.
+        LabError: when it is not empty, or cannot be created.
     """
     try:
         directory.mkdir(parents=True, exist_ok=True)
@@ -91,7 +91,7 @@ def read(directory: Path) -> Recorded:
     """Read a case.
 
     Raises:
-        LabError: when it is not one, or was changed; the text is one line.
+        LabError: when the directory holds no case, or the case was changed.
     """
     inside = directory / CASE
     try:
@@ -104,7 +104,7 @@ def read(directory: Path) -> Recorded:
         for line in sums.decode().splitlines():
             expected, _, name = line.partition("  ")
             if _sum((inside / name).read_bytes()) != expected:
-                raise LabError(f"{inside / name} has been changed: its checksum is another")
+                raise LabError(f"{inside / name} has been changed: its checksum does not match")
         question = json.loads((inside / QUESTION).read_text())
         if commitment(str(answer["nonce"]), answer["plan"]) != question["commitment"]:
             raise LabError(f"{directory / ANSWER} does not match the commitment of the question")

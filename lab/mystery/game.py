@@ -1,8 +1,7 @@
-"""One game: users, a fault that is put in silently, a player, and everything put back afterwards.
+"""One game: users roll dice, a fault is injected silently, a player looks for it, and finally the fault is removed.
 
-What a lab looks like from outside is the same in every game until the fault shows: every link has a proxy, every
-service is restarted once before the game and receives its defects over a socket, and no process, file or line names a
-fault.
+Until the fault has an effect, a lab looks the same in every game: every link has a proxy, every service is restarted
+once before the game and receives its defects over a socket, and no process, file or log line names a fault.
 """
 
 from __future__ import annotations
@@ -33,15 +32,15 @@ from lab.mystery.plan import DEPLOYMENT, RESTART, SPIKE_SECONDS, SPIKE_USERS, De
 from lab.mystery.samples import Sampler, SamplesFile, Scrape, recent, up
 from lab.mystery.situations import DELAYS, DIE_SERVICE_POSTGRES, LINKS, Facets
 from lab.mystery.truth import Truth
-from lab.mystery.users import TIMEOUT, Users, indicators, seed_of
+from lab.mystery.users import TIMEOUT, Users, indicators, random_seed
 from lab.signals import OPENMETRICS
 
-READY_PATIENCE = 60.0  # seconds for the services to be ready, before a game and after it
+READY_TIMEOUT = 60.0  # seconds for the services to be ready, before a game and after it
 POLL = 0.1
-SCRAPE_INTERVAL = 2.5
+SCRAPE_INTERVAL = 2.5  # seconds
 ARRIVAL = 1.5  # seconds for the last spans and lines to be written
-DECISION = 12.0  # seconds until the Collector has decided about a trace and Tempo has it, with tail sampling
-ALIVE_INTERVAL = 0.5
+DECISION = 12.0  # seconds for the Collector to decide on a trace with tail sampling, and for Tempo to store it
+ALIVE_INTERVAL = 0.5  # seconds between two checks that the lab still runs
 
 
 @dataclass
@@ -50,8 +49,8 @@ class Game:
 
     Attributes:
         began: in seconds since 1970.
-        onset: when the fault was put in, in seconds since 1970; ``None`` before.
-        observed: the alerts before the fault and since.
+        onset: when the fault was injected, in seconds since 1970; ``None`` before.
+        observed: the alerts, before and since the fault.
         evidence: the ids of the traces that the player has named.
     """
 
@@ -83,13 +82,13 @@ class Game:
         self._faces_before = self.users.faces()
 
     def indicators(self, ended: float) -> dict[str, Any]:
-        """What the users have noticed of the fault."""
+        """How the fault has affected the users."""
         onset = ended if self.onset is None else self.onset
         faces = {die: counts - self._faces_before.get(die, Counter()) for die, counts in self.users.faces().items()}
         return indicators(self.users.requests, self.began, onset, ended, faces, self.users.dice)
 
 
-# Plays: returns once the player has answered, given up, or run out of time.
+# Lets somebody play; returns once the player has answered, given up, or run out of time.
 Player = Callable[[Game], Awaitable[None]]
 
 
@@ -109,10 +108,10 @@ class Played:
 
 
 async def play(lab: Lab, plan: Plan, player: Player) -> Played:
-    """Play a game in a lab, which has to be entered.
+    """Play a game in a lab, which must be entered.
 
     Raises:
-        LabError: when it cannot begin, or the lab is stopped meanwhile.
+        LabError: when the game cannot begin, or the lab is stopped during the game.
     """
     return await _unless_stopped(lab, _play(lab, plan, player))
 
@@ -121,14 +120,14 @@ async def _play(lab: Lab, plan: Plan, player: Player) -> Played:
     async with Client(TIMEOUT, traced=False) as client:
         async with RunDirTarget(lab) as target:
             servers = [server for link, server in LINKS.items() if plan.facets.postgres or link != DIE_SERVICE_POSTGRES]
-            await target.rehearse({server: DELAYS[server] for server in servers})
-            if not await observations.ready(lab, READY_PATIENCE, POLL, times=4):
-                raise LabError(f"a service is not ready after {READY_PATIENCE:g} s; dicelab status says which")
-            users = Users(lab, client, seed_of())
+            await target.prepare({server: DELAYS[server] for server in servers})
+            if not await observations.ready(lab, READY_TIMEOUT, POLL, times=4):
+                raise LabError(f"a service is not ready after {READY_TIMEOUT:g} s; dicelab status says which")
+            users = Users(lab, client, random_seed())
             try:
                 await users.start()
                 game = Game(lab, plan, secrets.token_hex(16), users, time.time())
-                async with _happening(game, target):
+                async with _running_game(game, target):
                     await player(game)
                     ended = time.time()
                     await asyncio.sleep(arrival(lab))
@@ -136,13 +135,13 @@ async def _play(lab: Lab, plan: Plan, player: Player) -> Played:
                     noticed = game.indicators(ended)
             finally:
                 await users.stop()
-        put_back = await observations.ready(lab, READY_PATIENCE, POLL, times=4)
+        put_back = await observations.ready(lab, READY_TIMEOUT, POLL, times=4)
     truth = Truth.of(plan, game.began + plan.onset if game.onset is None else game.onset, ended)
     return Played(game, case, truth, noticed, put_back)
 
 
 def arrival(lab: Lab) -> float:
-    """Seconds until the last spans and lines of a game can be read."""
+    """Seconds from the end of a game until its last spans and lines can be read."""
     return DECISION if lab.sampling == "tail" else ARRIVAL
 
 
@@ -161,8 +160,8 @@ async def _unless_stopped(lab: Lab, playing: Coroutine[Any, Any, Played]) -> Pla
 
 
 @asynccontextmanager
-async def _happening(game: Game, target: RunDirTarget) -> AsyncIterator[None]:
-    """While the block runs: scrapes, decoys, and the fault when its time has come."""
+async def _running_game(game: Game, target: RunDirTarget) -> AsyncIterator[None]:
+    """Scrape the services, and inject decoys and the fault at their times, while the block runs."""
     plan, facets = game.plan, game.plan.facets
     try:
         async with asyncio.TaskGroup() as group:
@@ -176,7 +175,7 @@ async def _happening(game: Game, target: RunDirTarget) -> AsyncIterator[None]:
             yield
             for task in tasks:
                 task.cancel()
-    except BaseExceptionGroup as errors:  # for example, a fault that could not be put in ends the game at once
+    except BaseExceptionGroup as errors:  # for example, a fault that cannot be injected ends the game at once
         raise errors.exceptions[0] from None
 
 
@@ -231,7 +230,7 @@ async def _scrape(game: Game) -> None:
     with closing(SamplesFile(lab.directory)) as file:
         sampler = Sampler()
         while True:
-            at = round(time.time(), 3)  # as a recorded case has it
+            at = round(time.time(), 3)  # the precision of a recorded case
             found = [page for page in await asyncio.gather(*(one(service, at) for service in lab.services)) if page]
             game.scrapes = recent([*game.scrapes, *found], game.onset, at)
             rows = [row for page in found for row in sampler.rows(page)]

@@ -1,4 +1,4 @@
-"""The history of a run dir's games; a game is written to it when it is over, never while it runs."""
+"""The history of the games in a run dir. A game is added when it is over, never while it runs."""
 
 from __future__ import annotations
 

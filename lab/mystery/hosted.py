@@ -1,7 +1,7 @@
-"""A game for the page of a running lab: ``dicelab up`` runs ``dicelab mystery --json`` and relays what it says.
+"""A game for the page of a running lab: ``dicelab up`` runs ``dicelab mystery --json`` and relays its output.
 
-The game is a process of its own, which alone knows the truth until the game is over. It lasts as long as a page asks
-for its state: without one, it is ended, and everything is put back.
+The game is a process of its own, and only that process knows the truth until the game is over. The page polls its
+state; if no page does, the game is ended, and the fault is removed.
 """
 
 from __future__ import annotations
@@ -19,37 +19,37 @@ from lab import LabError
 from lab.mystery.history import History
 
 ACTIONS = ("state", "start", "answer", "pause", "resume", "quit")
-# Seconds without a page until one has seen the question: its own service is restarted, and a user may sign in again.
-PREPARATION_PATIENCE = 120.0
-PATIENCE = 20.0  # seconds without a page after that
-POLL = 0.5
-REPLY_PATIENCE = 10.0  # seconds for the game to say what has become of an answer
-LONGEST_LINE = 4 * 1024 * 1024  # bytes
+# Seconds without a page before one has seen the question: the frontend is restarted, and a user may sign in again.
+PREPARATION_TIMEOUT = 120.0
+PAGE_TIMEOUT = 20.0  # seconds without a page after that
+POLL = 0.5  # seconds
+REPLY_TIMEOUT = 10.0  # seconds for the game to react to an answer
+MAX_LINE = 4 * 1024 * 1024  # bytes
 SHOWN_GAMES = 5
 BAD_INPUT = 2
 OPTIONS: dict[str, Callable[[str], float]] = {"level": int, "seed": int, "within": float}
 
-Reply = tuple[int, Any, str]  # 0 or 2, the state, the error
+Reply = tuple[int, Any, str]  # the exit status 0 or 2, the state, the error
 
 
 class HostedGame:
-    """At most one game at a time.
+    """Runs at most one game at a time.
 
     Args:
-        run_dir: of the lab.
-        command: runs ``dicelab mystery``.
-        patience: seconds without a page after which a game is ended.
+        run_dir: the run dir of the lab.
+        command: the command line that runs ``dicelab mystery``.
+        page_timeout: seconds without a page after which a game is ended.
     """
 
     def __init__(
         self,
         run_dir: Path,
         command: Sequence[str] = (sys.executable, "-m", "lab.cli", "mystery"),
-        patience: float = PATIENCE,
+        page_timeout: float = PAGE_TIMEOUT,
     ) -> None:
         self._run_dir = run_dir
         self._command = command
-        self._patience = patience
+        self._page_timeout = page_timeout
         self._process: asyncio.subprocess.Process | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._starting = False
@@ -61,10 +61,10 @@ class HostedGame:
         self._level = 0
         self._question: dict[str, Any] | None = None
         self._result: dict[str, Any] | None = None
-        self._seen = False  # whether a page has asked since there is a question
+        self._seen = False  # whether a page has seen the question
         self._said = self._error = ""
         self._left, self._paused, self._over = 0.0, False, False
-        self._heard = time.monotonic()  # when _left was right
+        self._heard = time.monotonic()  # when _left was updated
 
     async def do(self, action: str, text: str) -> Reply:
         """Carry out an action.
@@ -84,7 +84,7 @@ class HostedGame:
         return 0, await self._state(), ""
 
     async def close(self) -> None:
-        """End a game that is under way, at once: the lab is about to stop."""
+        """Kill a game that is under way: the lab is about to stop."""
         if self._process is not None and self._runs:
             self._process.kill()
         for task in self._tasks:
@@ -116,7 +116,7 @@ class HostedGame:
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
-            limit=LONGEST_LINE,
+            limit=MAX_LINE,
         )
         self._tasks = [
             asyncio.create_task(self._listen(self._process)),
@@ -157,9 +157,9 @@ class HostedGame:
 
     async def _watch(self, process: asyncio.subprocess.Process) -> None:
         while process.returncode is None:
-            await asyncio.sleep(min(POLL, self._patience))
-            patience = max(PREPARATION_PATIENCE, self._patience) if not self._seen else self._patience
-            if not self._over and time.monotonic() - self._asked > patience:
+            await asyncio.sleep(min(POLL, self._page_timeout))
+            timeout = max(PREPARATION_TIMEOUT, self._page_timeout) if not self._seen else self._page_timeout
+            if not self._over and time.monotonic() - self._asked > timeout:
                 self._error = "the page was closed: everything is put back, and this game does not count"
                 with suppress(ProcessLookupError):
                     process.terminate()
@@ -184,12 +184,12 @@ class HostedGame:
         except ConnectionError:
             raise LabError("the game has just ended") from None
         with suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(self._news.wait(), REPLY_PATIENCE)
+            await asyncio.wait_for(self._news.wait(), REPLY_TIMEOUT)
 
     # --- what is shown ---
 
     async def _state(self) -> dict[str, Any]:
-        """All of it is what the player may know: the question, the time, and after the game its result."""
+        """The state of the game for the page, without anything that the player must not know."""
         if self._runs:
             name = "preparing" if self._question is None else "ending" if self._over else "playing"
         else:
@@ -217,7 +217,7 @@ def _options(text: str) -> list[str]:
     """The options of the command for a JSON object; the command itself checks their values.
 
     Raises:
-        LabError: when it is not one.
+        LabError: when it is not valid.
     """
     try:
         given = json.loads(text or "{}")
@@ -233,7 +233,7 @@ def _one_line(text: str) -> str:
     """A JSON document in one line.
 
     Raises:
-        LabError: when it is no JSON.
+        LabError: when it is not JSON.
     """
     try:
         return json.dumps(json.loads(text))

@@ -1,4 +1,4 @@
-"""The plan of a game: what a seed draws, and the commitment to it that is published before the game begins."""
+"""The plan of a game, which its seed determines, and the commitment to it, which is published before the game."""
 
 from __future__ import annotations
 
@@ -15,28 +15,29 @@ from lab.mystery.situations import EVERYONE, NOBODY, NOTHING, PAIRS, SITUATIONS,
 
 LEVELS = (1, 2, 3)
 FIRST_STAGE = 3
-# Seconds of ordinary traffic before the fault: at least, and how much more is drawn.
+# Seconds of ordinary traffic before the fault: the minimum, and the maximum of a random time in addition.
 STEADY, UNCERTAIN = 40.0, 40.0
 WITHIN = STEADY + UNCERTAIN
 STRENGTHS = {1: 1.0, 2: 0.8, 3: 0.6}
 RESTART, SPIKE, DEPLOYMENT = "restart", "load-spike", "deploy-marker"
 DECOYS = {
-    RESTART: "The {service} was restarted in an orderly way {after:.0f} s after the beginning.",
+    RESTART: "The {service} was restarted gracefully {after:.0f} s after the beginning.",
     SPIKE: "{users} more users came for {seconds} s, {after:.0f} s after the beginning.",
     DEPLOYMENT: "A deployment of the {service} was logged {after:.0f} s after the beginning; nothing was deployed.",
 }
 DECOY_COUNT = {1: 0, 2: 1, 3: 2}
-# Seconds between a decoy and the beginning of the game or of the fault.
+# Minimum seconds between a decoy and the beginning of the game, and between a decoy and the fault.
 FROM_BEGINNING, FROM_FAULT = 8.0, 7.0
 SPIKE_USERS, SPIKE_SECONDS = 12, 5
-PAIR_SHARE, NOTHING_SHARE = 0.3, 0.08  # of the games at level 3; nothing at level 2 too
-# Published for teaching and comparing; what each draws depends on the lab, see docs/mystery.md.
+# The share of games with two faults, at level 3, and of games without a fault, at levels 2 and 3.
+PAIR_SHARE, NOTHING_SHARE = 0.3, 0.08
+# Published for teaching and comparing. The game of a seed depends on the lab, see docs/mystery.md.
 PUBLIC_SEEDS: tuple[int, ...] = tuple(range(101, 141))
 
 
 @dataclass(frozen=True)
 class Decoy:
-    """Something that happens and explains nothing.
+    """An event that has nothing to do with the fault.
 
     Attributes:
         after: seconds from the beginning.
@@ -94,7 +95,7 @@ class Plan:
         return all(fault.situation.telemetry_only for fault in self.faults)
 
     def document(self) -> dict[str, Any]:
-        """The plan as JSON; the commitment is to this."""
+        """The plan as JSON, for which the commitment is computed."""
         return {
             "seed": self.seed,
             "level": self.level,
@@ -126,10 +127,10 @@ def draw(
 
     Args:
         only: the situations, instead of those that the seed would draw.
-        steady, uncertain: seconds of ordinary traffic: at least, and how much more is drawn.
+        steady, uncertain: seconds of ordinary traffic before the fault: the minimum, and the maximum in addition.
 
     Raises:
-        LabError: when the lab is not enough for a game.
+        LabError: when a game is not possible in this lab.
     """
     if facets.stage < FIRST_STAGE:
         raise LabError(
@@ -171,7 +172,7 @@ def _decoys(chance: random.Random, level: int, faults: Sequence[Fault], onset: f
 
 
 def commitment(nonce: str, document: Mapping[str, Any]) -> str:
-    """The SHA-256 that is shown before a game, of a nonce and the plan's canonical JSON."""
+    """The SHA-256 of a nonce and the plan's canonical JSON, which is shown before a game."""
     return hashlib.sha256(f"{nonce}\n{canonical(document)}".encode()).hexdigest()
 
 

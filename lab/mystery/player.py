@@ -1,4 +1,4 @@
-"""How a player answers: by prompts, by JSON documents on standard input, or by a file."""
+"""How a player answers: at prompts, by JSON documents on standard input, or in a file."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from lab.mystery.situations import IMPACTS, MECHANISMS
 from lab.mystery.timer import Timer
 
 POLL = 0.25  # seconds between two looks at a file, and at the clock
-LASTS = 15.0  # seconds that the fault, if there is one, has lasted at least when answers are taken
-EARLIEST = WITHIN + LASTS  # seconds after the beginning from which answers are taken
+MIN_FAULT_SECONDS = 15.0  # how long the fault, if there is one, lasts at least before answers are taken
+EARLIEST = WITHIN + MIN_FAULT_SECONDS  # seconds after the beginning from which answers are taken
 HELP = "answer: give your answer; time, pause, resume, question; quit: give up"
 Say = Callable[[str], None]
 
@@ -35,8 +35,8 @@ class Session:
     """One player's part of a game.
 
     Attributes:
-        answer: as far as it was given.
-        earliest: seconds after the beginning from which an answer is taken.
+        answer: the parts of the answer that have been given.
+        earliest: answers are taken from so many seconds after the beginning on.
         given_up: whether the player has left without an answer.
         over: whether the player's part has ended: by an answer, by giving up, or because the time is up.
     """
@@ -57,14 +57,14 @@ class Session:
         return {**asked, "answers_from": clock(self.game.began + self.earliest)}
 
     def progress(self) -> dict[str, Any]:
-        """The time that is left, for programs; it says nothing about the fault."""
+        """The remaining time, as JSON."""
         return {"left": round(self.timer.left, 1), "paused": self.timer.paused, "over": self.over}
 
     def read(self, text: str) -> Answer:
-        """An answer of a JSON document that can be scored.
+        """Parse an answer, a JSON document, and check that it can be scored now.
 
         Raises:
-            BadAnswer: when it cannot be read, or comes too early.
+            BadAnswer: when it is not valid, or comes too early.
         """
         found = answers.parse(text, self.components, self.game.began)
         if found.query:
@@ -78,14 +78,14 @@ class Session:
         return self.game.began + self.earliest - time.time()
 
     def check_time(self) -> None:
-        """Raise before answers are taken."""
+        """Raise :class:`BadAnswer` if it is too early for an answer."""
         if self.wait > 0:
             moment = clock(self.game.began + self.earliest)
             raise BadAnswer(f"answers are taken from {moment} on, in {self.wait:.0f} s")
 
 
 class Lines:
-    """The lines of a stream, read by a thread of its own, so that nothing waits for it at the end."""
+    """The lines of a stream, read by a daemon thread, so that a pending read does not delay the end of the process."""
 
     def __init__(self, stream: TextIO = sys.stdin) -> None:
         self._queue: asyncio.Queue[str | None] = asyncio.Queue()
@@ -113,16 +113,16 @@ class Lines:
                     line = await self._queue.get()
             except TimeoutError:
                 continue
-            if line is None:  # every later call gets it too
+            if line is None:  # later calls return None too
                 self._queue.put_nowait(None)
             return line
         raise TimeoutError
 
 
 async def by_file(session: Session, path: Path, say: Say) -> None:
-    """Wait for a file with an answer; one that cannot be read costs nothing and may be written again.
+    """Wait for a file with an answer. An invalid answer costs nothing, and the file may be written again.
 
-    It is read once answers are taken, and once it has not changed for a moment.
+    The file is read once answers are taken, and once it has not changed for a moment.
     """
     before, refused = b"", b""
     while session.timer.left > 0:
@@ -141,14 +141,14 @@ async def by_file(session: Session, path: Path, say: Say) -> None:
 
 
 def _content(path: Path) -> bytes:
-    """The beginning of a file; nothing where there is none.
+    """The beginning of a file; empty where the file does not exist.
 
     Raises:
         LabError: when it cannot be read.
     """
     try:
         with open(path, "rb") as file:
-            return file.read(answers.LARGEST + 1)
+            return file.read(answers.MAX_BYTES + 1)
     except FileNotFoundError:
         return b""
     except OSError as error:
@@ -156,8 +156,8 @@ def _content(path: Path) -> bytes:
 
 
 def _text(content: bytes) -> str:
-    if len(content) > answers.LARGEST:
-        raise BadAnswer(f"longer than {answers.LARGEST} bytes")
+    if len(content) > answers.MAX_BYTES:
+        raise BadAnswer(f"longer than {answers.MAX_BYTES} bytes")
     try:
         return content.decode()
     except UnicodeDecodeError:
@@ -186,7 +186,7 @@ async def by_documents(session: Session, lines: Lines, say: Say) -> None:
 
 
 def _command(session: Session, word: str, say: Say) -> bool:
-    """Do what is asked for at any time; whether it was that."""
+    """Carry out a command that is possible at any time; returns whether the word is one."""
     timer = session.timer
     if word == "pause":
         timer.pause()
@@ -269,7 +269,7 @@ def _with(answer: Answer, what: str, found: Iterable[str]) -> Answer:
 
 
 async def _one(session: Session, lines: Lines, say: Say, parse: Callable[[str], Any]) -> Any:
-    """One part of an answer; one that cannot be read is asked for again and costs nothing."""
+    """Ask for one part of an answer, again if it is not valid, which costs nothing."""
     while True:
         line = await lines.next(session.timer)
         if line is None:

@@ -1,7 +1,7 @@
-"""Evidence in PromQL: evaluated by a real Prometheus, over the samples of a case alone.
+"""Evidence in PromQL: a real Prometheus evaluates it on the samples of a case.
 
-Not by the Prometheus of the lab: a recorded case has none, and its counters and its clock would tell a query the time
-of a window. Each window is a database of its own, at the same time of day, with counters that begin at 0.
+It is not the Prometheus of the lab: a recorded case has none, and a query could tell the windows apart by their time or
+by the counters. Each window is a database of its own, at the same time, with counters that begin at 0.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ PREFIX = "promql:"
 
 
 def expression(query: str) -> str | None:
-    """The PromQL of a query that is marked as such; ``None`` for any other."""
+    """The PromQL of a query that begins with :data:`PREFIX`; ``None`` for any other query."""
     return query[len(PREFIX) :].strip() if query.lower().startswith(PREFIX) else None
 
 
@@ -29,7 +29,7 @@ def values(promql: str, windows: Sequence[Iterable[Row]], at: float) -> list[flo
     """The number that an expression gives in each window, at a time in seconds since 1970.
 
     Raises:
-        BadAnswer: when Prometheus is not on PATH or refuses it, or it gives more than one number.
+        BadAnswer: when Prometheus is not on PATH or refuses the expression, or the result has several numbers.
     """
     with ThreadPoolExecutor(1) as thread:  # an event loop may be running in this one
         return thread.submit(asyncio.run, _values(promql, windows, at)).result()
@@ -54,7 +54,7 @@ async def _values(promql: str, windows: Sequence[Iterable[Row]], at: float) -> l
 
 def _text(rows: Iterable[Row], at: float) -> str:
     series = Series()
-    series.add("window", {}, 1.0, at)  # a database needs a sample
+    series.add("window", {}, 1.0, at)  # a database needs at least one sample
     for row in rows:
         series.add(row.name, {**row.labels, "job": row.service}, row.value, row.at)
     return f"{series.text()}# EOF\n"

@@ -1,4 +1,4 @@
-"""The samples of ``/metrics`` pages as rows of the table ``samples``, in a live game and in a recorded case alike."""
+"""The samples of ``/metrics`` pages as rows of the table ``samples``, both in a live game and in a recorded case."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families
 from lab.supervise.rundir import RotatingFile, RunDir
 
 CUMULATIVE = ("counter", "histogram", "summary")
-# Of the process itself: most of these grow while it runs, so that they tell the time and not the fault.
+# Metrics of the process itself: most of them grow all the time, so they would tell the time and not the fault.
 RUNTIME = ("process_", "python_")
-KEPT_SECONDS = 60.0  # of scrapes after the onset, and at the end; longer than all windows of a query
-FILE_BYTES = 16 * 1024 * 1024  # after which the file is rotated: some four minutes
+KEPT_SECONDS = 60.0  # scrapes after the onset, and at the end, that are kept; longer than all windows of a query
+FILE_BYTES = 16 * 1024 * 1024  # the file is rotated at this size, after about four minutes
 _LINE = re.compile(r'([^{ ]+(?:\{(?:[^"}]|"(?:[^"\\]|\\.)*")*\})?) (\S+)')  # a series and its value, no exemplar
 
 
@@ -39,7 +39,7 @@ class Row:
     Attributes:
         at: in seconds since 1970.
         kind: the type of its metric, such as ``counter``.
-        increase: of a counter since the scrape before; ``None`` for a gauge and in a service's first scrape.
+        increase: the increase of a counter since the scrape before; ``None`` for a gauge, and in the first scrape.
     """
 
     at: float
@@ -51,7 +51,7 @@ class Row:
     increase: float | None = None
 
     def line(self) -> bytes:
-        """The row as a line of a file in the directory ``metrics`` of a run dir; a value that is no number is null."""
+        """The row as a line of a file in the directory ``metrics`` of a run dir; NaN and infinity become null."""
         document = {
             "timestamp": datetime.fromtimestamp(self.at, UTC).isoformat(),
             "service": self.service,
@@ -65,7 +65,7 @@ class Row:
 
 
 class Sampler:
-    """Makes rows of scrapes, which are given in the order of their time."""
+    """Converts scrapes, in the order of their time, to rows."""
 
     def __init__(self) -> None:
         self._before: dict[str, dict[str, float]] = {}  # by service: the value of each counter in its last scrape
@@ -73,7 +73,7 @@ class Sampler:
     def rows(self, scrape: Scrape) -> list[Row]:
         """The rows of a scrape.
 
-        A counter that was not there before began at 0, and one that is lower than before has been reset to 0.
+        A new counter is taken to have begun at 0, and one that is lower than before to have been reset to 0.
 
         Raises:
             ValueError: when the page is in another format.
@@ -95,9 +95,10 @@ class Sampler:
 
 
 class SamplesFile:
-    """The samples of a game, in place of those of the last one, for ``dicelab sql``.
+    """The file of a game's samples for ``dicelab sql``; it replaces those of the last game.
 
-    What cannot be written, on a full disk for one, is missing in the table. The game goes on: it scores from memory.
+    Write errors, such as a full disk, are ignored: those samples are missing in the table. The score does not need the
+    file.
     """
 
     def __init__(self, run_dir: RunDir) -> None:
@@ -118,20 +119,20 @@ class SamplesFile:
 
 
 def up(at: float, services: Iterable[str], answered: Collection[str]) -> list[Row]:
-    """A row for each service, as Prometheus has it: 1 where it has answered at that time, else 0."""
+    """Rows of the metric ``up``, as in Prometheus: 1 for each service that answered at that time, else 0."""
     return [Row(at, service, "up", "gauge", {}, float(service in answered)) for service in services]
 
 
 def window(
     scrapes: Iterable[Scrape], start: float, end: float, shift: float, with_those_before: bool = False
 ) -> Iterator[Row]:
-    """The rows of a time, shifted by so many seconds.
+    """The rows of a time range, shifted by so many seconds.
 
-    Counters have been 0 in the last scrape before that time, and metrics of the processes themselves are left out, so
-    that neither the rows nor their values tell when the window was.
+    Counters are reset so that they are 0 in the last scrape before the range, and metrics of the processes themselves
+    are left out. So neither the rows nor their values reveal when the window was.
 
     Args:
-        with_those_before: whether the rows of that scrape are given too.
+        with_those_before: whether the rows of that last scrape are included.
     """
     everything = sorted(scrapes, key=lambda one: one.at)
     services = sorted({scrape.service for scrape in everything})
@@ -157,7 +158,7 @@ def window(
 
 
 def recent(scrapes: Iterable[Scrape], onset: float | None, now: float) -> list[Scrape]:
-    """The scrapes that a score needs: those until some time after the onset of the fault, and the last ones."""
+    """The scrapes that a score needs: those until :data:`KEPT_SECONDS` after the onset, and the latest ones."""
     return [
         scrape
         for scrape in scrapes
@@ -166,7 +167,7 @@ def recent(scrapes: Iterable[Scrape], onset: float | None, now: float) -> list[S
 
 
 def _with_those_before(scrapes: Iterable[Scrape], start: float, end: float) -> list[Scrape]:
-    """The scrapes of a time, and first of each service the last one before it."""
+    """The scrapes of a time range, preceded by each service's last scrape before it."""
     before: dict[str, Scrape] = {}
     within = []
     for scrape in scrapes:
@@ -178,7 +179,7 @@ def _with_those_before(scrapes: Iterable[Scrape], start: float, end: float) -> l
 
 
 def _lines(text: str) -> Iterator[tuple[str, str, float]]:
-    """The series, type and value of each sample; prometheus_client's parser takes ten times as long for a page."""
+    """The series, type and value of each sample. prometheus_client's parser would take ten times as long."""
     kind = "unknown"
     for line in text.splitlines():
         if line.startswith("#"):
@@ -193,7 +194,7 @@ def _lines(text: str) -> Iterator[tuple[str, str, float]]:
 
 @lru_cache(maxsize=20_000)
 def _series(series: str) -> tuple[str, dict[str, str]]:
-    """The name and the labels of a series; not the label ``job``, which a recorded case has for the service."""
+    """The name and the labels of a series, without the label ``job``, which recorded cases add for the service."""
     (family,) = text_string_to_metric_families(f"{series} 0\n# EOF\n")  # type: ignore[no-untyped-call]
     (sample,) = family.samples
     return sample.name, {name: value for name, value in sample.labels.items() if name != "job"}

@@ -1,4 +1,4 @@
-"""The score of an answer: 100 points at the most, computed from the case and the truth alone."""
+"""The score of an answer: up to 100 points, computed from the case and the truth alone."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ class Score:
     """The points of an answer, and why.
 
     Attributes:
-        wrong: guesses that are not right.
-        impact: whether it was right whom the fault hurts; ``None`` where nothing was said. It gives no points.
-        notes: a sentence on each part.
+        wrong: the number of wrong guesses.
+        impact: whether the impact was right; ``None`` if none was given. It earns no points.
+        notes: an explanation of each part.
     """
 
     component: float
@@ -86,7 +86,7 @@ def score(case: Case, truth: Truth, answer: Answer) -> Score:
 
 
 def _share(given: Sequence[str], right: Sequence[str]) -> tuple[float, int]:
-    """The share of what is right that was named, and how many wrong names were given."""
+    """The share of the right names that was given, and the number of wrong names."""
     named = set(given)
     return len(named & set(right)) / len(right), len(named - set(right))
 

@@ -1,8 +1,8 @@
-"""The situations of the game: what is broken, how a player names it, and how it is done.
+"""The situations of the game: what is broken, how a player names it, and how it is injected.
 
-A situation is one class with a component, a mechanism, and the two coroutines that put it in and keep it going. It is
-added to :data:`SITUATIONS`; everything else (the lists that a player chooses from, the drawing, the scoring, the
-admission) follows from that.
+A situation is an instance of :class:`Situation`, with a component, a mechanism, and a coroutine function that injects
+the fault. To add one, add it to :data:`SITUATIONS`: the lists that a player chooses from, the random choice, the score
+and the admission test use that.
 """
 
 from __future__ import annotations
@@ -20,43 +20,44 @@ from lab.supervise.stages import POSTGRES
 FRONTEND_ROLLER = f"{FRONTEND}->{ROLLER}"
 ROLLER_DIE_SERVICE = f"{ROLLER}->{DIE_SERVICE}"
 DIE_SERVICE_POSTGRES = f"{DIE_SERVICE}->{POSTGRES}"
-# The server of each link, as the proxies are called.
+# The server of each link, which is also the name of the link's proxy.
 LINKS = {FRONTEND_ROLLER: ROLLER, ROLLER_DIE_SERVICE: DIE_SERVICE, DIE_SERVICE_POSTGRES: POSTGRES}
 NOTHING = "nothing"
 MECHANISMS = {
-    "down": "it does not run, or accepts nothing",
+    "down": "it does not run, or accepts no requests",
     "crashing": "it is killed again and again, and restarted",
     "slow-network": "every answer on a link takes longer",
     "lock": "a lock is held on a table",
     "pool-too-small": "too few connections for the load",
-    "connection-leak": "connections are not given back",
+    "connection-leak": "connections are not returned to the pool",
     "blocked-loop": "the event loop is blocked by a wait",
     "slow-worker": "one of several processes is slow",
-    "retry-storm": "requests are given up too soon and repeated at once",
+    "retry-storm": "requests time out too soon and are repeated at once",
     "wrong-weights": "a die is loaded",
     "context-lost": "the trace context is not passed on",
     "sampling": "only few traces are recorded",
-    "export-failure": "telemetry is not taken off the process, or not stored",
+    "export-failure": "telemetry is not exported, or not stored",
     NOTHING: "everything is as it should be",
 }
 EVERYONE, SOME, NOBODY = "everyone", "some", "nobody"
 IMPACTS = {
-    EVERYONE: "all who roll fail or wait longer",
-    SOME: "some rolls do: of one die, or by chance",
-    NOBODY: "nobody: only the telemetry is affected, or nothing",
+    EVERYONE: "every roll fails or takes longer",
+    SOME: "some rolls do: those of one die, or at random",
+    NOBODY: "no roll does: only the telemetry is affected, or nothing",
 }
-CRASH_INTERVAL = 11.0  # seconds; long enough for the supervisor not to wait longer before each start
-# The delay of each link without any fault, in seconds: the services are some way apart.
+CRASH_INTERVAL = 11.0  # seconds; long enough that the supervisor does not double its pause before each restart
+# The delay of each link without a fault, in seconds, as if the services were on distant machines.
 DELAYS = {ROLLER: 0.01, DIE_SERVICE: 0.02, POSTGRES: 0.08}
 
 
 @dataclass(frozen=True)
 class Facets:
-    """What of a lab decides which situations are possible.
+    """The properties of a lab that decide which situations are possible.
 
     Attributes:
-        workers: processes of the dice-roller.
+        workers: the number of processes of the dice-roller.
         postgres: whether the lab runs a database of its own.
+        engines: the names of the engines that run.
     """
 
     stage: int
@@ -72,7 +73,7 @@ class Facets:
 
     @property
     def components(self) -> tuple[str, ...]:
-        """What a player can name, in the order of the list."""
+        """The components that a player can name, in the order of the list."""
         with_postgres = (POSTGRES, DIE_SERVICE_POSTGRES) if self.postgres else ()
         services = (FRONTEND, ROLLER, DIE_SERVICE)
         return (*services, *with_postgres, FRONTEND_ROLLER, ROLLER_DIE_SERVICE, *self.engines, NOTHING)
@@ -83,7 +84,7 @@ class Facets:
 
 
 Parameters = dict[str, Any]
-# Puts a fault in, given the values that were drawn for it.
+# Injects a fault, given its parameters.
 Inject = Callable[[RunDirTarget, Parameters, Facets], Awaitable[None]]
 Draw = Callable[[random.Random, Facets, float], Parameters]
 
@@ -93,17 +94,17 @@ class Situation:
     """One way in which a lab can be broken.
 
     Attributes:
-        name: used in the history, in case files and by ``--only`` of the admission; never while a game runs.
-        component, mechanism, impact: the right answer; a component may depend on what was drawn.
+        name: used in the history, in case files and by ``--only`` of the admission test; never while a game runs.
+        component, mechanism, impact: the right answer; the component may be a template of the parameters.
         story: what has happened, told after the game; a template of the parameters.
         telemetry_only: whether no user notices.
-        draw: the parameters: a random generator, the lab, and the strength from 0.5 (subtle) to 1.
-        inject: puts the fault in.
-        keep: goes on while the fault lasts, such as killing again; cancelled at its end.
+        draw: draws the parameters, given a random generator, the lab, and the strength from 0.5 (subtle) to 1.
+        inject: injects the fault.
+        keep: runs while the fault lasts, such as killing again; cancelled at its end.
         stage, workers, postgres, engines: what the lab must have.
-        without: engines that it must not have.
+        without: engines that the lab must not have.
         one_process: whether each service must be one process.
-        unseen: whether no trace, log line or metric of the services shows it.
+        unseen: whether no trace, log line or metric of the services shows the fault.
     """
 
     name: str
@@ -134,12 +135,12 @@ class Situation:
         )
 
     def where(self, parameters: Mapping[str, Any]) -> str:
-        """The component, given what was drawn."""
+        """The component, given the parameters."""
         return self.component.format_map(parameters)
 
 
 def _switched(**defects: Any) -> Inject:
-    """Give the dice-roller's processes these defects; values may be functions of the parameters."""
+    """Gives the dice-roller's processes these defects; a value may be a function of the parameters."""
     return _switched_in(lambda parameters, facets: facets.roller_processes, defects)
 
 
@@ -285,8 +286,7 @@ SITUATIONS: dict[str, Situation] = {
             DIE_SERVICE,
             "connection-leak",
             EVERYONE,
-            "One of {every} connections that the die-service had used was not given back to the pool, until none was"
-            " left.",
+            "The die-service did not return one in {every} of its connections to the pool, until none was left.",
             _switched_in(_processes_of(DIE_SERVICE), {"leak": lambda parameters: parameters["every"]}),
             lambda chance, facets, strength: {"every": chance.randint(4, 8)},
             stage=5,
@@ -394,7 +394,7 @@ SITUATIONS: dict[str, Situation] = {
             "{service}",
             "export-failure",
             NOBODY,
-            "The {service} could not write its spans: for its files the disk was full. They came later.",
+            "The {service} could not write its spans, as if the disk were full. They came later.",
             _full_disk,
             _draw_service,
             telemetry_only=True,

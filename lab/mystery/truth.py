@@ -1,4 +1,4 @@
-"""What is right about one game: known from its plan and from the time at which its fault was put in."""
+"""The right answer to one game, which follows from its plan and from the time at which the fault was injected."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ class Truth:
 
     Attributes:
         situation: the names of the situations, joined by ``+``.
-        components, mechanisms: of one fault or of two.
-        onset: when the fault was put in, in seconds since 1970; ``None`` where nothing was wrong.
+        components, mechanisms: those of one fault or of two.
+        onset: when the fault was injected, in seconds since 1970; ``None`` where nothing was wrong.
         ended: the end of the game, in seconds since 1970.
-        unseen: whether no trace, log line or metric of the services shows it.
-        loaded: the die that is loaded and the face that it shows, where one is.
-        story: what happened, a sentence each.
+        unseen: whether no trace, log line or metric of the services shows the fault.
+        loaded: the loaded die and the face that it shows; ``None`` where no die is loaded.
+        story: the events of the game, a sentence each.
     """
 
     situation: str
@@ -35,7 +35,11 @@ class Truth:
 
     @classmethod
     def of(cls, plan: Plan, onset: float, ended: float) -> Truth:
-        """Args: onset: when the fault was put in; with nothing wrong it does not count."""
+        """The right answer to a game.
+
+        Args:
+            onset: when the fault was injected; ignored where nothing was wrong.
+        """
         loaded = next(
             (
                 (str(fault.parameters["die"]), int(fault.parameters["face"]))
@@ -58,10 +62,10 @@ class Truth:
 
     @classmethod
     def read(cls, document: Mapping[str, Any]) -> Truth:
-        """The truth of a file.
+        """Read the truth from a JSON document.
 
         Raises:
-            KeyError, TypeError, ValueError: when it is not one.
+            KeyError, TypeError, ValueError: when the document is not valid.
         """
         loaded = document["loaded"]
         return cls(

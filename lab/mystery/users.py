@@ -1,4 +1,4 @@
-"""The users of a game, and their indicators: what they notice of a fault."""
+"""The users of a game, and their indicators: how a fault affects them."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from lab.waiting import within
 USERS = 16
 THINK_TIME = 0.5  # seconds
 ASYNC_PROBABILITY, MAX_ASYNC_ROLLS, MAX_ROLLS = 0.15, 4, 12
-RARE = {"risky": 0.5, "extreme": 0.1}  # how often a die is rolled, in proportion to others
+RARE = {"risky": 0.5, "extreme": 0.1}  # the proportions of these dice; that of any other die is 1
 TIMEOUT = 20.0  # seconds for one request
-GOOD_SHARE = 0.7  # of the first answers: some rolls fail as their die says
-FIRST_ANSWERS, FIRST_PATIENCE = 20, 60.0
+GOOD_SHARE = 0.7  # of the latest answers must succeed before a game begins; some rolls fail by design
+FIRST_ANSWERS, FIRST_TIMEOUT = 20, 60.0  # the number of those answers, and the seconds to wait for them
 LONG = 24 * 3600.0  # seconds: longer than any game
-# When an indicator has moved: by so many points of failures, by this factor of the median or the 95th percentile, or
-# when faces of a die are less likely than this.
+# An indicator has moved if the share of failures rises by this much, if the median or the 95th percentile rises by this
+# factor, or if the faces of a die are less likely than this.
 MORE_FAILURES, SLOWER, LESS_LIKELY = 0.05, 1.2, 1e-4
-NOTICED_WITHIN = 5.0  # seconds of requests that an indicator is computed from
-FEWEST = 10  # requests of such a time
+NOTICED_WITHIN = 5.0  # seconds; an indicator is computed from the requests of so long
+MIN_REQUESTS = 10  # in that time
 
 
 @dataclass(frozen=True)
@@ -76,14 +76,14 @@ class Users:
         return self._log.all
 
     async def start(self) -> None:
-        """Begin, and wait until answers are good.
+        """Start the users, and wait until enough answers succeed.
 
         Raises:
-            LabError: when they are not in time.
+            LabError: when they do not in time.
         """
         self.dice = await dice_of(self._lab, await self._lab.fetch_capabilities()) or BUILTIN
-        self._traffic = await self._come(USERS, LONG, self._stop, self._log)
-        async for _ in within(FIRST_PATIENCE):
+        self._traffic = await self._start_users(USERS, LONG, self._stop, self._log)
+        async for _ in within(FIRST_TIMEOUT):
             if self._failed.is_set():
                 await self.watch()
             recent = self.requests[-FIRST_ANSWERS:]
@@ -92,22 +92,22 @@ class Users:
         raise LabError("the lab does not answer well enough for a game to begin")
 
     async def watch(self) -> None:
-        """Wait until the users end without having been stopped: without them there is no game.
+        """Wait until the users end with an error, which ends the game.
 
         Raises:
-            LabError: when they do.
+            LabError: when that happens.
         """
         await self._failed.wait()
         raise LabError(f"the traffic of the users has ended: {self._failure}")
 
     async def spike(self, users: int, seconds: float) -> None:
-        """More users for a time."""
-        await self._come(users, seconds, self._stop, Record())
+        """Add more users for some seconds."""
+        await self._start_users(users, seconds, self._stop, Record())
 
-    async def _come(self, users: int, seconds: float, stop: asyncio.Event, record: Record) -> Traffic:
+    async def _start_users(self, users: int, seconds: float, stop: asyncio.Event, record: Record) -> Traffic:
         capabilities = await self._lab.fetch_capabilities()
         probability = ASYNC_PROBABILITY if capabilities.max_times else 0.0
-        # Mostly dice that hardly ever fail by themselves.
+        # Mostly dice that hardly ever fail by design.
         mix = Mix({die: RARE.get(die, 1.0) for die in self.dice}, probability, MAX_ASYNC_ROLLS)
         traffic = Traffic(self._client, self._lab.front, mix, users, capabilities.sign_in, self._seed)
         traffic.record = record
@@ -127,7 +127,7 @@ class Users:
         return traffic
 
     async def stop(self) -> None:
-        """End; requests under way are cancelled."""
+        """Stop the users; requests in flight are cancelled."""
         self._stop.set()
         for task in self._tasks:
             task.cancel()
@@ -147,10 +147,11 @@ def indicators(
     faces: Mapping[str, Counter[int]],
     dice: Mapping[str, Sequence[int]],
 ) -> dict[str, Any]:
-    """What users notice of a fault.
+    """How a fault affects users, as JSON.
 
     Args:
-        faces: that came up during the fault, by die.
+        began, onset, ended: of the game, of the fault, and of the game, in seconds since 1970.
+        faces: how often each face came up during the fault, by die.
         dice: the faces of each die.
     """
     before = [one for one in requests if began <= one.at < onset]
@@ -168,7 +169,7 @@ def indicators(
         while after[first].at < one.at - NOTICED_WITHIN:
             first += 1
         recent = after[first : last + 1]
-        if len(recent) >= FEWEST and _moved(usual, _figures(recent), strict=True):
+        if len(recent) >= MIN_REQUESTS and _moved(usual, _figures(recent), strict=True):
             noticed = round(one.at - onset, 1)
             break
     return {
@@ -193,7 +194,7 @@ def _figures(requests: Sequence[Request]) -> dict[str, Any]:
 
 
 def _moved(first: Mapping[str, Any], then: Mapping[str, Any], strict: bool) -> bool:
-    """Whether failures or latencies are higher; a few requests alone have to differ by four times as much."""
+    """Whether failures or latencies have risen; with ``strict``, for few requests, four times as much is required."""
     if not first["requests"] or not then["requests"]:
         return bool(first["requests"])  # nobody got an answer any more
     factor = 4 if strict else 1
@@ -205,6 +206,6 @@ def _moved(first: Mapping[str, Any], then: Mapping[str, Any], strict: bool) -> b
     )
 
 
-def seed_of(chance: random.Random | None = None) -> int:
-    """A seed for the users, which has nothing to do with that of the game."""
+def random_seed(chance: random.Random | None = None) -> int:
+    """A seed for the users, independent of the game's."""
     return (chance or random.SystemRandom()).randrange(2**32)

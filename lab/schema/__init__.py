@@ -1,1 +1,1 @@
-"""The registry of everything observable (``otel/registry/``): read, compared with a running lab, and documented."""
+"""Reads the registry of everything observable (``otel/registry/``), compares a lab with it, and documents it."""

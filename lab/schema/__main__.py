@@ -1,7 +1,7 @@
-"""``python -m lab.schema``: write what is generated from the registry.
+"""``python -m lab.schema``: writes the files that are generated from the registry.
 
-Without an argument: ``docs/telemetry.md``. With the folder ``model`` of a copy of OpenTelemetry's semantic conventions:
-``otel/registry/conventions.json`` too, the excerpt that the registry refers to.
+Without an argument it writes ``docs/telemetry.md``. Given the folder ``model`` of a copy of OpenTelemetry's semantic
+conventions, it also writes ``otel/registry/conventions.json``, the excerpt that the registry refers to.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def excerpt(model: Path, keys: set[str]) -> dict[str, Any]:
     """The definitions of these attributes in a copy of the conventions.
 
     Raises:
-        OSError, KeyError: when that is not such a copy, or it has no attribute of this name.
+        OSError, KeyError: when ``model`` is not such a folder, or an attribute is missing there.
     """
     version = yaml.safe_load((model / "manifest.yaml").read_text())["schema_url"].rpartition("/")[2]
     known = dict(_attributes(model))

@@ -1,7 +1,7 @@
 """``dicelab check --schema``: compares the telemetry of a running lab with the registry.
 
 It reads the spans, log lines and metrics that exist, and rolls no dice: run ``dicelab check`` or ``dicelab traffic``
-before it.
+first.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from lab.schema.registry import OTHERS, Registry
 from lab.signals import OPENMETRICS, Line, Span
 from lab.terminal import say
 
-MAX_TRACES = 300  # the latest that are asked of Tempo
+MAX_TRACES = 300  # the latest traces, which are fetched from Tempo
 PARALLEL = 8
 PROBE = "/probe?target=dice-roller&module=ready"  # of the exporter; rolls no die
 END = "# EOF\n"  # of a page in the OpenMetrics format
@@ -31,14 +31,14 @@ END = "# EOF\n"  # of a page in the OpenMetrics format
 
 @dataclass(frozen=True)
 class Seen:
-    """What a lab has shown: ``metrics`` are pages of metrics by service."""
+    """The telemetry of a lab; ``metrics`` are ``/metrics`` pages by service."""
 
     spans: list[Span]
     lines: list[Line]
     metrics: dict[str, str]
 
     def judge(self, registry: Registry, stage: int, services: list[str]) -> Judge:
-        """A judge that has looked at all of it."""
+        """A judge that has compared all of it with the registry."""
         judge = Judge(registry, stage, services)
         for span in self.spans:
             judge.span(span)
@@ -55,7 +55,7 @@ async def _look(lab: Lab) -> Seen:
 
 
 async def look(lab: Lab) -> Seen:
-    """Read what a running lab has shown.
+    """Read the telemetry of a running lab.
 
     Raises:
         LabError: when a service has no page of metrics.
@@ -69,7 +69,7 @@ async def look(lab: Lab) -> Seen:
 
 
 def _pages(lab: Lab) -> dict[str, list[str]]:
-    """The pages of metrics of each program that has metrics of the registry."""
+    """The URLs of the metrics of each program whose metrics are in the registry."""
     pages = {name: [f"{url}/metrics"] for name, url in lab.services.items()}
     for name in OTHERS.keys() & lab.engines.keys():
         pages[name] = [f"{lab.engines[name]}/metrics", lab.engines[name] + PROBE]
@@ -84,7 +84,7 @@ async def _page(lab: Lab, url: str) -> str:
 
 
 async def _spans_of(lab: Lab, lines: list[Line]) -> list[Span]:
-    """The spans that Tempo has of the traces in these lines."""
+    """The spans of the traces that these lines name, from Tempo."""
     latest = list(dict.fromkeys(line.trace_id for line in reversed(lines) if line.trace_id))[:MAX_TRACES]
     limit = asyncio.Semaphore(PARALLEL)
 
@@ -101,10 +101,10 @@ def run(lab: Lab, stage: int, samples: Path | None, console: Console) -> int:
     """Print the verdict; returns 0 when there is no violation, else 1.
 
     Args:
-        samples: where to write what was seen, as input for Weaver.
+        samples: the file to which the telemetry is written, as input for Weaver.
 
     Raises:
-        LabError: when that cannot be written.
+        LabError: when that file cannot be written.
     """
     registry = Registry.read()
     seen = asyncio.run(_look(lab))

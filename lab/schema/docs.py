@@ -1,4 +1,4 @@
-"""``docs/telemetry.md`` as it follows from the registry and the text of ``telemetry.md.jinja``."""
+"""Generates ``docs/telemetry.md`` from the registry and the template ``telemetry.md.jinja``."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lab.schema.registry import EVERY_SERVICE, REQUIRED, Attribute, Event, Metri
 FILE = Path(__file__).parents[2] / "docs" / "telemetry.md"
 TEMPLATE = "telemetry.md.jinja"
 PROCESS = ("process_", "python_")  # of every Python process
-HTTP_SERVER = "dicelab.http.server"  # the span type that has what all server spans have
+HTTP_SERVER = "dicelab.http.server"  # the span type with the attributes that all server spans have
 
 S = TypeVar("S", bound=Signal)
 
@@ -30,7 +30,7 @@ def telemetry(registry: Registry) -> str:
     server = next(span for span in registry.spans if span.name == HTTP_SERVER)
 
     def uses(signal: Signal) -> str:
-        """Its attributes; of server spans without those that all of them have."""
+        """The attributes of a signal; for a server span, without those that all server spans have."""
         shared = server.uses if isinstance(signal, SpanType) and signal.kind == "server" and signal != server else {}
         return _uses(use for use in signal.uses.values() if use.attribute.key not in shared)
 
@@ -56,7 +56,7 @@ def telemetry(registry: Registry) -> str:
 
 
 def _by_service(signals: Iterable[S]) -> list[tuple[int, str, S]]:
-    """Each with its stage and service; what every service has, once."""
+    """Each signal with its stage and service. A signal of every service is listed once, for all."""
     rows: list[tuple[int, str, S]] = []
     for signal in signals:
         if signal.services == tuple(EVERY_SERVICE):
@@ -77,7 +77,7 @@ def _fields(events: Iterable[Event]) -> list[tuple[int, str, Use]]:
 
 
 def _uses(uses: Iterable[Use]) -> str:
-    """Required ones first, the others in parentheses."""
+    """The names of the uses: required ones first, the others in parentheses."""
     uses = list(uses)
     required = _code(use.name for use in uses if use.level == REQUIRED)
     others = _code(use.name for use in uses if use.level != REQUIRED)

@@ -1,7 +1,7 @@
 """Compares spans, log lines and metrics with the registry.
 
-Findings have the names that ``weaver registry live-check`` gives them, where Weaver looks at the same thing. It does
-not look at the names of spans, at required attributes of spans, at levels of lines and at stages.
+Where ``weaver registry live-check`` checks the same thing, a finding has Weaver's name. Weaver does not check the names
+of spans, required attributes of spans, levels of lines and stages.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ LINE_FIELDS = ("timestamp", "level", "message", "logger")  # every line has them
 CONTEXT_FIELDS = ("trace_id", "span_id")
 HISTOGRAM_LABELS = {"le"}
 MAX_LABEL_VALUES = 200  # of one label of one metric
-# What a name of few values does not have: a digit, or the parts of a URL.
+# A name with low cardinality has no digits and no parts of a URL.
 IDENTIFIER = re.compile(r"\d|[?&=]|://")
 
 TYPES: dict[str, tuple[type, ...]] = {"string": (str,), "boolean": (bool,), "int": (int,), "double": (float, int)}
@@ -31,11 +31,11 @@ class Finding:
     """Something that the registry does not allow.
 
     Attributes:
-        kind: which rule is broken.
+        kind: which rule is violated.
         where: the service and the span, line or metric.
-        what: one sentence.
+        what: the violation, in a few words.
         count: how often it was seen.
-        trace_id: of one example; empty where there is none.
+        trace_id: an example; empty where there is none.
     """
 
     kind: str
@@ -63,8 +63,8 @@ class Judge:
     """Collects findings. Feed it with :meth:`span`, :meth:`line` and :meth:`metrics`.
 
     Args:
-        stage: of the lab: what belongs to a later stage is a finding.
-        services: that run, for the coverage.
+        stage: the stage of the lab; telemetry of a later stage is a finding.
+        services: the services that run, for the coverage.
     """
 
     def __init__(self, registry: Registry, stage: int = 6, services: Iterable[str] = tuple(EVERY_SERVICE)) -> None:
@@ -82,7 +82,7 @@ class Judge:
         return sorted(self._findings.values(), key=lambda finding: (finding.kind, finding.where, finding.what))
 
     def coverage(self) -> list[Coverage]:
-        """Of the spans, events and metrics that the stage's services may show."""
+        """How many of the declared spans, events and metrics were seen; only of this stage and these services."""
         registry = self._registry
         rows = []
         for title, signals in (
@@ -187,7 +187,11 @@ class Judge:
         trace_id: str,
         label_of: tuple[str, str] | None = None,
     ) -> None:
-        """``label_of``: values are labels of this service's metric, which are all text."""
+        """Compare attributes with those that the registry declares.
+
+        Args:
+            label_of: the service and the metric, if the values are its labels: those are always text.
+        """
         for name, value in values.items():
             use = uses.get(name)
             if use is None:
@@ -211,7 +215,7 @@ class Judge:
                 self._add("required_attribute_not_present", where, f"no {name}", trace_id)
 
     def _known(self, where: str, values: Mapping[str, Any], trace_id: str) -> None:
-        """Of a span without a type only this is known: which attributes there are."""
+        """Check the attributes of a span that is not declared: each must at least exist in the registry."""
         for name in values:
             if name not in self._registry.attributes:
                 self._unexpected(where, name, trace_id)
@@ -238,6 +242,6 @@ def _is_label(value: str, attribute: Attribute) -> bool:
 
 
 def _has_a_value(name: str, attributes: Mapping[str, Any]) -> bool:
-    """Whether a span's name has the text of an attribute in it that depends on what was asked for."""
+    """Whether a span's name contains the value of an attribute that differs between requests."""
     usual = {str(attributes.get(key)) for key in ("http.request.method", "http.route")}
     return any(len(text) > 2 and text in name for text in {str(value) for value in attributes.values()} - usual)

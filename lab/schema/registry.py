@@ -1,9 +1,9 @@
-"""Reads ``otel/registry/``: what this lab may show of itself.
+"""Reads ``otel/registry/``, which declares all telemetry of this lab.
 
-The files are a semantic convention registry in the format of OpenTelemetry Weaver (``definition/2``), as far as this
-lab uses that format. What Weaver does not know stands in ``annotations.dicelab``: the stage, the services and the names
-on ``/metrics`` and in log lines. The attributes of OpenTelemetry's own conventions come from ``conventions.json``, an
-excerpt, so that nothing has to be downloaded.
+The files are a semantic convention registry in the format of OpenTelemetry Weaver (``definition/2``); the lab uses a
+part of that format. Information that the format has no place for is in ``annotations.dicelab``: the stage, the
+services, and the names on ``/metrics`` and in log lines. The attributes of OpenTelemetry's own conventions come from
+``conventions.json``, an excerpt, so that nothing has to be downloaded.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ EXPORTER = "exporter"
 # Programs beside them that have metrics of their own.
 OTHERS = {EXPORTER: 5}
 REQUIRED = "required"
-LIBRARY = "source"  # the field of a library's line
-# Suffixes of Prometheus for the units of OpenTelemetry; those in braces have none.
+LIBRARY = "source"  # the log field that names the library in a library's line
+# Prometheus's suffixes for OpenTelemetry's units; units in braces have none.
 UNIT_SUFFIXES = {"s": "_seconds", "By": "_bytes"}
 
 
@@ -36,7 +36,7 @@ class Attribute:
 
     Attributes:
         type: string, int, double or boolean.
-        members: the values that are known, where these are few; else empty.
+        members: the possible values of an enumeration; empty for any other attribute.
         stage: the first stage that has it; 0 for an attribute of OpenTelemetry's conventions.
     """
 
@@ -51,12 +51,12 @@ class Attribute:
 
 @dataclass(frozen=True)
 class Use:
-    """An attribute as a span, an event or a metric has it.
+    """An attribute as a span, an event or a metric uses it.
 
     Attributes:
-        name: what it is called there: the key, the log field or the label.
+        name: its name there: the key, the log field or the label.
         level: required, recommended, conditionally_required or opt_in.
-        condition: of a conditionally required attribute.
+        condition: when a conditionally required attribute is required, in words.
     """
 
     attribute: Attribute
@@ -72,8 +72,8 @@ class Signal:
     Attributes:
         name: the span's type, the event's or the metric's name.
         stage: the first stage that has it.
-        services: those that show it.
-        uses: its attributes, by the name that they have there.
+        services: the services that emit it.
+        uses: its attributes, by :attr:`Use.name`.
     """
 
     name: str
@@ -85,7 +85,7 @@ class Signal:
     uses: Mapping[str, Use]
 
     def stage_of(self, service: str) -> int:
-        """The first stage at which this service, or a command, shows it; commands run at every stage."""
+        """The first stage at which a program emits it: a service, the exporter or a command (which has any stage)."""
         programs = EVERY_SERVICE | OTHERS
         return max(self.stage, programs[service]) if service in programs else 1
 
@@ -99,14 +99,14 @@ class Metric(Signal):
     prometheus: str
 
     def derived_name(self) -> str:
-        """The name on ``/metrics`` that follows from name, unit and instrument by OpenTelemetry's rule."""
+        """The name on ``/metrics``, derived from name, unit and instrument by OpenTelemetry's rule."""
         suffix = UNIT_SUFFIXES.get(self.unit, "") + ("_total" if self.instrument == "counter" else "")
         return self.name.replace(".", "_") + suffix
 
 
 @dataclass(frozen=True)
 class Event(Signal):
-    """A log line; ``line`` is its message with ``{field}`` for a field's text and ``{}`` for any text."""
+    """A log line; ``line`` is its message, in which ``{field}`` stands for a field's text and ``{}`` for any text."""
 
     level: str
     line: str
@@ -120,7 +120,7 @@ class Event(Signal):
 
 @dataclass(frozen=True)
 class SpanType(Signal):
-    """A kind of span; ``names`` are the possible names with ``{attribute}`` for an attribute's text."""
+    """A type of span; ``names`` are its possible names, in which ``{attribute}`` stands for an attribute's text."""
 
     kind: str
     names: tuple[str, ...]
@@ -140,12 +140,14 @@ def _matches(pattern: str, text: str, values: Mapping[str, Any]) -> bool:
 
 @dataclass(frozen=True)
 class Registry:
-    """The registry, by name; spans in the order in which they are tried.
+    """The registry.
 
     Attributes:
+        attributes: by key.
         metrics: by their name on ``/metrics``.
+        spans: in the order in which :meth:`span` tries them.
         resource: the attributes of every process.
-        exception: those of a span's ``exception`` event.
+        exception: the attributes of a span's ``exception`` event.
         conventions: the version of OpenTelemetry's conventions.
     """
 
@@ -162,7 +164,7 @@ class Registry:
         """Read the files of a folder.
 
         Raises:
-            OSError, KeyError, ValueError: when they are not such a registry; KeyError also for an unknown attribute.
+            OSError, KeyError, ValueError: when they are not such a registry, or refer to an unknown attribute.
         """
         sections = definitions(folder)
         excerpt = json.loads((folder / CONVENTIONS).read_text())
@@ -217,11 +219,11 @@ class Registry:
         )
 
     def event(self, service: str, fields: Mapping[str, Any]) -> Event | None:
-        """The event that a line is, or ``None``."""
+        """The event that matches a line, or ``None``."""
         return next((one for one in self.events if service in one.services and one.matches(fields)), None)
 
     def span(self, service: str, kind: str, name: str, attributes: Mapping[str, Any]) -> SpanType | None:
-        """The type that a span is of, or ``None``."""
+        """The type of a span, or ``None``."""
         candidates = (one for one in self.spans if one.kind == kind and service in one.services)
         return next((one for one in candidates if one.matches(name, attributes)), None)
 

@@ -1,7 +1,7 @@
-"""What a lab has shown, as input for ``weaver registry live-check --input-source FILE``.
+"""The telemetry of a lab, as input for ``weaver registry live-check --input-source FILE``.
 
-Spans are as they are. A metric and its labels, a line's event and its fields get the names that the registry has for
-them; what the registry does not know keeps its own name, so that Weaver does not know it either.
+Spans are passed unchanged. Metrics, labels, events and log fields get the names that the registry has for them. What is
+not in the registry keeps its name, so that Weaver reports it.
 """
 
 from __future__ import annotations
@@ -87,14 +87,14 @@ def _metrics(registry: Registry, page: str) -> Iterable[Sample]:
         yield {
             "name": metric.name if metric else family.name,
             "instrument": family.type,
-            # A page of metrics has no units but seconds and bytes; what counts or is a share has the declared one.
+            # The names on /metrics tell the units seconds and bytes only; counts and ratios get the declared unit.
             "unit": metric.unit if metric and metric.unit.startswith(("{", "1")) and not unit else unit,
             "data_points": points,
         }
 
 
 def _renamed(values: Mapping[str, Any], uses: Mapping[str, Use], text: bool = False) -> dict[str, Any]:
-    """By attribute; the ``text`` of labels becomes a number where the attribute is one."""
+    """The values by attribute key. With ``text``, they are labels: those of integer attributes become numbers."""
     found = {}
     for name, value in values.items():
         use = uses.get(name)

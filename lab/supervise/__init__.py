@@ -1,1 +1,1 @@
-"""Start, keep and stop a lab: its services, database and engines."""
+"""Starts, supervises and stops a lab: its services, database and engines."""

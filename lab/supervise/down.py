@@ -33,7 +33,7 @@ def run(options: Options, console: Console) -> int:
     owner = directory.owner()
     if owner is None:
         if EmbeddedPostgres(directory.postgres).stop_left_behind():
-            say(console, "The lab had been killed; the database that it left running has been stopped.")
+            say(console, "The lab was killed earlier and left its database running; that is stopped now.")
         else:
             say(console, f"Nothing runs in {directory.path}.")
         return 0

@@ -1,7 +1,7 @@
-"""The engines beside the services: found on PATH, run with the configuration that the containers use too.
+"""The engines beside the services: found on PATH, and run with the same configuration files as in containers.
 
-Where they listen and keep their data comes from the environment of their configuration files; here it is
-loopback, ports counted from the base port, and the run dir.
+The configuration files read addresses and data directories from environment variables. Here an engine listens on
+loopback, at a port counted from the base port, and keeps its data in the run dir.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ GRAFANA = ROOT / "grafana"
 OTEL = ROOT / "otel"
 SAMPLING = COMPOSE / "sampling"
 TAIL = "tail"
-# What SAMPLING=tail needs of a Collector.
+# The components that SAMPLING=tail needs in a Collector.
 TAIL_COMPONENTS = {
     *("tailsampling", "batch", "filter", "transform"),
     *("servicegraph", "spanmetrics", "prometheusremotewrite"),
@@ -39,7 +39,7 @@ HOST = "127.0.0.1"
 MEMORY_LIMIT = "768MiB"  # of each engine
 HELP_TIMEOUT = 10.0  # seconds
 
-# Every port there is, in the order in which they are counted.
+# All ports of the engines; the index is added to the first port.
 PORTS = (
     "PROMETHEUS_PORT",
     "POSTGRES_EXPORTER_PORT",
@@ -76,13 +76,13 @@ class Engine:
 
     Attributes:
         name: its name, also as compose host and Prometheus job.
-        binaries: the names it may have on PATH; the first that is there is run.
-        ports: those of :data:`PORTS` it listens on; the first answers ``ready_path``.
-        command: its command line.
+        binaries: the possible names of its program on PATH; the first one found is run.
+        ports: the ports of :data:`PORTS` that it listens on; the first answers ``ready_path``.
+        command: returns its command line.
         ready_path: answers 200 once the engine is ready.
         without: what is missing without the engine.
         get_it: how to install it.
-        always: whether every lab starts it, even one without engines.
+        always: whether every lab starts it, even without ``--engines``.
     """
 
     name: str
@@ -102,7 +102,7 @@ class Engine:
 def _prometheus(setting: Setting) -> list[str]:
     return [
         setting.binary,
-        # A copy of compose/prometheus with the targets beside it.
+        # A copy of compose/prometheus, to which the targets are added.
         f"--config.file={setting.data / 'config' / 'prometheus.yml'}",
         f"--storage.tsdb.path={setting.data / 'data'}",
         "--storage.tsdb.retention.time=31d",  # the objectives look back 30 days
@@ -167,7 +167,7 @@ def lists_flag(text: str, flag: str) -> bool:
 
 
 def _single_binary(config: str, setting: Setting) -> list[str]:
-    """Tempo and Loki: all their parts in one process, variables in the configuration filled in."""
+    """Tempo and Loki: all their components in one process, and with variables expanded in the configuration."""
     return [setting.binary, "-target=all", f"-config.file={COMPOSE / config}", "-config.expand-env=true"]
 
 
@@ -180,7 +180,7 @@ def _collector(setting: Setting) -> list[str]:
 
 
 def components(binary: str) -> set[str]:
-    """The names of a Collector's components, without underscores: releases differ in them."""
+    """The names of a Collector's components, without underscores: releases spell them with or without."""
     return {name.replace("_", "") for name in re.findall(r"name: (\w+)", _printed(binary, "components"))}
 
 
@@ -205,13 +205,13 @@ def _grafana(setting: Setting) -> list[str]:
 
 
 def _grafana_home(binary: Path) -> Path:
-    """The directory of Grafana's own files: above ``bin`` in its archive, elsewhere in a distribution's package."""
+    """The directory of Grafana's own files: the parent of ``bin`` in its archive, elsewhere in Debian's package."""
     above = binary.resolve().parent.parent
     homes = (above, above / "share" / "grafana", Path("/usr/share/grafana"))
     return next((home for home in homes if (home / "conf" / "defaults.ini").exists()), above)
 
 
-# In the order they start; they stop in the opposite one, after the services.
+# In the order in which they start; they stop in reverse order, after the services.
 ENGINES = (
     Engine(
         "prometheus",
@@ -285,7 +285,7 @@ ENGINES = (
         "alerts are shown and nobody is notified",
         "Debian's package prometheus-alertmanager, or https://prometheus.io/download",
     ),
-    # Part of Dice Lab: what Alertmanager notifies.
+    # Part of Dice Lab: receives Alertmanager's notifications.
     Engine(
         "alert-receiver",
         (sys.executable,),
@@ -295,7 +295,7 @@ ENGINES = (
         "alerts are not written to a log",
         "it is part of Dice Lab",
     ),
-    # Part of Dice Lab: metrics of the dice table and the run dir, and probes.
+    # Part of Dice Lab: exposes metrics of the dice table and the run dir, and probes the services.
     Engine(
         "exporter",
         (sys.executable,),
@@ -308,7 +308,7 @@ ENGINES = (
     ),
 )
 
-# Engines that are useless without another one: engine → what it needs. Needed engines come first.
+# Engines that are useless without another one, by name. An engine comes after the one that it needs.
 NEEDS = {
     "otel-collector": "tempo",
     "alloy": "loki",
@@ -317,17 +317,17 @@ NEEDS = {
 }
 # Engines that only a stage with PostgreSQL has.
 WITH_POSTGRES = ("postgres-exporter", "exporter")
-# The services that the exporter may probe, and the one that Prometheus has probed. The objectives are measured at the
-# frontend, so that no probe counts as a user's roll there.
+# The services that the exporter may probe, and the one that Prometheus has it probe: not the frontend, because the
+# objectives are measured there, and a probe would count as a user's roll.
 PROBE_TARGETS = ("dice-roller", "frontend")
 PROBED = "dice-roller"
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The engines that a stage runs here, and those that are not on PATH."""
+    """The engines that a stage runs, and those that are not on PATH."""
 
-    found: tuple[tuple[Engine, str], ...]  # with its binary
+    found: tuple[tuple[Engine, str], ...]  # each with the path of its binary
     missing: tuple[Engine, ...]
     stage: Stage
     base_port: int
@@ -354,19 +354,20 @@ class Plan:
         return {f"{engine.name.upper()}_URL": self.url(engine) for engine, _ in self.found if engine.name in asked}
 
     def ports(self) -> list[tuple[int, str]]:
-        """Every required port, with the part that it is for."""
+        """Every port that is needed, with the name of its engine."""
         return [(self.port(name), engine.name) for engine, _ in self.found for name in engine.ports]
 
     def variables(self, database_url: str, service_urls: Mapping[str, str] | None = None) -> dict[str, str]:
-        """The environment of every engine's configuration.
+        """The environment variables that the engines' configuration files read; the same for all engines.
 
         Args:
-            service_urls: of the stage's services, by their names.
+            database_url: the connection URL of the stage's database; empty where there is none.
+            service_urls: the URLs of the stage's services, by name.
         """
         probed = {name: url for name, url in (service_urls or {}).items() if name in PROBE_TARGETS}
         variables = {name: str(self.port(name)) for name in PORTS}
         variables |= {
-            # Engines written in Go collect garbage harder from here on; containers have a hard limit besides.
+            # From this size on, Go's garbage collector works harder; containers have a hard limit as well.
             "GOMEMLIMIT": MEMORY_LIMIT,
             "TEMPO_HOST": HOST,
             "TEMPO_DATA": str(self.directory / "tempo"),
@@ -398,7 +399,7 @@ class Plan:
         return variables
 
     def command(self, engine: Engine, binary: str, variables: Mapping[str, str]) -> list[str]:
-        """An engine's command line. Blocks: it may run the program once, to learn its flags."""
+        """An engine's command line. Blocks: it may run the program once, to find out which flags it has."""
         return engine.command(Setting(binary, self.directory / engine.name, variables))
 
     def otlp_endpoint(self, protocol: str = "http/protobuf") -> str | None:
@@ -458,9 +459,9 @@ def plan(
     Args:
         directory: where the engines keep their data, in the run dir.
         logs: where the services' log files are.
-        environ: ``PATH``; ``GRAFANA_ADMIN_PASSWORD``, which is random if it is not set; ``PROBES``: Prometheus has
-            nothing probed if it is ``false``.
-        all_engines: whether those are wanted that not every lab starts.
+        environ: ``PATH``; ``GRAFANA_ADMIN_PASSWORD``, by default random; ``PROBES``, which is ``false`` if Prometheus
+            shall not have services probed.
+        all_engines: whether to start all engines, or only those that every lab starts.
         sampling: which traces the Collector keeps: ``none`` for all, or ``tail``.
 
     Raises:
@@ -473,7 +474,7 @@ def plan(
         if (all_engines or engine.always) and (stage.postgres or engine.name not in WITH_POSTGRES)
     ]
     there = {engine.name for engine in wanted if engine.find(path)}
-    # Without Tempo the collector would only queue spans, as Alloy would lines without Loki.
+    # Without Tempo the Collector would only queue spans; without Loki Alloy would only queue lines.
     for name, needed in NEEDS.items():
         if needed not in there:
             there.discard(name)

@@ -1,4 +1,4 @@
-"""The table of a lab's parts, from its state file."""
+"""Prints the table of a lab's parts, from its state file."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-PLAIN_WIDTH = 1000  # columns; without a terminal nothing is cut or wrapped
+PLAIN_WIDTH = 1000  # columns; without a terminal nothing is truncated or wrapped
 
 
 def parts(state: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The entries of services, engines and an embedded database."""
+    """The state file's entries for the services, the engines and the embedded database."""
     found = [*state["services"], *state.get("engines", [])]
     if state.get("postgres", {}).get("pid"):
         found.append({**state["postgres"], "name": "postgres", "url": ""})
@@ -21,7 +21,7 @@ def parts(state: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def print_overview(console: Console, state: Mapping[str, Any], ready: Mapping[str, str] | None = None) -> None:
-    """Print a table of the parts; without a terminal plain columns.
+    """Print a table of the parts; without a terminal, in plain columns.
 
     Args:
         ready: the readiness of each part, by name; adds a column.

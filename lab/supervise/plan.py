@@ -30,13 +30,13 @@ class Options:
 
     Attributes:
         stage: its number.
-        base_port: the dice-roller's port; the other ports are counted from it.
+        base_port: the dice-roller's port; all other ports are at a fixed offset from it.
         host: the address that the services listen on.
-        roll_delay: the longest wait of a roll, in seconds; ``None`` for the services' own.
+        roll_delay: the longest wait of a roll, in seconds; ``None`` for the services' default.
         engines: whether the engines that are on PATH are started.
-        workers: processes of each service that can have several.
-        telemetry: how the services are instrumented, one of :data:`TELEMETRY`; ``None`` for their own default.
-        sampling: which traces the Collector keeps, one of :data:`SAMPLING`; ``None`` for that of the environment.
+        workers: the number of processes of each service that can have several.
+        telemetry: how the services are instrumented, one of :data:`TELEMETRY`; ``None`` for the services' default.
+        sampling: which traces the Collector keeps, one of :data:`SAMPLING`; ``None`` for the variable ``SAMPLING``.
         detach: whether the command returns once the lab is ready.
         tail: whether the services' log lines are shown.
     """
@@ -59,8 +59,8 @@ class ProcessPlan:
     """One process.
 
     Attributes:
-        name: unique in the lab; the second worker of a service has ``-2`` after the service's name.
-        part: the service or engine that it is a process of.
+        name: unique in the lab; the second worker of a service has its name with the suffix ``-2``.
+        part: the service or engine that it belongs to.
         stdout, stderr: the files that its output is appended to.
     """
 
@@ -99,7 +99,7 @@ class LabPlan:
         self.options = options
         self.run_dir = run_dir
         self.stage = stages.load(options.stage)
-        # For the whole lab: whoever has signed in stays signed in when the frontend is restarted.
+        # The same until the lab ends, so that users stay signed in when the frontend is restarted.
         self._session_secret = environ.get("SESSION_SECRET") or secrets.token_urlsafe(32)
         self.sampling = options.sampling or environ.get("SAMPLING") or SAMPLING[0]
         if self.sampling not in SAMPLING:
@@ -129,7 +129,7 @@ class LabPlan:
         return self.options.telemetry or self._environ.get("TELEMETRY") or TELEMETRY[0]
 
     def workers_advice(self, cpus: int) -> str:
-        """What to do instead of more workers, where those of the two services take all CPUs; else empty."""
+        """Advice where the workers of the two services take all CPUs, so that more workers do not help; else empty."""
         workers = 2 * self.options.workers
         if self.options.workers == 1 or workers < cpus or self.telemetry == TELEMETRY[1]:
             return ""
@@ -169,14 +169,14 @@ class LabPlan:
         return {engine.name: self.engines.url(engine) + engine.ready_path for engine, _ in self.engines.found}
 
     def workers(self, service: Service) -> int:
-        """How many processes a service has."""
+        """The number of processes of a service."""
         return self.options.workers if service.many else 1
 
     def service_processes(self, database_url: str, workers_dir: Path | None) -> list[ProcessPlan]:
         """The services' processes, in the order in which they start.
 
         Args:
-            workers_dir: the directory that the workers of a service share; ``None`` where each has one.
+            workers_dir: the directory that the workers of a service share; ``None`` where a service is one process.
         """
         return [
             ProcessPlan(
@@ -192,7 +192,7 @@ class LabPlan:
         ]
 
     def engine_processes(self, database_url: str) -> list[ProcessPlan]:
-        """The engines' processes, in the order in which they start. Blocks: some engines are asked for their flags."""
+        """The engines' processes, in the order in which they start. Blocks: it asks some programs for their flags."""
         urls = {service.name: self.url(service) for service in self.stage.services}
         variables = self.engines.variables(database_url, urls)
         processes = []
@@ -247,5 +247,5 @@ def loopback(host: str) -> bool:
     try:
         found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
     except OSError:
-        return True  # no address at all; the ports' check says so
+        return True  # not an address: the check of the ports reports that
     return all(ip_address(str(address[0]).partition("%")[0]).is_loopback for *_, address in found)

@@ -1,8 +1,8 @@
-"""The embedded PostgreSQL: a real server from a wheel, its data in the run dir.
+"""The embedded PostgreSQL: a real server from a wheel, with its data in the run dir.
 
-A superuser can run programs as the server's system user, so only the lab's own user may connect: the server
-listens on a Unix socket in a directory of mode 0700, on no TCP port, and asks the kernel for the user of
-each connection (peer authentication).
+The lab connects as superuser, who can run programs as the server's system user. So only the user who runs the lab may
+connect: the server listens on no TCP port, but on a Unix socket in a directory of mode 0700, and gets the user of each
+connection from the kernel (peer authentication).
 """
 
 from __future__ import annotations
@@ -31,15 +31,16 @@ from lab.waiting import within
 DATABASE = "dice"
 SUPERUSER = "postgres"
 PORT = 5432  # part of the socket's name; nothing listens on TCP
-START_TIMEOUT = 60.0  # seconds; after a crash it first replays its log
+START_TIMEOUT = 60.0  # seconds; after a crash the server first replays its write-ahead log
 STOP_TIMEOUT = 30.0
 NO_SPACE = "No space left on device"
-STATUS_LINE = 7  # of postmaster.pid
+# Indexes of lines in postmaster.pid.
+STATUS_LINE = 7
 SOCKET_LINE = 4
 
 
 def socket_in(directory: Path) -> Path:
-    """The path of a server's socket, which clients know by its directory alone."""
+    """The path of the server's socket in a directory; clients are given the directory only."""
     return directory / f".s.PGSQL.{PORT}"
 
 
@@ -52,10 +53,10 @@ class EmbeddedPostgres:
     """One server on one data directory. All calls block; run them in a thread.
 
     Args:
-        data: the data directory, or the link to it where the lab runs as root.
+        data: the data directory, or a link to it where the lab runs as root.
 
     Attributes:
-        socket_directory: where the server's socket is, the same after each restart, once it has been started.
+        socket_directory: the directory of the server's socket. It is set by the first start, and then stays the same.
     """
 
     def __init__(self, data: Path, max_connections: int = 100) -> None:
@@ -80,7 +81,7 @@ class EmbeddedPostgres:
     def start(self) -> None:
         """Initialise the data directory if it is new, start the server, create the database.
 
-        A server that an earlier lab has left running on this data is stopped first.
+        First stops a server that an earlier lab has left running on this data.
 
         Raises:
             LabError: when it does not start.
@@ -118,7 +119,7 @@ class EmbeddedPostgres:
         return self._process is not None and self._process.poll() is None
 
     def stop_left_behind(self) -> bool:
-        """Stop a server that a killed lab has left running on this data; ``True`` when there was one."""
+        """Stop a server that a killed lab has left running on this data; returns whether there was one."""
         lines = self._status()
         pid = int(lines[0]) if lines and lines[0].isdigit() else None
         if pid is None or self.running():
@@ -135,7 +136,7 @@ class EmbeddedPostgres:
         directory = Path(lines[SOCKET_LINE]) if lines[SOCKET_LINE:] else None
         if directory is not None and directory != self.socket_directory:
             _remove_socket(directory)
-            with suppress(OSError):  # not empty where it was the data directory itself
+            with suppress(OSError):  # not empty: earlier versions put the socket into the data directory
                 directory.rmdir()
         return found
 
@@ -173,7 +174,7 @@ class EmbeddedPostgres:
                     *(home.programs / "postgres", "-D", home.data),
                     *("-c", "listen_addresses=", "-c", f"port={PORT}"),
                     *("-c", f"max_connections={self._max_connections}"),
-                    # A list of directories; the quotes keep a comma in one.
+                    # A list of directories, separated by commas: the quotes protect a comma in the name.
                     *("-c", f'unix_socket_directories="{socket_directory}"', "-c", "unix_socket_permissions=0700"),
                 ],
                 stdin=subprocess.DEVNULL,
@@ -215,13 +216,13 @@ class EmbeddedPostgres:
 
 
 def _write_access_rules(home: Home) -> None:
-    """Replace the data directory's access rules, which an earlier version may have written: peers only."""
+    """Write the server's access rules: only the user who runs the lab may connect."""
     user = pwd.getpwuid(os.geteuid()).pw_name
     for name, content in (
         ("pg_hba.conf", f"# Written at each start.\nlocal all {SUPERUSER} peer map=lab\n"),
         ("pg_ident.conf", f'# Written at each start: the user who runs the lab.\nlab "{user}" {SUPERUSER}\n'),
     ):
-        # The directory may belong to another user, the server's: follow no link in it and write to no existing file.
+        # The directory may belong to another user, the server's: follow no link in it, and open no existing file.
         new = home.data / f"{name}.new"
         new.unlink(missing_ok=True)
         with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600), "w") as file:
@@ -236,7 +237,7 @@ def _open_log(path: Path) -> IO[bytes]:
 
 
 def _environ() -> dict[str, str]:
-    """Our environment without the variables that would configure PostgreSQL's programs."""
+    """The environment without the variables that would configure PostgreSQL's programs."""
     return {name: value for name, value in os.environ.items() if not name.startswith("PG")}
 
 
@@ -247,7 +248,7 @@ def _remove_socket(directory: Path) -> None:
 
 
 def _serves(pid: int, data: Path) -> bool:
-    """Whether a process is the server of this data; its id may be another's by now."""
+    """Whether a process is the server of this data; its id may belong to another process by now."""
     try:
         if sys.platform == "linux":
             return Path(f"/proc/{pid}/cwd").readlink() == data.resolve()
@@ -258,7 +259,7 @@ def _serves(pid: int, data: Path) -> bool:
 
 
 def _reason(output: Sequence[str], data: Path) -> str:
-    """The one line of a program's output that says why it failed."""
+    """The line of a program's output that says why it failed."""
     if any(NO_SPACE in line for line in output):
         return f"no space left on device in {data}"
     for mark in ("FATAL:", "PANIC:", "error:"):

@@ -1,8 +1,8 @@
 """The location of the embedded PostgreSQL's programs and data, and the system user it runs as.
 
-PostgreSQL refuses to run as root. Where the lab does, the server runs as a system user of its own, which enters
-neither the virtual environment nor the run dir: both may be below directories that it cannot enter.
-Its programs and its data are then below :data:`STATE`; the run dir holds a link to the data.
+PostgreSQL refuses to run as root. If the lab runs as root, the server runs as a system user of its own. That user may
+not be able to enter the directories of the virtual environment and of the run dir. So the server's programs and data
+are then below :data:`STATE`, and the run dir holds a link to the data.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ class RunAs(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class Home:
-    """What a server is started with.
+    """The programs, the data and the user of a server.
 
     Attributes:
         programs: the directory of PostgreSQL's programs.
-        data: the data directory itself; empty or not there when it is new.
+        data: the data directory, not a link; a new one is empty or does not exist.
         account: the system user that the server runs as, or ``None`` for the user who runs the lab.
     """
 
@@ -59,11 +59,14 @@ class Home:
 
 
 def find(data: Path) -> Home:
-    """Find the home of the server whose data is, or is linked, at ``data``; make what is missing.
+    """Find the programs, the data and the user of a server, and create what is missing.
+
+    Args:
+        data: the data directory, or the path of the link to it.
 
     Raises:
-        LabError: when the lab runs as root and no system user can be made.
-        OSError: when a directory cannot be made.
+        LabError: when the lab runs as root and the system user cannot be created.
+        OSError: when a directory cannot be created.
     """
     package = _package()
     if os.geteuid() != 0:
@@ -95,14 +98,14 @@ def _system_user() -> pwd.struct_passwd:
         return pwd.getpwnam(SYSTEM_USER)
     except (OSError, subprocess.CalledProcessError, KeyError) as error:
         raise LabError(
-            f"as root, PostgreSQL runs as the system user {SYSTEM_USER}, which cannot be made "
-            f"({getattr(error, 'stderr', None) or error}); make it, or run dicelab as another user"
+            f"as root, PostgreSQL runs as the system user {SYSTEM_USER}, which cannot be created "
+            f"({getattr(error, 'stderr', None) or error}); create it, or run dicelab as another user"
         ) from None
 
 
 @contextmanager
 def _state_locked() -> Iterator[Path]:
-    """The directory for all labs that root runs here; one lab at a time changes what is in it."""
+    """The directory of all labs that root runs on this machine, locked: one lab at a time changes its content."""
     STATE.mkdir(mode=0o711, exist_ok=True)
     status = STATE.lstat()
     if not stat.S_ISDIR(status.st_mode) or status.st_uid != 0 or status.st_mode & 0o022:
@@ -117,7 +120,7 @@ def _state_locked() -> Iterator[Path]:
 
 
 def _copied_programs(package: Path, state: Path) -> Path:
-    """PostgreSQL's programs where the system user reaches them; copied once a version."""
+    """A copy of PostgreSQL's programs that the system user can read; there is one for each version."""
     copy = state / f"postgresql-{importlib.metadata.version(PACKAGE)}"
     if not copy.exists():
         temporary = Path(tempfile.mkdtemp(prefix="copying-", dir=state))
@@ -140,7 +143,7 @@ def _copied_programs(package: Path, state: Path) -> Path:
 
 
 def _linked_data(link: Path, state: Path, account: pwd.struct_passwd) -> Path:
-    """The data directory that a run dir links to; a new one where there is none."""
+    """The data directory that a run dir links to; without a valid link, a new one."""
     if link.is_symlink():
         data = link.readlink()
         with suppress(OSError):
@@ -150,7 +153,7 @@ def _linked_data(link: Path, state: Path, account: pwd.struct_passwd) -> Path:
         link.unlink()
     data = Path(tempfile.mkdtemp(prefix="data-", dir=state))
     (state / f"{data.name}.link").write_bytes(os.fsencode(link))
-    if link.exists():  # the data itself, of an earlier version
+    if link.exists():  # not a link but the data itself, as in earlier versions
         data.rmdir()
         shutil.move(link, data)
     for path in (data, *data.rglob("*")):

@@ -6,8 +6,9 @@ import os
 import tempfile
 from pathlib import Path
 
-# The path of a Unix socket holds 108 bytes on Linux and 104 elsewhere; the longest name below it takes 20.
-LONGEST = 80
+# Bytes of the directory's path. The path of a Unix socket may have 108 bytes on Linux and 104 elsewhere, of which the
+# longest name of a socket takes 20.
+MAX_PATH = 80
 
 
 def private_directory(shared: bool = False) -> Path:
@@ -16,10 +17,10 @@ def private_directory(shared: bool = False) -> Path:
     The caller removes it.
 
     Args:
-        shared: whether it will belong to another user, who must be able to reach it.
+        shared: whether the directory will be given to another user, who must be able to reach it.
     """
     base = Path(tempfile.gettempdir())
     reachable = all(part.stat().st_mode & 0o001 for part in (base, *base.parents))
-    if len(os.fsencode(base)) > LONGEST - len("/dicelab-12345678") or (shared and not reachable):
+    if len(os.fsencode(base)) > MAX_PATH - len("/dicelab-12345678") or (shared and not reachable):
         base = Path("/tmp")
     return Path(tempfile.mkdtemp(prefix="dicelab-", dir=base))

@@ -17,7 +17,7 @@ from lab.supervise.rundir import RotatingFile
 
 LAST_LINES = 15
 STOP_TIMEOUT = 30.0  # seconds; the frontend gives its page 8, its requests 8 and its last spans 5
-# Seconds to wait for the last output of an ended process: a child of it may hold the pipe open.
+# Seconds to wait for the last output of a process that has ended: a child of it may keep the pipe open.
 OUTPUT_TIMEOUT = 2.0
 CHUNK = 256 * 1024
 
@@ -55,9 +55,9 @@ class Process:
                 *command,
                 env=dict(environ),
                 stdin=asyncio.subprocess.DEVNULL,
-                stdout=pipes[0].entrance,
-                stderr=pipes[1].entrance,
-                # Ctrl-C goes to the supervisor alone, which stops processes in order.
+                stdout=pipes[0].write_end,
+                stderr=pipes[1].write_end,
+                # Only the supervisor gets Ctrl-C; it then stops the processes in order.
                 start_new_session=True,
                 preexec_fn=partial(_die_with, os.getpid()) if sys.platform == "linux" else None,
             )
@@ -67,7 +67,7 @@ class Process:
             raise
         finally:
             for pipe in pipes:
-                os.close(pipe.entrance)
+                os.close(pipe.write_end)
         return cls(name, process, list(zip(pipes, (stdout, stderr), strict=True)), on_lines)
 
     @property
@@ -79,7 +79,7 @@ class Process:
         return self._process.returncode is None
 
     async def ended(self) -> int:
-        """Wait for the end of the process and of its output; returns its exit status."""
+        """Wait for the end of the process and of its output; returns its exit status, negative for a signal."""
         status = await self._process.wait()
         _, unfinished = await asyncio.wait(self._pumps, timeout=OUTPUT_TIMEOUT)
         for pump in unfinished:
@@ -117,7 +117,7 @@ class Process:
                 file = self._write(file, path, whole + newline)
                 self._report(whole.split(b"\n"))
         finally:
-            if rest:  # cut off in the middle of a line
+            if rest:  # the output ended in the middle of a line
                 file = self._write(file, path, rest)
                 self._report([rest])
             if file is not None:
@@ -125,7 +125,7 @@ class Process:
             pipe.close()
 
     def _write(self, file: RotatingFile | None, path: Path, lines: bytes) -> RotatingFile | None:
-        """Write to the file. A full disk is reported; it neither stalls the service nor stops the lab."""
+        """Write to the file. On an error, such as a full disk, report it and go on without these lines."""
         try:
             file = file or RotatingFile.shared(path)
             file.write(lines)
@@ -139,41 +139,41 @@ class Process:
 
 
 class _Pipe:
-    """A pipe of our own. asyncio's own ends only with the last process that holds it, which may be a grandchild.
+    """A pipe from a child process. asyncio's own pipes would keep waiting for any grandchild that holds them open.
 
     Attributes:
-        entrance: the descriptor to write to; the opener closes it.
-        reader: the other end.
+        write_end: the descriptor that the child inherits; the caller closes it.
+        reader: reads the other end.
     """
 
-    def __init__(self, entrance: int, reader: asyncio.StreamReader, transport: asyncio.ReadTransport) -> None:
-        self.entrance = entrance
+    def __init__(self, write_end: int, reader: asyncio.StreamReader, transport: asyncio.ReadTransport) -> None:
+        self.write_end = write_end
         self.reader = reader
         self._transport = transport
 
     @classmethod
     async def opened(cls) -> _Pipe:
         loop = asyncio.get_running_loop()
-        outlet, entrance = os.pipe()
+        read_end, write_end = os.pipe()
         reader = asyncio.StreamReader(limit=CHUNK, loop=loop)
-        file = os.fdopen(outlet, "rb", buffering=0)
+        file = os.fdopen(read_end, "rb", buffering=0)
         try:
             transport, _ = await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader, loop=loop), file)
         except BaseException:
-            os.close(entrance)
+            os.close(write_end)
             file.close()
             raise
-        return cls(entrance, reader, transport)
+        return cls(write_end, reader, transport)
 
     def close(self) -> None:
         self._transport.close()
 
 
 def schedule_batch() -> None:
-    """SCHED_BATCH for this process and all that it starts: a wake-up does not preempt the running process.
+    """Set SCHED_BATCH for this process and its children: a wake-up does not preempt the running process.
 
-    Every roll wakes the services and the database several times. On fewer CPUs than processes, each preemption costs a
-    context switch and cold caches; with a thousand clients it nearly trebles the response time. Call it before any
+    Every roll wakes the services and the database several times. With fewer CPUs than processes, each preemption costs
+    a context switch and cold caches; with a thousand clients they nearly treble the response time. Call this before any
     thread is started.
     """
     with contextlib.suppress(OSError, AttributeError):  # not Linux, or forbidden in a container
@@ -185,5 +185,5 @@ def _die_with(supervisor: int) -> None:
     PR_SET_PDEATHSIG = 1
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-    if os.getppid() != supervisor:  # it died before we asked
+    if os.getppid() != supervisor:  # it died before the call
         os._exit(1)

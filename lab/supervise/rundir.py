@@ -24,14 +24,14 @@ MARKS = ("lock", "traffic.lock", "dicelab.log")
 
 
 class RunDir:
-    """One run dir. At most one lab runs in it at a time: its process holds a file lock."""
+    """One run dir. At most one lab runs in it at a time: the lab's process holds a file lock."""
 
     def __init__(self, path: Path) -> None:
         self.path = path.absolute()
         self.state_file = self.path / "state.json"
         self.logs = self.path / "logs"
         self.traces = self.path / "traces"
-        self.metrics = self.path / "metrics"  # of the last mystery game
+        self.metrics = self.path / "metrics"  # the samples of the last mystery game
         self.postgres = self.path / "postgres"
         self.engines = self.path / "engines"
         self.own_log = self.path / "dicelab.log"
@@ -39,10 +39,10 @@ class RunDir:
         self._lock_file = self.path / "lock"
 
     def make(self) -> None:
-        """Make the directory private: it holds names, sessions and all traffic.
+        """Create the directory, closed to other users: it holds names, sessions and all traffic.
 
         Raises:
-            LabError: when it cannot be made, or is another user's, or is not a run dir and open to others.
+            LabError: when it cannot be created, belongs to another user, or is open to others and not a run dir.
         """
         try:
             self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -70,7 +70,7 @@ class RunDir:
         self.path.chmod(0o700)
 
     def claim(self) -> None:
-        """Make the directory and lock it for this process.
+        """Create the directory, and lock it for this process.
 
         Raises:
             LabError: as :meth:`make`, or when another lab runs in it.
@@ -84,7 +84,7 @@ class RunDir:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
-            except BlockingIOError:  # by a lab, or for a moment by owner() of a command
+            except BlockingIOError:  # a lab holds the lock, or for a moment a command that calls owner()
                 time.sleep(0.02 * attempt)
         else:
             os.close(lock)
@@ -93,10 +93,10 @@ class RunDir:
         os.truncate(lock, 0)
         os.write(lock, str(os.getpid()).encode())
         self.state_file.unlink(missing_ok=True)
-        self.cost_report.unlink(missing_ok=True)  # of another lab: its stage and settings may be others
+        self.cost_report.unlink(missing_ok=True)  # it is from an earlier lab, perhaps with another stage or settings
 
     def _close_files_to_others(self) -> None:
-        """Take from other users what an earlier version let them read; no link is followed."""
+        """Close to other users the files that an earlier version let them read; no link is followed."""
         for parent, directories, files in os.walk(self.path):
             for name in (*directories, *files):
                 path = Path(parent, name)
@@ -106,7 +106,7 @@ class RunDir:
                         path.chmod(stat.S_IMODE(status.st_mode) & ~0o077)
 
     def release(self) -> None:
-        """Remove the state file, by which others find the lab; the lock itself ends with the process."""
+        """Remove the state file, by which commands find the lab. The end of the process releases the lock."""
         self.state_file.unlink(missing_ok=True)
 
     def owner(self) -> int | None:
@@ -148,7 +148,7 @@ class RunDir:
         temporary.replace(path)
 
     def state(self) -> dict[str, Any] | None:
-        """The state of the running lab, which writes it once it is ready, or ``None``."""
+        """The state of the running lab; ``None`` until the lab is ready."""
         try:
             state = json.loads(self.state_file.read_text())
         except (OSError, ValueError):
@@ -159,8 +159,8 @@ class RunDir:
 class RotatingFile:
     """A file of lines, rotated by size.
 
-    ``logging``'s own handler takes one line a call and asks the file system each time, which costs a fifth of a core
-    at ten thousand lines a second; this one takes any number of lines a call.
+    The handler of :mod:`logging` writes one line a call, with a system call for the file's size each time. At ten
+    thousand lines a second that costs a fifth of a core. This class writes any number of lines a call.
     """
 
     _open: ClassVar[dict[Path, RotatingFile]] = {}
@@ -175,7 +175,7 @@ class RotatingFile:
 
     @classmethod
     def shared(cls, path: Path) -> RotatingFile:
-        """The open file at this path, shared by its users; each closes it once."""
+        """The open file at this path, which all users of the path share; each of them closes it once."""
         file = cls._open.get(path)
         if file is None:
             file = cls._open[path] = cls(path)

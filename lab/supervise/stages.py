@@ -1,4 +1,4 @@
-"""Stages: the services of each and their settings, read from the env files that compose reads too."""
+"""The stages: the services and settings of each, read from the env files that compose reads too."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ class Service:
     many: bool = True  # whether it can run as several processes
 
 
-# In the order they start; they stop in the opposite one.
+# In the order in which they start; they stop in reverse order.
 SERVICES = (
     Service("die-service", "dieservice", 1, "DIE_SERVICE_URL"),
     Service("dice-roller", "roller", 0, "DICE_ROLLER_URL"),
-    # One process: the sessions of its page live in it.
+    # One process, because it holds the sessions of its page in memory.
     Service("frontend", "frontend", 2, "FRONTEND_URL", many=False),
 )
 
@@ -42,7 +42,7 @@ class Stage:
 
 
 def env_file(path: Path) -> dict[str, str]:
-    """The variables of an env file."""
+    """The variables in an env file."""
     return _variables(path.read_text().splitlines())
 
 

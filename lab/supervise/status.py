@@ -1,4 +1,4 @@
-"""``dicelab status``: what runs, and whether it is ready."""
+"""``dicelab status``: shows what runs, and whether it is ready."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Services, engines and the database under supervision: one that ends by itself is started again.
+"""Services, engines and the database under supervision: one that ends unexpectedly is started again.
 
-It is started after a pause, which doubles each time it ends soon after its start. An experiment may hold one down: it
-is started as soon as the experiment releases it.
+Before each restart there is a pause, which doubles if a process ends soon after its start. An experiment can hold a
+part down; it is started again once the experiment releases it.
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ from lab import LabError
 from lab.supervise.postgres import EmbeddedPostgres, socket_in
 from lab.supervise.processes import Process
 
-FIRST_PAUSE = 0.5  # seconds; doubled with each end
-LAST_PAUSE = 30.0
-STEADY = 10.0  # seconds; after a run of this length the next pause is the first one again
+FIRST_PAUSE = 0.5  # seconds; doubled after each short run
+LAST_PAUSE = 30.0  # seconds; the longest pause
+STEADY = 10.0  # seconds; after a run of at least this length the pause is FIRST_PAUSE again
 POSTGRES_POLL = 0.1
 
-# Starts a process with these variables added to its environment.
+# Starts a process, given the variables that are added to its environment.
 Launch = Callable[[Mapping[str, str]], Awaitable[Process]]
 
 
 class Supervised(ABC):
-    """A part of the lab that is restarted when it ends.
+    """A part of the lab that is started again when it ends.
 
     Attributes:
-        restarts: how often it was started again.
+        restarts: how often it has been started again.
     """
 
     def __init__(self, name: str) -> None:
@@ -41,7 +41,7 @@ class Supervised(ABC):
 
     @property
     def held(self) -> bool:
-        """Whether it is to stay down."""
+        """Whether an experiment holds it down."""
         return not self._released.is_set()
 
     async def hold(self) -> None:
@@ -60,7 +60,7 @@ class Supervised(ABC):
         """Start it again whenever it has ended, until cancelled.
 
         Args:
-            ended: called at each unexpected end, with the seconds until the next start.
+            ended: called after each unexpected end, with the seconds until the next start.
             started: called after each start.
         """
         pause = FIRST_PAUSE / 2
@@ -78,7 +78,7 @@ class Supervised(ABC):
             self.restarts += 1
             started(self)
             self._end_expected = self.held
-            if self.held:  # held while it was starting
+            if self.held:  # hold() was called while it was starting
                 await self._break()
 
     @property
@@ -87,7 +87,7 @@ class Supervised(ABC):
 
     @abstractmethod
     async def _break(self) -> None:
-        """Stop it by force."""
+        """Kill it, and wait for its end."""
 
     @abstractmethod
     async def _ended(self) -> None:
@@ -95,7 +95,7 @@ class Supervised(ABC):
 
     @abstractmethod
     async def _start(self) -> bool:
-        """Start it; ``False`` when that failed and is to be tried again."""
+        """Start it; returns ``False`` when that failed, to try again later."""
 
 
 class SupervisedProcess(Supervised):
@@ -143,7 +143,7 @@ class SupervisedProcess(Supervised):
                 return False
             if variables is self._variables:
                 return True
-            await self._process.stop()  # restart() has set others meanwhile
+            await self._process.stop()  # restart() has set other variables in the meantime
 
 
 class SupervisedPostgres(Supervised):

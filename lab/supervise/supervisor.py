@@ -1,4 +1,4 @@
-"""Runs a lab: starts what is planned, waits until it is ready, restarts what ends, stops everything in order."""
+"""Runs a lab: starts the planned processes, waits until they are ready, restarts those that end, stops all in order."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Supervisor:
         self._database_url = plan.external_database
 
     async def run(self) -> None:
-        """Start the lab, run it until a signal asks for its end, and stop it.
+        """Start the lab, run it until a signal arrives, and stop it.
 
         Raises:
             LabError: when the start is not possible or fails.
@@ -99,12 +99,12 @@ class Supervisor:
             await self._postgres.start()
             self._database_url = self._postgres.url
         await self._start_engines()
-        if loopback(plan.options.host):  # exercises restart services: they are for the user of this machine alone
+        if loopback(plan.options.host):  # exercises restart services, which only users of this machine may do
             self._learn = LearnServer(self._run_dir.path)
             await self._learn.open()
             plan.learn_socket = self._learn.path
         if plan.options.workers > 1:
-            self._workers_dir = private_directory()  # the path of a socket has to be short
+            self._workers_dir = private_directory()  # it holds sockets, whose paths must be short
         for process in plan.service_processes(self._database_url, self._workers_dir):
             self._services.append(await _started(process, on_lines))
         await self._workers_ready()
@@ -125,7 +125,7 @@ class Supervisor:
         await self._ready(self._plan.engine_ready_urls())
 
     async def _workers_ready(self) -> None:
-        """Wait until every worker has reported that it is ready; a request reaches one of them, no matter which.
+        """Wait until every worker has reported that it is ready. A request would reach an arbitrary one of them.
 
         Raises:
             LabError: as :meth:`_ready` does.
@@ -175,7 +175,7 @@ class Supervisor:
         return {supervised.name: supervised for supervised in everything}
 
     def _links(self) -> dict[str, Link]:
-        """The connections between services that an experiment can make slow."""
+        """The connections between services that an experiment can slow down."""
         processes: dict[str, list[SupervisedProcess]] = {}
         for supervised in self._services:
             processes.setdefault(supervised.process.name, []).append(supervised)
@@ -217,7 +217,7 @@ class Supervisor:
             for (engine, _), own in zip(plan.engines.found, self._engines, strict=True)
         ]
         if endpoint := plan.engines.otlp_endpoint():
-            state["otlp_endpoint"] = endpoint  # where experiments send their own spans
+            state["otlp_endpoint"] = endpoint  # where commands send their own spans
         if self._postgres:
             state["postgres"] = {
                 "url": self._database_url,
@@ -242,7 +242,7 @@ class Supervisor:
     # --- supervise ---
 
     async def _supervise(self, stopped: asyncio.Future[Any]) -> None:
-        """Until the lab is to stop: report each process that ends, and start it again."""
+        """Report each process that ends, and start it again, until ``stopped`` is done."""
         tasks = [
             asyncio.ensure_future(supervised.supervise(self._on_end, self._on_restart))
             for supervised in self._supervised().values()
@@ -312,7 +312,7 @@ def _ignore(service: str, lines: list[bytes]) -> None:
 
 
 def check_ports(ports: Iterable[Port]) -> None:
-    """Check that each port can be listened on.
+    """Check that each port can be bound.
 
     Raises:
         LabError: when one cannot.
@@ -331,6 +331,6 @@ def _port_problem(port: Port, error: Exception) -> str:
     number = getattr(error, "errno", None)
     if isinstance(error, socket.gaierror) or number == errno.EADDRNOTAVAIL:
         return f"{port.host} is no address of this machine; choose another with --host"
-    reasons = {errno.EADDRINUSE: "is already in use", errno.EACCES: "is for root alone"}
+    reasons = {errno.EADDRINUSE: "is already in use", errno.EACCES: "may be used by root only"}
     reason = reasons.get(number or 0, f"cannot be used: {getattr(error, 'strerror', None) or error}")
     return f"port {port.number} {reason}; choose another with --base-port (it is for the {port.part})"

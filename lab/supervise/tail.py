@@ -1,4 +1,4 @@
-"""The log lines of all services on one terminal, in colour, limited to a readable number."""
+"""Prints the log lines of all services to the terminal, in colour, limited to a readable number."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from lab.terminal import printable
 
 COLOURS = {"dice-roller": "cyan", "die-service": "magenta", "frontend": "green"}
 LEVELS = {"DEBUG": "dim", "INFO": "", "WARNING": "yellow", "ERROR": "red", "CRITICAL": "bold red"}
-# Shown in front or not at all; everything else is a field of the event.
+# Shown in a fixed place or not at all; all other fields follow the message.
 FIXED = {"timestamp", "level", "message", "logger", "trace_id", "span_id", "exception"}
 # The terminal shows this many lines a second; rendering one costs as much as a tenth of a roll.
 LINES_PER_SECOND = 50
 INTERVAL = 0.1  # seconds between prints
-HEAD = 80  # bytes of a line in which its level is
+HEAD = 80  # the level is within so many bytes from the start of a line
 _Line = tuple[int, str, bytes]  # how many lines came before it, the service, the line
 _ERROR = re.compile(rb'"level": ?"(?:ERROR|CRITICAL)"')
 
@@ -58,17 +58,17 @@ def render(service: str, line: bytes) -> Text:
 
 
 class Tail:
-    """Prints lines from a thread of its own: up to :data:`LINES_PER_SECOND`, errors first, and how many it left out.
+    """Prints up to :data:`LINES_PER_SECOND` in a thread of its own, errors first, and reports how many it left out.
 
     Args:
-        logs: the directory of the log files, which have every line.
+        logs: the directory of the log files, which hold every line.
     """
 
     def __init__(self, console: Console, logs: Path) -> None:
         self._console = console
         self._logs = logs
         self._lock = threading.Lock()
-        # The lines to print, in order. Lines beyond its limit are counted and dropped.
+        # The lines to print, in order. Further lines are counted and dropped.
         self._errors: deque[_Line] = deque()
         self._others: deque[_Line] = deque()
         self._number = 0
@@ -80,10 +80,10 @@ class Tail:
         self._thread.start()
 
     def lines(self, service: str, lines: list[bytes]) -> None:
-        """Take lines of a service; called by the event loop, never blocks for long."""
+        """Take lines of a service. The event loop calls this, so it never blocks for long."""
         with self._lock:
             for number, line in enumerate(lines, self._number):
-                if not line.startswith(b"{") or _ERROR.search(line, 0, HEAD):  # what is not JSON is a crash's traceback
+                if not line.startswith(b"{") or _ERROR.search(line, 0, HEAD):  # not JSON: the traceback of a crash
                     if len(self._errors) < LINES_PER_SECOND:
                         self._errors.append((number, service, line))
                     else:
@@ -124,7 +124,7 @@ class Tail:
             self._stopped.wait(INTERVAL)
 
     def _take(self, number: int) -> list[_Line]:
-        """The next lines in order: where there are more than ``number``, errors."""
+        """The next lines to print, in order; if there are more than ``number``, errors take precedence."""
         taken: list[_Line] = []
         with self._lock:
             while len(taken) < number and (self._errors or self._others):

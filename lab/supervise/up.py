@@ -1,4 +1,4 @@
-"""``dicelab up``: run a lab in the foreground, or detached."""
+"""``dicelab up``: runs a lab, in the foreground or detached."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def run(options: Options, console: Console) -> int:
 
 
 def _run_detached(options: Options, run_dir: RunDir) -> int:
-    """Start the lab as a process of its own and return once it is ready, or once it has failed."""
+    """Start the lab as a process of its own; returns once it is ready, or once it has failed."""
     run_dir.make()
     try:
         log = open(os.open(run_dir.own_log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "ab")
@@ -83,7 +83,7 @@ def _run_detached(options: Options, run_dir: RunDir) -> int:
         raise LabError("interrupted; everything that had started has been stopped") from None
     said = run_dir.own_log.read_bytes()[before:].decode(errors="replace").rstrip()
     if not ready:
-        process.terminate()  # nothing where it has ended
+        process.terminate()  # has no effect if it has ended
         print(said, file=sys.stderr)
         return process.wait()
     print(said)

@@ -15,10 +15,10 @@ import pytest
 from lab import cli
 from lab.client import Lab as AnyLab
 from lab.learn.catalogue import EXERCISES
+from lab.learn.course import Course
 from lab.learn.exercise import Exercise, Facts
 from lab.learn.forms import BadAnswer
 from lab.learn.lesson import Lesson
-from lab.learn.school import School
 from lab.supervise import engines
 from tests.support import labs
 from tests.support.labs import Lab
@@ -64,25 +64,25 @@ class Learner:
     def __init__(self, exercise: Exercise, lab: Lab) -> None:
         self.exercise = exercise
         self.lab = lab
-        self.school = School(lab.run_dir, OUTAGE)
+        self.course = Course(lab.run_dir, OUTAGE)
 
     async def ask(self) -> Facts:
         began = time.monotonic()
-        question = await self.school.ask(self.exercise.number)
+        question = await self.course.ask(self.exercise.number)
         log.info("exercise %s was asked in %.1f s", self.exercise.number, time.monotonic() - began)
         assert question.strip()
-        facts: Facts = self.school.progress.read()[self.exercise.number]["facts"]
+        facts: Facts = self.course.progress.read()[self.exercise.number]["facts"]
         return facts
 
     async def act(self, facts: Facts, what: Any) -> str:
         if what.act is not None:
             async with AnyLab.in_run_dir(self.lab.run_dir) as lab:
-                await what.act(Lesson(lab, self.school.progress.directory, 1), facts)
+                await what.act(Lesson(lab, self.course.progress.directory, 1), facts)
         return str(what.text(facts))
 
     async def check(self, facts: Facts, answer: str) -> Any:
         async with AnyLab.in_run_dir(self.lab.run_dir) as lab:
-            return await self.exercise.check(Lesson(lab, self.school.progress.directory, 1), facts, answer)
+            return await self.exercise.check(Lesson(lab, self.course.progress.directory, 1), facts, answer)
 
 
 @pytest.mark.parametrize("number", IN_ORDER)
@@ -107,13 +107,13 @@ async def test_the_solution_is_right_and_each_mistake_gets_its_hint(
     if exercise.reference.act is not None:
         facts = await learner.ask()
     answer = await learner.act(facts, exercise.reference)
-    verdict = await learner.school.answer(number, answer)
+    verdict = await learner.course.answer(number, answer)
     assert verdict.right, (verdict.text, answer, facts)
-    solution = learner.school.solution(number)
+    solution = learner.course.solution(number)
     assert solution.endswith(answer)
     for statement in re.findall(r'dicelab sql "([^"]+)"', solution):
         if "tempo" not in learner.lab.engines:
             capsys.readouterr()
             assert cli.main(["sql", "--json", "--run-dir", str(learner.lab.run_dir), statement]) == 0
             assert json.loads(capsys.readouterr().out), statement
-    assert learner.school.progress.read()[number]["done"]
+    assert learner.course.progress.read()[number]["done"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from lab.bench import advice, compared, drop_limit, machine_limit, read_wrk, signals
+from lab.bench import advice, drop_limit, machine_limit, path_variants, read_wrk, signal_variants
 from lab.cli import main
 
 
@@ -51,17 +51,17 @@ def test_drop_limit_is_the_lowest_rate_with_drops() -> None:
 
 
 def test_all_packages_are_compared_unless_one_is_chosen() -> None:
-    assert [variant.name for variant in compared()] == [
+    assert [variant.name for variant in path_variants()] == [
         "no telemetry",
         "standard",
         "fast",
         "standard, over OTLP",
         "fast, over OTLP",
     ]
-    assert [variant.name for variant in compared(["fast"])] == ["no telemetry", "fast", "fast, over OTLP"]
-    names = {variant.name for variant in signals()}
-    assert len(names) == len(signals()) == 11
-    assert names == {variant.name for which in ("standard", "fast") for variant in signals([which])}
+    assert [variant.name for variant in path_variants(["fast"])] == ["no telemetry", "fast", "fast, over OTLP"]
+    names = {variant.name for variant in signal_variants()}
+    assert len(names) == len(signal_variants()) == 11
+    assert names == {variant.name for which in ("standard", "fast") for variant in signal_variants([which])}
 
 
 def test_the_fast_package_is_recommended_if_the_standard_one_does_not_keep_up() -> None:

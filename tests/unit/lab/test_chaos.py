@@ -34,7 +34,7 @@ def observed(tmp_path: Path, *states: tuple[float, dict[str, str]], fault: float
 
 async def met(expectation: Expectation, observations: Observations) -> str:
     try:
-        return await expectation.question(observations)
+        return await expectation.check(observations)
     except Missing as missing:
         return f"not met: {missing}"
 
@@ -49,7 +49,7 @@ DOWN = {"DatabaseDown": "firing"}
 async def test_the_first_alert_is_the_one_that_fired_first_and_in_time(tmp_path: Path) -> None:
     seen = observed(tmp_path, (10, {"DatabaseDown": "pending"}), (20, DOWN), (26, DOWN | {"HighErrorRatio": "firing"}))
     assert await met(first("DatabaseDown"), seen) == "DatabaseDown after 20 s, HighErrorRatio after 26 s"
-    assert seen.signs["alert DatabaseDown pending"] == pytest.approx(10)
+    assert seen.detections["alert DatabaseDown pending"] == pytest.approx(10)
     assert (await met(first("HighErrorRatio"), seen)).startswith("not met: DatabaseDown after 20 s")
     assert (await met(first("DatabaseDown", within=15), seen)).startswith("not met")
     assert (await met(first(), seen)).startswith("not met: DatabaseDown")
@@ -58,11 +58,11 @@ async def test_the_first_alert_is_the_one_that_fired_first_and_in_time(tmp_path:
 async def test_an_alert_that_a_short_fault_cannot_raise_is_not_checked(tmp_path: Path) -> None:
     short = observed(tmp_path, (3, {}), fault=5.0)
     with pytest.raises(NotRunning, match="takes a fault of 30 s"):
-        await first("DatabaseDown").question(short)
+        await first("DatabaseDown").check(short)
     assert await met(first("DatabaseDown", during=False), short) == "not met: none fired"
     assert await met(first(), short) == "none fired"
     with pytest.raises(NotRunning, match="no alert has fired"):
-        await expect.alerts_fall_silent(120).question(short)
+        await expect.alerts_fall_silent(120).check(short)
 
 
 async def test_an_alert_that_fired_before_the_fault_is_not_a_sign_of_it(tmp_path: Path) -> None:
@@ -71,7 +71,7 @@ async def test_an_alert_that_fired_before_the_fault_is_not_a_sign_of_it(tmp_path
     seen.note_alerts(SILENT | DOWN, 120.0)
     assert seen.firing == {}
     with pytest.raises(NotRunning, match="not inactive before"):
-        await first("DatabaseDown").question(seen)
+        await first("DatabaseDown").check(seen)
 
 
 async def test_silence_is_measured_from_the_end_of_the_fault(tmp_path: Path) -> None:
@@ -87,7 +87,7 @@ async def test_silence_is_measured_from_the_end_of_the_fault(tmp_path: Path) -> 
     assert await met(silent, still) == "not met: DatabaseDown still fires"
     still.watched = 0.0
     with pytest.raises(NotRunning, match="takes up to 120 s"):
-        await silent.question(still)
+        await silent.check(still)
 
 
 async def test_without_prometheus_no_alert_is_checked(tmp_path: Path) -> None:
@@ -95,7 +95,7 @@ async def test_without_prometheus_no_alert_is_checked(tmp_path: Path) -> None:
     seen.lab.engines = {}
     for expectation in (first("DatabaseDown"), first(), expect.alerts_fall_silent(120)):
         with pytest.raises(NotRunning, match="prometheus is not running"):
-            await expectation.question(seen)
+            await expectation.check(seen)
 
 
 class LabWithTraces(Lab):
@@ -127,7 +127,7 @@ async def test_only_traces_of_the_last_seconds_may_lack_spans(tmp_path: Path) ->
     assert (await met(expect.traces_lost(), seen)).startswith("not met: ")
     lab.state = {"sampling": "tail"}  # sampling may have dropped a missing trace
     with pytest.raises(NotRunning, match="a sample of such traces"):
-        await expect.traces_lost(4).question(seen)
+        await expect.traces_lost(4).check(seen)
 
 
 async def test_a_second_experiment_is_refused_with_the_reason_however_late_it_asks(tmp_path: Path) -> None:

@@ -81,7 +81,7 @@ async def test_only_services_receive_defects() -> None:
 async def test_a_process_that_never_connects_is_reported(
     switches: SwitchServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lab.chaos.switches.PATIENCE", 0.1)
+    monkeypatch.setattr("lab.chaos.switches.TIMEOUT", 0.1)
     with pytest.raises(LabError, match="the frontend does not answer"):
         await switches.set("frontend", {"at_once": 1})
 

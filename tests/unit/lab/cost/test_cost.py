@@ -18,12 +18,12 @@ from lab import InputError
 from lab.client import Lab
 from lab.cost import collect
 from lab.cost.agreement import Agreement
-from lab.cost.asked import Asked, LineQuery, MetricQuery, SpanQuery
-from lab.cost.changes import KEPT, Changes
+from lab.cost.changes import KEPT_SHARE, Changes
 from lab.cost.collect import Collector, Files, Run, counters, loki_bytes
 from lab.cost.measure import SLOW, LineRecord, Observed, Page, Series, label_shares, measure, unused_series
 from lab.cost.otlp import Size, SpanRecord, records
 from lab.cost.prices import EXAMPLE, Prices
+from lab.cost.queries import LineQuery, MetricQuery, Queries, SpanQuery
 from lab.signals import parse_line, parse_samples
 from lab.supervise import engines
 from lab.supervise.rundir import RunDir
@@ -91,8 +91,8 @@ def observed() -> Observed:
 
 
 @pytest.fixture
-def asked() -> Asked:
-    return Asked(
+def queries() -> Queries:
+    return Queries(
         (MetricQuery.parse('sum by (die) (rolls_total) + seconds_bucket{le="0.5"} + seconds_count', "panel Rolls"),),
         (LineQuery.parse('{service_name="dice-roller"}', "panel Lines"),),
         (SpanQuery.parse('{name="GET /roll"}', "panel Traces"),),
@@ -103,8 +103,8 @@ def asked() -> Asked:
 PRICES = Prices.read()
 
 
-def test_bytes_and_series_are_measured(observed: Observed, asked: Asked) -> None:
-    measured = measure(observed, asked)
+def test_bytes_and_series_are_measured(observed: Observed, queries: Queries) -> None:
+    measured = measure(observed, queries)
     assert (measured.rolls, measured.traces, measured.kept) == (10, 10, 10)
     assert measured.series == {"dice-roller": 10}
     assert measured.samples_per_second == 2.0
@@ -122,18 +122,18 @@ def test_bytes_and_series_are_measured(observed: Observed, asked: Asked) -> None
     ]
 
 
-def test_a_label_contributes_the_series_that_would_not_exist_without_it(observed: Observed, asked: Asked) -> None:
-    shares = {share.label: share for share in label_shares(observed.series(), asked)}
+def test_a_label_contributes_the_series_that_would_not_exist_without_it(observed: Observed, queries: Queries) -> None:
+    shares = {share.label: share for share in label_shares(observed.series(), queries)}
     assert (shares["le"].series, shares["le"].without, shares["le"].contributes) == (4, 1, 3)
     assert (shares["die"].contributes, shares["die"].users) == (1, ("panel Rolls",))  # fair and risky, both a success
     assert (shares["outcome"].contributes, shares["outcome"].users) == (1, ())
 
 
-def test_series_that_no_query_uses_are_found(asked: Asked) -> None:
+def test_series_that_no_query_uses_are_found(queries: Queries) -> None:
     series = [Series("dice-roller", name, frozenset(labels.items())) for name, labels in (
         ("rolls_total", {"die": "fair"}), ("seconds_sum", {}), ("lonely", {}), ("lonely", {"a": "b"})
     )]  # fmt: skip
-    found = unused_series(series, replace(asked, code='"rate(seconds_sum[1m])"'))
+    found = unused_series(series, replace(queries, code='"rate(seconds_sum[1m])"'))
     assert [(one.name, one.series, one.in_code) for one in found] == [("lonely", 2, False), ("seconds_sum", 1, True)]
 
 
@@ -147,17 +147,19 @@ def test_the_change_to_tail_sampling_has_the_rules_of_the_collector() -> None:
     assert policies == {
         "status_code": {"status_codes": ["ERROR"]},
         "latency": {"threshold_ms": SLOW * 1000},
-        "probabilistic": {"sampling_percentage": KEPT * 100},
+        "probabilistic": {"sampling_percentage": KEPT_SHARE * 100},
     }
 
 
-def test_the_five_changes_that_save_most_come_first_with_their_savings(observed: Observed, asked: Asked) -> None:
-    measured = measure(observed, asked)
-    changes = Changes(observed, measured, asked, PRICES).best()
+def test_the_five_changes_that_save_most_come_first_with_their_savings(observed: Observed, queries: Queries) -> None:
+    measured = measure(observed, queries)
+    changes = Changes(observed, measured, queries, PRICES).best()
     assert len(changes) == 5
     assert [change.money for change in changes] == sorted((change.money for change in changes), reverse=True)
     assert all(change.loses and change.money > 0 for change in changes)
-    everything = {change.title.split(" (")[0]: change for change in Changes(observed, measured, asked, PRICES).best(99)}
+    everything = {
+        change.title.split(" (")[0]: change for change in Changes(observed, measured, queries, PRICES).best(99)
+    }
     # Eight of ten traces are healthy, and all have about the same size: nine tenths of eight tenths are saved.
     tail = next(change for title, change in everything.items() if title.startswith("keep 10% of the healthy traces"))
     assert tail.bytes_a_roll == pytest.approx(0.72 * measured.per_roll(measured.spans)[0], rel=0.05)
@@ -175,14 +177,14 @@ def test_the_five_changes_that_save_most_come_first_with_their_savings(observed:
     assert everything["scrape every 15 s instead of 5 s"].samples_per_second == pytest.approx(10 / 5 - 10 / 15)
 
 
-def test_a_lab_that_samples_is_not_advised_to(observed: Observed, asked: Asked) -> None:
-    changes = Changes(observed, measure(observed, asked), asked, PRICES, sampled=True).best(99)
+def test_a_lab_that_samples_is_not_advised_to(observed: Observed, queries: Queries) -> None:
+    changes = Changes(observed, measure(observed, queries), queries, PRICES, sampled=True).best(99)
     assert changes
     assert not [change.title for change in changes if "SAMPLING=tail" in change.title]
 
 
-def test_half_of_the_buckets_that_no_query_names_are_removed(observed: Observed, asked: Asked) -> None:
-    unnamed = replace(asked, metrics=(MetricQuery.parse("seconds_bucket", "panel Rolls"),))
+def test_half_of_the_buckets_that_no_query_names_are_removed(observed: Observed, queries: Queries) -> None:
+    unnamed = replace(queries, metrics=(MetricQuery.parse("seconds_bucket", "panel Rolls"),))
     (change,) = (
         change
         for change in Changes(observed, measure(observed), unnamed, PRICES).best(99)
@@ -191,11 +193,11 @@ def test_half_of_the_buckets_that_no_query_names_are_removed(observed: Observed,
     assert change.series == 1  # 0.5 is removed; the first and +Inf stay
 
 
-def test_savings_follow_the_prices(observed: Observed, asked: Asked) -> None:
+def test_savings_follow_the_prices(observed: Observed, queries: Queries) -> None:
     """With free bytes only metrics can be saved."""
     free = replace(PRICES.traces, received_per_gb=0.0, stored_per_gb_month=0.0)
     prices = replace(PRICES, traces=free, logs=free)
-    titles = [change.title for change in Changes(observed, measure(observed, asked), asked, prices).best()]
+    titles = [change.title for change in Changes(observed, measure(observed, queries), queries, prices).best()]
     assert titles
     assert all("series" in title or "label" in title or "scrape" in title for title in titles), titles
 
@@ -291,7 +293,7 @@ def test_agreement_is_the_engines_figure_in_percent_of_ours() -> None:
 
 async def test_spans_that_lines_name_are_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A while without new spans does not mean that all have arrived: a busy machine delays a batch of spans."""
-    monkeypatch.setattr(collect, "LOOK_FILES", 0.01)
+    monkeypatch.setattr(collect, "POLL_FILES", 0.01)
     directory = RunDir(tmp_path)
     directory.make()
     lab = Lab(directory, "")
@@ -308,7 +310,7 @@ async def test_spans_that_lines_name_are_waited_for(tmp_path: Path, monkeypatch:
 
 async def test_waiting_for_missing_spans_ends_after_a_while(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Spans of traces that are not sampled never arrive."""
-    monkeypatch.setattr(collect, "LOOK_FILES", 0.01)
+    monkeypatch.setattr(collect, "POLL_FILES", 0.01)
     monkeypatch.setattr(collect, "QUIET_FILES", 0.1)
     directory = RunDir(tmp_path)
     directory.make()

@@ -20,7 +20,7 @@ def test_figures_equal_those_of_their_sources() -> None:
     scaling = yaml.safe_load_all((kustomize.DIRECTORY / "base/dice-roller/scaling.yaml").read_text())
     spec = next(one["spec"] for one in scaling if one["kind"] == "HorizontalPodAutoscaler")
     assert spec["metrics"][0]["resource"]["target"]["averageValue"] == f"{capacity.TARGET_LOAD * 1000:.0f}m"
-    assert spec["minReplicas"] == capacity.LEAST_PODS
+    assert spec["minReplicas"] == capacity.MIN_PODS
     for figure in (capacity.LINE_BYTES, capacity.LINE_BYTES_STORED, capacity.SPAN_BYTES, capacity.SPAN_BYTES_STORED):
         assert f"| {figure:,} |" in DOCS
     performance = (ROOT / "docs" / "performance.md").read_text()

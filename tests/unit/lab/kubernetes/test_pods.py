@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from lab import LabError
-from lab.chaos.pods import STUTTER, PodTarget
+from lab.chaos.pods import PAUSE_SCRIPT, PodTarget
 from lab.kubernetes import forward, pods
 from lab.kubernetes.pods import Workload
 from lab.supervise import engines, stages
@@ -174,7 +174,7 @@ async def test_a_slow_part_is_paused_by_a_script_that_ends_with_its_input(cluste
 
 
 def test_the_script_that_pauses_is_valid() -> None:
-    script = STUTTER.format(pause=0.5, run=0.05)
+    script = PAUSE_SCRIPT.format(pause=0.5, run=0.05)
     subprocess.run(["bash", "-n", "-c", script], check=True)
     assert "read -t 0.5" in script
 

@@ -1,7 +1,7 @@
-"""What the dashboards, the rules and the alerts ask for: their queries, and whether these find a series, line or span.
+"""The queries of dashboards, recording rules and alerts, and whether one of them selects a series, line or span.
 
-A query that is not understood as a whole counts as one that finds more, so that nothing that somebody asks for is
-reported as unused.
+The parsers understand a part of each query language. What a parser does not understand it takes to match, so that
+nothing that is in use is reported as unused.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from lab.signals import SPAN_KINDS, STATUS_CODES, Line, Span
 ROOT = Path(__file__).resolve().parents[2]
 DASHBOARDS = ROOT / "grafana" / "dashboards"
 RULES = ROOT / "compose" / "prometheus" / "rules"
-# What queries besides these: the page, the commands and their exercises name metrics in their code.
+# Code that queries too: the page, the commands and the exercises name metrics in it.
 CODE = (ROOT / "frontend" / "explorer", ROOT / "lab")
 NOT_CODE = ROOT / "lab" / "cost"
 
@@ -46,7 +46,7 @@ class Matcher:
     value: str
 
     def holds(self, value: str) -> bool:
-        """Whether a value, empty where there is none, meets the condition."""
+        """Whether a value meets the condition; an absent one is passed as the empty string."""
         if _VARIABLE.search(self.value):
             return True
         match self.operator:
@@ -65,7 +65,7 @@ class Matcher:
 def _pattern(text: str) -> re.Pattern[str]:
     try:
         return re.compile(text)
-    except re.error:  # RE2 knows expressions that Python does not
+    except re.error:  # RE2 supports expressions that Python does not
         return re.compile(".*", re.DOTALL)
 
 
@@ -78,7 +78,7 @@ def _unquoted(text: str) -> str:
         return text
     try:
         return str(json.loads(text))
-    except ValueError:  # an escape of Go's that JSON does not have
+    except ValueError:  # Go has escape sequences that JSON does not have
         return text[1:-1]
 
 
@@ -104,7 +104,7 @@ class MetricQuery:
         return cls(where, tuple(selectors), frozenset(grouping) | set(_LABEL_VALUES.findall(text)))
 
     def finds(self, name: str, labels: Mapping[str, str]) -> bool:
-        """Whether the query selects a series; of labels that are not given any value is possible."""
+        """Whether the query selects a series. A label that is not given may have any value."""
         return any(
             (wanted == name or (not wanted and bool(matchers)))
             and all(
@@ -162,7 +162,7 @@ def _text(value: Any) -> str:
 
 @dataclass(frozen=True)
 class SpanQuery:
-    """TraceQL: the conditions of each set of spans; ``None`` for conditions that are not read, which hold."""
+    """TraceQL: the conditions of each spanset; ``None`` for conditions that are not parsed and count as met."""
 
     where: str
     sets: tuple[tuple[Matcher, ...] | None, ...]
@@ -194,12 +194,12 @@ class SpanQuery:
 
 
 @dataclass(frozen=True)
-class Asked:
+class Queries:
     """All queries.
 
     Attributes:
-        service_map: whether a panel draws one, which is made from the spans of clients and servers.
-        code: the text of the programs that query besides the dashboards, rules and alerts.
+        service_map: whether a panel shows the service map, which is derived from client and server spans.
+        code: the source text of :data:`CODE`, which is searched for names.
     """
 
     metrics: tuple[MetricQuery, ...]
@@ -255,7 +255,7 @@ class Asked:
         )
 
     def series(self, name: str, labels: Mapping[str, str]) -> bool:
-        """Whether a dashboard, a rule or an alert asks for a series."""
+        """Whether a dashboard, a rule or an alert selects a series."""
         return any(query.finds(name, labels) for query in self.metrics)
 
     def in_code(self, name: str) -> bool:
@@ -267,12 +267,12 @@ class Asked:
         return list(dict.fromkeys(query.where for query in self.metrics if query.names(label)))
 
     def line(self, line: Line, text: str) -> str:
-        """``filter``: a query asks for lines like this one; ``list``: only whole streams are shown; else empty."""
+        """``filter``: a query filters for the line; ``list``: only queries of whole streams return it; else empty."""
         found = [query for query in self.lines if query.finds(line, text)]
         return "" if not found else "list" if all(query.of_streams for query in found) else "filter"
 
     def span(self, span: Span) -> str:
-        """``query``: a panel's query finds it; ``map``: the service map is made from it; else empty."""
+        """``query``: a panel's query finds it; ``map``: only the service map is derived from it; else empty."""
         if any(query.finds(span) for query in self.spans):
             return "query"
         return "map" if self.service_map and SPAN_KINDS[span.kind] in ("client", "server") else ""

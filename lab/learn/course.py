@@ -1,4 +1,4 @@
-"""What ``dicelab learn`` and the page do: list, ask, answer, hint, solution, reset."""
+"""The actions of ``dicelab learn`` and of the page: list, ask, answer, hint, solution, reset."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ GET_IT = {"promtool": "Debian's package prometheus"} | {engine.name: engine.get_
 
 
 @dataclass(frozen=True)
-class School:
-    """The exercises of one run dir.
+class Course:
+    """The exercises, with the learner's progress in one run dir.
 
     Attributes:
-        outage: seconds that an engine is away in the exercise about it.
+        outage: how long Loki is stopped in the exercise about an outage, in seconds.
     """
 
     run_dir: Path
@@ -59,7 +59,7 @@ class School:
         return {"exercise": about, "text": texts[action](about), "expected": find(about).form.words}
 
     def list(self) -> list[dict[str, Any]]:
-        """Every exercise: number, title, stage, state, tries, what it is answered with, and why it cannot be asked now.
+        """Every exercise: its number, title, stage, state and tries, the tools to use, and why it cannot be asked now.
 
         Raises:
             LabError: when the progress cannot be read.
@@ -115,10 +115,10 @@ class School:
         return exercise.ask(entry["facts"])
 
     async def answer(self, number: str, text: str) -> Verdict:
-        """Check an answer, and note the result.
+        """Check an answer, and save the result.
 
         Raises:
-            LabError: when it cannot be read or checked; then it does not count.
+            LabError: when it cannot be read or checked. Such an answer does not count as a try.
         """
         exercise = find(number)
         progress = self.progress
@@ -143,7 +143,7 @@ class School:
         return find(number).hint
 
     def solution(self, number: str) -> str:
-        """How to find the answer, with the answer of the attempt under way.
+        """How to find the answer, and the answer of the attempt under way.
 
         Raises:
             LabError: when no attempt is under way.
@@ -202,7 +202,7 @@ class School:
 
 
 def obstacle(exercise: Exercise, lab: Lab | None) -> str:
-    """Why an exercise cannot be asked now, with the command that helps; empty when it can be."""
+    """Why an exercise cannot be asked now, and the command that helps; empty when it can be asked."""
     missing = [name for name in exercise.engines if not _on_path(name)]
     if missing:
         return "; ".join(

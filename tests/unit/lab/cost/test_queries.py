@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from lab.cost.asked import Asked, LineQuery, MetricQuery, SpanQuery
+from lab.cost.queries import LineQuery, MetricQuery, Queries, SpanQuery
 from lab.signals import Span, parse_line
 
 
@@ -118,22 +118,22 @@ def test_queries_are_read_from_dashboards_and_rules(tmp_path: Path) -> None:
     code = tmp_path / "code"
     code.mkdir()
     (code / "page.py").write_text('QUERY = "rate(e_total[1m])"')
-    asked = Asked.read(tmp_path, tmp_path, [code])
+    queries = Queries.read(tmp_path, tmp_path, [code])
     assert [
-        name for name in ("rolls_total", "c_total", "a:b", "v_total", "f_total", "e_total") if asked.series(name, {})
+        name for name in ("rolls_total", "c_total", "a:b", "v_total", "f_total", "e_total") if queries.series(name, {})
     ] == [*("rolls_total", "c_total", "a:b", "v_total", "f_total")]
-    assert asked.in_code("e_total")
-    assert not asked.in_code("e")
-    assert asked.line(parse_line(LINE), LINE) == "list"
-    assert (asked.span(span()), asked.span(span(kind=1))) == ("map", "")
+    assert queries.in_code("e_total")
+    assert not queries.in_code("e")
+    assert queries.line(parse_line(LINE), LINE) == "list"
+    assert (queries.span(span()), queries.span(span(kind=1))) == ("map", "")
 
 
 def test_the_shipped_dashboards_and_rules_are_understood() -> None:
     """Their queries are understood: no metric that a rule queries is reported as unused."""
-    asked = Asked.read()
+    queries = Queries.read()
     for name in ("roll_requests_total", "roll_request_duration_seconds_bucket", "dice_rolls_total"):
-        assert asked.series(name, {"job": "dice-roller"}), name
-    assert not asked.series("nosuch_total", {})
+        assert queries.series(name, {"job": "dice-roller"}), name
+    assert not queries.series("nosuch_total", {})
     usage = '{"logger": "frontend", "level": "INFO", "message": "x", "usage": true, "event_type": "roll"}'
-    assert asked.line(parse_line(usage), usage) == "filter"
-    assert asked.span(span()) == "query"
+    assert queries.line(parse_line(usage), usage) == "filter"
+    assert queries.span(span()) == "query"
