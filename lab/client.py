@@ -16,7 +16,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Container, Iterator, Mapping
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -28,6 +28,7 @@ from yarl import URL
 from lab import LabError
 from lab.containers import Containers
 from lab.kubernetes.pods import Pods
+from lab.rotated import open_files, whole_lines
 from lab.signals import OPENMETRICS, Line, Sample, Span, parse_export, parse_line, parse_samples, parse_spans
 from lab.supervise import engines, stages
 from lab.supervise.readiness import readiness
@@ -300,11 +301,12 @@ class Lab:
 
     def spans(self, trace_id: str | None = None) -> list[Span]:
         """The spans in the trace files: those of one trace, or all."""
-        return [
-            span
-            for path in sorted(self.directory.traces.glob("*.jsonl*"))
-            for span in parse_spans(_complete_lines(path), trace_id)
-        ]
+        with ExitStack() as stack:
+            return [
+                span
+                for _, file in open_files(self.directory.traces, stack)
+                for span in parse_spans((line.decode(errors="replace") for line in whole_lines(file)), trace_id)
+            ]
 
     # --- HTTP ---
 
@@ -376,9 +378,8 @@ class Lab:
             Missing: when there are none.
         """
         if "tempo" in self.engines:
-            where = f"{self.engines['tempo']}/api/v2/traces/{trace_id}"
-            response = await self.fetch(where, Accept="application/json")
-            spans = parse_export(response.json.get("trace", {})) if response.status == 200 else []
+            where = self.engines["tempo"]
+            spans = parse_export(await self.fetch_export(trace_id))
         else:
             if self.remote:
                 self.engine("tempo")
@@ -387,6 +388,16 @@ class Lab:
         if not spans:
             raise Missing(f"no trace {trace_id} in {where}")
         return spans
+
+    async def fetch_export(self, trace_id: str) -> dict[str, Any]:
+        """The OTLP JSON document of a trace in Tempo; empty if Tempo does not have the trace.
+
+        Raises:
+            NotRunning: when there is no Tempo.
+        """
+        url = f"{self.engine('tempo')}/api/v2/traces/{trace_id}"
+        response = await self.fetch(url, Accept="application/json")
+        return dict(response.json.get("trace", {})) if response.status == 200 else {}
 
     async def fetch_prometheus(self, expression: str) -> list[Any]:
         """The result of an instant query.

@@ -6,6 +6,7 @@ import base64
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any
 
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
@@ -19,11 +20,13 @@ __all__ = [
     "Line",
     "Sample",
     "Span",
+    "format_time",
     "parse_export",
     "parse_families",
     "parse_line",
     "parse_samples",
     "parse_spans",
+    "parse_time",
     "total",
 ]
 
@@ -196,3 +199,16 @@ def total(samples: Iterable[Sample], name: str, labels: Mapping[str, str] | None
     """The sum of the samples with this name that have these labels; 0 where there are none."""
     wanted = (labels or {}).items()
     return sum(sample.value for sample in samples if sample.name == name and wanted <= sample.labels.items())
+
+
+def format_time(seconds: float) -> str:
+    """A time in seconds since 1970 as log lines have it: RFC 3339, in UTC, to the millisecond."""
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def parse_time(timestamp: Any) -> float:
+    """The time of a log line in seconds since 1970; 0 where it has none."""
+    try:
+        return datetime.fromisoformat(str(timestamp)).timestamp()
+    except ValueError:
+        return 0.0

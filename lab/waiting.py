@@ -1,15 +1,18 @@
-"""Waiting: by polling until a deadline, and until a signal arrives."""
+"""Waiting: by polling until a deadline, until a signal arrives, and for many calls."""
 
 from __future__ import annotations
 
 import asyncio
 import signal
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
+from typing import TypeVar
 
 POLL = 0.05  # seconds
+A = TypeVar("A")
+R = TypeVar("R")
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,17 @@ async def sleep(seconds: float, stop: asyncio.Event) -> None:
     with suppress(asyncio.TimeoutError):
         async with asyncio.timeout(seconds):
             await stop.wait()
+
+
+async def gather(call: Callable[[A], Awaitable[R]], arguments: Iterable[A], limit: int) -> list[R]:
+    """The results of a call with each argument, in order; at most ``limit`` calls run at a time."""
+    free = asyncio.Semaphore(limit)
+
+    async def limited(argument: A) -> R:
+        async with free:
+            return await call(argument)
+
+    return await asyncio.gather(*map(limited, arguments))
 
 
 @asynccontextmanager

@@ -21,6 +21,7 @@ from lab.client import DIE_SERVICE, Missing, NotRunning
 from lab.load.generator import Answer
 from lab.load.latency import Latencies
 from lab.signals import Span, parse_line
+from lab.waiting import gather
 
 # Memory has recovered if it is at most this factor and this many bytes above its value before the fault.
 MEMORY_FACTOR = 1.25
@@ -409,16 +410,14 @@ def traces_lost(seconds: float = 0.0, meanwhile: bool = False) -> Expectation:
         ]
         near = edges + between[:: max(1, len(between) // SAMPLE)]
         services = {"traffic", *observed.lab.services}
-        slots = asyncio.Semaphore(CONCURRENT_FETCHES)
 
         async def lacks_spans(answer: Answer) -> bool:
-            async with slots:
-                try:
-                    return not _is_whole(answer, await observed.lab.fetch_trace(answer.trace_id), services)
-                except Missing:
-                    return True
+            try:
+                return not _is_whole(answer, await observed.lab.fetch_trace(answer.trace_id), services)
+            except Missing:
+                return True
 
-        lacking = await asyncio.gather(*map(lacks_spans, near))
+        lacking = await gather(lacks_spans, near, CONCURRENT_FETCHES)
         incomplete = [answer for answer, lacks in zip(near, lacking, strict=True) if lacks]
         if not incomplete:
             return f"none of {len(near)}"

@@ -32,7 +32,7 @@ from lab.rotated import open_files, whole_lines
 from lab.schema.registry import Registry
 from lab.signals import OPENMETRICS, parse_line, parse_samples
 from lab.supervise import engines
-from lab.waiting import within
+from lab.waiting import gather, within
 
 USERS = 8  # that roll at the same time
 TIMEOUT = 30.0  # seconds for one request
@@ -183,15 +183,8 @@ class Collector:
             yield from (record for record in records(orjson.loads(line)) if record.span.trace_id in traces)
 
     async def _from_tempo(self, traces: set[str]) -> list[SpanRecord]:
-        limit = asyncio.Semaphore(PARALLEL)
-
-        async def fetch(trace_id: str) -> list[SpanRecord]:
-            async with limit:
-                url = f"{self._lab.engines['tempo']}/api/v2/traces/{trace_id}"
-                response = await self._lab.fetch(url, Accept="application/json")
-            return records(response.json.get("trace", {})) if response.status == 200 else []
-
-        return [record for found in await asyncio.gather(*map(fetch, sorted(traces))) for record in found]
+        exports = await gather(self._lab.fetch_export, sorted(traces), PARALLEL)
+        return [record for export in exports for record in records(export)]
 
     def _lines(self, traces: set[str]) -> Iterator[LineRecord]:
         for service, text in self._logs.new():

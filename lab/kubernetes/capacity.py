@@ -139,7 +139,7 @@ def table(numbers: Sequence[int] = USERS) -> str:
 def limits_table() -> str:
     """The table of :func:`limits` in Markdown, the lowest first."""
     rows = sorted(limits().items(), key=lambda one: one[1])
-    return "| what is full first | at users |\n|---|---|\n" + "".join(
+    return "| what is full first | at this number of users |\n|---|---|\n" + "".join(
         f"| {what} | {users:,} |\n" for what, users in rows
     )
 

@@ -9,7 +9,6 @@ import time
 from collections.abc import AsyncIterator, Collection, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +18,8 @@ from lab import LabError
 from lab.chaos import observations
 from lab.chaos.targets import RunDirTarget
 from lab.client import Lab, Missing
-from lab.signals import SPAN_KINDS, Line, Span
-from lab.waiting import within
+from lab.signals import SPAN_KINDS, Line, Span, format_time, parse_time
+from lab.waiting import gather, within
 
 TIMEOUT = 20.0  # seconds for telemetry to arrive and services to be ready again
 POLL = 0.1
@@ -74,7 +73,13 @@ class Lesson:
     def facts(self, **more: Any) -> dict[str, Any]:
         """The facts that every question may use, and further ones."""
         lab = self.lab
-        return {"since": clock(self.began), "run_dir": str(lab.run_dir), "front": lab.front, **lab.services, **more}
+        return {
+            "since": format_time(self.began),
+            "run_dir": str(lab.run_dir),
+            "front": lab.front,
+            **lab.services,
+            **more,
+        }
 
     # --- requests ---
 
@@ -120,14 +125,12 @@ class Lesson:
         Args:
             traced: whether each request carries a trace id of this attempt, if the lab accepts one.
         """
-        free = asyncio.Semaphore(AT_ONCE)
         traced = traced and self.lab.stage > 1  # stage 1 takes no context from its callers
 
-        async def one(die: str, trace_id: str) -> Outcome:
-            async with free:
-                return await self.ask("/roll", {"die": die}, url=url, trace_id=trace_id)
+        async def one(die: str) -> Outcome:
+            return await self.ask("/roll", {"die": die}, url=url, trace_id=self.trace_id() if traced else "")
 
-        return list(await asyncio.gather(*(one(die, self.trace_id() if traced else "") for die in dice)))
+        return await gather(one, dice, AT_ONCE)
 
     # --- faults ---
 
@@ -196,7 +199,7 @@ class Lesson:
     async def lines(self, service: str, since: float, until: float = float("inf")) -> list[Line]:
         """The log lines of a service in a time range, in seconds since 1970."""
         await asyncio.sleep(SETTLE)
-        return [line for line in self.lab.lines(service) if since <= _seconds(line.timestamp) <= until]
+        return [line for line in self.lab.lines(service) if since <= parse_time(line.timestamp) <= until]
 
 
 def complete(spans: list[Span], services: set[str], callers: set[str]) -> bool:
@@ -220,15 +223,3 @@ def _document(body: bytes) -> dict[str, Any]:
     except ValueError:
         return {}
     return document if isinstance(document, dict) else {}
-
-
-def _seconds(timestamp: str) -> float:
-    try:
-        return datetime.fromisoformat(timestamp).timestamp()
-    except ValueError:
-        return 0.0
-
-
-def clock(seconds: float) -> str:
-    """A time as log lines have it: RFC 3339, in UTC, to the millisecond."""
-    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

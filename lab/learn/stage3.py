@@ -13,9 +13,9 @@ from lab.client import DIE_SERVICE, FRONTEND, ROLLER
 from lab.learn import loki, promql, tempo
 from lab.learn.exercise import Answered, Exercise, Facts, Mistake
 from lab.learn.forms import Fields, Number, Text, Word
-from lab.learn.lesson import TIMEOUT, Lesson, Outcome, clock
+from lab.learn.lesson import TIMEOUT, Lesson, Outcome
 from lab.learn.stage1 import FAIR, RISKY, dice
-from lab.signals import Line
+from lab.signals import Line, format_time
 from lab.waiting import within
 
 POSTGRES = "postgres"
@@ -335,7 +335,7 @@ def _other_lines(lesson: Lesson, at: float) -> tuple[list[loki.Entry], dict[str,
 
     def add(service: str, level: str, message: str, die: str) -> None:
         moment = loki.nanoseconds(at - chance.uniform(2, 300))
-        fields = {"timestamp": clock(moment / 1e9), "level": level, "message": message, "logger": service}
+        fields = {"timestamp": format_time(moment / 1e9), "level": level, "message": message, "logger": service}
         text = json.dumps({**fields, "die_type": die, "number": len(entries)})
         entries.append(({"service_name": service, "level": level}, moment, text, {}))
 

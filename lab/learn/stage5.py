@@ -13,9 +13,9 @@ from lab.client import DIE_SERVICE, FRONTEND
 from lab.learn import promql
 from lab.learn.exercise import Answered, Exercise, Facts, Mistake, Verdict
 from lab.learn.forms import Fields, Items, Moment, Number, Text, Word
-from lab.learn.lesson import TIMEOUT, Lesson, Outcome, clock
+from lab.learn.lesson import TIMEOUT, Lesson, Outcome
 from lab.learn.stage1 import EXTREME, FAIR
-from lab.signals import total
+from lab.signals import format_time, total
 from lab.waiting import within
 
 POSTGRES = "postgres"
@@ -113,7 +113,7 @@ async def a_slow_database(lesson: Lesson) -> Facts:
         await asyncio.gather(*(_get(lesson) for _ in range(8)))
     # A rate between the limits of two pool sizes, far from both.
     rate = round((size - 0.5) / seconds, 1)
-    return lesson.facts(began=clock(began), rate=rate, size=size, seconds=seconds, requests=8, below=size - 1)
+    return lesson.facts(began=format_time(began), rate=rate, size=size, seconds=seconds, requests=8, below=size - 1)
 
 
 async def _exhausted(lesson: Lesson, size: int, facts: Facts) -> tuple[int, int]:
@@ -234,14 +234,14 @@ async def a_locked_table(lesson: Lesson) -> Facts:
         certain=sorted(certain),
         unharmed=unharmed,
         first_error=min(one.at + one.seconds for one in failed),
-        until=clock(time.time()),
+        until=format_time(time.time()),
         rate=RATE,
-        locked_at=clock(locked),
+        locked_at=format_time(locked),
     )
 
 
 def _at(seconds: float, trace_ids: list[str]) -> str:
-    return f"{clock(seconds)} {','.join(trace_ids[:3])}"
+    return f"{format_time(seconds)} {','.join(trace_ids[:3])}"
 
 
 async def _judge_lock(exercise: Exercise, lesson: Lesson, facts: Facts, answer: str) -> Verdict:
@@ -343,9 +343,9 @@ async def a_hidden_fault(lesson: Lesson) -> Facts:
             }
             for name, shift in (("this run", 0.0), ("the other run", -promql.APART))
         ],
-        fault_at=clock(began),
-        restored_at=clock(ended),
-        until=clock(recording.end),
+        fault_at=format_time(began),
+        restored_at=format_time(ended),
+        until=format_time(recording.end),
     )
 
 

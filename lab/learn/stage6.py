@@ -21,10 +21,11 @@ from lab.client import FRONTEND, ROLLER
 from lab.learn import loki
 from lab.learn.exercise import Answered, Exercise, Facts, Mistake, Verdict
 from lab.learn.forms import Fields, Items, Number, Text
-from lab.learn.lesson import TIMEOUT, Lesson, clock
+from lab.learn.lesson import TIMEOUT, Lesson
 from lab.learn.promql import free_port, ready
 from lab.learn.queries import refused
 from lab.learn.stage1 import FAIR
+from lab.signals import format_time
 from lab.supervise.engines import ALLOY, COMPOSE
 from lab.supervise.processes import Process
 from lab.waiting import within
@@ -91,7 +92,7 @@ async def numbered_lines(lesson: Lesson) -> Facts:
         for index, level in enumerate(levels):
             number += 1
             at = time.time() - 60 + index / 100
-            line = {"timestamp": clock(at), "level": level, "message": chance.choice(messages), "logger": service}
+            line = {"timestamp": format_time(at), "level": level, "message": chance.choice(messages), "logger": service}
             lines.append(json.dumps({**line, "number": number}))
             expected[WARNINGS if level == "WARNING" else OPERATIONS].append(number)
     return lesson.facts(files=files, expected=expected, lines=sum(map(len, files.values())), alloy=str(ALLOY))
@@ -401,7 +402,7 @@ async def visits(lesson: Lesson) -> Facts:
     await lesson.lines(FRONTEND, lesson.began)
     return lesson.facts(
         sessions=len(plans),
-        until=clock(time.time()),
+        until=format_time(time.time()),
         names=sorted({*idle, both}),
         count=len(idle) + 1,
         by_name=sorted(idle),
@@ -484,8 +485,8 @@ async def an_outage(lesson: Lesson) -> Facts:
         prefix=lesson.prefix,
         count=len(numbers),
         outage=round(lesson.outage),
-        began_at=clock(began),
-        until=clock(time.time()),
+        began_at=format_time(began),
+        until=format_time(time.time()),
     )
     other, once = _lost_and_doubled(lesson, numbers)
     tenant = f"learn-{lesson.prefix}-other"
@@ -521,7 +522,7 @@ def _lost_and_doubled(lesson: Lesson, numbers: list[str]) -> tuple[list[loki.Ent
         for message in ("Roll requested", "Roll completed"):
             if number in lost and message == "Roll completed":
                 continue
-            fields = {"timestamp": clock(now / 1e9), "level": "INFO", "message": message, "logger": ROLLER}
+            fields = {"timestamp": format_time(now / 1e9), "level": "INFO", "message": message, "logger": ROLLER}
             text = json.dumps({**fields, "trace_id": number, "die_type": FAIR})
             for copy in range(2 if number in doubled and message == "Roll completed" else 1):
                 entries.append((labels, now + index * 1000 + copy, text, {"trace_id": number}))

@@ -10,6 +10,7 @@ from typing import Any
 
 from lab import InputError
 from lab.mystery.situations import IMPACTS, MECHANISMS, NOTHING
+from lab.signals import format_time
 
 FIELDS = ("component", "mechanism", "since", "impact", "trace", "query")
 MAX_GUESSES = 10
@@ -48,7 +49,7 @@ class Answer:
         return {
             "component": list(self.components),
             "mechanism": list(self.mechanisms),
-            "since": None if self.since is None else clock(self.since),
+            "since": None if self.since is None else format_time(self.since),
             "impact": self.impact,
             "trace": self.trace,
             "query": self.query,
@@ -161,11 +162,6 @@ def _text(what: str, given: Any) -> str:
     return given.strip()
 
 
-def clock(seconds: float) -> str:
-    """A time as log lines have it: RFC 3339, in UTC, to the millisecond."""
-    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-
-
 def question(components: Iterable[str], began: float, seconds: float | None, commitment: str) -> dict[str, Any]:
     """The question to the player, as JSON.
 
@@ -176,7 +172,7 @@ def question(components: Iterable[str], began: float, seconds: float | None, com
         "question": "Since the beginning users roll dice. At some time since then something may have gone wrong, at one"
         " place or at two. Which component or link is it, by which mechanism, since when, and whom does it hurt? Give"
         " the id of one trace that shows it, and one query that tells the time of the fault from the time before it.",
-        "began": clock(began),
+        "began": format_time(began),
         "seconds": seconds,
         "components": list(components),
         "mechanisms": MECHANISMS,

@@ -25,7 +25,8 @@ from prometheus_client.utils import floatToGoString
 from lab.client import Lab
 from lab.mystery.samples import Scrape, window
 from lab.rotated import open_files, whole_lines
-from lab.signals import Span, parse_export
+from lab.signals import Span, parse_export, parse_time
+from lab.waiting import gather
 
 TEMPO_TRACES = 3000  # that are fetched from Tempo, spread over the game; a game of three minutes has about as many
 TEMPO_AT_ONCE = 10
@@ -83,14 +84,6 @@ def _timed(scrape: Scrape) -> Iterator[Timed]:
             yield Timed(scrape.at, scrape.service, family.type, sample)
 
 
-def seconds(timestamp: Any) -> float:
-    """The time of a log line in seconds since 1970; 0 where it has none."""
-    try:
-        return datetime.fromisoformat(str(timestamp)).timestamp()
-    except ValueError:
-        return 0.0
-
-
 # --- from a running lab ---
 
 
@@ -113,7 +106,7 @@ async def collect(
 
 def _lines(lab: Lab, began: float, ended: float) -> Iterator[Document]:
     for line in _documents_since(lab.directory.logs, began):
-        if began <= seconds(line.get("timestamp")) <= ended:
+        if began <= parse_time(line.get("timestamp")) <= ended:
             yield line
 
 
@@ -129,19 +122,14 @@ async def _from_tempo(
 ) -> list[Document]:
     ids = list(dict.fromkeys(str(line["trace_id"]) for line in lines if line.get("trace_id")))
     chosen = dict.fromkeys([*evidence, *ids[:: -(-len(ids) // TEMPO_TRACES) or 1]])
-    free = asyncio.Semaphore(TEMPO_AT_ONCE)
 
-    async def fetch(trace_id: str) -> Document | None:
-        async with free:
-            try:
-                url = f"{lab.engine('tempo')}/api/v2/traces/{trace_id}"
-                response = await lab.fetch(url, Accept="application/json")
-                return dict(response.json.get("trace", {})) if response.status == 200 else None
-            except (aiohttp.ClientError, asyncio.TimeoutError, OSError, ValueError):
-                return None
+    async def fetch(trace_id: str) -> Document:
+        try:
+            return await lab.fetch_export(trace_id)
+        except (aiohttp.ClientError, asyncio.TimeoutError, OSError, ValueError):
+            return {}
 
-    found = await asyncio.gather(*(fetch(trace_id) for trace_id in chosen))
-    kept = [_between(export, began, ended) for export in found if export]
+    kept = [_between(export, began, ended) for export in await gather(fetch, chosen, TEMPO_AT_ONCE) if export]
     return [export for export in kept if export["resourceSpans"]]
 
 
@@ -193,7 +181,7 @@ def write_window(case: Case, directory: Path, start: float, end: float, epoch: f
         (directory / name).mkdir(parents=True)
     with open(directory / "logs" / "window.jsonl", "w") as file:
         for line in case.lines:
-            at = seconds(line.get("timestamp"))
+            at = parse_time(line.get("timestamp"))
             if start <= at < end:
                 moved = datetime.fromtimestamp(at + shift).astimezone().isoformat()
                 file.write(json.dumps({**line, "timestamp": moved}) + "\n")

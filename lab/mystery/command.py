@@ -18,13 +18,14 @@ from lab import InputError, LabError
 from lab.client import Lab
 from lab.mystery import answer as answers
 from lab.mystery import files, player
-from lab.mystery.answer import BadAnswer, clock
+from lab.mystery.answer import BadAnswer
 from lab.mystery.game import Game, Played, play
 from lab.mystery.history import History
 from lab.mystery.plan import LEVELS, PUBLIC_SEEDS, Plan, draw
 from lab.mystery.score import Score, score
 from lab.mystery.situations import Facets
 from lab.mystery.timer import Timer
+from lab.signals import format_time
 from lab.terminal import printable, say
 from lab.waiting import stop_signal
 
@@ -154,7 +155,7 @@ async def _play(lab: Lab, plan: Plan, options: Options, console: Console) -> int
     _show_result(played, session, result, options, console)
     History(options.run_dir).add(
         {
-            "at": clock(time.time()),
+            "at": format_time(time.time()),
             "seed": plan.seed,
             "level": plan.level,
             "stage": plan.facets.stage,
@@ -207,7 +208,7 @@ def _show_result(played: Played, session: player.Session, result: Score, options
     if game.onset is None:
         say(console, "The game was over before that.")
     elif played.truth.onset is not None:
-        say(console, f"It began at {clock(played.truth.onset)}, {game.plan.onset:.0f} s after the beginning.")
+        say(console, f"It began at {format_time(played.truth.onset)}, {game.plan.onset:.0f} s after the beginning.")
     say(console, _noticed(played.indicators))
     for note in result.notes:
         say(console, f"  {note}")

@@ -14,10 +14,10 @@ from lab import InputError
 from lab.client import DIE_SERVICE, FRONTEND, ROLLER
 from lab.mystery import promql
 from lab.mystery.answer import BadAnswer
-from lab.mystery.case import Case, seconds, write_window
+from lab.mystery.case import Case, write_window
 from lab.mystery.samples import window
 from lab.mystery.truth import Truth
-from lab.signals import SPAN_KINDS, Span
+from lab.signals import SPAN_KINDS, Span, parse_time
 from lab.supervise.stages import POSTGRES
 from lab.tables import Tables, mentions_samples
 
@@ -85,7 +85,7 @@ def anomaly(case: Case, truth: Truth, trace_id: str) -> set[str]:
     mentioned = [
         line
         for line in case.lines
-        if line.get("trace_id") == trace_id and seconds(line.get("timestamp")) >= onset - BEFORE
+        if line.get("trace_id") == trace_id and parse_time(line.get("timestamp")) >= onset - BEFORE
     ]
     if spans and min(span.start for span in spans) / 1e9 < onset - BEFORE:
         return set()

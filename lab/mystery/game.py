@@ -26,14 +26,13 @@ from lab.chaos.observations import Observations
 from lab.chaos.targets import RunDirTarget
 from lab.client import Lab
 from lab.load.generator import Client
-from lab.mystery.answer import clock
 from lab.mystery.case import Case, collect
 from lab.mystery.plan import DEPLOYMENT, RESTART, SPIKE_SECONDS, SPIKE_USERS, Decoy, Plan, commitment
 from lab.mystery.samples import Sampler, SamplesFile, Scrape, recent, up
 from lab.mystery.situations import DELAYS, DIE_SERVICE_POSTGRES, LINKS, Facets
 from lab.mystery.truth import Truth
 from lab.mystery.users import TIMEOUT, Users, indicators, random_seed
-from lab.signals import OPENMETRICS
+from lab.signals import OPENMETRICS, format_time
 
 READY_TIMEOUT = 60.0  # seconds for the services to be ready, before a game and after it
 POLL = 0.1
@@ -201,7 +200,7 @@ async def _decoy(game: Game, target: RunDirTarget, decoy: Decoy, facets: Facets)
 
 def _log_deployment(path: Path, service: str) -> None:
     line = {
-        "timestamp": clock(time.time()),
+        "timestamp": format_time(time.time()),
         "level": "INFO",
         "message": "Deployment finished",
         "logger": "deployments",

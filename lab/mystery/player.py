@@ -15,13 +15,14 @@ from typing import Any, TextIO
 
 from lab import LabError
 from lab.mystery import answer as answers
-from lab.mystery.answer import Answer, BadAnswer, clock
+from lab.mystery.answer import Answer, BadAnswer
 from lab.mystery.evidence import check_query
 from lab.mystery.game import Game
 from lab.mystery.plan import WITHIN
 from lab.mystery.score import WRONG_GUESS
 from lab.mystery.situations import IMPACTS, MECHANISMS
 from lab.mystery.timer import Timer
+from lab.signals import format_time
 
 POLL = 0.25  # seconds between two looks at a file, and at the clock
 MIN_FAULT_SECONDS = 15.0  # how long the fault, if there is one, lasts at least before answers are taken
@@ -54,7 +55,7 @@ class Session:
 
     def question(self) -> dict[str, Any]:
         asked = answers.question(self.components, self.game.began, self.timer.seconds, self.game.commitment)
-        return {**asked, "answers_from": clock(self.game.began + self.earliest)}
+        return {**asked, "answers_from": format_time(self.game.began + self.earliest)}
 
     def progress(self) -> dict[str, Any]:
         """The remaining time, as JSON."""
@@ -80,7 +81,7 @@ class Session:
     def check_time(self) -> None:
         """Raise :class:`BadAnswer` if it is too early for an answer."""
         if self.wait > 0:
-            moment = clock(self.game.began + self.earliest)
+            moment = format_time(self.game.began + self.earliest)
             raise BadAnswer(f"answers are taken from {moment} on, in {self.wait:.0f} s")
 
 

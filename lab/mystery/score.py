@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from lab.mystery import evidence
-from lab.mystery.answer import Answer, clock
+from lab.mystery.answer import Answer
 from lab.mystery.case import Case
 from lab.mystery.truth import Truth
+from lab.signals import format_time
 
 COMPONENT, MECHANISM, ONSET, TRACE, QUERY = 40.0, 25.0, 15.0, 10.0, 10.0
 WRONG_GUESS = 10.0
@@ -95,7 +96,7 @@ def _onset(truth: Truth, answer: Answer, component: bool) -> tuple[bool, str]:
     if truth.onset is None:
         return component and answer.since is None, "onset: nothing began"
     if answer.since is None:
-        return False, f"onset: nothing said; it was {clock(truth.onset)}"
+        return False, f"onset: nothing said; it was {format_time(truth.onset)}"
     late = answer.since - truth.onset
     return abs(late) <= ONSET_WITHIN, f"onset: {abs(late):.1f} s {'after' if late >= 0 else 'before'} it"
 

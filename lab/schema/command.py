@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from textwrap import fill
@@ -16,12 +15,13 @@ from textwrap import fill
 from rich.console import Console
 
 from lab import LabError
-from lab.client import Lab, Missing
+from lab.client import Lab
 from lab.schema import weaver
 from lab.schema.judge import Judge
 from lab.schema.registry import OTHERS, Registry
-from lab.signals import OPENMETRICS, Line, Span
+from lab.signals import OPENMETRICS, Line, Span, parse_export
 from lab.terminal import say
+from lab.waiting import gather
 
 MAX_TRACES = 300  # the latest traces, which are fetched from Tempo
 PARALLEL = 8
@@ -86,15 +86,9 @@ async def _page(lab: Lab, url: str) -> str:
 async def _spans_of(lab: Lab, lines: list[Line]) -> list[Span]:
     """The spans of the traces that these lines name, from Tempo."""
     latest = list(dict.fromkeys(line.trace_id for line in reversed(lines) if line.trace_id))[:MAX_TRACES]
-    limit = asyncio.Semaphore(PARALLEL)
-
-    async def fetch(trace_id: str) -> list[Span]:
-        async with limit:
-            with suppress(Missing):  # not sampled, or not there yet
-                return await lab.fetch_trace(trace_id)
-        return []
-
-    return [span for spans in await asyncio.gather(*map(fetch, latest)) for span in spans]
+    # A trace that is not sampled, or has not arrived yet, has an empty document.
+    exports = await gather(lab.fetch_export, latest, PARALLEL)
+    return [span for export in exports for span in parse_export(export)]
 
 
 def run(lab: Lab, stage: int, samples: Path | None, console: Console) -> int:

@@ -19,11 +19,10 @@ import yaml
 
 from lab.client import SAMPLING_METRICS
 from lab.client import Lab as AnyLab
-from lab.mystery.case import seconds
 from lab.mystery.game import Game, play
 from lab.mystery.plan import draw
 from lab.mystery.situations import Facets
-from lab.signals import parse_export
+from lab.signals import parse_export, parse_time
 from lab.supervise import engines, stages
 from tests.support import labs
 from tests.support.labs import Lab, dicelab, get, wait_for
@@ -254,7 +253,7 @@ async def test_a_mystery_waits_for_the_decision_about_its_last_traces(lab: Lab) 
     failed = {
         line["trace_id"]
         for line in played.case.lines
-        if line["level"] == "ERROR" and ended - 8 < seconds(line["timestamp"]) < ended - 2 and line.get("trace_id")
+        if line["level"] == "ERROR" and ended - 8 < parse_time(line["timestamp"]) < ended - 2 and line.get("trace_id")
     }
     assert len(failed) > 10
     assert len(failed & set(played.case.traces)) > len(failed) / 2

@@ -7,10 +7,10 @@ from collections.abc import Callable
 from typing import Any
 
 from lab.client import DIE_SERVICE, FRONTEND, ROLLER
-from lab.mystery.answer import clock
 from lab.mystery.case import Case
 from lab.mystery.samples import Scrape
 from lab.mystery.truth import Truth
+from lab.signals import format_time
 
 BEGAN = 1_750_000_000.0
 ONSET = BEGAN + 40
@@ -108,7 +108,7 @@ def case(change: Callable[[Roll], None] = lambda roll: None, rate: float = 5.0) 
             exports.append(_export(service, span))
         lines.append(
             {
-                "timestamp": clock(roll.at),
+                "timestamp": format_time(roll.at),
                 "level": "ERROR" if roll.status >= 500 else "INFO",
                 "logger": FRONTEND,
                 "message": "Roll",

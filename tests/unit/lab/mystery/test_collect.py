@@ -14,14 +14,14 @@ from aiohttp.test_utils import TestServer
 
 from lab.client import ROLLER, Lab
 from lab.mystery import case
-from lab.mystery.answer import clock
+from lab.signals import format_time
 from lab.supervise.rundir import RunDir
 
 BEGAN = 1_767_268_800.0
 
 
 def lines(*numbers: int) -> str:
-    return "".join(json.dumps({"timestamp": clock(BEGAN + number), "n": number}) + "\n" for number in numbers)
+    return "".join(json.dumps({"timestamp": format_time(BEGAN + number), "n": number}) + "\n" for number in numbers)
 
 
 async def test_lines_between_two_times_each_once_though_a_file_is_rotated_meanwhile(
@@ -56,7 +56,9 @@ async def test_the_trace_of_an_answer_is_fetched_from_tempo_whichever_others_are
 ) -> None:
     ids = [f"{number:032x}" for number in range(1, 8)]
     (tmp_path / "logs").mkdir()
-    texts = [json.dumps({"timestamp": clock(BEGAN + number), "trace_id": name}) for number, name in enumerate(ids)]
+    texts = [
+        json.dumps({"timestamp": format_time(BEGAN + number), "trace_id": name}) for number, name in enumerate(ids)
+    ]
     (tmp_path / "logs" / "a.jsonl").write_text("".join(f"{text}\n" for text in texts))
 
     async def trace(request: web.Request) -> web.Response:
