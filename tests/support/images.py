@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import yaml
@@ -84,6 +85,7 @@ def identity(text: str) -> tuple[int, int]:
     return int(uid), int(gid)
 
 
+@cache
 def load() -> dict[str, Image]:
     """Every image by its name in the compose file."""
     document: dict[str, dict[str, Any]] = yaml.safe_load((COMPOSE / "images.yaml").read_text())

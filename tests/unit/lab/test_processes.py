@@ -9,10 +9,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+from lab.supervise import processes
 from lab.supervise.processes import Process
 
 
-async def test_an_exit_is_noticed_despite_a_surviving_child(tmp_path: Path) -> None:
+async def test_an_exit_is_noticed_despite_a_surviving_child(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processes, "OUTPUT_TIMEOUT", 0.5)
     leaves_a_child = "import subprocess; print('done', flush=True); subprocess.Popen(['sleep', '60']); exit(3)"
     seen: list[bytes] = []
     process = await Process.start(
