@@ -21,7 +21,7 @@ from typing import Any
 from aiohttp import web
 from opentelemetry import propagate
 
-from otel.faulty_propagation import FaultyPropagator
+from web.faulty_propagation import FaultyPropagator
 
 # Switches one defect on with a value, such as true, or off with None.
 Switch = Callable[[Any], Awaitable[None] | None]

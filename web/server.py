@@ -14,9 +14,9 @@ from aiohttp import web
 
 import otel
 from otel import http, logs, traces
-from otel.faulty_propagation import FaultyPropagator
 from web import health, runtime_metrics, tuning
 from web.connection import Runner
+from web.faulty_propagation import FaultyPropagator
 from web.hosts import AllowedHosts, is_loopback
 from web.settings import EVENT_LOOPS, Environment, ServerSettings, SettingsError
 

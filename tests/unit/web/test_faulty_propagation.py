@@ -10,7 +10,7 @@ from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
 
 from otel.fast.spans import LeanTracerProvider
-from otel.faulty_propagation import FaultyPropagator
+from web.faulty_propagation import FaultyPropagator
 
 TRACE, SPAN = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 HEADERS = {"traceparent": f"00-{TRACE}-{SPAN}-01"}
