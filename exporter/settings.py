@@ -32,7 +32,7 @@ class Settings:
             port=env.integer("EXPORTER_PORT", 8026, 0, 65535),
             database_url=database_url(env),
             run_dir=Path(run_dir) if run_dir else None,
-            targets=dict(map(_target, filter(None, env.text(TARGETS).split(",")))),
+            targets=dict(map(_target, filter(None, env.text("PROBE_TARGETS").split(",")))),
             probe_timeout=env.number("PROBE_TIMEOUT", 3.5, 0.1, 60.0),
             allowed_hosts=env.names("ALLOWED_HOSTS"),
         )

@@ -146,7 +146,7 @@ def test_counters_catch_up_with_prometheus(lab_with_engines: Lab) -> None:
 
 @ENGINES_TIMEOUT
 def test_a_disk_is_filled_only_if_it_was_set_up_for_that(lab_with_engines: Lab) -> None:
-    assert "mount a small one there" in refused("prometheus-disk-full", "--run-dir", lab_with_engines.run_dir)
+    assert "is not a mount point" in refused("prometheus-disk-full", "--run-dir", lab_with_engines.run_dir)
 
 
 def test_faults_of_a_killed_experiment_are_undone(lab: Lab) -> None:

@@ -58,7 +58,7 @@ async def test_a_frozen_service_continues_when_the_experiment_ends(own_lab: Call
         await asyncio.to_thread(wait_for, frozen)
         with pytest.raises(LabError, match="this lab runs no nobody"):
             await faults.ask(freeze="nobody")
-        with pytest.raises(LabError, match="no file system of its own that can be filled"):
+        with pytest.raises(LabError, match="is not a mount point"):
             await faults.ask(fill=ROLLER)
     assert not await asyncio.to_thread(frozen)
     assert await asyncio.to_thread(answered, lab)
