@@ -17,6 +17,8 @@ import pytest
 from lab import bench
 from tests.support.labs import clean_environ, processes_of, wait_for
 
+pytestmark = pytest.mark.usefixtures("high_priority")
+
 
 def measured(
     tmp_path: Path, *arguments: str, seconds: float = 0.2

@@ -18,6 +18,8 @@ from lab.chaos.experiments import EXPERIMENTS
 from lab.options import EXPERIMENTS as NAMES
 from tests.support.labs import Held, Lab, dicelab, get, wait_for
 
+pytestmark = pytest.mark.usefixtures("high_priority")
+
 PATIENCE = {"DIE_SERVICE_CONNECT_TIMEOUT": "0.4", "DB_POOL_TIMEOUT": "0.4"}
 SHORT = ("--steady", "1", "--fault", "3", "--rate", "25")
 

@@ -17,6 +17,8 @@ from tests.support.guides import GUIDES, Command, Shell, blocks, commands, envir
 from tests.support.labs import free_base_port
 from tests.support.queries import parse
 
+pytestmark = pytest.mark.usefixtures("high_priority")
+
 ROOT = Path(__file__).parents[2]
 STAGES = range(1, 7)
 EXPERIMENT = 5  # the guide with an experiment, which is sensitive to other load
