@@ -2,7 +2,7 @@
 
 The SDK's span takes two locks, validates each attribute as it is set and builds its context, its bounded lists
 and a read-only copy of itself whether or not anything reads them: starting, activating, filling and ending one
-takes 24 µs, one of these 7 µs. A lean span is used by one task at a time, keeps its attributes unchecked, and passes
+takes 25 µs, one of these 4 µs. A lean span is used by one task at a time, keeps its attributes unchecked, and passes
 itself to the sinks when it ends. A sink that needs the SDK's ``ReadableSpan``, with the SDK's validation and limits,
 asks the span for one.
 """
