@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -18,6 +18,7 @@ from lab.containers import Containers
 from lab.features import Subject, span_of_the_roll
 from lab.kubernetes.pods import Pods, Workload
 from lab.supervise.rundir import RunDir
+from tests.unit.lab.test_signals import export
 
 STATE = {
     "stage": 3,
@@ -136,6 +137,24 @@ def test_a_line_may_be_half_written_within_a_character(tmp_path: Path) -> None:
     lab = Lab(directory, "")
     assert [line.message for line in lab.lines("frontend")] == ["🎲"]
     assert lab.spans() == []
+
+
+def test_spans_are_read_once_while_their_file_is_rotated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    directory = RunDir(tmp_path)
+    directory.make()
+    file = directory.traces / "frontend.jsonl"
+    file.write_text(json.dumps(export(name="first")) + "\n")
+    list_directory = Path.glob
+
+    def list_and_rotate(path: Path, pattern: str) -> Iterator[Path]:
+        listed = list(list_directory(path, pattern))
+        if len(listed) == 1:
+            file.rename(directory.traces / "frontend.jsonl.1")
+            file.write_text(json.dumps(export(name="second")) + "\n")
+        return iter(listed)
+
+    monkeypatch.setattr(Path, "glob", list_and_rotate)
+    assert [span.name for span in Lab(directory, "").spans()] == ["first", "second"]
 
 
 async def test_capabilities_are_read_from_openapi(aiohttp_server: Serve, tmp_path: Path) -> None:
