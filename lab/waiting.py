@@ -1,4 +1,4 @@
-"""Waiting: by polling until a deadline, until a signal arrives, and for many calls."""
+"""Waiting: by polling until a deadline, for a signal, and for many calls at once."""
 
 from __future__ import annotations
 

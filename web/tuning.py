@@ -14,8 +14,9 @@ def reduce_garbage_collection() -> None:
     next to nothing and cost a fourteenth of the CPU. A thousand concurrent requests hold tens of thousands of
     objects: with a threshold below that, collections traverse them again and again.
 
-    Garbage of the start-up is kept: it is 2,000 objects, and to find it among the 90,000 of the roller or the 240,000
-    of the frontend would delay the first requests by 0.1 to 0.3 s.
+    Collections are off until then, see each service's ``__main__``. The garbage from the start-up, about 2,000 objects,
+    is kept: finding it among the 90,000 objects of the roller, or the 240,000 of the frontend, would delay the first
+    requests by 0.1 to 0.3 s.
     """
     gc.freeze()
     gc.set_threshold(200_000, 5, 5)

@@ -63,9 +63,9 @@ def stage_lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[...
 
 @pytest.fixture(scope="module")
 def high_priority() -> Iterator[None]:
-    """More CPU time than other tests get, for tests of durations: their labs and commands inherit it.
+    """Raises the priority of tests of durations; their labs and commands inherit it.
 
-    Only root may do this; without it the tests compete as equals.
+    Only root may raise a priority; for other users this fixture changes nothing.
     """
     before = os.getpriority(os.PRIO_PROCESS, 0)
     with suppress(PermissionError):
