@@ -1,11 +1,12 @@
 """Run the exporter: ``python -m exporter``."""
 
 import gc
-import logging
 import sys
 
 # Garbage collections during imports find next to nothing and take a fifth of the time. web.helper enables them again.
 gc.disable()
+
+import logging
 
 from exporter.app import SERVICE, create_app
 from exporter.settings import Settings
