@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gc
 import importlib.metadata
 import io
 import re
@@ -45,6 +46,18 @@ def given(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
     monkeypatch.setattr("lab.cli._run", run)
     return found
+
+
+def test_garbage_is_collected_while_a_command_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    collecting: list[bool] = []
+
+    def run(*_: object) -> int:
+        collecting.append(gc.isenabled())
+        return 0
+
+    monkeypatch.setattr("lab.supervise.status.run", run)
+    assert main(["status", "--run-dir", str(tmp_path)]) == 0
+    assert collecting == [True]
 
 
 def test_version() -> None:
