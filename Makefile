@@ -21,6 +21,7 @@ MOUNTED := alloy grafana otel/collector.yaml otel/sampling compose/alertmanager 
 CHROMIUM ?= $(or $(shell command -v chromium || command -v chromium-browser || command -v google-chrome),/usr/bin/chromium)
 PROMETHEUS := $(or $(shell command -v prometheus),/usr/bin/prometheus)
 EXPORTER := $(or $(shell command -v postgres_exporter || command -v prometheus-postgres-exporter),/usr/bin/prometheus-postgres-exporter)
+ALERTMANAGER := $(or $(shell command -v alertmanager || command -v prometheus-alertmanager),/usr/bin/prometheus-alertmanager)
 NODE := $(or $(shell command -v node),/usr/bin/node)
 NPM := $(or $(shell command -v npm),/usr/bin/npm)
 CURL := $(or $(shell command -v curl),/usr/bin/curl)
@@ -110,7 +111,7 @@ compose/.env:
 	umask 077; for name in POSTGRES_PASSWORD GRAFANA_ADMIN_PASSWORD SESSION_SECRET; do \
 	  echo "$$name=$$(od -An -N24 -tx1 /dev/urandom | tr -d ' \n')"; done > $@
 
-test: $(VENV)/installed-test $(CHROMIUM) $(PROMETHEUS) $(EXPORTER) $(CURL) $(GRAMMAR) $(AXE) $(PANEL_TYPES) $(CRD_TYPES)  ## run all tests, in WORKERS=2 processes
+test: $(VENV)/installed-test $(CHROMIUM) $(PROMETHEUS) $(EXPORTER) $(ALERTMANAGER) $(CURL) $(GRAMMAR) $(AXE) $(PANEL_TYPES) $(CRD_TYPES)  ## run all tests, in WORKERS=2 processes
 	@# On a busy machine, with other tests running, a lab may exceed a time-out: a failed test is run once more, alone.
 	@# The tests start hundreds of processes: let Python cache compiled modules even where the environment says not to.
 	export CHROMIUM=$(CHROMIUM) PYTHONDONTWRITEBYTECODE=; \
@@ -158,7 +159,7 @@ $(GRAMMAR) $(AXE) $(PANEL_TYPES) $(CRD_TYPES): %/node_modules/.package-lock.json
 	touch $@
 
 /usr/bin/node: PACKAGE = nodejs
-/usr/bin/chromium /usr/bin/prometheus /usr/bin/prometheus-postgres-exporter /usr/bin/node /usr/bin/npm /usr/bin/curl:
+/usr/bin/chromium /usr/bin/prometheus /usr/bin/prometheus-postgres-exporter /usr/bin/prometheus-alertmanager /usr/bin/node /usr/bin/npm /usr/bin/curl:
 	@test "$$(id -u)" = 0 || { echo "The tests need $(@F) on PATH: install it, or run make test as root." >&2; exit 1; }
 	apt-get update -q
 	DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends $(or $(PACKAGE),$(@F))
