@@ -348,7 +348,7 @@ def bench(**given: Any) -> int:
     signals: each signal alone, and all. paths: all signals and none, by path. scale: the real delay, many clients,
     batches, over time. The default is signals and paths.
     """
-    return _run("bench", given)
+    return _run("bench.command", given)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

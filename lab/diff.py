@@ -30,15 +30,14 @@ from rich.console import Console
 
 from lab import LabError
 from lab.client import DIE_SERVICE, Lab
-from lab.signals import OPENMETRICS, SPAN_KINDS, Span, parse_families
+from lab.paths import DASHBOARDS
+from lab.signals import OPENMETRICS, PROCESS_METRICS, SPAN_KINDS, Span, parse_families
 from lab.supervise import stages
 from lab.supervise.rundir import RunDir
 from lab.supervise.stages import POSTGRES, SERVICES
 from lab.terminal import say
 
-DASHBOARDS = Path(__file__).resolve().parent.parent / "grafana" / "dashboards"
 # The metrics of every Python process, which are the same at every stage.
-RUNTIME = ("process_", "python_")
 ROLL, BATCH = "/roll?die=fair", "/roll-async?die=fair&times=3"
 ROLL_DELAY = "0.01"  # seconds
 MAX_ROLLS = 200  # of the risky die until one fails
@@ -303,7 +302,7 @@ def _metrics(pages: Mapping[str, str]) -> Section:
         f"{service} {family.name}": Item(f"{{{', '.join(family.labels)}}}" if family.labels else "", family.kind)
         for service, page in pages.items()
         for family in parse_families(page)
-        if not family.name.startswith(RUNTIME)
+        if not family.name.startswith(PROCESS_METRICS)
     }
 
 

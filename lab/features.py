@@ -16,16 +16,15 @@ import sys
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import aiohttp
 
 from lab.client import DIE_SERVICE, FRONTEND, ROLLER, Lab, Missing, NotRunning
+from lab.paths import DASHBOARDS
 from lab.signals import Line, Span, parse_line, total
 from lab.waiting import within
 
-DASHBOARDS = Path(__file__).resolve().parent.parent / "grafana" / "dashboards"
 # Values for the variables of the dashboards' queries; any value shows whether there is data.
 VARIABLES = {"$__rate_interval": "1m", "$__range": "15m", "$__auto": "1m", "$min_step": "5s", "$die": ".*"}
 BATCH = 8  # rolls

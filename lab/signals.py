@@ -14,13 +14,17 @@ from prometheus_client.samples import Sample
 
 __all__ = [
     "OPENMETRICS",
+    "PROCESS_METRICS",
     "SPAN_KINDS",
     "STATUS_CODES",
     "Family",
     "Line",
     "Sample",
     "Span",
+    "covered",
+    "escape_label",
     "format_time",
+    "json_object",
     "parse_export",
     "parse_families",
     "parse_line",
@@ -31,6 +35,7 @@ __all__ = [
 ]
 
 OPENMETRICS = "application/openmetrics-text; version=1.0.0"  # the ``Accept`` header that :func:`parse_samples` needs
+PROCESS_METRICS = ("process_", "python_")  # prefixes of the metrics that every Python process has
 # In the order of OTLP's numbers, which files have. Tempo writes the names of the enumeration: SPAN_KIND_SERVER.
 SPAN_KINDS = ("unspecified", "internal", "server", "client", "producer", "consumer")
 STATUS_CODES = ("unset", "ok", "error")
@@ -212,3 +217,26 @@ def parse_time(timestamp: Any) -> float:
         return datetime.fromisoformat(str(timestamp)).timestamp()
     except ValueError:
         return 0.0
+
+
+def escape_label(value: str) -> str:
+    """A label's value as the Prometheus text format has it between quotes."""
+    return value.replace("\\", r"\\").replace("\n", r"\n").replace('"', r"\"")
+
+
+def covered(spans: Iterable[tuple[int, int]]) -> int:
+    """The length of the union of intervals, each with its start and its end."""
+    length, until = 0, 0
+    for start, end in sorted(spans):
+        length += max(0, end - max(start, until))
+        until = max(until, end)
+    return length
+
+
+def json_object(body: bytes) -> dict[str, Any]:
+    """The JSON object that a body holds; empty for anything else."""
+    try:
+        document = json.loads(body)
+    except ValueError:
+        return {}
+    return document if isinstance(document, dict) else {}

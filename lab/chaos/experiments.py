@@ -27,7 +27,7 @@ READ_AGAIN = 0.05
 Step = Callable[[Target], Awaitable[None]]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Experiment:
     """One way to break a lab.
 
@@ -62,12 +62,14 @@ class Experiment:
 
 EXPERIMENTS: dict[str, Experiment] = {
     "database-down": Experiment(
-        "The database is down: rolls are refused at once with 503, nothing hangs or restarts, and rolls succeed again"
-        " as soon as it is back.",
-        5,
-        lambda target: target.stop("postgres"),
-        lambda target: target.start("postgres"),
-        (
+        hypothesis=(
+            "The database is down: rolls are refused at once with 503, nothing hangs or restarts, and rolls succeed"
+            " again as soon as it is back."
+        ),
+        stage=5,
+        inject=lambda target: target.stop("postgres"),
+        restore=lambda target: target.start("postgres"),
+        expectations=(
             expect.only("200", "503"),
             expect.mostly("503", 0.95),
             expect.refused_promptly(),
@@ -85,15 +87,17 @@ EXPERIMENTS: dict[str, Experiment] = {
             expect.same_processes("postgres"),
             expect.memory_is_back(DIE_SERVICE, ROLLER, FRONTEND),
         ),
-        ("DatabaseDown",),
+        first_alert=("DatabaseDown",),
     ),
     "database-slow": Experiment(
-        "Every answer of the database takes half a second longer: ten connections serve twenty queries a second, and"
-        " queries beyond that are refused after they have waited a second.",
-        5,
-        lambda target: target.slow("postgres", DATABASE_DELAY),
-        lambda target: target.slow("postgres", 0),
-        (
+        hypothesis=(
+            "Every answer of the database takes half a second longer: ten connections serve twenty queries a second,"
+            " and queries beyond that are refused after they have waited a second."
+        ),
+        stage=5,
+        inject=lambda target: target.slow("postgres", DATABASE_DELAY),
+        restore=lambda target: target.slow("postgres", 0),
+        expectations=(
             expect.only("200", "503"),
             expect.none_hangs(5),
             expect.back_within(2),
@@ -109,16 +113,18 @@ EXPERIMENTS: dict[str, Experiment] = {
             expect.same_processes(),
             expect.memory_is_back(DIE_SERVICE, ROLLER, FRONTEND),
         ),
-        ("DatabasePoolExhausted", "HighErrorRatio"),
+        first_alert=("DatabasePoolExhausted", "HighErrorRatio"),
         alert_within=SYMPTOM_WITHIN,
         prepare=lambda target: target.slow("postgres", 0),
     ),
     "die-service-down": Experiment(
-        "The die-service is down: the roller refuses every roll at once with 503, and rolls again when it is back.",
-        3,
-        lambda target: target.stop(DIE_SERVICE),
-        lambda target: target.start(DIE_SERVICE),
-        (
+        hypothesis=(
+            "The die-service is down: the roller refuses every roll at once with 503, and rolls again when it is back."
+        ),
+        stage=3,
+        inject=lambda target: target.stop(DIE_SERVICE),
+        restore=lambda target: target.start(DIE_SERVICE),
+        expectations=(
             expect.only("200", "503"),
             expect.mostly("503", 0.95),
             expect.refused_promptly(),
@@ -134,15 +140,17 @@ EXPERIMENTS: dict[str, Experiment] = {
             expect.same_processes(DIE_SERVICE),
             expect.memory_is_back(ROLLER, FRONTEND),
         ),
-        ("ServiceDown",),
+        first_alert=("ServiceDown",),
     ),
     "die-service-slow": Experiment(
-        "Every answer of the die-service takes 2.5 seconds longer: the roller's hundred connections serve 40 rolls a"
-        " second, and once all are in use it refuses further rolls at once.",
-        3,
-        lambda target: target.slow(DIE_SERVICE, DIE_SERVICE_DELAY),
-        lambda target: target.slow(DIE_SERVICE, 0),
-        (
+        hypothesis=(
+            "Every answer of the die-service takes 2.5 seconds longer: the roller's hundred connections serve 40 rolls"
+            " a second, and once all are in use it refuses further rolls at once."
+        ),
+        stage=3,
+        inject=lambda target: target.slow(DIE_SERVICE, DIE_SERVICE_DELAY),
+        restore=lambda target: target.slow(DIE_SERVICE, 0),
+        expectations=(
             expect.only("200", "503"),
             expect.sheds(0.9),
             expect.none_hangs(7),
@@ -155,17 +163,19 @@ EXPERIMENTS: dict[str, Experiment] = {
             expect.same_processes(),
             expect.memory_is_back(ROLLER, FRONTEND),
         ),
-        ("HighLatency", "HighErrorRatio"),
+        first_alert=("HighLatency", "HighErrorRatio"),
         alert_within=SYMPTOM_WITHIN,
         prepare=lambda target: target.slow(DIE_SERVICE, 0),
     ),
     "pool-exhausted": Experiment(
-        "A lock is held on the table of dice: queries wait, are cancelled after two seconds, and meanwhile occupy"
-        " every connection; requests that get no connection are refused after a second.",
-        5,
-        lambda target: target.lock(),
-        lambda target: target.unlock(),
-        (
+        hypothesis=(
+            "A lock is held on the table of dice: queries wait, are cancelled after two seconds, and meanwhile occupy"
+            " every connection; requests that get no connection are refused after a second."
+        ),
+        stage=5,
+        inject=lambda target: target.lock(),
+        restore=lambda target: target.unlock(),
+        expectations=(
             expect.only("200", "503", "504"),
             expect.none_hangs(6),
             expect.back_within(3),
@@ -181,16 +191,18 @@ EXPERIMENTS: dict[str, Experiment] = {
             expect.same_processes(),
             expect.memory_is_back(DIE_SERVICE, ROLLER, FRONTEND),
         ),
-        ("DatabasePoolExhausted", "HighErrorRatio"),
+        first_alert=("DatabasePoolExhausted", "HighErrorRatio"),
         alert_within=SYMPTOM_WITHIN,
     ),
     "roller-killed": Experiment(
-        "The roller is killed: requests in flight and new ones are refused at once until the supervisor has restarted"
-        " it, which is too soon for an alert.",
-        2,
-        lambda target: target.kill(ROLLER),
-        None,
-        (
+        hypothesis=(
+            "The roller is killed: requests in flight and new ones are refused at once until the supervisor has"
+            " restarted it, which is too soon for an alert."
+        ),
+        stage=2,
+        inject=lambda target: target.kill(ROLLER),
+        restore=None,
+        expectations=(
             expect.only("200", "503"),
             expect.refused_promptly(),
             expect.none_hangs(5),
@@ -202,13 +214,13 @@ EXPERIMENTS: dict[str, Experiment] = {
             expect.same_processes(ROLLER),
             expect.memory_is_back(FRONTEND),
         ),
-        (),
+        first_alert=(),
     ),
 }
 
 
-@dataclass(frozen=True)
-class Engine:
+@dataclass(frozen=True, kw_only=True)
+class BreakableEngine:
     """An engine that experiments break, while users notice nothing.
 
     Attributes:
@@ -231,43 +243,46 @@ class Engine:
 
 
 ENGINES = {
-    "collector": Engine(
-        "otel-collector",
-        1,
-        ("otel-collector", "tempo"),
-        "spans wait in the services and arrive later",
-        (expect.traces_lost(), expect.none_dropped()),
+    "collector": BreakableEngine(
+        name="otel-collector",
+        stage=1,
+        needs=("otel-collector", "tempo"),
+        outcome="spans wait in the services and arrive later",
+        expectations=(expect.traces_lost(), expect.none_dropped()),
     ),
-    "tempo": Engine(
-        "tempo",
-        1,
-        ("tempo", "otel-collector"),
-        "spans wait in the Collector and arrive later",
-        (expect.traces_lost(), expect.none_dropped()),
+    "tempo": BreakableEngine(
+        name="tempo",
+        stage=1,
+        needs=("tempo", "otel-collector"),
+        outcome="spans wait in the Collector and arrive later",
+        expectations=(expect.traces_lost(), expect.none_dropped()),
         killed=(expect.traces_lost(TEMPO_MEMORY), expect.none_dropped()),
         killed_alert=("TempoRestarted",),
     ),
-    "loki": Engine(
-        "loki",
-        1,
-        ("loki", "alloy"),
-        "log lines wait in the files and arrive later, each once",
-        (expect.lines_arrive(), expect.none_dropped()),
+    "loki": BreakableEngine(
+        name="loki",
+        stage=1,
+        needs=("loki", "alloy"),
+        outcome="log lines wait in the files and arrive later, each once",
+        expectations=(expect.lines_arrive(), expect.none_dropped()),
     ),
-    "alloy": Engine(
-        "alloy",
-        1,
-        ("loki", "alloy"),
-        "log lines wait in the files and arrive later",
-        (expect.lines_arrive(), expect.none_dropped()),
+    "alloy": BreakableEngine(
+        name="alloy",
+        stage=1,
+        needs=("loki", "alloy"),
+        outcome="log lines wait in the files and arrive later",
+        expectations=(expect.lines_arrive(), expect.none_dropped()),
         killed=(expect.lines_arrive(doubled=READ_AGAIN), expect.none_dropped()),
     ),
-    "prometheus": Engine(
-        "prometheus",
-        2,
-        ("prometheus",),
-        "its counters lack no roll afterwards",
-        (expect.counters_catch_up(FRONTEND, "roll_requests_total", outcome="success"), expect.none_dropped()),
+    "prometheus": BreakableEngine(
+        name="prometheus",
+        stage=2,
+        needs=("prometheus",),
+        outcome="its counters lack no roll afterwards",
+        expectations=(
+            expect.counters_catch_up(FRONTEND, "roll_requests_total", outcome="success"),
+            expect.none_dropped(),
+        ),
     ),
 }
 
@@ -296,17 +311,17 @@ def _of_engine(name: str, how: str) -> Experiment:
     broken, inject, restore = WAYS[how]
     subject = "The Collector" if name == "collector" else name.capitalize()
     return Experiment(
-        f"{subject} {broken}. Rolls are not affected; {engine.outcome}.",
-        engine.stage,
-        methodcaller(inject, engine.name),
-        methodcaller(restore, engine.name) if restore else None,
-        (
+        hypothesis=f"{subject} {broken}. Rolls are not affected; {engine.outcome}.",
+        stage=engine.stage,
+        inject=methodcaller(inject, engine.name),
+        restore=methodcaller(restore, engine.name) if restore else None,
+        expectations=(
             expect.only("200"),
             expect.unaffected(),
             *expectations,
             expect.same_processes(*changed),
         ),
-        alerts,
+        first_alert=alerts,
         needs=engine.needs,
         batches=True,
     )

@@ -14,7 +14,6 @@ from dataclasses import dataclass, replace
 from opentelemetry.proto.trace.v1 import trace_pb2 as trace
 
 from lab.cost.measure import (
-    INFRASTRUCTURE,
     LineRecord,
     Measurement,
     Observed,
@@ -28,6 +27,7 @@ from lab.cost.measure import (
 from lab.cost.otlp import SpanRecord
 from lab.cost.prices import Prices
 from lab.cost.queries import Queries
+from lab.signals import PROCESS_METRICS
 
 KEPT_SHARE = 0.1  # of healthy traces and of their lines
 INTERVAL_FACTOR = 3  # by which the scrape interval is lengthened
@@ -222,7 +222,7 @@ class Changes:
 
     def _unused_metrics(self) -> Change | None:
         names = sorted(
-            {one.name for one in self._measured.unused if not one.in_code and not one.name.startswith(INFRASTRUCTURE)}
+            {one.name for one in self._measured.unused if not one.in_code and not one.name.startswith(PROCESS_METRICS)}
         )
         if not names:
             return None

@@ -28,10 +28,10 @@ from lab.cost.measure import LineRecord, Observed, Page
 from lab.cost.otlp import Size, SpanRecord, records
 from lab.load.generator import Client
 from lab.load.traffic import ASYNC_PROBABILITY, BUILTIN, MAX_ASYNC_ROLLS, Mix, dice_of
+from lab.paths import COMPOSE
 from lab.rotated import open_files, whole_lines
 from lab.schema.registry import Registry
 from lab.signals import OPENMETRICS, parse_line, parse_samples
-from lab.supervise import engines
 from lab.waiting import gather, within
 
 USERS = 8  # that roll at the same time
@@ -213,7 +213,7 @@ async def page(lab: Lab, service: str) -> Page:
 
 def scrape_interval() -> float:
     """Seconds between two scrapes, from the shipped configuration of Prometheus."""
-    configuration = yaml.safe_load((engines.COMPOSE / "prometheus" / "prometheus.yml").read_text())
+    configuration = yaml.safe_load((COMPOSE / "prometheus" / "prometheus.yml").read_text())
     return float(configuration["global"]["scrape_interval"].removesuffix("s"))
 
 

@@ -13,7 +13,6 @@ from lab.cost.otlp import Size, SpanRecord
 from lab.cost.queries import Queries
 from lab.signals import Line, Sample
 
-INFRASTRUCTURE = ("process_", "python_")  # the metrics of every Python process
 SLOW = 1.5  # seconds; a slower roll misses the latency objective
 
 

@@ -16,11 +16,10 @@ from typing import Any, Self
 
 import yaml
 
+from lab.paths import COMPOSE, DASHBOARDS, ROOT
 from lab.signals import SPAN_KINDS, STATUS_CODES, Line, Span
 
-ROOT = Path(__file__).resolve().parents[2]
-DASHBOARDS = ROOT / "grafana" / "dashboards"
-RULES = ROOT / "compose" / "prometheus" / "rules"
+RULES = COMPOSE / "prometheus" / "rules"
 # Code that queries too: the page, the commands and the exercises name metrics in it.
 CODE = (ROOT / "frontend" / "explorer", ROOT / "lab")
 NOT_CODE = ROOT / "lab" / "cost"

@@ -14,9 +14,10 @@ from rich.table import Table
 from lab.cost.agreement import Agreement
 from lab.cost.changes import Change
 from lab.cost.collect import Run
-from lab.cost.measure import INFRASTRUCTURE, Measurement, Unused, Volume
+from lab.cost.measure import Measurement, Unused, Volume
 from lab.cost.otlp import Size
 from lab.cost.prices import Month, Prices
+from lab.signals import PROCESS_METRICS
 from lab.terminal import say
 
 SHOWN = 12  # rows of a table for people; --json has all
@@ -132,7 +133,7 @@ class Report:
 
     def _unused(self, console: Console) -> None:
         unused = self.measured.unused
-        own = [one for one in unused if not one.name.startswith(INFRASTRUCTURE)]
+        own = [one for one in unused if not one.name.startswith(PROCESS_METRICS)]
         total = sum(one.series for one in unused)
         of_process = total - sum(one.series for one in own)
         say(

@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+from lab.paths import COMPOSE, ROOT
 from lab.supervise import stages
-from lab.supervise.engines import COMPOSE, ROOT
 
 DIRECTORY = ROOT / "kubernetes"
 ENGINES = ("small", "large")

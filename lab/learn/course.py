@@ -20,9 +20,10 @@ from lab.learn.catalogue import EXERCISES, find
 from lab.learn.exercise import Exercise, Verdict, fill
 from lab.learn.lesson import Lesson
 from lab.learn.progress import Progress
+from lab.paths import DOCS
 from lab.supervise import engines
 
-GUIDES = Path(__file__).resolve().parents[2] / "docs" / "stages"
+GUIDES = DOCS / "stages"
 NEW, ASKED, WRONG, RIGHT = "new", "asked", "wrong", "right"
 GET_IT = {"promtool": "Debian's package prometheus"} | {engine.name: engine.get_it for engine in engines.ENGINES}
 

@@ -60,7 +60,7 @@ class Mistake(Answered):
 Judge = Callable[["Exercise", Lesson, Facts, str], Awaitable[Verdict]]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Exercise:
     """One exercise.
 

@@ -8,12 +8,12 @@ from abc import ABC, abstractmethod
 from datetime import UTC, datetime
 from typing import Any
 
-from lab import LabError
+from lab import InputError
 
 ARROW = re.compile(r"\s*(?:→|->|=>)\s*")
 
 
-class BadAnswer(LabError):
+class BadAnswer(InputError):
     """An answer that cannot be parsed; the text says what was expected."""
 
 

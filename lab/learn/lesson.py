@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import random
 import time
 from collections.abc import AsyncIterator, Collection, Iterable, Mapping
@@ -18,7 +17,7 @@ from lab import LabError
 from lab.chaos import observations
 from lab.chaos.targets import RunDirTarget
 from lab.client import Lab, Missing
-from lab.signals import SPAN_KINDS, Line, Span, format_time, parse_time
+from lab.signals import SPAN_KINDS, Line, Span, format_time, json_object, parse_time
 from lab.waiting import gather, within
 
 TIMEOUT = 20.0  # seconds for telemetry to arrive and services to be ready again
@@ -115,7 +114,7 @@ class Lesson:
                 body = await response.read()
                 seconds = time.monotonic() - began
                 found = trace_id or response.headers.get("X-Trace-Id", "")
-                return Outcome(die, response.status, _document(body), found, seconds, at)
+                return Outcome(die, response.status, json_object(body), found, seconds, at)
         except (aiohttp.ClientError, asyncio.TimeoutError, OSError):
             return Outcome(die, 0, {}, trace_id, time.monotonic() - began, at)
 
@@ -215,11 +214,3 @@ def complete(spans: list[Span], services: set[str], callers: set[str]) -> bool:
     return (
         len(roots) == 1 and roots[0].parent_id in callers and answered and services <= {span.service for span in spans}
     )
-
-
-def _document(body: bytes) -> dict[str, Any]:
-    try:
-        document = json.loads(body)
-    except ValueError:
-        return {}
-    return document if isinstance(document, dict) else {}

@@ -13,7 +13,8 @@ from lab import LabError
 from lab.client import Lab
 from lab.learn.exercise import Exercise, Facts, Judge, Verdict
 from lab.learn.lesson import Lesson
-from lab.learn.queries import Rows, alike, compare, refused, rows_of, with_hint
+from lab.learn.queries import alike, compare, with_hint
+from lab.queries import Rows, refused, rows_of
 
 # A log line: the labels of its stream, its time in nanoseconds since 1970, its text, its structured metadata.
 Entry = tuple[Mapping[str, str], int, str, Mapping[str, str]]
@@ -39,7 +40,7 @@ async def rows(lab: Lab, tenant: str, query: str, at: float, label: str = "") ->
     """The result of a metric query by the values of a label; values of 0 and NaN are left out.
 
     Raises:
-        BadAnswer: when Loki refuses the query, with its own message.
+        InputError: when Loki refuses the query, with its own message.
         LabError: when it does not answer.
     """
     parameters = {"query": query, "time": str(int(at * 1e9)), "limit": "5000"}

@@ -1,58 +1,29 @@
 """Checks PromQL queries with a real Prometheus, on recorded and on synthetic samples.
 
 One database holds two worlds (see :mod:`lab.learn.queries`), :data:`APART` seconds apart: the run of the attempt,
-sampled from ``/metrics``, and a synthetic one. For each check a Prometheus is started on a loopback port, with nothing
-to scrape.
+sampled from ``/metrics``, and a synthetic one. For each check a Prometheus is started (see :mod:`lab.prometheus`).
 """
 
 from __future__ import annotations
 
 import asyncio
 import random
-import shutil
-import socket
-import tempfile
 import time
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager, suppress
-from pathlib import Path
-from typing import Any
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 
 import aiohttp
 
 from lab import LabError
 from lab.learn.exercise import Exercise, Facts, Judge, Verdict
 from lab.learn.lesson import Lesson
-from lab.learn.queries import Rows, alike, compare, refused, rows_of, with_hint
-from lab.supervise.processes import Process
-from lab.waiting import within
+from lab.learn.queries import alike, compare, with_hint
+from lab.prometheus import Prometheus, Series
+from lab.queries import Rows
 
 APART = 6 * 3600.0  # seconds between two worlds
 INTERVAL = 0.5  # seconds between two samples of the recorded run
-START_TIMEOUT = 30.0
 COUNTERS = ("_total", "_count", "_sum", "_bucket")
-
-
-class Series:
-    """Samples, written in the OpenMetrics format."""
-
-    def __init__(self) -> None:
-        self.samples: list[tuple[str, dict[str, str], float, float]] = []
-
-    def add(self, name: str, labels: Mapping[str, str], value: float, at: float) -> None:
-        """Add a sample. The samples of a series must be added in the order of ``at``, in seconds since 1970."""
-        self.samples.append((name, dict(labels), float(value), at))
-
-    def text(self) -> str:
-        lines = []
-        for name, labels, value, at in self.samples:
-            pairs = ",".join(f'{key}="{_escaped(text)}"' for key, text in sorted(labels.items()))
-            lines.append(f"{name}{{{pairs}}} {value!r} {at:.3f}\n")
-        return "".join(lines)
-
-
-def _escaped(text: str) -> str:
-    return text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
 
 
 class Recording(Series):
@@ -124,115 +95,16 @@ def save(lesson: Lesson, number: str, text: str) -> str:
     return path.name
 
 
-class Prometheus:
-    """A Prometheus that answers queries on the samples of one attempt."""
-
-    def __init__(self, session: aiohttp.ClientSession, url: str) -> None:
-        self._session = session
-        self._url = url
-
-    @classmethod
-    @asynccontextmanager
-    async def on(cls, samples: Path) -> AsyncIterator[Prometheus]:
-        """Run a Prometheus while the block runs.
-
-        Raises:
-            LabError: when it is not on PATH, the samples do not exist, or it does not start.
-        """
-        prometheus, promtool = shutil.which("prometheus"), shutil.which("promtool")
-        if prometheus is None or promtool is None:
-            raise LabError("this needs prometheus and promtool on PATH: Debian's package prometheus")
-        if not await asyncio.to_thread(samples.exists):
-            raise LabError(f"{samples} is gone; ask for the exercise again")
-        directory = Path(tempfile.mkdtemp(prefix="dicelab-learn-"))
-        process: Process | None = None
-        try:
-            await _command(promtool, "tsdb", "create-blocks-from", "openmetrics", str(samples), str(directory / "data"))
-            (directory / "prometheus.yml").write_text("{}\n")
-            port = free_port()
-            process = await Process.start(
-                "prometheus",
-                [
-                    prometheus,
-                    f"--config.file={directory / 'prometheus.yml'}",
-                    f"--storage.tsdb.path={directory / 'data'}",
-                    "--storage.tsdb.retention.time=100y",
-                    f"--web.listen-address=127.0.0.1:{port}",
-                    "--log.level=error",
-                ],
-                {},
-                directory / "log",
-                directory / "log",
-                lambda name, lines: None,
-            )
-            async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=30)) as session:
-                await ready(session, f"http://127.0.0.1:{port}/-/ready", "prometheus", process)
-                yield cls(session, f"http://127.0.0.1:{port}")
-        finally:
-            if process is not None:
-                process.kill()
-                await process.ended()
-            shutil.rmtree(directory, ignore_errors=True)
-
-    async def rows(self, query: str, at: float, label: str = "") -> Rows:
-        """The result of an instant query by the values of a label; NaN is left out.
-
-        Raises:
-            BadAnswer: when Prometheus refuses the query, with its own message.
-        """
-        document = await self._ask("query", {"query": query, "time": f"{at:.3f}"})
-        return rows_of(document, label)
-
-    async def times(self, query: str, start: float, end: float, step: float) -> set[int]:
-        """The steps, from 0, at which a query has a result."""
-        document = await self._ask(
-            "query_range", {"query": query, "start": f"{start:.3f}", "end": f"{end:.3f}", "step": str(step)}
-        )
-        return {round((float(at) - start) / step) for series in document["result"] for at, _ in series["values"]}
-
-    async def _ask(self, path: str, parameters: Mapping[str, str]) -> dict[str, Any]:
-        try:
-            async with self._session.post(f"{self._url}/api/v1/{path}", data=parameters) as response:
-                document = await response.json()
-        except (aiohttp.ClientError, asyncio.TimeoutError, OSError, ValueError) as error:
-            raise LabError(f"prometheus went away: {error or type(error).__name__}") from None
-        if document.get("status") != "success":
-            raise refused("Prometheus", str(document.get("error", "")))
-        data: dict[str, Any] = document["data"]
-        return data
-
-
-async def ready(session: aiohttp.ClientSession, url: str, name: str, process: Process) -> None:
-    """Wait until an engine answers 200.
+def prometheus_on(lesson: Lesson, facts: Facts) -> AbstractAsyncContextManager[Prometheus]:
+    """A Prometheus on the samples that :func:`save` has saved.
 
     Raises:
-        LabError: when it does not answer in time, or has ended.
+        LabError: when the file no longer exists.
     """
-    async for _ in within(START_TIMEOUT):
-        with suppress(aiohttp.ClientError, asyncio.TimeoutError, OSError):
-            async with session.get(url) as response:
-                if response.status == 200:
-                    return
-        if not process.running:
-            break
-    said = " ".join(process.last_lines()[-1:])[:300]
-    raise LabError(f"{name} does not start: {said or 'it does not answer'}")
-
-
-def free_port() -> int:
-    """A loopback port that is free now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-async def _command(*command: str) -> None:
-    process = await asyncio.create_subprocess_exec(
-        *command, stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
-    )
-    output, _ = await process.communicate()
-    if process.returncode:
-        raise LabError(f"{Path(command[0]).name}: {' '.join(output.decode(errors='replace').split())[-300:]}")
+    samples = lesson.directory / facts["samples"]
+    if not samples.exists():
+        raise LabError(f"{samples} is gone; ask for the exercise again")
+    return Prometheus.on(samples)
 
 
 def by_label(label: str) -> Judge:
@@ -243,7 +115,7 @@ def by_label(label: str) -> Judge:
     """
 
     async def judge(exercise: Exercise, lesson: Lesson, facts: Facts, answer: str) -> Verdict:
-        async with Prometheus.on(lesson.directory / facts["samples"]) as engine:
+        async with prometheus_on(lesson, facts) as engine:
 
             async def results(query: str) -> list[Rows]:
                 return [await engine.rows(query, world["at"], label) for world in facts["worlds"]]

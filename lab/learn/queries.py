@@ -11,39 +11,11 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, TypeVar
 
+from lab import InputError
 from lab.learn.exercise import Exercise, Facts, Verdict
-from lab.learn.forms import BadAnswer
+from lab.queries import Rows
 
-MAX_ERROR = 160  # characters of an engine's message
-
-Rows = dict[str, float]  # the result of a query: values by one label
 Results = TypeVar("Results")
-
-
-def refused(engine: str, message: str) -> BadAnswer:
-    """The error for a query that an engine refuses, with the engine's own message in one line."""
-    message = " ".join(message.split())
-    return BadAnswer(f"{engine}: {message[:MAX_ERROR] + '…' if len(message) > MAX_ERROR else message}")
-
-
-def rows_of(data: Mapping[str, Any], label: str = "") -> Rows:
-    """The result of an instant query of Prometheus or Loki by the values of a label; NaN is left out.
-
-    Raises:
-        BadAnswer: when it is not one value for each series.
-    """
-    kind, result = data["resultType"], data["result"]
-    if kind not in ("vector", "scalar"):
-        given = {"matrix": "a range of values", "streams": "log lines"}.get(kind, f"a {kind}")
-        raise BadAnswer(f"the query gives {given}; expected one value for each series")
-    rows: Rows = {}
-    for metric, value in [({}, result[1])] if kind == "scalar" else [(r["metric"], r["value"][1]) for r in result]:
-        key = str(metric.get(label, "")) if label else ""
-        while key in rows:  # a second series with the same label
-            key += " (again)"
-        if not math.isnan(float(value)):
-            rows[key] = float(value)
-    return rows
 
 
 async def with_hint(
@@ -62,7 +34,7 @@ async def with_hint(
     if verdict.right:
         return verdict
     for mistake in exercise.mistakes:
-        with suppress(BadAnswer):
+        with suppress(InputError):
             if same(await results(mistake.text(facts))):
                 return Verdict(False, f"{verdict.text} {mistake.hint}")
     return Verdict(False, f"{verdict.text} {exercise.hint}")

@@ -10,6 +10,7 @@ from lab.learn import promql
 from lab.learn.exercise import Answered, Exercise, Facts, Mistake
 from lab.learn.forms import Fields, Hexadecimal, Items, Number, Text, Word
 from lab.learn.lesson import Lesson, Outcome
+from lab.prometheus import Series
 from lab.signals import Sample, total
 
 FAIR, RISKY, EXTREME = "fair", "risky", "extreme"
@@ -58,10 +59,10 @@ def _reading(samples: list[Sample]) -> tuple[str, int]:
 
 
 METRIC_TYPES = Exercise(
-    "1.1",
-    "Metric types: a counter across a restart",
-    "curl, PromQL",
-    """\
+    number="1.1",
+    title="Metric types: a counter across a restart",
+    by="curl, PromQL",
+    question="""\
 A scraper has read the counter dice_rolls_total of the dice-roller twice. At {since}:
 
 {first}
@@ -74,10 +75,10 @@ After the restart users continued to roll. The third reading is yours: {dice-rol
 
 How many rolls were made between the first reading and yours, successful or not?
 (Do not roll any dice yourself before you have read the counter.)""",
-    Number("a whole number", whole=True),
-    across_a_restart,
-    Answered(lambda facts: str(facts["before"] + facts["after"])),
-    (
+    form=Number("a whole number", whole=True),
+    prepare=across_a_restart,
+    reference=Answered(lambda facts: str(facts["before"] + facts["after"])),
+    mistakes=(
         Mistake(
             lambda facts: str(facts["after"]),
             name="the counter after the restart",
@@ -98,8 +99,11 @@ How many rolls were made between the first reading and yours, successful or not?
             " combination of label values; add all of them.",
         ),
     ),
-    "Add up how much each series grew between the first and the second reading, and what each shows after the reset.",
-    """\
+    hint=(
+        "Add up how much each series grew between the first and the second reading, and what each shows after the"
+        " reset."
+    ),
+    solution="""\
 Growth before the restart: {second_total} - {first_total} = {before}.
 The restart set the counter to 0, so everything it shows now was counted after it: {after}.
 
@@ -144,21 +148,21 @@ def _joined(values: list[int]) -> str:
 
 
 JSON_LOGS = Exercise(
-    "1.2",
-    "JSON logs: count what failed",
-    "jq, SQL, LogQL",
-    """\
+    number="1.2",
+    title="JSON logs: count what failed",
+    by="jq, SQL, LogQL",
+    question="""\
 Since {since} users have made {rolls} rolls, some with the die "fair", some with the die "risky".
 Each left its lines, one JSON object a line, in {run_dir}/logs/dice-roller.jsonl
 
 How many rolls of the die "risky" failed, and which values did the successful ones have?""",
-    Fields(
+    form=Fields(
         failed=Number("the number of failed rolls", whole=True),
         values=Items("the values of the successful rolls, each once, separated by commas", r"-?\d+"),
     ),
-    rolls_with_failures,
-    Answered(lambda facts: f"{facts['failed']} {_joined(facts['values'])}"),
-    (
+    prepare=rolls_with_failures,
+    reference=Answered(lambda facts: f"{facts['failed']} {_joined(facts['values'])}"),
+    mistakes=(
         Mistake(
             lambda facts: f"{facts['failed']} {_joined(facts['all_values'])}",
             name="the values of all dice",
@@ -177,9 +181,9 @@ How many rolls of the die "risky" failed, and which values did the successful on
             " level ERROR.",
         ),
     ),
-    'Select the lines by timestamp and die_type. The message names the event: "Roll failed" or "Roll completed";'
+    hint='Select the lines by timestamp and die_type. The message names the event: "Roll failed" or "Roll completed";'
     " the value is in roll_value.",
-    """\
+    solution="""\
 Each event has a message of its own and typed fields, so no text has to be parsed:
 
     jq -r 'select(.timestamp >= "{since}" and .die_type == "risky") | .message' \\
@@ -226,24 +230,24 @@ def _words(entry: list[Any]) -> str:
 
 
 READING_TRACES = Exercise(
-    "1.3",
-    "Reading traces: the slowest roll",
-    "the page (from stage 2 on), jq, SQL, Tempo",
-    """\
+    number="1.3",
+    title="Reading traces: the slowest roll",
+    by="the page (from stage 2 on), jq, SQL, Tempo",
+    question="""\
 Since {since} users have rolled 40 times. (Each of the 40 has a trace of its own. From stage 2 on the page lists them;
 the spans are in {run_dir}/traces, or in Tempo where it runs.)
 
 Which roll took longest? Give its trace id, its die, and the milliseconds that the dice-roller spent on it.""",
-    Fields(
+    form=Fields(
         trace_id=Hexadecimal("a trace id", 32),
         die=Word("the die", (FAIR, RISKY, EXTREME)),
         milliseconds=Number(
             "the milliseconds in the dice-roller (within 3 %)", absolute=2.0, relative=0.03, units="ms"
         ),
     ),
-    forty_rolls,
-    Answered(lambda facts: _words(facts["slowest"][0])),
-    (
+    prepare=forty_rolls,
+    reference=Answered(lambda facts: _words(facts["slowest"][0])),
+    mistakes=(
         Mistake(
             lambda facts: "{} {} {}".format(*facts["slowest"][0][:2], facts["slowest"][0][2] / 1000),
             name="seconds instead of milliseconds",
@@ -261,9 +265,11 @@ Which roll took longest? Give its trace id, its die, and the milliseconds that t
             hint="The duration is given in microseconds; the question asks for milliseconds.",
         ),
     ),
-    "The span of the dice-roller is GET /roll; its duration is endTimeUnixNano - startTimeUnixNano, in nanoseconds, and"
-    " its attribute die.type names the die. Take only spans of this attempt.",
-    """\
+    hint=(
+        "The span of the dice-roller is GET /roll; its duration is endTimeUnixNano - startTimeUnixNano, in nanoseconds,"
+        " and its attribute die.type names the die. Take only spans of this attempt."
+    ),
+    solution="""\
 A trace is a tree of spans. The one of the dice-roller is GET /roll, with the attribute die.type. Its duration is the
 difference of two times in nanoseconds:
 
@@ -305,7 +311,7 @@ async def recorded_rolls(lesson: Lesson) -> Facts:
     )
 
 
-class _OtherWorld(promql.Series):
+class _OtherWorld(Series):
     """A synthetic run: three dice, a counter reset, a second instance, and another job with the same metric."""
 
     def __init__(self) -> None:
@@ -341,20 +347,20 @@ def _other_world(chance: random.Random, end: float) -> _OtherWorld:
 
 
 BASIC_PROMQL = Exercise(
-    "1.4",
-    "Basic PromQL: the success ratio by die",
-    "PromQL",
-    """\
+    number="1.4",
+    title="Basic PromQL: the success ratio by die",
+    by="PromQL",
+    question="""\
 Write a PromQL query: the share of rolls that succeeded, from 0 to 1, for each die (label die_type), over the last
 10 minutes. Use dice_rolls_total of the job "dice-roller"; its label result is "success" or "error".
 
 The query is checked on two runs: the {rolls} rolls that have just been made, sampled twice a second, and one that you
 do not see. The second has other dice, two instances, a restart, and another job with a metric of the same name.
 Tolerance: 0.05 on this run, 0.02 on the other.""",
-    Text("a PromQL query; put it in quotes, or in a file given by --file"),
-    recorded_rolls,
-    Answered(lambda facts: SUCCESS_RATIO),
-    (
+    form=Text("a PromQL query; put it in quotes, or in a file given by --file"),
+    prepare=recorded_rolls,
+    reference=Answered(lambda facts: SUCCESS_RATIO),
+    mistakes=(
         Mistake(
             lambda facts: (
                 'sum by (die_type) (dice_rolls_total{job="dice-roller",result="success"})'
@@ -392,8 +398,8 @@ Tolerance: 0.05 on this run, 0.02 on the other.""",
             hint="That is the share of the rolls that failed. The question asks for those that succeeded.",
         ),
     ),
-    "Take the increase of each counter over 10 minutes, add up by die_type, and divide the successes by all.",
-    """\
+    hint="Take the increase of each counter over 10 minutes, add up by die_type, and divide the successes by all.",
+    solution="""\
 Increase first, then add up, then divide:
 
     """

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from lab.client import DIE_SERVICE, FRONTEND, ROLLER
 from lab.learn.exercise import Answered, Exercise, Facts, Mistake, Verdict
 from lab.learn.forms import Edges, Fields, Hexadecimal, Number, Word
 from lab.learn.lesson import TIMEOUT, Lesson
 from lab.learn.stage1 import FAIR, dice
-from lab.signals import Span
+from lab.signals import Span, covered
 from lab.waiting import within
 
 DEFAULT = "tracecontext,baggage"  # propagators of OpenTelemetry
@@ -86,20 +86,20 @@ async def _both_sampled(lesson: Lesson, facts: Facts) -> None:
 
 
 W3C_FORMAT = Exercise(
-    "2.1",
-    "W3C Trace Context: write the header yourself",
-    "curl",
-    """\
+    number="2.1",
+    title="W3C Trace Context: write the header yourself",
+    by="curl",
+    question="""\
 Send two rolls of the die "fair" through the frontend, {front}/roll?die=fair, with curl:
 
   1. one that is sampled and belongs to trace {sampled},
   2. one that is not sampled and belongs to trace {unsampled}.
 
 As the span id of the caller use {parent} in both. When you have sent them, answer: done""",
-    Word("the word done", ("done",)),
-    two_trace_ids,
-    Answered(lambda facts: "done", _as_asked),
-    (
+    form=Word("the word done", ("done",)),
+    prepare=two_trace_ids,
+    reference=Answered(lambda facts: "done", _as_asked),
+    mistakes=(
         Mistake(
             lambda facts: "done",
             _in_the_wrong_header,
@@ -122,9 +122,11 @@ As the span id of the caller use {parent} in both. When you have sent them, answ
             " parent-based sampler follows its caller, so 00 keeps the whole trace from being recorded.",
         ),
     ),
-    "A request header named traceparent with four fields: 00-<trace id>-<span id of the caller>-<flags>. The flags are"
-    " 01 for sampled and 00 for not.",
-    """\
+    hint=(
+        "A request header named traceparent with four fields: 00-<trace id>-<span id of the caller>-<flags>. The flags"
+        " are 01 for sampled and 00 for not."
+    ),
+    solution="""\
     curl -H 'traceparent: 00-{sampled}-{parent}-01' '{front}/roll?die=fair'
     curl -H 'traceparent: 00-{unsampled}-{parent}-00' '{front}/roll?die=fair'
 
@@ -173,23 +175,23 @@ async def _begun(lesson: Lesson, service: str, upstream: str | None) -> list[str
 
 
 PROPAGATION = Exercise(
-    "2.2",
-    "Propagation: find the hop that loses the context",
-    "the page, jq, SQL, Tempo",
-    """\
+    number="2.2",
+    title="Propagation: find the hop that loses the context",
+    by="the page, jq, SQL, Tempo",
+    question="""\
 For the last {rolls} rolls since {since} one of the services ({services}) ran with propagation switched off: it neither
 took a trace context from its callers nor passed one on. (Everything has been put back since.)
 
 Each of the {rolls} requests entered the frontend with a traceparent header; its trace id began with {prefix}.
 Which service was it? As evidence give the id of a trace that this service began itself although it was sent a
 context.""",
-    Fields(
+    form=Fields(
         service=Word("the name of the service", SERVICES),
         trace_id=Hexadecimal("a trace id", 32),
     ),
-    one_service_without_propagation,
-    Answered(lambda facts: f"{facts['service']} {facts['begun'][0]}"),
-    (
+    prepare=one_service_without_propagation,
+    reference=Answered(lambda facts: f"{facts['service']} {facts['begun'][0]}"),
+    mistakes=(
         Mistake(
             lambda facts: f"{facts['other']} {facts['begun'][0]}",
             name="another service",
@@ -204,8 +206,10 @@ context.""",
             " id of its own: look for a trace whose first span is that service's.",
         ),
     ),
-    "Compare the trace ids that the client sent with those in the spans and log lines of each service, hop by hop.",
-    """\
+    hint=(
+        "Compare the trace ids that the client sent with those in the spans and log lines of each service, hop by hop."
+    ),
+    solution="""\
 A service that is sent a context and continues it has spans with the same trace id. One without propagation has a root
 span of its own for each request, with a new trace id:
 
@@ -220,15 +224,6 @@ others.""",
 )
 
 # --- 2.3 ---
-
-
-def covered(spans: Iterable[tuple[int, int]]) -> int:
-    """The length of the union of intervals."""
-    length, until = 0, 0
-    for start, end in sorted(spans):
-        length += max(0, end - max(start, until))
-        until = max(until, end)
-    return length
 
 
 def own_time(trace: Sequence[Span], service: str) -> int:
@@ -262,18 +257,18 @@ async def a_roll_to_divide(lesson: Lesson) -> Facts:
 
 
 WATERFALLS = Exercise(
-    "2.3",
-    "Waterfalls: the roller's own share",
-    "the page, jq, SQL, Tempo",
-    """\
+    number="2.3",
+    title="Waterfalls: the roller's own share",
+    by="the page, jq, SQL, Tempo",
+    question="""\
 Look at the waterfall of trace {trace}
 
 Which share of the whole roll, from the start of its first span to that span's end, is the dice-roller's own time: time
 in which one of its spans was open and it was not waiting for another service? Answer in per cent.""",
-    Number("a percentage (within 2 points)", absolute=2.0, units="%"),
-    a_roll_to_divide,
-    Answered(lambda facts: str(facts["share"])),
-    (
+    form=Number("a percentage (within 2 points)", absolute=2.0, units="%"),
+    prepare=a_roll_to_divide,
+    reference=Answered(lambda facts: str(facts["share"])),
+    mistakes=(
         Mistake(
             lambda facts: str(100 - facts["share"]),
             name="the others' share",
@@ -291,9 +286,11 @@ in which one of its spans was open and it was not waiting for another service? A
             hint="Those are milliseconds. Divide by the duration of the first span, and multiply by 100.",
         ),
     ),
-    "Divide the duration of the dice-roller's span GET /roll, less the client spans below it, by the duration of the"
-    " first span of the trace.",
-    """\
+    hint=(
+        "Divide the duration of the dice-roller's span GET /roll, less the client spans below it, by the duration of"
+        " the first span of the trace."
+    ),
+    solution="""\
 The root span HTTP GET lasts from the request to the answer. Within it lies the dice-roller's span GET /roll; from stage
 3 on a client span GET below it waits for the die-service, and that time is not the roller's own.
 
@@ -333,18 +330,18 @@ def _edges(counts: dict[str, int], factor: int = 1) -> str:
 
 
 DEPENDENCIES = Exercise(
-    "2.4",
-    "Dependencies: draw the service graph",
-    "the page, jq, SQL, TraceQL",
-    """\
+    number="2.4",
+    title="Dependencies: draw the service graph",
+    by="the page, jq, SQL, TraceQL",
+    question="""\
 {requests} requests have just been made; their trace ids begin with {prefix}. Some entered at the frontend, some did
 not.
 
 Which service called which, and how often? Give the edges between the services of the lab, each with its count.""",
-    Edges(),
-    rolls_by_two_ways,
-    Answered(lambda facts: _edges(facts["edges"])),
-    (
+    form=Edges(),
+    prepare=rolls_by_two_ways,
+    reference=Answered(lambda facts: _edges(facts["edges"])),
+    mistakes=(
         Mistake(
             lambda facts: _edges(facts["with_direct"]),
             name="requests that did not pass the frontend are counted as its calls",
@@ -357,8 +354,11 @@ Which service called which, and how often? Give the edges between the services o
             hint="Each call has two spans, that of the client and that of the server below it. Count one of them.",
         ),
     ),
-    "An edge is a span whose parent belongs to another service. Count the server spans by the service of their parent.",
-    """\
+    hint=(
+        "An edge is a span whose parent belongs to another service. Count the server spans by the service of their"
+        " parent."
+    ),
+    solution="""\
 Join each span with its parent by parentSpanId = spanId; where the services differ there is an edge. This is how Tempo
 derives its service graph (traces_service_graph_request_total) from pairs of client and server spans.
 

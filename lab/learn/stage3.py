@@ -15,10 +15,11 @@ from lab.learn.exercise import Answered, Exercise, Facts, Mistake
 from lab.learn.forms import Fields, Number, Text, Word
 from lab.learn.lesson import TIMEOUT, Lesson, Outcome
 from lab.learn.stage1 import FAIR, RISKY, dice
+from lab.prometheus import Series
 from lab.signals import Line, format_time
+from lab.supervise.stages import POSTGRES
 from lab.waiting import within
 
-POSTGRES = "postgres"
 EXTREME = "extreme"
 
 # --- 3.1 ---
@@ -60,19 +61,19 @@ async def rolls_of_unknown_dice(lesson: Lesson) -> Facts:
 NOT_FOUND = '{ resource.service.name = "die-service" && span.http.response.status_code = 404 }'
 
 MULTI_SERVICE = Exercise(
-    "3.1",
-    "Multi-service traces: where was it not found?",
-    "TraceQL",
-    """\
+    number="3.1",
+    title="Multi-service traces: where was it not found?",
+    by="TraceQL",
+    question="""\
 Since {since} users have asked for dice that do not exist, for pages that do not exist, and for ordinary rolls. The
 trace ids of these requests begin with {prefix}.
 
 Write a TraceQL query that finds the traces in which the die-service answered 404, and no others. It is checked on these
 requests and on others that you do not see.""",
-    Text("a TraceQL query; put it in quotes, or in a file given by --file"),
-    rolls_of_unknown_dice,
-    Answered(lambda facts: NOT_FOUND),
-    (
+    form=Text("a TraceQL query; put it in quotes, or in a file given by --file"),
+    prepare=rolls_of_unknown_dice,
+    reference=Answered(lambda facts: NOT_FOUND),
+    mistakes=(
         Mistake(
             lambda facts: "{ span.http.response.status_code = 404 }",
             name="any service",
@@ -93,9 +94,9 @@ requests and on others that you do not see.""",
             " have the status error. Ask for the attribute span.http.response.status_code.",
         ),
     ),
-    "One pair of braces describes one span: which service it is of (resource.service.name), and what it answered"
+    hint="One pair of braces describes one span: which service it is of (resource.service.name), and what it answered"
     " (span.http.response.status_code).",
-    """\
+    solution="""\
     """
     + NOT_FOUND.replace("{", "{{").replace("}", "}}")
     + """
@@ -138,21 +139,21 @@ async def a_slow_link(lesson: Lesson) -> Facts:
 LINKS = (f"{FRONTEND}->{ROLLER}", f"{ROLLER}->{DIE_SERVICE}", f"{DIE_SERVICE}->{POSTGRES}")
 
 BOTTLENECK = Exercise(
-    "3.2",
-    "Bottlenecks: which link is slow?",
-    "the page, jq, SQL, Tempo",
-    """\
+    number="3.2",
+    title="Bottlenecks: which link is slow?",
+    by="the page, jq, SQL, Tempo",
+    question="""\
 For {rolls} rolls one link of the lab was slow: each answer on it took longer by the same time. (It is fast again.)
 One of the rolls is trace {trace}; the others were made in the same moment.
 
 Which link was it, and by how many milliseconds did it delay an answer? The links are: {links}""",
-    Fields(
+    form=Fields(
         link=Word("the link", LINKS),
         milliseconds=Number("the delay in milliseconds (within 20 %)", relative=0.2, units="ms"),
     ),
-    a_slow_link,
-    Answered(lambda facts: f"{facts['link']} {facts['milliseconds']}"),
-    (
+    prepare=a_slow_link,
+    reference=Answered(lambda facts: f"{facts['link']} {facts['milliseconds']}"),
+    mistakes=(
         Mistake(
             lambda facts: f"{facts['other']} {facts['milliseconds']}",
             name="another link",
@@ -165,9 +166,11 @@ Which link was it, and by how many milliseconds did it delay an answer? The link
             hint="Those are seconds; the question asks for milliseconds.",
         ),
     ),
-    "The time on a link is the duration of the client span less that of the server span below it. A database has no"
-    " server span here: its SELECT span holds the link and the query.",
-    """\
+    hint=(
+        "The time on a link is the duration of the client span less that of the server span below it. A database has no"
+        " server span here: its SELECT span holds the link and the query."
+    ),
+    solution="""\
 Go down the waterfall from the root. At each hop subtract the server span from the client span above it:
 
     frontend GET - dice-roller GET /roll        time between frontend and dice-roller
@@ -204,7 +207,7 @@ async def a_slow_network(lesson: Lesson) -> Facts:
         async with recording.of(lesson):
             outcomes = await lesson.roll([FAIR] * 30)
     at = recording.end
-    other = promql.Series()
+    other = Series()
     client, server = lesson.chance.uniform(0.4, 0.6), lesson.chance.uniform(0.2, 0.3)
     end = at - promql.APART
     for index in range(61):
@@ -231,10 +234,10 @@ async def a_slow_network(lesson: Lesson) -> Facts:
 
 
 SERVICE_TO_SERVICE = Exercise(
-    "3.3",
-    "Service-to-service metrics: time on the network",
-    "PromQL",
-    """\
+    number="3.3",
+    title="Service-to-service metrics: time on the network",
+    by="PromQL",
+    question="""\
 While the last {rolls} rolls were made, the network between the dice-roller and the die-service was slow. (It is fast
 again.) The client measures die_service_request_duration_seconds; the server measures http_request_duration_seconds with
 the handler "/dice".
@@ -242,10 +245,10 @@ the handler "/dice".
 Write a PromQL query for the mean time in seconds that a request from the dice-roller to the die-service spent on the
 network over the last 10 minutes: one number. It is checked on this run, sampled twice a second (within 20 %), and on
 one that you do not see (within 0.01 s), where the die-service is slow itself and serves others as well.""",
-    Text("a PromQL query; put it in quotes, or in a file given by --file"),
-    a_slow_network,
-    Answered(lambda facts: NETWORK_TIME),
-    (
+    form=Text("a PromQL query; put it in quotes, or in a file given by --file"),
+    prepare=a_slow_network,
+    reference=Answered(lambda facts: NETWORK_TIME),
+    mistakes=(
         Mistake(
             lambda facts: CLIENT_MEAN,
             name="the client's time alone",
@@ -267,8 +270,10 @@ one that you do not see (within 0.01 s), where the die-service is slow itself an
             " by the rate of _count; take it on each side first, because the two sides do not count the same requests.",
         ),
     ),
-    "Mean duration = rate of _sum divided by rate of _count. Take it at the client and at the server, and subtract.",
-    """\
+    hint=(
+        "Mean duration = rate of _sum divided by rate of _count. Take it at the client and at the server, and subtract."
+    ),
+    solution="""\
     """
     + NETWORK_TIME.replace("{", "{{").replace("}", "}}").replace("\n", "\n    ")
     + """
@@ -356,10 +361,10 @@ def _other_lines(lesson: Lesson, at: float) -> tuple[list[loki.Entry], dict[str,
 
 
 COMPLEX_LOGQL = Exercise(
-    "3.4",
-    "Complex LogQL: the error ratio from lines alone",
-    "LogQL",
-    """\
+    number="3.4",
+    title="Complex LogQL: the error ratio from lines alone",
+    by="LogQL",
+    question="""\
 {rolls} rolls have just been made. A roll of the dice-roller ends with one line, "Roll completed" or "Roll failed",
 which has the field die_type.
 
@@ -367,10 +372,10 @@ Write a LogQL query that computes the share of failed rolls by die (label die_ty
 lines alone. A die without failures may be missing. Streams have the labels service_name and level. The query is
 checked on the lines of this run and on others that you do not see, with other dice and another service.
 Tolerance: 0.001.""",
-    Text("a LogQL query; put it in quotes, or in a file given by --file"),
-    lines_of_rolls,
-    Answered(lambda facts: ERROR_RATIO),
-    (
+    form=Text("a LogQL query; put it in quotes, or in a file given by --file"),
+    prepare=lines_of_rolls,
+    reference=Answered(lambda facts: ERROR_RATIO),
+    mistakes=(
         Mistake(
             lambda facts: ERROR_RATIO.replace('service_name="dice-roller"', 'service_name=~".+"'),
             name="any service",
@@ -402,8 +407,8 @@ Tolerance: 0.001.""",
             ' message="Roll completed".',
         ),
     ),
-    "Parse with | json, filter on the field message, count_over_time(… [10m]), sum by (die_type), and divide.",
-    """\
+    hint="Parse with | json, filter on the field message, count_over_time(… [10m]), sum by (die_type), and divide.",
+    solution="""\
     """
     + ERROR_RATIO.replace("{", "{{").replace("}", "}}").replace("\n", "\n    ")
     + """

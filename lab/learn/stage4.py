@@ -53,20 +53,20 @@ async def a_batch(lesson: Lesson) -> Facts:
 
 
 PARENT_CHILD = Exercise(
-    "4.1",
-    "Parents and children: the tree of a batch",
-    "the page, jq, SQL, Tempo",
-    """\
+    number="4.1",
+    title="Parents and children: the tree of a batch",
+    by="the page, jq, SQL, Tempo",
+    question="""\
 Look at trace {trace}, a batch of rolls.
 
 How many spans are below the span "async roll batch", and what is the span id of the parent of the span "roll 7"?""",
-    Fields(
+    form=Fields(
         spans=Number("the number of spans", whole=True),
         parent=Hexadecimal("a span id", 16),
     ),
-    a_batch,
-    Answered(lambda facts: f"{facts['below']} {facts['parent']}"),
-    (
+    prepare=a_batch,
+    reference=Answered(lambda facts: f"{facts['below']} {facts['parent']}"),
+    mistakes=(
         Mistake(
             lambda facts: f"{facts['total']} {facts['parent']}",
             name="all spans of the trace",
@@ -79,9 +79,9 @@ How many spans are below the span "async roll batch", and what is the span id of
             " parentSpanId names, one level above.",
         ),
     ),
-    'Each span names its parent in parentSpanId. The children of "async roll batch" are the spans that name its'
+    hint='Each span names its parent in parentSpanId. The children of "async roll batch" are the spans that name its'
     " spanId.",
-    """\
+    solution="""\
     dicelab sql "SELECT name, span_id, parent_id FROM spans WHERE trace_id = '{trace}' ORDER BY start"
 
 The tree follows the calls in the code: the server span GET /roll-async, below it "query die service" and "async roll
@@ -120,21 +120,21 @@ async def an_overlapping_batch(lesson: Lesson) -> Facts:
 
 
 OVERLAP = Exercise(
-    "4.2",
-    "Overlap: how many at once, and which one decides?",
-    "the page, jq, SQL, Tempo",
-    """\
+    number="4.2",
+    title="Overlap: how many at once, and which one decides?",
+    by="the page, jq, SQL, Tempo",
+    question="""\
 Look at trace {trace}, a batch of rolls.
 
 What is the highest number of rolls that were in progress at the same time, and which roll decides how long the batch
 takes? Give its number: the 3 of "roll 3".""",
-    Fields(
+    form=Fields(
         most_at_once=Number("the highest number at the same time", whole=True),
         deciding_roll=Number("the number of a roll", whole=True),
     ),
-    an_overlapping_batch,
-    Answered(lambda facts: f"{facts['peak']} {facts['deciding']}"),
-    (
+    prepare=an_overlapping_batch,
+    reference=Answered(lambda facts: f"{facts['peak']} {facts['deciding']}"),
+    mistakes=(
         Mistake(
             lambda facts: f"{facts['mean']} {facts['deciding']}",
             name="the mean instead of the peak",
@@ -149,9 +149,9 @@ takes? Give its number: the 3 of "roll 3".""",
             " batch waits for the one that ends last.",
         ),
     ),
-    "Go through starts and ends in the order of time, adding and taking off one. The batch ends when its last roll"
+    hint="Go through starts and ends in the order of time, adding and taking off one. The batch ends when its last roll"
     " ends.",
-    """\
+    solution="""\
     dicelab sql "SELECT name, start_ns, end_ns FROM spans
       WHERE trace_id = '{trace}' AND name LIKE 'roll %' ORDER BY end_ns DESC"
 
@@ -192,10 +192,10 @@ async def a_comparison(lesson: Lesson) -> Facts:
 COMPARISON_TOLERANCE = round(3 * math.sqrt((1 / 18 + 1 / 48) * (1 / 10 + 1 / ROUNDS)), 2)
 
 COMPARISON = Exercise(
-    "4.3",
-    "Comparing fairly: predict, then measure",
-    "dicelab compare",
-    f"""\
+    number="4.3",
+    title="Comparing fairly: predict, then measure",
+    by="dicelab compare",
+    question=f"""\
 Each roll waits a random time between 0 and {{delay:g}} seconds, every time equally likely. One can roll {{times}}
 times, one roll after the other, or ask for a batch of {{times}}, which wait at the same time.
 
@@ -206,13 +206,13 @@ rounds or more:
 
 Give both numbers. The measured one may differ from a measurement of ours by {COMPARISON_TOLERANCE:.0%}, which is three
 standard errors.""",
-    Fields(
+    form=Fields(
         prediction=Number("the predicted factor", absolute=0.05, units="x"),
         measurement=Number("the measured factor", relative=COMPARISON_TOLERANCE, units="x"),
     ),
-    a_comparison,
-    Answered(lambda facts: f"{facts['predicted']} {facts['measured']}"),
-    (
+    prepare=a_comparison,
+    reference=Answered(lambda facts: f"{facts['predicted']} {facts['measured']}"),
+    mistakes=(
         Mistake(
             lambda facts: f"{facts['times']} {facts['measured']}",
             name="as many times as there are rolls",
@@ -226,8 +226,8 @@ standard errors.""",
             " of n uniform waits of up to d is d n/(n+1).",
         ),
     ),
-    "One after the other the mean waits add up: n d/2. The longest of n uniform waits is d n/(n+1) on average.",
-    """\
+    hint="One after the other the mean waits add up: n d/2. The longest of n uniform waits is d n/(n+1) on average.",
+    solution="""\
 One after the other: n d/2. At once: the longest of n waits, d n/(n+1) on average. The factor is
 (n d/2) / (d n/(n+1)) = (n+1)/2 = {predicted:g}.
 
@@ -262,10 +262,10 @@ async def a_blocked_loop(lesson: Lesson) -> Facts:
 
 
 ASYNC_PATTERNS = Exercise(
-    "4.4",
-    "Async patterns: which run blocks its event loop?",
-    "the page, jq, SQL, Tempo",
-    """\
+    number="4.4",
+    title="Async patterns: which run blocks its event loop?",
+    by="the page, jq, SQL, Tempo",
+    question="""\
 The dice-roller has been run twice. In one of the two runs its code had a mistake: the wait of a roll blocked the event
 loop, as time.sleep() does where await asyncio.sleep() belongs. (The mistake has been removed since.) In each run users
 requested a batch and single rolls at the same time. The batches are
@@ -274,13 +274,13 @@ requested a batch and single rolls at the same time. The batches are
     run B: trace {trace_b}
 
 Which run was it, and for how many milliseconds did the longest single wait of its batch block the loop?""",
-    Fields(
+    form=Fields(
         run=Word("the run, a or b", RUNS),
         milliseconds=Number("the milliseconds (within 5 %)", absolute=2.0, relative=0.05, units="ms"),
     ),
-    a_blocked_loop,
-    Answered(lambda facts: f"{facts['run']} {facts['longest']}"),
-    (
+    prepare=a_blocked_loop,
+    reference=Answered(lambda facts: f"{facts['run']} {facts['longest']}"),
+    mistakes=(
         Mistake(
             lambda facts: f"{facts['other']} {facts['longest']}",
             name="the other run",
@@ -294,8 +294,11 @@ Which run was it, and for how many milliseconds did the longest single wait of i
             " lasts as long as one roll.",
         ),
     ),
-    "Compare the waterfalls of the two batches: do the rolls overlap, or does each start where the one before it ends?",
-    """\
+    hint=(
+        "Compare the waterfalls of the two batches: do the rolls overlap, or does each start where the one before it"
+        " ends?"
+    ),
+    solution="""\
 In run {run} the rolls are a staircase: each starts where the one before it ends, although the code starts all of them
 at once. The batch takes the sum of the waits instead of the longest, and every other request of the process waits as
 well, /metrics and /healthz included. The metric that shows it is event_loop_lag_seconds: how much later than planned

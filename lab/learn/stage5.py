@@ -16,9 +16,8 @@ from lab.learn.forms import Fields, Items, Moment, Number, Text, Word
 from lab.learn.lesson import TIMEOUT, Lesson, Outcome
 from lab.learn.stage1 import EXTREME, FAIR
 from lab.signals import format_time, total
+from lab.supervise.stages import POSTGRES
 from lab.waiting import within
-
-POSTGRES = "postgres"
 
 
 def _own_database(lesson: Lesson) -> None:
@@ -45,21 +44,21 @@ async def a_visit(lesson: Lesson) -> Facts:
 
 
 SQL_SPANS = Exercise(
-    "5.1",
-    "SQL spans: how often, and with what in them?",
-    "the page, jq, SQL, Tempo",
-    """\
+    number="5.1",
+    title="SQL spans: how often, and with what in them?",
+    by="the page, jq, SQL, Tempo",
+    question="""\
 Trace {trace} is the whole visit of one user: {singles} single rolls of the die "fair", and a batch of {times}.
 
 How many times was the database queried, and does the statement in the span (db.query.text) contain the name of the die?
 Answer with the number, and yes or no.""",
-    Fields(
+    form=Fields(
         queries=Number("the number of SELECTs", whole=True),
         contains=Word("yes or no", ("yes", "no")),
     ),
-    a_visit,
-    Answered(lambda facts: f"{facts['queries']} no"),
-    (
+    prepare=a_visit,
+    reference=Answered(lambda facts: f"{facts['queries']} no"),
+    mistakes=(
         Mistake(
             lambda facts: f"{facts['each']} no",
             name="one query for each roll",
@@ -73,8 +72,8 @@ Answer with the number, and yes or no.""",
             " statement as the program wrote it, and the driver sends the values beside it.",
         ),
     ),
-    "Count the spans named SELECT of the die-service in this trace, and read their attribute db.query.text.",
-    """\
+    hint="Count the spans named SELECT of the die-service in this trace, and read their attribute db.query.text.",
+    solution="""\
     dicelab sql "SELECT attributes['db.query.text'] AS statement, count(*) AS times FROM spans
       WHERE trace_id = '{trace}' AND name = 'SELECT' GROUP BY ALL"
 
@@ -144,10 +143,10 @@ async def _judge_pool(exercise: Exercise, lesson: Lesson, facts: Facts, answer: 
 
 
 POOL = Exercise(
-    "5.2",
-    "The connection pool: how small can it be?",
-    "the page, jq, SQL, PromQL, then a check by load",
-    """\
+    number="5.2",
+    title="The connection pool: how small can it be?",
+    by="the page, jq, SQL, PromQL, then a check by load",
+    question="""\
 The network to the database was slow for a moment, and {requests} requests to the die-service were made at {began}.
 Their queries show how long a connection was in use for each: in the log lines "Query executed" of the die-service
 (db_query_duration_ms), in its SELECT spans, in database_query_duration_seconds.
@@ -155,10 +154,10 @@ Their queries show how long a connection was in use for each: in the log lines "
 Suppose that the network stays so slow, and that {rate:g} requests a second arrive at equal intervals. What is the
 smallest DB_POOL_SIZE with which none of them has to wait for more than 0.2 s for a connection?
 (Your answer is tried out with real load; that takes up to a quarter of a minute.)""",
-    Number("a whole number of connections", whole=True),
-    a_slow_database,
-    Answered(lambda facts: str(facts["size"])),
-    (
+    form=Number("a whole number of connections", whole=True),
+    prepare=a_slow_database,
+    reference=Answered(lambda facts: str(facts["size"])),
+    mistakes=(
         Mistake(
             lambda facts: str(facts["below"]),
             name="rounded down",
@@ -172,8 +171,8 @@ smallest DB_POOL_SIZE with which none of them has to wait for more than 0.2 s fo
             " multiply the rate by the time for which a query uses it.",
         ),
     ),
-    "Multiply the rate by the duration of one query, and round up.",
-    """\
+    hint="Multiply the rate by the duration of one query, and round up.",
+    solution="""\
 Little's law: connections in use = rate x time in use = {rate:g} x about {seconds} = about {below}.5, so {size}.
 
     dicelab sql "SELECT db_query_duration_ms FROM lines
@@ -259,22 +258,22 @@ async def _judge_lock(exercise: Exercise, lesson: Lesson, facts: Facts, answer: 
 
 
 SLOW_QUERIES = Exercise(
-    "5.3",
-    "Slow queries: when was the table locked?",
-    "the page, jq, SQL, LogQL",
-    """\
+    number="5.3",
+    title="Slow queries: when was the table locked?",
+    by="the page, jq, SQL, LogQL",
+    question="""\
 Between {since} and {until} users rolled the die "fair" about {rate:g} times a second. For some seconds of that time
 another transaction held a lock on the table of dice.
 
 When was the table locked (the time in UTC, within 1 s)? And name three victims: trace ids of rolls that had to wait for
 the lock.""",
-    Fields(
+    form=Fields(
         time=Moment("a time in UTC such as 12:34:56", 1.0),
         victims=Items("three trace ids, separated by commas", r"[0-9a-f]{32}"),
     ),
-    a_locked_table,
-    Answered(lambda facts: _at(facts["locked"], facts["certain"])),
-    (
+    prepare=a_locked_table,
+    reference=Answered(lambda facts: _at(facts["locked"], facts["certain"])),
+    mistakes=(
         Mistake(
             lambda facts: _at(facts["first_error"], facts["certain"]),
             name="the time of the first error",
@@ -288,8 +287,8 @@ the lock.""",
             " pool that was exhausted, and starts while the lock is held.",
         ),
     ),
-    "Find the SELECT spans that lasted two seconds, and look at when the earliest of them began.",
-    """\
+    hint="Find the SELECT spans that lasted two seconds, and look at when the earliest of them began.",
+    solution="""\
     dicelab sql "SELECT start, duration_ms, trace_id FROM spans
       WHERE name = 'SELECT' AND duration_ms > 300 AND start >= '{since}' ORDER BY start LIMIT 5"
 
@@ -351,7 +350,7 @@ async def a_hidden_fault(lesson: Lesson) -> Facts:
 
 async def _judge_hypothesis(exercise: Exercise, lesson: Lesson, facts: Facts, answer: str) -> Verdict:
     too_early, never_ends, never = exercise.mistakes
-    async with promql.Prometheus.on(lesson.directory / facts["samples"]) as engine:
+    async with promql.prometheus_on(lesson, facts) as engine:
         for world in facts["worlds"]:
             step = 0.5
             true = await engine.times(answer, world["start"] + 1, world["end"], step)
@@ -371,10 +370,10 @@ async def _judge_hypothesis(exercise: Exercise, lesson: Lesson, facts: Facts, an
 
 
 RESILIENCE = Exercise(
-    "5.4",
-    "Resilience: a hypothesis as a query",
-    "PromQL",
-    """\
+    number="5.4",
+    title="Resilience: a hypothesis as a query",
+    by="PromQL",
+    question="""\
 Users have rolled the dice "fair" and "extreme" (half of the rolls of "extreme" fail by themselves). From {fault_at} to
 {restored_at} the lab had a fault.
 
@@ -382,10 +381,10 @@ Write a PromQL query that distinguishes the fault from normal operation: it has 
 some time during it, and no result from 5 s after its end on. The services were sampled twice a second, so windows such
 as [3s] work. The query is checked on this run and on one that you do not see: the same faults, but counters with other
 values, and another job that always fails.""",
-    Text("a PromQL query; put it in quotes, or in a file given by --file"),
-    a_hidden_fault,
-    Answered(lambda facts: HYPOTHESIS),
-    (
+    form=Text("a PromQL query; put it in quotes, or in a file given by --file"),
+    prepare=a_hidden_fault,
+    reference=Answered(lambda facts: HYPOTHESIS),
+    mistakes=(
         Mistake(
             lambda facts: 'sum(increase(http_requests_total{job="frontend",status=~"5.."}[3s])) > 0',
             name="errors that belong to normal operation",
@@ -406,8 +405,10 @@ values, and another job that always fails.""",
             " requests there are in a window.",
         ),
     ),
-    "Compare the answers of the frontend by status before and during the fault; use increase() over a few seconds.",
-    """\
+    hint=(
+        "Compare the answers of the frontend by status before and during the fault; use increase() over a few seconds."
+    ),
+    solution="""\
     """
     + HYPOTHESIS.replace("{", "{{").replace("}", "}}")
     + """

@@ -22,12 +22,12 @@ from lab.learn import loki
 from lab.learn.exercise import Answered, Exercise, Facts, Mistake, Verdict
 from lab.learn.forms import Fields, Items, Number, Text
 from lab.learn.lesson import TIMEOUT, Lesson
-from lab.learn.promql import free_port, ready
-from lab.learn.queries import refused
 from lab.learn.stage1 import FAIR
+from lab.paths import ALLOY, COMPOSE
+from lab.queries import refused
 from lab.signals import format_time
-from lab.supervise.engines import ALLOY, COMPOSE
-from lab.supervise.processes import Process
+from lab.supervise.processes import Process, free_port
+from lab.supervise.readiness import wait_until_ready
 from lab.waiting import within
 
 # --- 6.1 ---
@@ -119,7 +119,7 @@ async def _pipeline(route: str, files: Mapping[str, list[str]]) -> AsyncIterator
     """Run Loki and Alloy with a route while the block runs.
 
     Raises:
-        BadAnswer: when Alloy refuses the route, with its own message.
+        InputError: when Alloy refuses the route, with its own message.
         LabError: when one of them does not start.
     """
     directory = Path(tempfile.mkdtemp(prefix="dicelab-learn-"))
@@ -158,14 +158,14 @@ async def _pipeline(route: str, files: Mapping[str, list[str]]) -> AsyncIterator
         config = COMPOSE / "loki" / "loki.yaml"
         store = await start("loki", ["-target=all", f"-config.file={config}", "-config.expand-env=true"], variables)
         async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=10)) as session:
-            await ready(session, f"{url}/ready", "loki", store)
+            await wait_until_ready(session, f"{url}/ready", store)
             arguments = [
                 *("run", f"--server.http.listen-addr=127.0.0.1:{alloy_port}", f"--storage.path={directory / 'data'}"),
                 *("--disable-reporting", str(directory / "alloy" / "files.alloy")),
             ]
             alloy = await start("alloy", arguments, variables)
             try:
-                await ready(session, f"http://127.0.0.1:{alloy_port}/-/ready", "alloy", alloy)
+                await wait_until_ready(session, f"http://127.0.0.1:{alloy_port}/-/ready", alloy)
             except LabError:
                 said = " ".join(line for line in alloy.last_lines() if "rror" in line)
                 if said and not alloy.running:
@@ -215,10 +215,10 @@ def _template(text: str) -> str:
 
 
 ROUTING = Exercise(
-    "6.1",
-    "Routing: a tenant for warnings",
-    "a file for Alloy",
-    """\
+    number="6.1",
+    title="Routing: a tenant for warnings",
+    by="a file for Alloy",
+    question="""\
 The files {alloy}/route-all.alloy and route-usage.alloy are two routes that lines can take. Write a third:
 lines with the level WARNING go to the tenant "warnings" of Loki and only there, all other lines to the tenant
 "operations" and only there.
@@ -226,10 +226,10 @@ lines with the level WARNING go to the tenant "warnings" of Loki and only there,
 The file declares the component "route", as the other two do; pipeline.alloy beside it declares "tenant". It is checked
 by an Alloy and a Loki of their own, with {lines} numbered lines, some of which only mention the word. Your lab is not
 touched.""",
-    Text("the content of the file: --file route-warnings.alloy"),
-    numbered_lines,
-    Answered(lambda facts: ROUTE),
-    (
+    form=Text("the content of the file: --file route-warnings.alloy"),
+    prepare=numbered_lines,
+    reference=Answered(lambda facts: ROUTE),
+    mistakes=(
         Mistake(
             lambda facts: TO_ALL,
             name="no route for warnings",
@@ -251,9 +251,9 @@ touched.""",
             ' on {level="WARNING"}.',
         ),
     ),
-    "Two loki.process blocks with a stage.match each: one drops what is no warning, the other drops the warnings."
+    hint="Two loki.process blocks with a stage.match each: one drops what is no warning, the other drops the warnings."
     " Export both receivers.",
-    _template(ROUTE)
+    solution=_template(ROUTE)
     + """
 Every receiver of the export gets every line, so each of the two has to drop what is the other's. The selectors exclude
 each other and cover everything: no line is lost, and none arrives twice.""",
@@ -336,10 +336,10 @@ def _numbers(numbers: list[int]) -> str:
 
 
 SEPARATING = Exercise(
-    "6.2",
-    "Separating: operational or business?",
-    "the page, docs/telemetry.md",
-    """\
+    number="6.2",
+    title="Separating: operational or business?",
+    by="the page, docs/telemetry.md",
+    question="""\
 Sort these twelve entries. Business data tells what users do with the product and what they get from it; the owner of
 the product needs it. Operational data tells how the system does its work; the people who run it need that. For log
 lines this lab has a rule: the lines that Alloy sends to the tenant "usage" are business data, all others are
@@ -348,10 +348,10 @@ operational. (The field that decides is left out here.)
 {entries}
 
 Which of them are business data? Give their numbers.""",
-    Items("numbers separated by commas, or none", r"\d{1,2}"),
-    lines_and_metrics,
-    Answered(lambda facts: _numbers(facts["business"])),
-    (
+    form=Items("numbers separated by commas, or none", r"\d{1,2}"),
+    prepare=lines_and_metrics,
+    reference=Answered(lambda facts: _numbers(facts["business"])),
+    mistakes=(
         Mistake(
             lambda facts: _numbers(facts["operational"]),
             name="the other way round",
@@ -371,9 +371,11 @@ Which of them are business data? Give their numbers.""",
             " did its work; the usage event roll says that a user, with a session, rolled.",
         ),
     ),
-    "A usage event has an event_type, a session_id and a username. For a metric, ask what it counts: something that a"
-    " user did or got, or something that a machine did.",
-    """\
+    hint=(
+        "A usage event has an event_type, a session_id and a username. For a metric, ask what it counts: something that"
+        " a user did or got, or something that a machine did."
+    ),
+    solution="""\
 Business: {business}. A usage event has event_type, session_id and username; the metrics count rolls, faces and clicks.
 They are kept apart because they have other readers and another retention (here 30 days instead of 3), and contain
 personal data. The same click leaves both kinds: a usage event, and lines and metrics on how it was served.""",
@@ -416,21 +418,21 @@ def _sessions(count: int, names: list[str]) -> str:
 
 
 USAGE_ANALYTICS = Exercise(
-    "6.3",
-    "Usage analytics: who came and never rolled?",
-    "jq, SQL, LogQL",
-    """\
+    number="6.3",
+    title="Usage analytics: who came and never rolled?",
+    by="jq, SQL, LogQL",
+    question="""\
 Between {since} and {until} there were {sessions} sessions of signed-in users. Each left usage events in
 {run_dir}/logs/frontend.jsonl and, with engines, in the tenant "usage" of Loki.
 
 How many of these sessions signed in and never rolled, and whose were they?""",
-    Fields(
+    form=Fields(
         sessions=Number("the number of sessions", whole=True),
         users=Items("the user names, each once, separated by commas"),
     ),
-    visits,
-    Answered(lambda facts: _sessions(facts["count"], facts["names"])),
-    (
+    prepare=visits,
+    reference=Answered(lambda facts: _sessions(facts["count"], facts["names"])),
+    mistakes=(
         Mistake(
             lambda facts: _sessions(len(facts["by_name"]), facts["by_name"]),
             name="users instead of sessions",
@@ -444,8 +446,8 @@ How many of these sessions signed in and never rolled, and whose were they?""",
             " also have the event roll.",
         ),
     ),
-    "Group the usage events by session_id. Keep the sessions that have sign_in and no roll.",
-    """\
+    hint="Group the usage events by session_id. Keep the sessions that have sign_in and no roll.",
+    solution="""\
     dicelab sql "SELECT session_id, any_value(username) AS username FROM lines
       WHERE usage AND timestamp >= '{since}'
       GROUP BY session_id HAVING count(*) FILTER (event_type = 'roll') = 0"
@@ -530,20 +532,20 @@ def _lost_and_doubled(lesson: Lesson, numbers: list[str]) -> tuple[list[loki.Ent
 
 
 DESTINATIONS = Exercise(
-    "6.4",
-    "Destinations: was anything lost or doubled?",
-    "LogQL",
-    """\
+    number="6.4",
+    title="Destinations: was anything lost or doubled?",
+    by="LogQL",
+    question="""\
 Between {began_at} and {until} Loki was down for {outage} s, while users continued to roll. {count} rolls completed;
 each has a trace id of its own that begins with {prefix}, and should have exactly one line "Roll completed" in Loki.
 
 Write a LogQL query whose value is the number of rolls (trace ids beginning with {prefix}) that have exactly one such
 line from the service dice-roller, over the last 15 minutes. For this run it has to be {count}. It is also checked on a
 run that you do not see, with the same rolls, in which lines were lost and others doubled.""",
-    Text("a LogQL query; put it in quotes, or in a file given by --file"),
-    an_outage,
-    Answered(_once),
-    (
+    form=Text("a LogQL query; put it in quotes, or in a file given by --file"),
+    prepare=an_outage,
+    reference=Answered(_once),
+    mistakes=(
         Mistake(
             lambda facts: _once(facts).replace("count(sum by (trace_id) (", "sum(").replace(") == 1)", ")"),
             name="the number of lines",
@@ -557,9 +559,11 @@ run that you do not see, with the same rolls, in which lines were lost and other
             " as well. Compare the count of each roll with 1.",
         ),
     ),
-    "Count the lines by trace_id (sum by (trace_id) (count_over_time(…))), keep those equal to 1, and count what is"
-    " left.",
-    """\
+    hint=(
+        "Count the lines by trace_id (sum by (trace_id) (count_over_time(…))), keep those equal to 1, and count what is"
+        " left."
+    ),
+    solution="""\
 For each roll how many lines, then only those with one, then how many of these:
 
     count(sum by (trace_id) (count_over_time({{service_name="dice-roller"}} | json

@@ -12,7 +12,8 @@ from lab import LabError
 from lab.client import Lab
 from lab.learn.exercise import Exercise, Facts, Verdict
 from lab.learn.lesson import TIMEOUT, Lesson
-from lab.learn.queries import refused, with_hint
+from lab.learn.queries import with_hint
+from lab.queries import refused
 from lab.waiting import within
 
 LIMIT = 1000  # traces
@@ -23,7 +24,7 @@ async def search(lab: Lab, query: str, world: Mapping[str, Any]) -> set[str]:
     """The ids of the traces of a world that a query finds.
 
     Raises:
-        BadAnswer: when Tempo refuses the query, with its own message.
+        InputError: when Tempo refuses the query, with its own message.
         LabError: when it does not answer.
     """
     parameters = {"q": query, "start": str(int(world["start"]) - 2), "end": str(int(world["end"]) + 2)}

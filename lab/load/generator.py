@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import heapq
 import itertools
-import json
 import math
 import resource
 import time
@@ -25,6 +24,7 @@ from typing import Any, Self
 import aiohttp
 
 from lab.load.latency import Latencies
+from lab.signals import json_object
 from lab.waiting import sleep
 from otel import traces
 
@@ -140,7 +140,7 @@ class Client:
                     body = await response.read()
                     status, answered = str(response.status), response.headers
                     trace_id = answered.get("X-Trace-Id", trace_id)
-                    document = _document(body)
+                    document = json_object(body)
                     if response.status >= 500:
                         traces.record_failure(RuntimeError(f"answered with {status}"))
             except asyncio.TimeoutError as error:
@@ -149,14 +149,6 @@ class Client:
             except (aiohttp.ClientError, OSError) as error:
                 traces.record_failure(error)
         return Answer(route, status, document, trace_id, time.monotonic() - started, started, answered)
-
-
-def _document(body: bytes) -> dict[str, Any]:
-    try:
-        document = json.loads(body)
-    except ValueError:
-        return {}
-    return document if isinstance(document, dict) else {}
 
 
 class Record:

@@ -25,7 +25,7 @@ from prometheus_client.utils import floatToGoString
 from lab.client import Lab
 from lab.mystery.samples import Scrape, window
 from lab.rotated import open_files, whole_lines
-from lab.signals import Span, parse_export, parse_time
+from lab.signals import Span, escape_label, parse_export, parse_time
 from lab.waiting import gather
 
 TEMPO_TRACES = 3000  # that are fetched from Tempo, spread over the game; a game of three minutes has about as many
@@ -227,12 +227,8 @@ def open_metrics(scrapes: Iterable[Scrape]) -> str:
 def _sample_line(sample: Sample, at: float) -> str:
     """A line with a timestamp; the label ``job`` comes first."""
     names = sorted(sample.labels, key=lambda name: (name != "job", name))
-    labels = ",".join(f'{name}="{_escaped(sample.labels[name])}"' for name in names)
+    labels = ",".join(f'{name}="{escape_label(sample.labels[name])}"' for name in names)
     return f"{sample.name}{{{labels}}} {floatToGoString(sample.value)} {at:.3f}"  # type: ignore[no-untyped-call]
-
-
-def _escaped(value: str) -> str:
-    return value.replace("\\", r"\\").replace("\n", r"\n").replace('"', r"\"")
 
 
 def scrapes_of(text: str) -> list[Scrape]:

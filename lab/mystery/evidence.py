@@ -17,7 +17,7 @@ from lab.mystery.answer import BadAnswer
 from lab.mystery.case import Case, write_window
 from lab.mystery.samples import window
 from lab.mystery.truth import Truth
-from lab.signals import SPAN_KINDS, Span, parse_time
+from lab.signals import SPAN_KINDS, Span, covered, parse_time
 from lab.supervise.stages import POSTGRES
 from lab.tables import Tables, mentions_samples
 
@@ -167,13 +167,8 @@ def _with_children(spans: Sequence[Span]) -> Iterable[tuple[Span, list[Span]]]:
 
 def own_time(span: Span, children: Iterable[Span]) -> float:
     """The seconds of a span that none of its children covers."""
-    covered, until = 0, span.start
-    for child in sorted(children, key=lambda one: one.start):
-        start, end = max(child.start, until), min(child.end, span.end)
-        if end > start:
-            covered += end - start
-            until = end
-    return (span.end - span.start - covered) / 1e9
+    inside = ((max(child.start, span.start), min(child.end, span.end)) for child in children)
+    return (span.end - span.start - covered(part for part in inside if part[0] < part[1])) / 1e9
 
 
 def _key(span: Span) -> Key:

@@ -13,9 +13,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from lab import LabError
-from lab.learn.promql import Prometheus, Series
 from lab.mystery.answer import BadAnswer
 from lab.mystery.samples import Row
+from lab.prometheus import Prometheus, Series
 
 PREFIX = "promql:"
 

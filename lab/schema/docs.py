@@ -8,11 +8,12 @@ from typing import TypeVar
 
 import jinja2
 
+from lab.paths import DOCS
 from lab.schema.registry import EVERY_SERVICE, REQUIRED, Attribute, Event, Metric, Registry, Signal, SpanType, Use
+from lab.signals import PROCESS_METRICS
 
-FILE = Path(__file__).parents[2] / "docs" / "telemetry.md"
+FILE = DOCS / "telemetry.md"
 TEMPLATE = "telemetry.md.jinja"
-PROCESS = ("process_", "python_")  # of every Python process
 HTTP_SERVER = "dicelab.http.server"  # the span type with the attributes that all server spans have
 
 S = TypeVar("S", bound=Signal)
@@ -25,7 +26,7 @@ def telemetry(registry: Registry) -> str:
         loader=loader, trim_blocks=True, undefined=jinja2.StrictUndefined, autoescape=False
     )
     metrics = list(registry.metrics.values())
-    process = [metric for metric in metrics if metric.prometheus.startswith(PROCESS)]
+    process = [metric for metric in metrics if metric.prometheus.startswith(PROCESS_METRICS)]
     common = [metric for metric in metrics if set(metric.services) == set(EVERY_SERVICE) and metric not in process]
     server = next(span for span in registry.spans if span.name == HTTP_SERVER)
 

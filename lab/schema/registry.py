@@ -17,7 +17,9 @@ from typing import Any, Self
 
 import yaml
 
-FOLDER = Path(__file__).parents[2] / "otel" / "registry"
+from lab.paths import OTEL
+
+FOLDER = OTEL / "registry"
 CONVENTIONS = "conventions.json"
 # The services, each with the stage it comes with.
 EVERY_SERVICE = {"dice-roller": 1, "frontend": 2, "die-service": 3}

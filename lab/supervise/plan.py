@@ -15,6 +15,7 @@ from pathlib import Path
 
 from lab import LabError
 from lab.supervise import engines, stages
+from lab.supervise.engines_plan import plan_engines
 from lab.supervise.rundir import RunDir
 from lab.supervise.stages import Service
 
@@ -106,7 +107,7 @@ class LabPlan:
             raise LabError(f"SAMPLING is {self.sampling!r}, not {' or '.join(SAMPLING)}")
         if self.sampling != SAMPLING[0] and not options.engines:
             raise LabError(f"SAMPLING={self.sampling} needs --engines: the Collector samples")
-        self.engines = engines.plan(
+        self.engines = plan_engines(
             self.stage,
             options.base_port,
             run_dir.engines,

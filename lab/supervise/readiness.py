@@ -7,7 +7,12 @@ import json
 
 import aiohttp
 
+from lab import LabError
+from lab.supervise.processes import Process
+from lab.waiting import within
+
 TIMEOUT = aiohttp.ClientTimeout(total=3)
+START_TIMEOUT = 30.0  # seconds
 
 
 async def readiness(session: aiohttp.ClientSession, url: str) -> str | None:
@@ -23,3 +28,18 @@ async def readiness(session: aiohttp.ClientSession, url: str) -> str | None:
         return str(json.loads(text)["detail"])
     except (ValueError, KeyError, TypeError):
         return text.strip()[:200] or f"status {response.status}"
+
+
+async def wait_until_ready(session: aiohttp.ClientSession, url: str, process: Process) -> None:
+    """Wait until the URL of a process answers 200.
+
+    Raises:
+        LabError: when it does not within :data:`START_TIMEOUT` seconds, or the process has ended.
+    """
+    async for _ in within(START_TIMEOUT):
+        if await readiness(session, url) is None:
+            return
+        if not process.running:
+            break
+    last_line = " ".join(process.last_lines()[-1:])[:300]
+    raise LabError(f"{process.name} does not start: {last_line or 'it does not answer'}")

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lab import LabError
+from lab.paths import COMPOSE
 
-DIRECTORY = Path(__file__).resolve().parents[2] / "compose" / "stages"
 STAGES = range(1, 7)
 POSTGRES = "postgres"
 
@@ -58,7 +58,7 @@ def load(number: int) -> Stage:
     """
     if number not in STAGES:
         raise LabError(f"there is no stage {number}; stages are {STAGES[0]} to {STAGES[-1]}")
-    path = DIRECTORY / f"{number}.env"
+    path = (COMPOSE / "stages") / f"{number}.env"
     try:
         lines = path.read_text().splitlines()
     except OSError as error:

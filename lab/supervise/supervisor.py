@@ -20,7 +20,7 @@ from yarl import URL
 
 from lab import LabError
 from lab.chaos.faults import FaultServer, Link
-from lab.learn.server import LearnServer
+from lab.page.server import PageServer
 from lab.supervise import postgres
 from lab.supervise.overview import print_overview
 from lab.supervise.plan import LabPlan, Port, ProcessPlan, loopback
@@ -47,7 +47,7 @@ class Supervisor:
         self._engines: list[SupervisedProcess] = []
         self._postgres: SupervisedPostgres | None = None
         self._faults: FaultServer | None = None
-        self._learn: LearnServer | None = None
+        self._page: PageServer | None = None
         self._workers_dir: Path | None = None
         self._database_url = plan.external_database
 
@@ -100,9 +100,9 @@ class Supervisor:
             self._database_url = self._postgres.url
         await self._start_engines()
         if loopback(plan.options.host):  # exercises restart services, which only users of this machine may do
-            self._learn = LearnServer(self._run_dir.path)
-            await self._learn.open()
-            plan.learn_socket = self._learn.path
+            self._page = PageServer(self._run_dir.path)
+            await self._page.open()
+            plan.learn_socket = self._page.path
         if plan.options.workers > 1:
             self._workers_dir = private_directory()  # it holds sockets, whose paths must be short
         for process in plan.service_processes(self._database_url, self._workers_dir):
@@ -280,8 +280,8 @@ class Supervisor:
     # --- stop ---
 
     async def _stop(self) -> None:
-        if self._learn is not None:
-            await self._learn.close()
+        if self._page is not None:
+            await self._page.close()
         if self._faults is not None:
             await self._faults.close()
         for supervised in [*reversed(self._services), *reversed(self._engines)]:

@@ -20,7 +20,7 @@ import yaml
 
 from lab.client import BASE_PORT
 from lab.containers import PROJECT
-from lab.supervise import engines
+from lab.paths import COMPOSE, ROOT
 from tests.support import images, standins
 from tests.support.labs import wait_for
 
@@ -78,7 +78,7 @@ class Containers:
         return subprocess.run(
             [sys.executable, "-m", "lab.cli", *arguments],
             check=False,
-            cwd=engines.ROOT,
+            cwd=ROOT,
             env=self.environment,
             capture_output=True,
             text=True,
@@ -235,9 +235,9 @@ def _checkout(directory: Path) -> Path:
     checkout.mkdir()
     for part in PARTS:
         ignored = shutil.ignore_patterns("__pycache__", ".env", ".targets", "compose.override.yaml")
-        shutil.copytree(engines.ROOT / part, checkout / part, ignore=ignored)
+        shutil.copytree(ROOT / part, checkout / part, ignore=ignored)
     for file in ("Makefile", ".dockerignore"):
-        shutil.copy(engines.ROOT / file, checkout)
+        shutil.copy(ROOT / file, checkout)
     for path in (checkout, *checkout.rglob("*")):
         path.chmod(path.stat().st_mode & 0o700)
     return checkout
@@ -254,7 +254,7 @@ def build_images(
     Raises:
         Unavailable: when one is missing that others depend on.
     """
-    services: dict[str, dict[str, Any]] = yaml.safe_load((engines.COMPOSE / "compose.yaml").read_text())["services"]
+    services: dict[str, dict[str, Any]] = yaml.safe_load((COMPOSE / "compose.yaml").read_text())["services"]
     known = images.load()
     wanted = [image for name, image in known.items() if name != "dicelab"]  # which has its own Dockerfile
     missing = {image.name: why for image in wanted if (why := standins.missing(image))}
@@ -274,7 +274,7 @@ def build_images(
 
 def _override(containers: Containers, names: dict[str, str]) -> None:
     """Make compose use the stand-ins, and leave out services without one."""
-    services: dict[str, dict[str, Any]] = yaml.safe_load((engines.COMPOSE / "compose.yaml").read_text())["services"]
+    services: dict[str, dict[str, Any]] = yaml.safe_load((COMPOSE / "compose.yaml").read_text())["services"]
     changed: dict[str, dict[str, Any]] = {}
     for service, settings in services.items():
         if service in containers.left_out:

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from lab.supervise.engines import COMPOSE
+from lab.paths import COMPOSE
 
 
 @dataclass(frozen=True)

@@ -85,7 +85,6 @@ COMMON_METRICS = [
     ("dicelab_traffic_expected", "gauge", set()),
 ]
 # The metrics of every Python process.
-PROCESS_PREFIXES = ("process_", "python_")
 
 # (first stage, field, type)
 LOG_FIELDS = [

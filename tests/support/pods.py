@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from lab.kubernetes import forward
-from lab.supervise import engines
+from lab.paths import COMPOSE, ROOT
 from tests.support import containers, images
 from tests.support.containers import PREFIX, Unavailable, require
 from tests.support.kubernetes import SECRET, Document, Manifests, Workload, load
@@ -183,9 +183,7 @@ class StagePods:
 
     def dicelab(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "lab.cli", *arguments, "--run-dir", str(self.directory / "run")]
-        return subprocess.run(
-            command, check=False, cwd=engines.ROOT, env=self.node.environment, capture_output=True, text=True
-        )
+        return subprocess.run(command, check=False, cwd=ROOT, env=self.node.environment, capture_output=True, text=True)
 
     def inspect(self) -> dict[str, dict[str, Any]]:
         """Podman's description of each container, by the name of its workload."""
@@ -215,10 +213,10 @@ def node(directory: Path) -> Iterator[Node]:
         raise Unavailable("podman does not work here")
     names, left_out = containers.build_images(PODMAN, environment, directory)
     base = names[str(images.load()["dicelab"].base)]
-    file = engines.COMPOSE / "Dockerfile"
+    file = COMPOSE / "Dockerfile"
     try:
         subprocess.run(
-            [*PODMAN, "build", "--network=host", f"--build-arg=BASE={base}", "-t", IMAGE, "-f", file, engines.ROOT],
+            [*PODMAN, "build", "--network=host", f"--build-arg=BASE={base}", "-t", IMAGE, "-f", file, ROOT],
             check=True,
             env=environment,
             capture_output=True,

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
+from lab.paths import DASHBOARDS
 from tests.support.labs import Span
 
 GRAMMAR = Path(__file__).parents[1] / "grammar"
-DASHBOARDS = Path(__file__).parents[2] / "grafana" / "dashboards"
 LANGUAGES = {"prometheus": "promql", "loki": "logql", "tempo": "traceql"}
 RANGE = 900  # seconds, the dashboards' own default
 # As Grafana fills them in for that range and the default rate interval: $__rate_interval is four times the lowest step.

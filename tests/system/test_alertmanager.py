@@ -19,11 +19,13 @@ from yarl import URL
 
 from alertreceiver.app import create_app
 from alertreceiver.settings import Settings
+from lab.paths import COMPOSE
 from lab.supervise import engines, stages
+from lab.supervise.engines_plan import plan_engines
 from tests.support.labs import clean_environ, free_base_port, get, wait_for
 from web.settings import Environment
 
-SHIPPED = engines.COMPOSE / "alertmanager" / "alertmanager.yml"
+SHIPPED = COMPOSE / "alertmanager" / "alertmanager.yml"
 ALERTMANAGER = next(engine for engine in engines.ENGINES if engine.name == "alertmanager")
 RECEIVER = next(engine for engine in engines.ENGINES if engine.name == "alert-receiver")
 
@@ -60,7 +62,7 @@ def alertmanager(tmp_path: Path) -> Iterator[Running]:
     """Both as `dicelab up` starts them."""
     base, logs = free_base_port(), tmp_path / "logs"
     logs.mkdir()
-    plan = engines.plan(stages.load(1), base, tmp_path / "engines", logs)
+    plan = plan_engines(stages.load(1), base, tmp_path / "engines", logs)
     assert plan.has("alertmanager")
     plan.prepare({})
     processes = []

@@ -18,7 +18,8 @@ import pytest
 
 from lab.chaos.pods import PodTarget
 from lab.kubernetes import kustomize, pods
-from lab.supervise import engines, stages
+from lab.paths import ROOT
+from lab.supervise import stages
 from tests.support import api_server
 from tests.support.api_server import ApiServer
 from tests.support.containers import Unavailable
@@ -42,8 +43,8 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The files that ``make kubernetes`` reads; it writes passwords there."""
     directory = tmp_path_factory.mktemp("checkout")
     for part in ("alloy", "compose", "grafana", "kubernetes", "otel"):
-        shutil.copytree(engines.ROOT / part, directory / part, ignore=shutil.ignore_patterns("__pycache__", ".env"))
-    shutil.copy(engines.ROOT / "Makefile", directory)
+        shutil.copytree(ROOT / part, directory / part, ignore=shutil.ignore_patterns("__pycache__", ".env"))
+    shutil.copy(ROOT / "Makefile", directory)
     return directory
 
 

@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 
-from lab import bench
+from lab.bench.scale import MANY_CLIENTS
+from lab.bench.variants import signal_variants
 from tests.support.labs import clean_environ, processes_of, wait_for
 
 pytestmark = pytest.mark.usefixtures("high_priority")
@@ -70,7 +71,7 @@ def test_signals_are_measured_alone_and_together(tmp_path: Path) -> None:
     assert result.returncode == 0, result.stdout + result.stderr
     assert document["faults"] == []
     signals = document["signals"]
-    assert [run["variant"] for run in signals] == [variant.name for variant in bench.signal_variants(["standard"])]
+    assert [run["variant"] for run in signals] == [variant.name for variant in signal_variants(["standard"])]
     complete(signals)
 
 
@@ -91,17 +92,17 @@ def test_scale_is_measured(tmp_path: Path) -> None:
     assert few["clients"] == bare_few["clients"] == 4
     # A busy machine may refuse some of a thousand concurrent connections; that is reported, and nothing else is.
     failed = [run for run in document["scale"] if run["failed"]]
-    assert all(run["clients"] == bench.MANY_CLIENTS for run in failed), failed
+    assert all(run["clients"] == MANY_CLIENTS for run in failed), failed
     assert len(document["faults"]) == len(failed), document["faults"]
     assert result.returncode == bool(failed), result.stdout + result.stderr
     for run in (bare_crowd, crowd):
-        assert run["clients"] == bench.MANY_CLIENTS
+        assert run["clients"] == MANY_CLIENTS
         assert run["p50"] > 250  # the delay is real
         # Two ways to count the same rolls; the first rolls start at the same time.
         assert run["rate"] / 2 < run["sustained"] < run["rate"] * 2
         assert run["scrape_ms"] > 0
     assert [run["rolls"] for run in others] == [1, 2, 5, 10, 20, 50, 100] + [1] * 6
-    assert [run["clients"] for run in others[7:]] == [8, 64, 256, bench.MANY_CLIENTS, 4, 4]
+    assert [run["clients"] for run in others[7:]] == [8, 64, 256, MANY_CLIENTS, 4, 4]
     assert others[-1]["resident_mb"] > 50
 
 

@@ -11,10 +11,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from lab.supervise import engines
+from lab.paths import COMPOSE, ROOT
 from tests.support.labs import get, wait_for
-
-COMPOSE = engines.COMPOSE
 
 
 def container_engine() -> str | None:
@@ -43,9 +41,7 @@ def image() -> Iterator[tuple[str, str]]:
     # Only docker's image format has health checks; podman needs an option for it.
     options = ["--format=docker"] if engine == "podman" else []
     command = [engine, "build", "--network=host", "--build-arg", f"BASE={base}", "-t", name, *options]
-    built = subprocess.run(
-        [*command, "-f", COMPOSE / "Dockerfile", engines.ROOT], check=False, capture_output=True, text=True
-    )
+    built = subprocess.run([*command, "-f", COMPOSE / "Dockerfile", ROOT], check=False, capture_output=True, text=True)
     assert built.returncode == 0, built.stdout[-2000:] + built.stderr[-2000:]
     yield engine, name
     subprocess.run([engine, "rmi", "--force", name], check=False, capture_output=True)

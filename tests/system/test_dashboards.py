@@ -19,6 +19,7 @@ from urllib.parse import urlencode
 import pytest
 import yaml
 
+from lab.paths import COMPOSE
 from lab.supervise import engines
 from tests.support import labs, matrix, traffic
 from tests.support.labs import Lab, get, wait_for
@@ -54,7 +55,7 @@ def test_every_dashboard_has_the_types_of_grafanas_schema(tmp_path: Path) -> Non
 
 
 def test_the_schema_is_that_of_the_grafana_in_the_containers() -> None:
-    image = yaml.safe_load((engines.COMPOSE / "compose.yaml").read_text())["services"]["grafana"]["image"]
+    image = yaml.safe_load((COMPOSE / "compose.yaml").read_text())["services"]["grafana"]["image"]
     required = json.loads((TYPES / "package.json").read_text())["dependencies"]
     assert image == f"grafana/grafana:{required['@grafana/schema']}"
 

@@ -25,13 +25,15 @@ from urllib.request import HTTPCookieProcessor, ProxyHandler, build_opener
 import pytest
 import yaml
 
+from lab.paths import ALLOY, COMPOSE, DASHBOARDS, GRAFANA, ROOT
 from lab.schema.command import Seen, look
 from lab.schema.judge import Judge
 from lab.schema.registry import Registry
 from lab.signals import parse_export
 from lab.supervise import engines, stages
+from lab.supervise.engines_plan import plan_engines
 from tests.support.labs import Lab, dicelab, free_base_port, get, wait_for
-from tests.support.queries import DASHBOARDS, parse, queries
+from tests.support.queries import parse, queries
 
 ENGINES = [engine.name for engine in engines.ENGINES]
 
@@ -176,7 +178,7 @@ def test_a_batch_makes_no_series_for_each_of_its_rolls(lab: Lab) -> None:
     (series,) = query(lab, 'count({__name__=~"traces_spanmetrics_.+"})')
     assert float(series["value"][1]) < 500
     # Their exemplars lead to the trace, by the name under which Grafana's data source looks for it.
-    provisioned = yaml.safe_load((engines.GRAFANA / "provisioning" / "datasources" / "dicelab.yml").read_text())
+    provisioned = yaml.safe_load((GRAFANA / "provisioning" / "datasources" / "dicelab.yml").read_text())
     (prometheus,) = [one for one in provisioned["datasources"] if one["type"] == "prometheus"]
     names = {one["name"] for one in prometheus["jsonData"]["exemplarTraceIdDestinations"]}
     now = time.time()
@@ -393,13 +395,13 @@ def metrics_read() -> set[str]:
     """Every metric of an engine that a rule, a dashboard or a runbook reads."""
     rules = [
         rule["expr"]
-        for path in (engines.COMPOSE / "prometheus" / "rules").glob("*.yml")
+        for path in (COMPOSE / "prometheus" / "rules").glob("*.yml")
         for group in yaml.safe_load(path.read_text())["groups"]
         for rule in group["rules"]
     ]
     runbooks = [
         query
-        for path in (engines.ROOT / "docs" / "runbooks").glob("*.md")
+        for path in (ROOT / "docs" / "runbooks").glob("*.md")
         for query in re.findall(r"```promql\n(.+?)\n```", path.read_text(), re.DOTALL)
     ]
     shown = [
@@ -484,12 +486,12 @@ def test_engines_keep_their_data_in_the_run_dir(lab: Lab) -> None:
         config = get(engine_url(lab, engine) + path, headers={"X-Scope-OrgID": "operations"}).body.decode()
         paths = {line.strip() for line in config.splitlines() if re.search(r": /\w", line)} - unused
         assert len(paths) > 5
-        assert {line for line in paths if f" {lab.run_dir}" not in line and f" {engines.COMPOSE}" not in line} == set()
+        assert {line for line in paths if f" {lab.run_dir}" not in line and f" {COMPOSE}" not in line} == set()
 
 
 def test_prometheus_accepts_the_shipped_configuration(lab: Lab) -> None:
     config = lab.run_dir / "engines" / "prometheus" / "config" / "prometheus.yml"
-    assert config.read_bytes() == (engines.COMPOSE / "prometheus" / "prometheus.yml").read_bytes()
+    assert config.read_bytes() == (COMPOSE / "prometheus" / "prometheus.yml").read_bytes()
     checked = subprocess.run(["promtool", "check", "config", config], check=False, capture_output=True, text=True)
     assert checked.returncode == 0, checked.stdout + checked.stderr
 
@@ -528,10 +530,10 @@ def test_the_lab_runs_without_any_engine(own_lab: Callable[..., Lab], tmp_path: 
 @pytest.mark.parametrize("route", ["all", "usage"])
 @pytest.mark.parametrize("source", ["files", "containers"])
 def test_alloy_accepts_both_sources_with_both_routes(tmp_path: Path, source: str, route: str) -> None:
-    variables = engines.plan(stages.load(6), 8000, tmp_path, tmp_path).variables("")
+    variables = plan_engines(stages.load(6), 8000, tmp_path, tmp_path).variables("")
     variables |= {"LOG_ROUTE": route, "DOCKER_HOST": "unix:///var/run/docker.sock"}
     checked = subprocess.run(
-        ["alloy", "validate", engines.ALLOY / f"{source}.alloy"],
+        ["alloy", "validate", ALLOY / f"{source}.alloy"],
         env={**os.environ, **variables},
         check=False,
         capture_output=True,
@@ -541,6 +543,6 @@ def test_alloy_accepts_both_sources_with_both_routes(tmp_path: Path, source: str
 
 
 @pytest.mark.engines("alloy")
-@pytest.mark.parametrize("file", sorted(engines.ALLOY.glob("*.alloy")), ids=lambda file: file.name)
+@pytest.mark.parametrize("file", sorted(ALLOY.glob("*.alloy")), ids=lambda file: file.name)
 def test_alloy_files_are_formatted(file: Path) -> None:
     assert subprocess.run(["alloy", "fmt", "--test", file], check=False, capture_output=True).returncode == 0

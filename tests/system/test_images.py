@@ -20,16 +20,17 @@ from typing import Any
 import pytest
 import yaml
 
+from lab.paths import COMPOSE, GRAFANA, ROOT
 from lab.supervise import engines
 from tests.support import images
 from tests.support.images import Image, Owned
 
-COMPOSE: dict[str, Any] = yaml.safe_load((engines.COMPOSE / "compose.yaml").read_text())
-SERVICES: list[str] = list(COMPOSE["services"])
+COMPOSE_FILE: dict[str, Any] = yaml.safe_load((COMPOSE / "compose.yaml").read_text())
+SERVICES: list[str] = list(COMPOSE_FILE["services"])
 IMAGES = images.load()
-DOCKERFILE = (engines.COMPOSE / "Dockerfile").read_text()
+DOCKERFILE = (COMPOSE / "Dockerfile").read_text()
 GRAFANA_INI = RawConfigParser()
-GRAFANA_INI.read(engines.GRAFANA / "grafana.ini")
+GRAFANA_INI.read(GRAFANA / "grafana.ini")
 # Shell builtins.
 BUILTINS = {"exec", "printf", "test", "[", "cd", "exit"}
 
@@ -134,7 +135,7 @@ def mounts_of(service: Service) -> dict[str, Owned | None]:
     for volume in service.get("volumes", []):
         source, target, *options = volume.split(":") if not volume.startswith("$") else ("socket", "/socket", "ro")
         # A new named volume takes owner and mode from the directory of the image that it covers.
-        named = source in COMPOSE["volumes"]
+        named = source in COMPOSE_FILE["volumes"]
         found[target] = image_of(service).owned(target) if named and "ro" not in options else None
     for entry in service.get("tmpfs", []):
         target, _, options = entry.partition(":")
@@ -163,7 +164,7 @@ CHECKS: list[Check] = [check_probe, check_flags, check_written_paths, check_vari
 @pytest.mark.parametrize("name", SERVICES)
 @pytest.mark.parametrize("check", CHECKS)
 def test_the_image_supports_the_service(check: Check, name: str) -> None:
-    assert check(COMPOSE["services"][name]) == []
+    assert check(COMPOSE_FILE["services"][name]) == []
 
 
 Defect = Callable[[dict[str, Any]], object]
@@ -236,19 +237,19 @@ DEFECTS: dict[str, tuple[str, Check, Defect, str]] = {
 @pytest.mark.parametrize("defect", DEFECTS)
 def test_each_defect_is_found(defect: str) -> None:
     name, check, apply, message = DEFECTS[defect]
-    service = copy.deepcopy(COMPOSE["services"][name])
+    service = copy.deepcopy(COMPOSE_FILE["services"][name])
     apply(service)
     assert check(service) == [message]
 
 
 def test_every_image_has_facts_and_sources() -> None:
-    used = {service["image"] for service in COMPOSE["services"].values()}
+    used = {service["image"] for service in COMPOSE_FILE["services"].values()}
     assert used | {IMAGES["dicelab"].base} == IMAGES.keys()
     for image in IMAGES.values():
         assert image.name == "dicelab" or re.fullmatch(r"[a-z0-9/-]+:v?\d+\.\d+(\.\d+)?(-[a-z-]+)?", image.name)
         for source in image.sources:
             if image.name == "dicelab":
-                assert all((engines.ROOT / file).is_file() for file in source["files"])
+                assert all((ROOT / file).is_file() for file in source["files"])
             else:
                 assert re.fullmatch(r"[\w-]+/[\w-]+", source["repository"])
                 assert "issue" in source or re.fullmatch("[0-9a-f]{40}", source["commit"])
@@ -279,7 +280,7 @@ def private_checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The project as a checkout under umask 077, after ``make compose`` with a compose command that does nothing."""
     checkout = tmp_path_factory.mktemp("private") / "dicelab"
     for part in ("Makefile", "alloy", "grafana", "otel", "compose"):
-        source = engines.ROOT / part
+        source = ROOT / part
         if source.is_dir():
             shutil.copytree(source, checkout / part, ignore=shutil.ignore_patterns("__pycache__", ".env", ".targets"))
         else:
@@ -301,7 +302,7 @@ def private_checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("name", SERVICES)
 def test_a_container_can_read_the_configuration_of_a_private_checkout(name: str, private_checkout: Path) -> None:
     """Only the bits for others count: the container's user is neither the checkout's owner nor in its group."""
-    for volume in COMPOSE["services"][name].get("volumes", []):
+    for volume in COMPOSE_FILE["services"][name].get("volumes", []):
         source = volume.split(":")[0]
         if not source.startswith("."):
             continue
@@ -336,7 +337,7 @@ HIDDEN = {"loki": {"-health", "-health.url"}}
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_the_program_has_exactly_the_listed_flags(name: str) -> None:
     program, help_arguments, version_arguments = PROGRAMS[name]
-    image = image_of(COMPOSE["services"][name])
+    image = image_of(COMPOSE_FILE["services"][name])
     binary = next((path for path in binaries_of(name) if image.version in output([path, *version_arguments])), None)
     if binary is None:
         pytest.skip(f"{name} {image.version} is not on PATH")
@@ -373,7 +374,7 @@ CHECKERS: dict[str, tuple[list[str], list[str]]] = {
 @pytest.mark.parametrize("name", CHECKERS)
 def test_the_program_accepts_its_flags_and_configuration(name: str, tmp_path: Path) -> None:
     """As in the container, with the mounts replaced by their sources."""
-    service = COMPOSE["services"][name]
+    service = COMPOSE_FILE["services"][name]
     binaries = binaries_of(name)
     if not binaries:
         pytest.skip(f"{name} is not on PATH")
@@ -382,7 +383,7 @@ def test_the_program_accepts_its_flags_and_configuration(name: str, tmp_path: Pa
         text = re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", text)  # compose's variables, with their defaults
         for volume in service["volumes"]:
             source, target = volume.split(":")[:2]
-            here = (engines.COMPOSE / source).resolve() if source.startswith(".") else tmp_path / source
+            here = (COMPOSE / source).resolve() if source.startswith(".") else tmp_path / source
             if not source.startswith("."):
                 here.mkdir(exist_ok=True)  # a volume is an existing directory
             text = re.sub(rf"(?<![\w/-]){target}(?=/|$)", str(here), text)

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
+from lab.signals import PROCESS_METRICS
 from tests.support import matrix
 from tests.support.labs import OPENMETRICS, Answer, Lab, Span, get, tree
 from tests.support.matrix import STAGES, has, spans_of
@@ -75,10 +76,7 @@ class Evidence:
 
     def family_names(self) -> set[str]:
         return {
-            name
-            for families in self.families.values()
-            for name in families
-            if not name.startswith(matrix.PROCESS_PREFIXES)
+            name for families in self.families.values() for name in families if not name.startswith(PROCESS_METRICS)
         }
 
     def span_named(self, name: str) -> list[Span]:
@@ -155,7 +153,7 @@ def test_metric_families_match_the_stage(evidence: Evidence) -> None:
             for first, owner, name, kind, labels in matrix.METRICS
             if owner == service and first <= evidence.stage
         }
-        ours = {name: family for name, family in families.items() if not name.startswith(matrix.PROCESS_PREFIXES)}
+        ours = {name: family for name, family in families.items() if not name.startswith(PROCESS_METRICS)}
         assert ours.keys() == expected.keys()
         for name, family in ours.items():
             kind, labels = expected[name]

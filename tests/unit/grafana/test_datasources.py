@@ -8,9 +8,9 @@ from typing import Any
 import yaml
 
 from frontend.explorer.sources.engines import TENANTS
-from lab.supervise import engines
+from lab.paths import GRAFANA
 
-FILE = engines.GRAFANA / "provisioning" / "datasources" / "dicelab.yml"
+FILE = GRAFANA / "provisioning" / "datasources" / "dicelab.yml"
 SOURCES: dict[str, dict[str, Any]] = {one["uid"]: one for one in yaml.safe_load(FILE.read_text())["datasources"]}
 
 

@@ -20,6 +20,7 @@ import pytest
 import yaml
 
 from lab.kubernetes import kustomize
+from lab.paths import COMPOSE, ROOT
 from lab.supervise import engines, stages
 from tests.support import images
 from tests.support.kubernetes import (
@@ -36,7 +37,7 @@ from tests.support.kubernetes import (
     validate,
 )
 
-COMPOSE: dict[str, Any] = yaml.safe_load((engines.COMPOSE / "compose.yaml").read_text())["services"]
+CONTAINERS: dict[str, Any] = yaml.safe_load((COMPOSE / "compose.yaml").read_text())["services"]
 SMALL = [f"small/{stage}" for stage in stages.STAGES]
 SECRETS = {key: f"the {key}" for key in SECRET}
 # The three minor versions that the Kubernetes project maintains.
@@ -405,7 +406,7 @@ def test_no_manifest_has_a_secret(directory: str) -> None:
 
 def facts(workload: Workload) -> images.Image:
     """The facts of a workload's image."""
-    return images.load()[COMPOSE[workload.name]["image"]]
+    return images.load()[CONTAINERS[workload.name]["image"]]
 
 
 def test_paths_that_a_program_writes_to_are_volumes() -> None:
@@ -427,11 +428,11 @@ def test_paths_that_a_program_writes_to_are_volumes() -> None:
 
 def test_images_commands_and_limits_are_those_of_compose() -> None:
     setup = ConfigParser()
-    setup.read(engines.ROOT / "setup.cfg")
+    setup.read(ROOT / "setup.cfg")
     own = f"dicelab:{setup['metadata']['version']}"
-    assert f"\nIMAGE ?= {own}\n" in (engines.ROOT / "Makefile").read_text()
+    assert f"\nIMAGE ?= {own}\n" in (ROOT / "Makefile").read_text()
     for workload in load("small/6").workloads():
-        service, container = COMPOSE[workload.name], workload.container
+        service, container = CONTAINERS[workload.name], workload.container
         assert container["image"] == (own if service["image"] == "dicelab" else service["image"])
         assert [*container.get("command", []), *container.get("args", [])] == [
             argument.replace("containers.alloy", "kubernetes.alloy")
@@ -465,7 +466,7 @@ def test_variables_are_those_of_compose() -> None:
     secrets = {key: f"${{{key}}}" for key in SECRET}
     for workload in manifests.workloads():
         ours = manifests.environment(workload, secrets)
-        theirs = {key: plain(str(value)) for key, value in COMPOSE[workload.name].get("environment", {}).items()}
+        theirs = {key: plain(str(value)) for key, value in CONTAINERS[workload.name].get("environment", {}).items()}
         theirs = {key: value for key, value in theirs.items() if value}
         ignored = DIFFERENT.get(workload.name, set()) | {"STAGE"}
         if "envFrom" in workload.container:  # the file of the stage, which compose has as env_file
@@ -492,17 +493,17 @@ def test_engines_read_the_files_that_compose_mounts() -> None:
             if path in {"/etc/prometheus/prometheus.yml", "/etc/prometheus/rules/pods.yml"}:
                 continue
             if path.startswith("/etc/prometheus/targets"):
-                assert content == (engines.COMPOSE / Path(path).relative_to("/etc/prometheus")).read_text()
+                assert content == (COMPOSE / Path(path).relative_to("/etc/prometheus")).read_text()
                 continue
             if path.endswith("/kubernetes.alloy"):
                 continue
-            sources = [volume.split(":")[:2] for volume in COMPOSE[workload.name]["volumes"]]
+            sources = [volume.split(":")[:2] for volume in CONTAINERS[workload.name]["volumes"]]
             source, target = next((s, t) for s, t in sources if Path(path).is_relative_to(t))
-            original = (engines.COMPOSE / source).resolve() / Path(path).relative_to(target)
+            original = (COMPOSE / source).resolve() / Path(path).relative_to(target)
             assert content == original.read_text(), path
     for name, folder, place in (
-        ("prometheus", engines.COMPOSE / "prometheus" / "rules", Path("/etc/prometheus/rules")),
-        ("grafana", engines.ROOT / "grafana" / "dashboards", Path("/etc/dicelab/dashboards")),
+        ("prometheus", COMPOSE / "prometheus" / "rules", Path("/etc/prometheus/rules")),
+        ("grafana", ROOT / "grafana" / "dashboards", Path("/etc/dicelab/dashboards")),
     ):
         paths = [Path(path) for path, _ in manifests.files(manifests.workload(name))]
         there = {path.name for path in paths if path.parent == place}
@@ -512,7 +513,7 @@ def test_engines_read_the_files_that_compose_mounts() -> None:
 def test_prometheus_differs_from_compose_only_in_its_targets() -> None:
     files = dict(load("small/6").files(load("small/6").workload("prometheus")))
     ours = yaml.safe_load(files["/etc/prometheus/prometheus.yml"])
-    theirs = yaml.safe_load((engines.COMPOSE / "prometheus" / "prometheus.yml").read_text())
+    theirs = yaml.safe_load((COMPOSE / "prometheus" / "prometheus.yml").read_text())
     dicelab, probe, *pods = ours.pop("scrape_configs")
     without = {key: value for key, value in dicelab.items() if key != "relabel_configs"}
     assert [without, probe] == theirs.pop("scrape_configs")
@@ -535,7 +536,7 @@ def test_prometheus_differs_from_compose_only_in_its_targets() -> None:
 def test_the_services_of_log_lines_are_those_of_compose() -> None:
     """Alloy takes the container's name for service_name; compose has a label for it."""
     manifests = load("small/6")
-    labelled = {name: service["labels"]["dicelab.logs"] for name, service in COMPOSE.items() if "labels" in service}
+    labelled = {name: service["labels"]["dicelab.logs"] for name, service in CONTAINERS.items() if "labels" in service}
     source = dict(manifests.files(manifests.workload("alloy")))["/etc/dicelab/kubernetes.alloy"]
     (kept,) = re.findall(r"\(([a-z|-]+)\)/\[0-9\]", source)
     assert set(kept.split("|")) == set(labelled.values())
@@ -609,7 +610,7 @@ def test_a_service_without_pods_is_down(tmp_path: Path) -> None:
 def make(*arguments: str, **environment: str) -> str:
     command = ["make", "--no-print-directory", *arguments]
     done = subprocess.run(
-        command, check=False, cwd=engines.ROOT, env={**os.environ, **environment}, capture_output=True, text=True
+        command, check=False, cwd=ROOT, env={**os.environ, **environment}, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -645,7 +646,7 @@ esac
 def test_make_applies_a_stage_and_creates_its_secrets_once(tmp_path: Path, engines_of: str, found: int) -> None:
     wanted = load(f"{engines_of}/5")
     for part in ("Makefile", "kubernetes", "compose", "alloy", "grafana", "otel/collector.yaml"):
-        source, copied = engines.ROOT / part, tmp_path / part
+        source, copied = ROOT / part, tmp_path / part
         copied.parent.mkdir(exist_ok=True)
         if source.is_dir():
             shutil.copytree(source, copied, ignore=shutil.ignore_patterns("__pycache__", ".env"))

@@ -16,6 +16,7 @@ import pytest
 import yaml
 
 from lab.kubernetes import kustomize
+from lab.paths import COMPOSE, ROOT, SAMPLING
 from lab.supervise import engines, stages
 from tests.support.crd_types import PACKAGES, type_errors
 from tests.support.kubernetes import NAME, SECRET, Document, Manifests, load, text, validate
@@ -112,12 +113,12 @@ def test_every_job_is_scraped_under_its_name() -> None:
 def test_the_probe_is_that_of_compose() -> None:
     manifests = load("large/6")
     probe = resource(manifests, "Probe", "exporter")["spec"]
-    jobs = yaml.safe_load((engines.COMPOSE / "prometheus" / "prometheus.yml").read_text())["scrape_configs"]
+    jobs = yaml.safe_load((COMPOSE / "prometheus" / "prometheus.yml").read_text())["scrape_configs"]
     (job,) = [job for job in jobs if job["job_name"] == probe["jobName"]]
     assert probe["prober"]["path"] == job["metrics_path"]
     assert [probe["module"]] == job["params"]["module"]
     assert probe["interval"] == job["scrape_interval"]
-    (probed,) = yaml.safe_load((engines.COMPOSE / "targets" / "probes" / "postgres.yml").read_text())
+    (probed,) = yaml.safe_load((COMPOSE / "targets" / "probes" / "postgres.yml").read_text())
     assert probe["targets"]["staticConfig"]["static"] == probed["targets"]
     assert probe["prober"]["url"] == probed["labels"]["__exporter__"]
     assert resource(manifests, "Prometheus", "dicelab")["spec"]["probeSelector"] == {}
@@ -125,7 +126,7 @@ def test_the_probe_is_that_of_compose() -> None:
 
 def test_rules_are_those_of_compose() -> None:
     rules = load("large/6").of("PrometheusRule")
-    files = [*(engines.COMPOSE / "prometheus" / "rules").glob("*.yml")]
+    files = [*(COMPOSE / "prometheus" / "rules").glob("*.yml")]
     files.append(kustomize.DIRECTORY / "engines" / "small" / "prometheus" / "pods.yml")
     assert {name: rule["spec"] for (_, name), rule in rules.items()} == {
         path.stem: yaml.safe_load(path.read_text()) for path in files
@@ -135,11 +136,11 @@ def test_rules_are_those_of_compose() -> None:
 def test_prometheus_has_the_settings_of_compose() -> None:
     manifests = load("large/6")
     spec = resource(manifests, "Prometheus", "dicelab")["spec"]
-    plain = yaml.safe_load((engines.COMPOSE / "prometheus" / "prometheus.yml").read_text())["global"]
+    plain = yaml.safe_load((COMPOSE / "prometheus" / "prometheus.yml").read_text())["global"]
     assert spec["scrapeInterval"] == plain["scrape_interval"]
     assert spec["scrapeTimeout"] == plain["scrape_timeout"]
     assert spec["evaluationInterval"] == plain["evaluation_interval"]
-    service = yaml.safe_load((engines.COMPOSE / "compose.yaml").read_text())["services"]["prometheus"]
+    service = yaml.safe_load((COMPOSE / "compose.yaml").read_text())["services"]["prometheus"]
     assert spec["image"] == service["image"]
     assert f"--storage.tsdb.retention.time={spec['retention']}" in service["command"]
     (alertmanager,) = spec["alerting"]["alertmanagers"]
@@ -163,7 +164,7 @@ def test_collectors_balance_by_trace_before_they_sample() -> None:
     ]
     assert "autoscaler" not in second
     # The queue to Tempo, and the settings of the Collector's own metrics, are the same as everywhere.
-    shared = yaml.safe_load((engines.ROOT / "otel" / "collector.yaml").read_text())
+    shared = yaml.safe_load((ROOT / "otel" / "collector.yaml").read_text())
     theirs, ours = shared["exporters"]["otlp/tempo"], second["config"]["exporters"]["otlp/tempo"]
     assert {**ours, "endpoint": ""} == {**theirs, "endpoint": ""}
     for spec in (first, second):
@@ -201,7 +202,7 @@ def test_the_database_is_reached_through_the_pooler() -> None:
     assert "options" in pooler["pgbouncer"]["parameters"]["ignore_startup_parameters"]
     assert any("statement_timeout" in statement for statement in initdb["postInitApplicationSQL"])
     # The operator's Secret contains the same password.
-    makefile = (engines.ROOT / "Makefile").read_text()
+    makefile = (ROOT / "Makefile").read_text()
     assert f"secret generic {initdb['secret']['name']} --type=kubernetes.io/basic-auth" in makefile
 
 
@@ -232,19 +233,19 @@ def values(name: str) -> dict[str, Any]:
 
 
 def test_loki_and_tempo_have_the_limits_and_processors_of_compose() -> None:
-    theirs = yaml.safe_load((engines.COMPOSE / "loki" / "loki.yaml").read_text())
+    theirs = yaml.safe_load((COMPOSE / "loki" / "loki.yaml").read_text())
     ours = values("loki")["loki"]["structuredConfig"]
     for section in ("limits_config", "querier", "auth_enabled", "analytics"):
         assert ours[section] == theirs[section]
-    overrides = yaml.safe_load((engines.COMPOSE / "loki" / "overrides.yaml").read_text())
+    overrides = yaml.safe_load((COMPOSE / "loki" / "overrides.yaml").read_text())
     assert values("loki")["loki"]["runtimeConfig"] == overrides
-    variables = stages.env_file(engines.SAMPLING / "none.env")  # with these Collectors the generator stays on
-    shipped = (engines.COMPOSE / "tempo" / "tempo.yaml").read_text()
+    variables = stages.env_file(SAMPLING / "none.env")  # with these Collectors the generator stays on
+    shipped = (COMPOSE / "tempo" / "tempo.yaml").read_text()
     theirs = yaml.safe_load(shipped.replace("${TEMPO_GENERATOR}", variables["TEMPO_GENERATOR"]))
     ours = values("tempo")["tempo"]["structuredConfig"]
     assert ours["metrics_generator"]["processor"] == theirs["metrics_generator"]["processor"]
     assert ours["overrides"] == theirs["overrides"]
-    versions = yaml.safe_load((engines.COMPOSE / "compose.yaml").read_text())["services"]
+    versions = yaml.safe_load((COMPOSE / "compose.yaml").read_text())["services"]
     for name in ("loki", "tempo"):
         assert versions[name]["image"].endswith(f":{values(name)[name]['image']['tag']}")
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from lab.bench import advice, drop_limit, machine_limit, path_variants, read_wrk, signal_variants
+from lab.bench.load import read_wrk
+from lab.bench.scale import advice, drop_limit, machine_limit
+from lab.bench.variants import path_variants, signal_variants
 from lab.cli import main
 
 

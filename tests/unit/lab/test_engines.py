@@ -6,7 +6,8 @@ import json
 import re
 from pathlib import Path
 
-from lab.supervise import engines, stages
+from lab.supervise import stages
+from lab.supervise.engines_plan import EnginesPlan, plan_engines
 from tests.support.configurations import CONFIGURATIONS, ELSEWHERE
 
 
@@ -14,8 +15,8 @@ def test_the_plan_depends_on_the_available_engines(tmp_path: Path) -> None:
     binaries = tmp_path / "bin"
     binaries.mkdir()
 
-    def planned(stage: int) -> engines.Plan:
-        return engines.plan(stages.load(stage), 8000, tmp_path / "run", tmp_path / "logs", {"PATH": str(binaries)})
+    def planned(stage: int) -> EnginesPlan:
+        return plan_engines(stages.load(stage), 8000, tmp_path / "run", tmp_path / "logs", {"PATH": str(binaries)})
 
     def add(name: str) -> None:
         (binaries / name).write_text("#!/bin/sh\n")
@@ -46,7 +47,7 @@ def test_the_plan_depends_on_the_available_engines(tmp_path: Path) -> None:
 
 
 def test_every_variable_in_a_configuration_is_set(tmp_path: Path) -> None:
-    given = engines.plan(stages.load(6), 8000, tmp_path, tmp_path, {"PATH": ""}).variables("postgresql:///x")
+    given = plan_engines(stages.load(6), 8000, tmp_path, tmp_path, {"PATH": ""}).variables("postgresql:///x")
     named = set()
     for file, pattern in CONFIGURATIONS:
         here = set(re.findall(pattern, file.read_text()))

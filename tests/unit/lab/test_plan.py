@@ -10,7 +10,8 @@ from click.testing import CliRunner
 
 from lab import LabError
 from lab.cli import dicelab
-from lab.supervise import engines, stages
+from lab.supervise import stages
+from lab.supervise.engines_plan import plan_engines
 from lab.supervise.plan import LabPlan, Options, loopback
 from lab.supervise.rundir import RunDir
 from lab.supervise.supervisor import check_ports
@@ -78,7 +79,7 @@ def test_prometheus_starts_probes_unless_they_are_switched_off(tmp_path: Path, v
     prometheus = tmp_path / "prometheus"
     prometheus.touch(0o755)
     environ = {"PATH": str(tmp_path)} | ({"PROBES": value} if value else {})
-    planned = engines.plan(stages.load(6), 9000, directory, tmp_path / "logs", environ)
+    planned = plan_engines(stages.load(6), 9000, directory, tmp_path / "logs", environ)
     planned.prepare({"dice-roller": "127.0.0.1:9000"})
     targets = json.loads((directory / "prometheus" / "config" / "targets" / "probes" / "lab.yml").read_text())
     assert targets == ([{"targets": ["dice-roller"], "labels": {"__exporter__": "127.0.0.1:9026"}}] if probed else [])
@@ -86,7 +87,7 @@ def test_prometheus_starts_probes_unless_they_are_switched_off(tmp_path: Path, v
 
 def test_an_invalid_setting_of_the_probes_is_refused(tmp_path: Path) -> None:
     with pytest.raises(LabError, match="PROBES: 'no' must be true or false"):
-        engines.plan(stages.load(6), 9000, tmp_path, tmp_path / "logs", {"PATH": "", "PROBES": "no"})
+        plan_engines(stages.load(6), 9000, tmp_path, tmp_path / "logs", {"PATH": "", "PROBES": "no"})
 
 
 def test_workers_share_a_log_file_and_have_their_own_trace_files(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer, unused_port
 
-from lab.supervise.engines import ROOT
+from lab.paths import ROOT
 
 
 @pytest.fixture

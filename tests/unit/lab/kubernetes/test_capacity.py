@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from lab.kubernetes import capacity, kustomize
-from lab.supervise.engines import ROOT
+from lab.paths import ROOT
 
 DOCS = (ROOT / "docs" / "kubernetes.md").read_text()
 

@@ -7,11 +7,12 @@ import random
 import pytest
 
 from lab.learn.lesson import complete
-from lab.learn.promql import Recording, Series
+from lab.learn.promql import Recording
 from lab.learn.queries import alike, compare, shown
-from lab.learn.stage2 import covered, own_time
+from lab.learn.stage2 import own_time
 from lab.learn.stage4 import peak
-from lab.signals import Span
+from lab.prometheus import Series
+from lab.signals import Span, covered
 
 INTERNAL, SERVER, CLIENT = 1, 2, 3
 

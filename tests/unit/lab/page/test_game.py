@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from lab.mystery.hosted import HostedGame
+from lab.page.game import HostedGame
 
 # Speaks as ``dicelab mystery --json`` does, without a lab. The level decides what it does.
 COMMAND = """

@@ -1,4 +1,4 @@
-"""The exercises for the page of a running lab: ``dicelab up`` offers them on a Unix socket.
+"""The server on the Unix socket.
 
 The socket is in a directory that no other user can enter; the frontend finds its path in ``LEARN_SOCKET`` and relays
 the page's requests. An action that uses the lab runs ``dicelab learn`` as a process of its own, so that the supervisor
@@ -9,7 +9,7 @@ never waits for it. A thread answers an action that only reads::
 
 ``busy`` is the number of the exercise that is being prepared or checked at the moment, empty where none is.
 
-``{"words": ["mystery", ACTION]}`` controls the mystery game, see :mod:`lab.mystery.hosted`.
+``{"words": ["mystery", ACTION]}`` controls the mystery game, see :mod:`lab.page.game`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from aiohttp import web
 
 from lab import LabError
 from lab.learn import READING, WORKING
-from lab.mystery.hosted import ACTIONS, HostedGame
+from lab.page.game import ACTIONS, HostedGame
 from lab.supervise.private import private_directory
 
 NUMBER = re.compile(r"[1-9](\.[1-9])?")  # of a stage or an exercise
@@ -38,7 +38,7 @@ BAD_INPUT = 2
 Reply = tuple[int, Any, str]  # the exit status of the command, its JSON document, its error
 
 
-class LearnServer:
+class PageServer:
     """Answers the page's requests, in the process of ``dicelab up``.
 
     Args:

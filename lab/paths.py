@@ -1,0 +1,15 @@
+"""Folders of this repository that the lab reads; a wheel has them too."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+ALLOY = ROOT / "alloy"
+COMPOSE = ROOT / "compose"
+DOCS = ROOT / "docs"
+GRAFANA = ROOT / "grafana"
+OTEL = ROOT / "otel"
+
+DASHBOARDS = GRAFANA / "dashboards"
+SAMPLING = COMPOSE / "sampling"
