@@ -98,14 +98,16 @@ class _Scale:
         args = self._args
         before = await deployment.dropped()
         await deployment.run(ROLL, clients, 2)  # warm up
+        rolls = await deployment.rolls()
         async with Scraper(deployment, every=args.seconds / 3) as scraper:
             run = await deployment.run(ROLL, clients, args.seconds * 10)
         # The burst at the start and the rolls in flight at the end distort the load generator's rate, so the sustained
         # rate comes from the dice-roller's counter.
-        rate = scraper.rate(after=args.seconds)
+        rate = sustained_rate(scraper.counted, after=args.seconds)
         scrapes = scraper.took
         dropped = await deployment.dropped() - before
-        self._keep(run, 1, scrape_ms=max(scrapes), sustained=round(rate, 1), dropped=dropped)
+        counted = await deployment.rolls() - rolls
+        self._keep(run, 1, scrape_ms=max(scrapes), sustained=round(rate, 1), counted=counted, dropped=dropped)
         possible = clients / 0.5
         self._console.print(
             f"{deployment.variant.name}, {clients} clients, each roll with its delay of up to 1 s:"
@@ -202,15 +204,36 @@ def drop_limit(rates: Sequence[tuple[float, float]]) -> str:
     )
 
 
+def sustained_rate(counted: Sequence[tuple[float, float]], after: float) -> float:
+    """Rolls a second between the first and the last scrape later than ``after`` seconds since the start.
+
+    Args:
+        counted: see :class:`Scraper`.
+
+    Raises:
+        LabError: when there are fewer than two such scrapes.
+    """
+    later = [count for count in counted if count[0] > after]
+    if len(later) < 2:
+        raise LabError("the dice-roller was too busy to answer two scrapes")
+    (first, before), (last, rolls) = later[0], later[-1]
+    return (rolls - before) / (last - first)
+
+
 class Scraper:
-    """Scrapes the dice-roller's metrics while the block runs, with pauses of ``every`` seconds."""
+    """Scrapes the dice-roller's metrics while the block runs, with pauses of ``every`` seconds.
+
+    Attributes:
+        took: milliseconds, of each scrape.
+        counted: of each scrape, the seconds since the start and the rolls until then.
+    """
 
     def __init__(self, deployment: Deployment, every: float) -> None:
         self._lab = deployment.lab
         self._every = every
         self._ending = asyncio.Event()
-        self.took: list[float] = []  # milliseconds, of each scrape
-        self._counted: list[tuple[float, float]] = []  # seconds since the start, rolls until then
+        self.took: list[float] = []
+        self.counted: list[tuple[float, float]] = []
 
     async def __aenter__(self) -> Self:
         self._task = asyncio.create_task(self._scrape())
@@ -223,14 +246,6 @@ class Scraper:
             return
         self._ending.set()
         await self._task  # waits for the scrape in flight, and raises its error
-
-    def rate(self, after: float) -> float:
-        """Rolls a second between the first and the last scrape later than ``after`` seconds since the start."""
-        counted = [count for count in self._counted if count[0] > after]
-        if len(counted) < 2:
-            raise LabError("the dice-roller was too busy to answer two scrapes")
-        (first, before), (last, rolls) = counted[0], counted[-1]
-        return (rolls - before) / (last - first)
 
     async def _scrape(self) -> None:
         url = f"{self._lab.url(ROLLER)}/metrics"
@@ -246,5 +261,5 @@ class Scraper:
             rolls = total(parse_samples(page.text), "roll_requests_total", {"outcome": "success"})
             if not rolls:
                 raise LabError("the dice-roller has no roll_requests_total")
-            self._counted.append((ended - begin, rolls))
+            self.counted.append((ended - begin, rolls))
             await sleep(self._every, self._ending)

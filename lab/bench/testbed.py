@@ -179,6 +179,10 @@ class Deployment:
             dropped += total(samples, "telemetry_dropped_total")
         return dropped
 
+    async def rolls(self) -> float:
+        """How many rolls the dice-roller has counted as successful so far."""
+        return total(await self.lab.fetch_samples(ROLLER), "roll_requests_total", {"outcome": "success"})
+
     async def run(self, path: str, clients: int, seconds: float) -> Run:
         """Load a path and measure.
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from lab import LabError
 from lab.bench.load import read_wrk
-from lab.bench.scale import advice, drop_limit, machine_limit
+from lab.bench.scale import advice, drop_limit, machine_limit, sustained_rate
 from lab.bench.variants import path_variants, signal_variants
 from lab.cli import main
 
@@ -50,6 +51,14 @@ def test_drop_limit_is_the_lowest_rate_with_drops() -> None:
     # A rate with drops is the limit even if a higher one happened to drop nothing.
     assert "from 3,000 rolls/s on" in drop_limit([(3_000.0, 1.0), (20_000.0, 0.0)])
     assert "up to 0 rolls/s" in drop_limit([(3_000.0, 1.0), (20_000.0, 0.0)])
+
+
+def test_the_sustained_rate_leaves_out_the_burst_at_the_start() -> None:
+    counted = [(0.1, 900.0), (1.1, 1_000.0), (2.1, 1_500.0), (3.1, 2_200.0)]
+    assert sustained_rate(counted, after=1.0) == pytest.approx(600)
+    assert sustained_rate(counted, after=2.0) == pytest.approx(700)
+    with pytest.raises(LabError, match="too busy to answer two scrapes"):
+        sustained_rate(counted, after=3.0)
 
 
 def test_all_packages_are_compared_unless_one_is_chosen() -> None:
