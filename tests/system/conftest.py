@@ -98,6 +98,6 @@ def own_lab(tmp_path: Path) -> Iterator[Callable[..., Lab]]:
 @pytest.fixture(scope="session")
 def chromium() -> str:
     """The path of the browser that ``make test`` installs."""
-    path = os.environ.get("CHROMIUM", "/usr/bin/chromium")
+    path = os.environ.get("CHROMIUM", "/usr/bin/chromium-headless-shell")
     assert Path(path).exists(), f"no browser at {path}; install chromium or set CHROMIUM"
     return path

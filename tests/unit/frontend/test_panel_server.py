@@ -224,12 +224,18 @@ async def test_waiting_pages_count_as_sessions() -> None:
 
 
 async def test_sessions_are_limited() -> None:
-    async with serving(simple, max_sessions=2, unused_lifetime=3.0) as (panel, client):
+    async with serving(simple, max_sessions=2, unused_lifetime=60) as (_, client):
         statuses = []
         for _ in range(4):
             async with client.get("/") as answer:
                 statuses.append(answer.status)
         assert statuses == [200, 200, 503, 503]
+
+
+async def test_an_unused_session_makes_room_for_another_one() -> None:
+    async with serving(simple, max_sessions=1, unused_lifetime=0.5) as (panel, client):
+        async with client.get("/") as answer:
+            assert answer.status == 200
         await until(lambda: panel.sessions == 0)
         async with client.get("/") as answer:
             assert answer.status == 200
