@@ -16,7 +16,7 @@ MANIFESTS = $(KUSTOMIZE) kubernetes/$(ENGINES)/$(STAGE) | sed 's|image: dicelab:
 BIN := $(VENV)/bin
 # Configuration that containers mount. The containers' users must be able to read it, even in a checkout made under
 # umask 077.
-MOUNTED := alloy grafana otel/collector.yaml otel/sampling compose/alertmanager compose/loki compose/prometheus compose/tempo compose/.targets
+MOUNTED := alloy grafana compose/alertmanager compose/loki compose/otel-collector compose/prometheus compose/tempo compose/.targets
 # Programs that the tests need besides Python. If one is missing and make runs as root, apt-get installs it.
 # Any Chromium will do. Its headless shell has the same engine without windows, and takes half of the CPU time.
 CHROMIUM ?= $(or $(shell command -v chromium-headless-shell || command -v chromium || command -v chromium-browser || \

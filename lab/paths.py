@@ -7,6 +7,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 ALLOY = ROOT / "alloy"
 COMPOSE = ROOT / "compose"
+COLLECTOR = COMPOSE / "otel-collector"
 DOCS = ROOT / "docs"
 GRAFANA = ROOT / "grafana"
 OTEL = ROOT / "otel"

@@ -28,8 +28,6 @@ EXPORTER = "exporter"
 OTHERS = {EXPORTER: 5}
 REQUIRED = "required"
 LIBRARY = "source"  # the log field that names the library in a library's line
-# Prometheus's suffixes for OpenTelemetry's units; units in braces have none.
-UNIT_SUFFIXES = {"s": "_seconds", "By": "_bytes"}
 
 
 @dataclass(frozen=True)
@@ -99,11 +97,6 @@ class Metric(Signal):
     instrument: str
     unit: str
     prometheus: str
-
-    def derived_name(self) -> str:
-        """The name on ``/metrics``, derived from name, unit and instrument by OpenTelemetry's rule."""
-        suffix = UNIT_SUFFIXES.get(self.unit, "") + ("_total" if self.instrument == "counter" else "")
-        return self.name.replace(".", "_") + suffix
 
 
 @dataclass(frozen=True)

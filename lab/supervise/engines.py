@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 
 from lab import LabError
-from lab.paths import ALLOY, COMPOSE, GRAFANA, OTEL
+from lab.paths import ALLOY, COLLECTOR, COMPOSE, GRAFANA
 
 TAIL = "tail"
 # The components that SAMPLING=tail needs in a Collector.
@@ -166,7 +166,7 @@ def _collector(setting: Setting) -> list[str]:
     sampling = setting.variables["SAMPLING"]
     if sampling == TAIL and (lacking := sorted(TAIL_COMPONENTS - components(setting.binary))):
         raise LabError(f"{setting.binary} has no {', '.join(lacking)}: SAMPLING=tail needs otelcol-contrib")
-    configurations = (OTEL / "collector.yaml", OTEL / "sampling" / f"{sampling}.yaml")
+    configurations = (COLLECTOR / "collector.yaml", COLLECTOR / "sampling" / f"{sampling}.yaml")
     return [setting.binary, *(part for path in configurations for part in ("--config", str(path)))]
 
 

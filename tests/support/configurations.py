@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from lab.paths import ALLOY, COMPOSE, GRAFANA, OTEL
+from lab.paths import ALLOY, COLLECTOR, COMPOSE, GRAFANA
 
 # Configuration that reads the environment, and how it names variables.
 CONFIGURATIONS = [
     *((COMPOSE / engine / f"{engine}.yaml", r"\$\{([A-Z_]+)\}") for engine in ("tempo", "loki")),
-    (OTEL / "collector.yaml", r"\$\{env:([A-Z_]+)\}"),
-    *((path, r"\$\{env:([A-Z_]+)\}") for path in sorted((OTEL / "sampling").glob("*.yaml"))),
+    (COLLECTOR / "collector.yaml", r"\$\{env:([A-Z_]+)\}"),
+    *((path, r"\$\{env:([A-Z_]+)\}") for path in sorted((COLLECTOR / "sampling").glob("*.yaml"))),
     (GRAFANA / "grafana.ini", r"\$__env\{([A-Z_]+)\}"),
     *((path, r"(?<!\$)\$([A-Z_]+)") for path in sorted(GRAFANA.glob("provisioning/*/*.yml"))),
     *((path, r"sys\.env\(\"([A-Z_]+)\"\)") for path in sorted(ALLOY.glob("*.alloy"))),

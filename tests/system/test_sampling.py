@@ -22,14 +22,14 @@ from lab.client import Lab as AnyLab
 from lab.mystery.game import Game, play
 from lab.mystery.plan import draw
 from lab.mystery.situations import Facets
-from lab.paths import OTEL
+from lab.paths import COLLECTOR
 from lab.signals import parse_export, parse_time
 from lab.supervise import engines, stages
 from lab.supervise.engines_plan import plan_engines
 from tests.support import labs
 from tests.support.labs import Lab, dicelab, get, wait_for
 
-TAIL = OTEL / "sampling" / "tail.yaml"
+TAIL = COLLECTOR / "sampling" / "tail.yaml"
 HEALTHY, FAILED, SLOW = 400, 20, 20
 BATCH = 50  # traces in one request
 

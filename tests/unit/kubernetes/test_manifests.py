@@ -645,13 +645,9 @@ esac
 @pytest.mark.parametrize(("engines_of", "found"), [("small", 1), ("small", 0), ("large", 1)])
 def test_make_applies_a_stage_and_creates_its_secrets_once(tmp_path: Path, engines_of: str, found: int) -> None:
     wanted = load(f"{engines_of}/5")
-    for part in ("Makefile", "kubernetes", "compose", "alloy", "grafana", "otel/collector.yaml"):
-        source, copied = ROOT / part, tmp_path / part
-        copied.parent.mkdir(exist_ok=True)
-        if source.is_dir():
-            shutil.copytree(source, copied, ignore=shutil.ignore_patterns("__pycache__", ".env"))
-        else:
-            shutil.copy(source, copied)
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    for part in ("kubernetes", "compose", "alloy", "grafana"):
+        shutil.copytree(ROOT / part, tmp_path / part, ignore=shutil.ignore_patterns("__pycache__", ".env"))
     program = tmp_path / "kubectl"
     program.write_text(KUBECTL.format(directory=tmp_path, found=found))
     program.chmod(0o755)

@@ -164,7 +164,7 @@ def test_collectors_balance_by_trace_before_they_sample() -> None:
     ]
     assert "autoscaler" not in second
     # The queue to Tempo, and the settings of the Collector's own metrics, are the same as everywhere.
-    shared = yaml.safe_load((ROOT / "otel" / "collector.yaml").read_text())
+    shared = yaml.safe_load((COMPOSE / "otel-collector" / "collector.yaml").read_text())
     theirs, ours = shared["exporters"]["otlp/tempo"], second["config"]["exporters"]["otlp/tempo"]
     assert {**ours, "endpoint": ""} == {**theirs, "endpoint": ""}
     for spec in (first, second):

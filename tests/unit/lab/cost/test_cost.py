@@ -24,7 +24,7 @@ from lab.cost.measure import SLOW, LineRecord, Observed, Page, Series, label_sha
 from lab.cost.otlp import Size, SpanRecord, records
 from lab.cost.prices import EXAMPLE, Prices
 from lab.cost.queries import LineQuery, MetricQuery, Queries, SpanQuery
-from lab.paths import OTEL
+from lab.paths import COLLECTOR
 from lab.signals import parse_line, parse_samples
 from lab.supervise.rundir import RunDir
 
@@ -142,7 +142,7 @@ def test_healthy_traces_neither_failed_nor_were_slow(observed: Observed) -> None
 
 
 def test_the_change_to_tail_sampling_has_the_rules_of_the_collector() -> None:
-    processors = yaml.safe_load((OTEL / "sampling" / "tail.yaml").read_text())["processors"]
+    processors = yaml.safe_load((COLLECTOR / "sampling" / "tail.yaml").read_text())["processors"]
     policies = {policy["type"]: policy[policy["type"]] for policy in processors["tail_sampling"]["policies"]}
     assert policies == {
         "status_code": {"status_codes": ["ERROR"]},
