@@ -62,7 +62,7 @@ async def _session(app: web.Application) -> AsyncIterator[None]:
 
 @web.middleware
 async def refuse_pages_of_other_sites(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Answer 403 to what another site's page posts."""
+    """Return 403 for what another site's page posts."""
     if request.method == "POST" and is_foreign(request):
         raise web.HTTPForbidden(text="this is for Alertmanager, not for another site's page\n")
     return await handler(request)
@@ -85,8 +85,8 @@ async def receive(request: web.Request) -> web.Response:
         raise web.HTTPBadRequest(text="not a notification of Alertmanager\n") from None
     if settings.webhook_url is not None:
         try:
-            async with app[SESSION].post(settings.webhook_url, json=notification) as answer:
-                answer.raise_for_status()
+            async with app[SESSION].post(settings.webhook_url, json=notification) as response:
+                response.raise_for_status()
         except (ClientError, TimeoutError) as error:
             # Alertmanager counts the failure and sends the notification again.
             raise web.HTTPBadGateway(text=f"the webhook failed: {type(error).__name__}\n") from error

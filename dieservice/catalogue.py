@@ -40,7 +40,7 @@ class CatalogueUnavailable(Exception):
 
 
 class CatalogueTimeout(Exception):
-    """The database accepted the query and did not answer in time."""
+    """The database accepted the query and did not respond in time."""
 
 
 class Catalogue(Protocol):

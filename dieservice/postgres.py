@@ -40,7 +40,7 @@ LIST = 'SELECT identifier FROM dice ORDER BY identifier COLLATE "C"'
 GET = "SELECT identifier, faces, error_rate FROM dice WHERE identifier = %s"
 SEED = "INSERT INTO dice (identifier, faces, error_rate) VALUES (%s, %s, %s) ON CONFLICT (identifier) DO NOTHING"
 
-PROBE_INTERVAL = 1.0  # seconds between two probes of a database that answers
+PROBE_INTERVAL = 1.0  # seconds between two probes of a database that responds
 PROBE_TIMEOUT = 2.0
 FIRST_RETRY = 0.1  # seconds before the first retry; doubled after each failure, up to MAX_RETRY
 MAX_RETRY = 0.5

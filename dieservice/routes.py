@@ -1,4 +1,4 @@
-"""The die-service's routes: check the query, look the die up in the catalogue, answer."""
+"""The die-service's routes: check the query, look the die up in the catalogue, respond."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from web.problems import Problem, timed_out, unavailable
 CATALOGUE = web.AppKey("catalogue", Catalogue)
 DICE = web.AppKey("dice", DiceTelemetry)
 
-LIST_ANSWER = {
+LIST_RESPONSE = {
     "type": "object",
     "required": ["identifiers"],
     "properties": {"identifiers": {"type": "array", "items": {"type": "string"}, "description": "sorted"}},
 }
-DIE_ANSWER = {
+DIE_RESPONSE = {
     "type": "object",
     "required": ["identifier", "specification"],
     "properties": {
@@ -38,7 +38,7 @@ DIE_ANSWER = {
 
 @describe(
     "List the dice, or show one.",
-    {"oneOf": [LIST_ANSWER, DIE_ANSWER]},
+    {"oneOf": [LIST_RESPONSE, DIE_RESPONSE]},
     [params.die_parameter("identifier", required=False)],
     "bad-request unknown-die method-not-allowed unavailable timed-out",
 )

@@ -23,7 +23,7 @@ T = TypeVar("T")
 SERVICE = "exporter"
 # The header in which Prometheus sends its time-out.
 SCRAPE_TIMEOUT = "X-Prometheus-Scrape-Timeout-Seconds"
-MARGIN = 0.5  # seconds by which the answer must come earlier than that
+MARGIN = 0.5  # seconds by which the response must come earlier than that
 
 SETTINGS = web.AppKey("settings", Settings)
 REGISTRY = web.AppKey("registry", CollectorRegistry)

@@ -16,7 +16,7 @@ from prometheus_client import CollectorRegistry, Gauge
 from yarl import URL
 
 OUTCOMES = ("success", "failed", "wrong_answer", "timeout", "unreachable")
-MAX_BODY = 4096  # bytes; the rest of an answer is not read
+MAX_BODY = 4096  # bytes; the rest of a response is not read
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Result:
 
     Attributes:
         outcome: one of :data:`OUTCOMES`.
-        status: the HTTP status; 0 without an answer.
+        status: the HTTP status; 0 without a response.
         seconds: the duration.
     """
 

@@ -62,10 +62,10 @@ class Backend:
         return await task
 
     async def roll(self, die: str, times: int | None, user: User | None) -> dict[str, Any]:
-        """Roll once, or ``times`` times at once, and return the dice-roller's answer.
+        """Roll once, or ``times`` times at once, and return the dice-roller's response.
 
         Raises:
-            Problem: with the dice-roller's own status and text, or 503 or 504 when it does not answer.
+            Problem: with the dice-roller's own status and text, or 503 or 504 when it does not respond.
         """
         with self._telemetry.outcomes.request():
             return await self._roll(die, times, user)
@@ -83,15 +83,15 @@ class Backend:
             if status == 200 and not isinstance(document.get("rolls" if times else "roll"), list if times else int):
                 raise unavailable("The dice-roller's response contains no roll.")
         except Problem as problem:
-            telemetry.not_answered(die, problem.status, str(url), perf_counter() - started, problem.cause or problem)
+            telemetry.not_responded(die, problem.status, str(url), perf_counter() - started, problem.cause or problem)
             raise
         except asyncio.CancelledError as error:
-            telemetry.not_answered(die, CLIENT_CLOSED_REQUEST, str(url), perf_counter() - started, error)
+            telemetry.not_responded(die, CLIENT_CLOSED_REQUEST, str(url), perf_counter() - started, error)
             raise
         seconds = perf_counter() - started
         if status == 200 or document.get("die") == die:
             telemetry.known_dice([die])
-        telemetry.answered(die, status, str(url), seconds)
+        telemetry.responded(die, status, str(url), seconds)
         if status != 200:
             raise _relayed(status, document, retry_after)
         return document
@@ -100,7 +100,7 @@ class Backend:
         """Fetch the list of dice from the die-service; without a die-service, the built-in dice.
 
         Raises:
-            Problem: when it does not answer with a list.
+            Problem: when it does not return a list.
         """
         if self._dice_url is None:
             return self.dice
@@ -119,7 +119,7 @@ class Backend:
         return self.dice
 
     async def specification(self, die: str) -> Specification | None:
-        """The specification of a die, or ``None`` when the die-service does not answer. Each is fetched once."""
+        """The specification of a die, or ``None`` when the die-service does not respond. Each is fetched once."""
         if self._dice_url is None:
             return BUILTIN_DICE.get(die)
         if die not in self._specifications and die in self._dice:
@@ -127,9 +127,9 @@ class Backend:
                 timeout = ClientTimeout(total=self._list_timeout)
                 status, document, _ = await self._get(self._dice_url, {"identifier": die}, timeout)
                 with suppress(KeyError, TypeError, ValueError):
-                    answer = document["specification"] if status == 200 else {}
-                    faces = [int(face) for face in answer["faces"]]
-                    self._specifications[die] = (faces, float(answer["error_rate"]))
+                    found = document["specification"] if status == 200 else {}
+                    faces = [int(face) for face in found["faces"]]
+                    self._specifications[die] = (faces, float(found["error_rate"]))
         return self._specifications.get(die)
 
     async def _get(

@@ -235,8 +235,8 @@ class RollPage:
             with traces.root_span(ROOT_SPAN):
                 trace_id, _ = traces.current_ids()
                 try:
-                    answer = await self._backend.roll_from_page(die, times, self._user)
-                    faces = [answer["roll"]] if times is None else list(answer["rolls"])
+                    response = await self._backend.roll_from_page(die, times, self._user)
+                    faces = [response["roll"]] if times is None else list(response["rolls"])
                 except Problem as problem:
                     status, message, advice = problem.status, problem.detail, ADVICE.get(problem.kind, "")
                     faces = list(problem.members.get("rolls", [None] if problem.kind == "roll-failed" else []))

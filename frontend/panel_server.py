@@ -179,7 +179,7 @@ class PanelServer:
             await browser.close(code=WSCloseCode.GOING_AWAY)
 
     async def page(self, request: web.Request, user: User | None) -> web.StreamResponse:
-        """Answer with a page of a new session for ``user``.
+        """Respond with a page of a new session for ``user``.
 
         Raises:
             Problem: 503 when too many pages are open or are waiting to be built.
@@ -192,8 +192,8 @@ class PanelServer:
                 if self.sessions >= self._max_sessions:
                     raise self._no_room()
                 # The next page is built before the browser has read this one, so a slow reader delays nobody else.
-                async with self._answer(request, user) as answer:
-                    return web.Response(status=answer.status, headers=_headers(answer), body=await answer.read())
+                async with self._ask_panel(request, user) as response:
+                    return web.Response(status=response.status, headers=_headers(response), body=await response.read())
         finally:
             self._waiting -= 1
 
@@ -202,32 +202,32 @@ class PanelServer:
         return unavailable("Too many pages are open or loading.", retry_after=RETRY_AFTER)
 
     async def relay(self, request: web.Request) -> web.StreamResponse:
-        """Answer a request for a static file with Panel's response."""
-        async with self._answer(request, None) as answer:
-            response = web.StreamResponse(status=answer.status, headers=_headers(answer))
+        """Pass on Panel's response to a request for a static file."""
+        async with self._ask_panel(request, None) as panel_response:
+            response = web.StreamResponse(status=panel_response.status, headers=_headers(panel_response))
             await response.prepare(request)
-            async for chunk in answer.content.iter_chunked(64 * 1024):
+            async for chunk in panel_response.content.iter_chunked(64 * 1024):
                 await response.write(chunk)
             await response.write_eof()
             return response
 
     @asynccontextmanager
-    async def _answer(self, request: web.Request, user: User | None) -> AsyncIterator[ClientResponse]:
+    async def _ask_panel(self, request: web.Request, user: User | None) -> AsyncIterator[ClientResponse]:
         """Panel's response to a request.
 
         Raises:
-            Problem: 404 or 500 when Panel refuses it, 503 when Panel does not answer or its answer breaks off.
+            Problem: 404 or 500 when Panel refuses it, 503 when Panel does not respond or its response breaks off.
         """
         headers = {name: request.headers[name] for name in PASSED_TO_PANEL if name in request.headers}
         try:
             with suppress_http_instrumentation():
                 async with self._client.get(
                     self._url("http", request), headers=headers | _user_header(user), timeout=ClientTimeout(total=60)
-                ) as answer:
-                    if answer.status >= 400:
-                        kind = "not-found" if answer.status < 500 else "internal"
-                        raise Problem(answer.status, "The page has no such part.", kind=kind)
-                    yield answer
+                ) as response:
+                    if response.status >= 400:
+                        kind = "not-found" if response.status < 500 else "internal"
+                        raise Problem(response.status, "The page has no such part.", kind=kind)
+                    yield response
         except (ClientError, asyncio.TimeoutError) as error:
             raise unavailable("The page cannot be made at the moment.", error) from error
 
@@ -301,9 +301,9 @@ def _without_watchers(page: Callable[[], Any]) -> Callable[[], Any]:
     return build
 
 
-def _headers(answer: ClientResponse) -> dict[str, str]:
-    """The headers of Panel's answer that the browser gets, and the trace id."""
-    headers = {name: answer.headers[name] for name in PASSED_TO_BROWSER if name in answer.headers}
+def _headers(response: ClientResponse) -> dict[str, str]:
+    """The headers of Panel's response that the browser gets, and the trace id."""
+    headers = {name: response.headers[name] for name in PASSED_TO_BROWSER if name in response.headers}
     trace_id, _ = traces.current_ids()
     return headers | {TRACE_ID_HEADER: trace_id} if trace_id else headers
 

@@ -73,7 +73,7 @@ async def websocket(request: web.Request) -> web.StreamResponse:
 
 @describe(
     "Roll a die once, as the page's button does.",
-    params.ROLL_ANSWER,
+    params.ROLL_RESPONSE,
     [params.die_parameter()],
     params.ROLL_PROBLEMS,
 )
@@ -87,7 +87,7 @@ def roll_async(highest: int) -> Handler:
 
     @describe(
         "Roll a die many times at once, as the page's button does.",
-        params.BATCH_ANSWER,
+        params.BATCH_RESPONSE,
         [params.die_parameter(), params.times_parameter(highest)],
         params.ROLL_PROBLEMS,
     )

@@ -44,7 +44,7 @@ def batch_size_label(times: int) -> str:
 
 
 class FrontendTelemetry:
-    """Clicks, the dice-roller's answers to them, and the list of dice."""
+    """Clicks, the dice-roller's responses to them, and the list of dice."""
 
     def __init__(self, registry: CollectorRegistry, dice: Sequence[str], max_batch: int | None) -> None:
         """``max_batch`` is the maximum number of rolls in a batch; ``None`` if there are no batches."""
@@ -100,7 +100,7 @@ class FrontendTelemetry:
                     self._async_requests.labels(batch_size_label(times)).inc()
                 _line(logging.INFO, "Async roll requested", die_type=die, async_batch_size=times)
 
-    def answered(self, die: str, status: int, url: str, seconds: float) -> None:
+    def responded(self, die: str, status: int, url: str, seconds: float) -> None:
         self._count(die, status, seconds)
         _line(
             logging.ERROR if status >= 500 else logging.INFO,
@@ -110,8 +110,8 @@ class FrontendTelemetry:
             backend_url=url,
         )
 
-    def not_answered(self, die: str, status: int, url: str, seconds: float, error: BaseException) -> None:
-        """Record that the dice-roller did not answer; the user got ``status``, or had disconnected."""
+    def not_responded(self, die: str, status: int, url: str, seconds: float, error: BaseException) -> None:
+        """Record that the dice-roller did not respond; the user got ``status``, or had disconnected."""
         self._count(die, status, seconds)
         _line(
             logging.ERROR,

@@ -22,7 +22,7 @@ TRACE_ID_HEADER = "X-Trace-Id"
 CLIENT_CLOSED_REQUEST = 499  # nginx's code for a client that disconnected before the response
 MAX_LOGGED_TARGET = 512
 
-# From 0.1 ms, the time of a query or of an answer from memory, to 10 s.
+# From 0.1 ms, the time of a query or of a response from memory, to 10 s.
 DURATION_BUCKETS = (
     0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 0.75, 1.0, 1.5, 2.5, 5.0, 10.0,
 )  # fmt: skip
@@ -68,7 +68,7 @@ class HttpMetrics:
             self._requests.labels(handler, method, str(status))
         self._duration.labels(handler, method)
 
-    def answered(self, handler: str, method: str, status: int, seconds: float | None) -> None:
+    def count_response(self, handler: str, method: str, status: int, seconds: float | None) -> None:
         """Count one response. ``seconds`` is ``None`` if the duration is meaningless (an upgraded connection)."""
         if method not in METHODS:
             method = OTHER_METHOD
@@ -102,31 +102,31 @@ def middleware() -> Middleware:
         try:
             response = await handler(request)
         except web.HTTPException as raised:
-            answered(request, raised.status, perf_counter() - started)
+            record_response(request, raised.status, perf_counter() - started)
             raise
         except asyncio.CancelledError:
-            answered(request, CLIENT_CLOSED_REQUEST, perf_counter() - started)
+            record_response(request, CLIENT_CLOSED_REQUEST, perf_counter() - started)
             set_status(CLIENT_CLOSED_REQUEST)
             raise
         trace_id, _ = traces.current_ids()
         if trace_id and not response.prepared:
             response.headers[TRACE_ID_HEADER] = trace_id
-        answered(request, response.status, perf_counter() - started)
+        record_response(request, response.status, perf_counter() - started)
         return response
 
     return observe
 
 
-def answered(request: web.Request, status: int, seconds: float) -> None:
-    """Count and log one answer."""
+def record_response(request: web.Request, status: int, seconds: float) -> None:
+    """Count and log one response."""
     upgraded = status == 101
-    request.app[HTTP_METRICS].answered(_template(request), request.method, status, None if upgraded else seconds)
+    request.app[HTTP_METRICS].count_response(_template(request), request.method, status, None if upgraded else seconds)
     log_access(request.method, request.path_qs, status, seconds)
 
 
-def answered_unread(app: web.Application, status: int) -> None:
+def record_unread(app: web.Application, status: int) -> None:
     """Count and log the response to a request that could not be parsed."""
-    app[HTTP_METRICS].answered(UNMATCHED, OTHER_METHOD, status, None)
+    app[HTTP_METRICS].count_response(UNMATCHED, OTHER_METHOD, status, None)
     log_access(OTHER_METHOD, "", status, 0.0)
 
 
@@ -143,7 +143,7 @@ def log_access(method: str, target: str, status: int, seconds: float) -> None:
 
 
 def set_status(status: int) -> None:
-    """Set the HTTP status of the current span, for answers that the instrumentation does not see."""
+    """Set the HTTP status of the current span, for responses that the instrumentation does not see."""
     for name in _STATUS_NAMES:
         traces.set_attribute(name, status)
 
@@ -152,7 +152,7 @@ def _template(request: web.Request) -> str:
     resource = request.match_info.route.resource
     if resource is not None:
         return resource.canonical
-    # A known route requested with another method: aiohttp answers 405 and drops the resource.
+    # A known route requested with another method: aiohttp returns 405 and drops the resource.
     for resource in request.app.router.resources():
         if resource.canonical == request.path:
             return resource.canonical

@@ -32,11 +32,11 @@ class UnknownDie(LookupError):
 
 
 class CatalogueUnavailable(Exception):
-    """The die-service is down, too busy, or its answer is not a die."""
+    """The die-service is down, too busy, or its response is not a die."""
 
 
 class CatalogueTimeout(Exception):
-    """The die-service accepted the request and did not answer in time."""
+    """The die-service accepted the request and did not respond in time."""
 
 
 class Catalogue(Protocol):
@@ -109,7 +109,7 @@ class RemoteCatalogue:
             started = perf_counter()
             try:
                 async with self._session().get(self._url_of(name), timeout=ClientTimeout(total=seconds)):
-                    return  # answered in time after all; the roll sends one more request
+                    return  # responded in time after all; the roll sends one more request
             except asyncio.TimeoutError:
                 self._telemetry.failed(name, "timeout", perf_counter() - started)
             except ClientError:

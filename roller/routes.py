@@ -1,4 +1,4 @@
-"""The dice-roller's routes: check the query, find the die, roll it, answer."""
+"""The dice-roller's routes: check the query, find the die, roll it, respond."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ async def _find(app: web.Application, name: str) -> Die:
     return die
 
 
-@describe("Roll a die once.", params.ROLL_ANSWER, [params.die_parameter()], params.ROLL_PROBLEMS)
+@describe("Roll a die once.", params.ROLL_RESPONSE, [params.die_parameter()], params.ROLL_PROBLEMS)
 async def roll(request: web.Request) -> web.Response:
     app = request.app
     name = params.die_name(request)
@@ -63,7 +63,7 @@ def roll_async(highest: int) -> Handler:
 
     @describe(
         "Roll a die many times at once.",
-        params.BATCH_ANSWER,
+        params.BATCH_RESPONSE,
         [params.die_parameter(), params.times_parameter(highest)],
         params.ROLL_PROBLEMS,
     )

@@ -49,21 +49,21 @@ def parameter(name: str, schema: dict[str, Any], description: str, *, required: 
 
 
 def describe(
-    summary: str, answer: dict[str, Any], parameters: list[dict[str, Any]] | None = None, problems: str = ""
+    summary: str, response: dict[str, Any], parameters: list[dict[str, Any]] | None = None, problems: str = ""
 ) -> Callable[[H], H]:
     """A decorator that describes a handler for the API's document.
 
     Args:
         summary: what it does, in a sentence.
-        answer: JSON Schema of the 200 answer.
+        response: JSON Schema of the 200 response.
         parameters: its query parameters.
-        problems: the kinds of :data:`PROBLEM_KINDS` it may answer with, separated by spaces.
+        problems: the kinds of :data:`PROBLEM_KINDS` it may respond with, separated by spaces.
     """
     responses: dict[str, Any] = {
         "200": {
             "description": "Success.",
             "headers": {TRACE_ID_HEADER: {"schema": {"type": "string"}}},
-            "content": {"application/json": {"schema": answer}},
+            "content": {"application/json": {"schema": response}},
         }
     }
     for kind in problems.split():
@@ -83,12 +83,12 @@ def describe(
 
 
 def is_api(request: web.Request) -> bool:
-    """Whether the request is for a described route; such a route always answers with JSON."""
+    """Whether the request is for a described route; such a route always responds with JSON."""
     return hasattr(request.match_info.handler, _ATTRIBUTE)
 
 
 def expected_statuses(route: web.AbstractRoute) -> set[int]:
-    """The statuses with which a route may answer its own method: 200, 500 and those of its description but 405."""
+    """The statuses with which a route may respond to its own method: 200, 500 and those of its description but 405."""
     operation = getattr(route.handler, _ATTRIBUTE, {"responses": {}})
     described = {int(status) for status in operation["responses"]}
     return (described | {200, PROBLEM_KINDS["internal"][0]}) - {PROBLEM_KINDS["method-not-allowed"][0]}

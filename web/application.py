@@ -24,7 +24,7 @@ def new_application() -> web.Application:
     """An application with the middlewares in the only correct order, outermost first.
 
     The server span (added in front of these by the instrumentation) → the request's count, duration and
-    access line → errors to problem answers → the handler.
+    access line → errors to problem responses → the handler.
     """
     app = web.Application(middlewares=[http.middleware(), problems.middleware()])
     app.on_response_prepare.append(security_headers.add)

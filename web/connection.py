@@ -33,10 +33,10 @@ class RefusedError(Exception):
 
 
 class Connection(web.RequestHandler):
-    """aiohttp's connection handler, with a timeout for request heads and problem answers to unreadable requests.
+    """aiohttp's connection handler, with a timeout for request heads and problem responses to unreadable requests.
 
     Args:
-        app: the application whose metrics count the answers.
+        app: the application whose metrics count the responses.
         server: aiohttp's server, which knows all connections.
         loop: the running event loop.
     """
@@ -72,7 +72,7 @@ class Connection(web.RequestHandler):
         self._head_since = None
 
     def request_finished(self) -> None:
-        """The request has its answer. A connection idle after a request with a body is timed too."""
+        """The request has its response. A connection idle after a request with a body is timed too."""
         self._busy = False
         if self._more:
             self._head_since = self._clock()
@@ -90,7 +90,7 @@ class Connection(web.RequestHandler):
         exc: BaseException | None = None,
         message: str | None = None,
     ) -> web.StreamResponse:
-        """Answer a request that no middleware has seen."""
+        """Respond to a request that no middleware has seen."""
         if request.writer.output_size > 0:
             raise ConnectionError("the response had already started")
         with traces.root_span("HTTP"):
@@ -104,7 +104,7 @@ class Connection(web.RequestHandler):
                 problem = problems.Problem(500, "The service failed; its log has the details.", kind="internal")
                 traces.record_failure(exc or problem)
             http.set_status(problem.status)
-            http.answered_unread(self._app, problem.status)
+            http.record_unread(self._app, problem.status)
             response = problem.response()
             response.headers.update(NO_SNIFFING)
         response.force_close()
@@ -167,7 +167,7 @@ class Runner(web.AppRunner):
 
     Args:
         app: the application.
-        hosts: the hosts it answers for.
+        hosts: the hosts it accepts requests for.
         options: of ``web.AppRunner``.
     """
 

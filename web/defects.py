@@ -5,7 +5,7 @@ that Unix socket and receives lines of JSON. Each line is an object with all def
 
     {"blocking": true}
 
-The service answers with an empty line once it has applied them. When the connection closes, it switches all off.
+The service responds with an empty line once it has applied them. When the connection closes, it switches all off.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Liveness and readiness: ``/healthz`` answers while the process runs, ``/readyz`` while it can serve."""
+"""Liveness and readiness: ``/healthz`` responds while the process runs, ``/readyz`` while it can serve."""
 
 from __future__ import annotations
 

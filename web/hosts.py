@@ -1,4 +1,4 @@
-"""Which hosts a service answers for: the defence against DNS rebinding.
+"""Which hosts a service accepts requests for: the defence against DNS rebinding.
 
 A page of another site can give its own host name the address 127.0.0.1; the browser then takes this service for a
 part of that site. The ``Host`` header still holds the foreign name.
@@ -38,7 +38,7 @@ class AllowedHosts:
 
 
 def refuse_foreign_hosts(hosts: AllowedHosts, name: str) -> Middleware:
-    """A middleware that answers 421 to a request for another host, for programs outside of :mod:`web.application`."""
+    """A middleware that returns 421 for a request for another host, for programs outside of :mod:`web.application`."""
 
     @web.middleware
     async def refuse(request: web.Request, handler: Handler) -> web.StreamResponse:

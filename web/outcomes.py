@@ -1,6 +1,6 @@
 """Outcomes of requests for rolls, from which the service level objectives are calculated.
 
-A die that fails by design is answered with 500, as every other failure is. The outcome distinguishes the two, for
+A die that fails by design results in a 500, as every other failure is. The outcome distinguishes the two, for
 single rolls and for batches.
 """
 
@@ -20,7 +20,7 @@ SUCCESS = "success"
 DIE_FAILED = "die_failed"  # the die's own error rate, and nothing else
 REFUSED = "refused"  # the caller's error: no die has this name
 ERROR = "error"  # any fault of the service
-ABANDONED = "abandoned"  # the client disconnected before the answer
+ABANDONED = "abandoned"  # the client disconnected before the response
 # 1.5 s is the limit of the latency objective. The smallest are for failures, which can be much faster than rolls.
 DURATION_BUCKETS = (0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 1.0, 1.5, 2.5, 5.0, 10.0)
 OUTCOMES = (SUCCESS, DIE_FAILED, REFUSED, ERROR, ABANDONED)

@@ -17,12 +17,12 @@ NAME_PATTERN = "^[^\\u0000-\\u001f\\u007f-\\u009f\\u061c\\u200e\\u200f\\u2028-\\
 _NAME = re.compile(NAME_PATTERN)
 # The response to a roll, from the dice-roller and from the frontend.
 ROLL_PROBLEMS = "bad-request unknown-die method-not-allowed roll-failed unavailable timed-out"
-ROLL_ANSWER = {
+ROLL_RESPONSE = {
     "type": "object",
     "required": ["roll"],
     "properties": {"roll": {"type": "integer", "description": "the face that came up"}},
 }
-BATCH_ANSWER = {
+BATCH_RESPONSE = {
     "type": "object",
     "required": ["total", "rolls", "count"],
     "properties": {

@@ -15,9 +15,12 @@ TIMEOUT = 2.0  # seconds
 def probe(port: int) -> str:
     """What is wrong with the service on this port of this machine; empty when it is ready."""
     try:
-        with socket.create_connection(("127.0.0.1", port), TIMEOUT) as connection, connection.makefile("rb") as answer:
+        with (
+            socket.create_connection(("127.0.0.1", port), TIMEOUT) as connection,
+            connection.makefile("rb") as response,
+        ):
             connection.sendall(b"GET /readyz HTTP/1.0\r\nHost: localhost\r\n\r\n")
-            status = answer.readline(1024).decode("latin-1").rstrip()
+            status = response.readline(1024).decode("latin-1").rstrip()
     except OSError as error:
         return str(error)
     return "" if status.split(" ")[1:2] == ["200"] else f"/readyz answers {status!r}"

@@ -1,4 +1,4 @@
-"""Errors: every answer of 400 and above is ``application/problem+json`` (RFC 9457) with the trace id."""
+"""Errors: every response of 400 and above is ``application/problem+json`` (RFC 9457) with the trace id."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ log = logging.getLogger(__name__)
 
 CONTENT_TYPE = "application/problem+json"
 RETRY_AFTER_SECONDS = 1
-# Renders the HTML page of a problem; see `answer`.
+# Renders the HTML page of a problem; see `respond`.
 ErrorPage = Callable[[web.Request, "Problem"], Awaitable[web.Response]]
 ERROR_PAGE = web.AppKey("error_page", ErrorPage)  # type: ignore[arg-type, var-annotated]
 
 
 class Problem(Exception):
-    """An answer of 400 or above.
+    """A response of 400 or above.
 
     Args:
         status: the HTTP status code.
         detail: one sentence about this occurrence.
         kind: the last part of the problem's ``type``; ``/docs`` explains it.
         members: further members of the JSON object.
-        headers: further headers of the answer.
+        headers: further headers of the response.
         cause: the underlying error, if it says more than this one.
     """
 
@@ -91,7 +91,7 @@ def unavailable(detail: str, cause: BaseException | None = None, *, retry_after:
 
 
 def timed_out(detail: str, cause: BaseException | None = None) -> Problem:
-    """504: a dependency accepted the request and did not answer in time."""
+    """504: a dependency accepted the request and did not respond in time."""
     return Problem(504, detail, kind="timed-out", cause=cause)
 
 
@@ -99,7 +99,7 @@ def middleware() -> Middleware:
     """Turn every exception of a handler into a problem response, without a traceback."""
 
     @web.middleware
-    async def answer_problems(request: web.Request, handler: Handler) -> web.StreamResponse:
+    async def respond_with_problems(request: web.Request, handler: Handler) -> web.StreamResponse:
         try:
             return await handler(request)
         except Problem as error:
@@ -113,15 +113,15 @@ def middleware() -> Middleware:
             problem = Problem(500, "The service failed; its log has the details.", kind="internal", cause=error)
         if problem.status >= 500:
             traces.record_failure(problem.cause or problem)
-        return await answer(request, problem)
+        return await respond(request, problem)
 
-    return answer_problems
+    return respond_with_problems
 
 
-async def answer(request: web.Request, problem: Problem) -> web.Response:
+async def respond(request: web.Request, problem: Problem) -> web.Response:
     """The response to a failed request: HTML if a browser requests it, else JSON.
 
-    A service without :data:`ERROR_PAGE` and a described route of the API always answer JSON.
+    A service without :data:`ERROR_PAGE` and a described route of the API always return JSON.
     """
     page = request.app.get(ERROR_PAGE)
     if page is None or apidocs.is_api(request) or "text/html" not in request.headers.get("Accept", ""):

@@ -30,7 +30,7 @@ FOR_PAGES = {
 
 
 async def add(request: web.Request, response: web.StreamResponse) -> None:
-    """A handler of ``on_response_prepare``: one header for every answer, the others for HTML."""
+    """A handler of ``on_response_prepare``: one header for every response, the others for HTML."""
     response.headers.update(NO_SNIFFING)
     if response.content_type == "text/html":
         response.headers.update(FOR_PAGES)

@@ -122,7 +122,7 @@ class ServerSettings:
 
     host: str
     port: int
-    allowed_hosts: tuple[str, ...]  # names it answers for, besides its own, localhost and IP addresses
+    allowed_hosts: tuple[str, ...]  # names it accepts requests for, besides its own, localhost and IP addresses
     header_timeout: float  # seconds that the head of a request may take to arrive
     log_level: str
     shutdown_timeout: float  # seconds that requests in flight get to finish after SIGTERM

@@ -3,7 +3,7 @@
 Every worker listens on the port (the kernel distributes the connections) and on a Unix socket in a directory that the
 workers share. The worker that is asked for ``/metrics`` asks every other one over its socket for a snapshot of its
 metrics. Each worker also writes each snapshot to a file beside its socket before it sends it; the file is read when the
-worker has ended or does not answer in time.
+worker has ended or does not respond in time.
 
 Therefore counters never decrease, and a clean exit loses nothing. A killed worker loses what it counted since its last
 snapshot. Exemplars are kept, which prometheus_client's own multi-process mode does not do; that mode would also write
@@ -62,9 +62,9 @@ class Workers:
         self._one_at_a_time = asyncio.Lock()
 
     async def run(self, app: web.Application) -> AsyncIterator[None]:
-        """A cleanup context: answer other workers, and write the last snapshot at the end."""
+        """A cleanup context: respond to other workers, and write the last snapshot at the end."""
         await self.snapshot()
-        server = await asyncio.start_unix_server(self._answer, self._socket)
+        server = await asyncio.start_unix_server(self._respond, self._socket)
         announcing = asyncio.create_task(self._announce(app))
         yield
         announcing.cancel()
@@ -90,7 +90,7 @@ class Workers:
         temporary.write_bytes(content)
         temporary.replace(self._file)
 
-    async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _respond(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(await self.snapshot())
         writer.close()
 

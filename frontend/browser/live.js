@@ -4,13 +4,13 @@
 
 const TYPING = 250 // milliseconds without a key press after which the input is sent
 const PING = 4000 // milliseconds between two pings
-const LOST_AFTER = 9000 // milliseconds without an answer after which the connection counts as lost
+const LOST_AFTER = 9000 // milliseconds without a response after which the connection counts as lost
 const RETRY = 1000 // milliseconds between two attempts to reach the server again
 const STORED = "dicelab-rolls"
 
 let model = null // Panel's, once it is connected
 let waiting = [] // events from before the connection
-let heard = 0 // when the session last answered
+let heard = 0 // when the session last responded
 let lost = false
 let selected = "" // the id of the span whose details are shown
 
@@ -241,7 +241,7 @@ function connectionLost() {
     '<p role="alert">The connection to the server is lost. The page reconnects by itself as soon as the server answers.</p>'
   const retry = () =>
     fetch("/healthz", {cache: "no-store", signal: AbortSignal.timeout(3000)})
-      .then((answer) => (answer.ok ? location.reload() : setTimeout(retry, RETRY)))
+      .then((response) => (response.ok ? location.reload() : setTimeout(retry, RETRY)))
       .catch(() => setTimeout(retry, RETRY))
   setTimeout(retry, RETRY)
 }

@@ -69,4 +69,4 @@ class View(Protocol):
         """Fetch and show; returns the seconds after which to do so again, ``None`` for never."""
 
     def show_failure(self, message: str) -> None:
-        """Show that a source does not answer, or that its response is invalid."""
+        """Show that a source does not respond, or that its response is invalid."""

@@ -24,7 +24,7 @@ from frontend.explorer.trace.view import TraceView
 
 log = logging.getLogger(__name__)
 
-RETRY = 2.0  # seconds until a source that did not answer is queried again
+RETRY = 2.0  # seconds until a source that did not respond is queried again
 MAX_ADDRESS = 4000  # characters of a query that are parsed
 
 

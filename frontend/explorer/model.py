@@ -20,7 +20,7 @@ PAGE_FILES = '"GET /static/'  # part of every access line of the page's static f
 
 
 class SourceError(Exception):
-    """A source does not answer; the message is shown to the user."""
+    """A source does not respond; the message is shown to the user."""
 
 
 @dataclass(frozen=True)
@@ -149,7 +149,7 @@ def quoted(text: str) -> str:
 
 @dataclass(frozen=True)
 class Cell:
-    """A cell of the heat map: requests that a service answered at about the same time, in about the same duration."""
+    """A cell of the heat map: requests that a service handled at about the same time, in about the same duration."""
 
     service: str
     start: int  # of its time step, nanoseconds since 1970
@@ -182,7 +182,7 @@ class Volume:
 
 
 class TraceSource(Protocol):
-    """A source of traces. Every method raises :class:`SourceError` when it does not answer."""
+    """A source of traces. Every method raises :class:`SourceError` when it does not respond."""
 
     name: str
 
@@ -211,7 +211,7 @@ class LogSource(Protocol):
         """The number of matching lines by level, in steps of ``step`` nanoseconds."""
 
 
-# --- OTLP JSON, as in the files and in the answers of Tempo ---
+# --- OTLP JSON, as in the files and in the responses of Tempo ---
 
 
 def otlp_value(value: Mapping[str, Any]) -> Any:

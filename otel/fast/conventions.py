@@ -144,8 +144,8 @@ def statement(text: str) -> Attributes:
     return ({"db.query.text": text} if NEW_SQL else {}) | ({"db.statement": text} if OLD_SQL else {})
 
 
-def answered(span: LeanSpan, status: int) -> None:
-    """Set the status code of an answer."""
+def set_response_status(span: LeanSpan, status: int) -> None:
+    """Set the status code of a response."""
     if NEW_HTTP:
         span.attributes["http.response.status_code"] = status
     if OLD_HTTP:

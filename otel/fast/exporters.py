@@ -83,8 +83,8 @@ class _HttpExporter:
         return 200 <= status < 400
 
     def _post(self, data: bytes) -> int:
-        answer = self._session.post(self._url, data=data, timeout=self._timeout, allow_redirects=False)
-        return answer.status_code
+        response = self._session.post(self._url, data=data, timeout=self._timeout, allow_redirects=False)
+        return response.status_code
 
     def shutdown(self) -> None:
         self._session.close()

@@ -72,7 +72,7 @@ class TracedSession:
         except BaseException as error:
             _failed(span, error)
             raise
-        _answered(span, response)
+        _responded(span, response)
         return response
 
     def _start(self, method: str, url: str | URL, options: dict[str, Any]) -> Span | None:
@@ -122,10 +122,10 @@ class TracedRequest:
         await self._response.__aexit__(kind, error, traceback)
 
 
-def _answered(span: Span, response: ClientResponse) -> None:
+def _responded(span: Span, response: ClientResponse) -> None:
     if type(span) is LeanSpan:
         status = response.status
-        conventions.answered(span, status)
+        conventions.set_response_status(span, status)
         if status >= 500:
             reason = response.reason or "server error"
             span.record_exception(ClientResponseError(response.request_info, (), status=status, message=reason))

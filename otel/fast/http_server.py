@@ -1,4 +1,4 @@
-"""The span of each request that a service answers, as the aiohttp-server instrumentation makes it.
+"""The span of each request that a service handles, as the aiohttp-server instrumentation makes it.
 
 It omits two expensive steps of the instrumentation: looking up for each request which headers to capture (none by
 default), and computing labels for OpenTelemetry metrics, which are not used here. The attributes that depend on a
@@ -84,8 +84,8 @@ def server_middleware() -> Middleware:
             cached[key] = known
         return known
 
-    def answered(span: LeanSpan, status: int) -> None:
-        conventions.answered(span, status)
+    def responded(span: LeanSpan, status: int) -> None:
+        conventions.set_response_status(span, status)
         if status >= 500 or status < 100:
             if conventions.NEW_HTTP:
                 span.attributes["error.type"] = str(status)
@@ -107,7 +107,7 @@ def server_middleware() -> Middleware:
                 response = await handler(request)
             except web.HTTPException as raised:
                 if kept:
-                    answered(span, raised.status_code)
+                    responded(span, raised.status_code)
                     if isinstance(raised, web.HTTPServerError):
                         span.record_exception(raised)
                 raise
@@ -120,7 +120,7 @@ def server_middleware() -> Middleware:
                     span.record_exception(raised)
                 raise
             if kept:
-                answered(span, response.status)
+                responded(span, response.status)
                 if captures:
                     span.set_attributes(aiohttp_server.collect_response_headers_attributes(response))  # type: ignore[arg-type]
             return response

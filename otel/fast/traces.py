@@ -83,7 +83,7 @@ def start(service: str, file: TraceFile | None = None, untraced_paths: Sequence[
             queue.shutdown()
 
     def stop() -> None:
-        # In a daemon thread: a collector that does not answer must not keep the process alive.
+        # In a daemon thread: a collector that does not respond must not keep the process alive.
         flushing = threading.Thread(target=flush, name="trace-flush", daemon=True)
         flushing.start()
         flushing.join(FLUSH_TIMEOUT + 2)

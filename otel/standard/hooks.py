@@ -7,8 +7,8 @@ from opentelemetry.trace import Span
 
 
 def record_server_error(span: Span, params: TraceRequestEndParams | TraceRequestExceptionParams) -> None:
-    """Add an exception event to the span if the answer is 500 or above, as a span without an answer has one."""
+    """Add an exception event to the span if the response is 500 or above, as a span without a response has one."""
     if isinstance(params, TraceRequestEndParams) and params.response.status >= 500:
-        answer = params.response
-        message = answer.reason or "server error"
-        span.record_exception(ClientResponseError(answer.request_info, (), status=answer.status, message=message))
+        response = params.response
+        message = response.reason or "server error"
+        span.record_exception(ClientResponseError(response.request_info, (), status=response.status, message=message))

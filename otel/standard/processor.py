@@ -125,7 +125,7 @@ def shut_down(provider: TracerProvider) -> None:
     """Export the spans that still wait, for at most :data:`FLUSH_TIMEOUT` seconds, and log how many are lost."""
     for processor in _processors:
         processor.stop_retrying()
-    # In a daemon thread: a collector that does not answer must not keep the process alive.
+    # In a daemon thread: a collector that does not respond must not keep the process alive.
     flushing = threading.Thread(target=provider.shutdown, name="trace-flush", daemon=True)
     flushing.start()
     flushing.join(FLUSH_TIMEOUT)

@@ -52,9 +52,9 @@ class Alertmanager(Engine):
     name = "Alertmanager"
 
     async def alerts(self) -> list[Alert]:
-        answer = await self.get("api/v2/alerts")
+        response = await self.get("api/v2/alerts")
         try:
-            found = [_alert(one, one["startsAt"], one["status"]["state"] == "suppressed") for one in answer]
+            found = [_alert(one, one["startsAt"], one["status"]["state"] == "suppressed") for one in response]
         except (KeyError, TypeError, ValueError) as error:
             raise SourceError("Alertmanager sent an invalid response.") from error
         return sorted(found, key=lambda alert: alert.order)
@@ -66,9 +66,9 @@ class PrometheusAlerts(Engine):
     name = "Prometheus"
 
     async def alerts(self) -> list[Alert]:
-        answer = await self.get("api/v1/alerts")
+        response = await self.get("api/v1/alerts")
         try:
-            firing = [one for one in answer["data"]["alerts"] if one["state"] == "firing"]
+            firing = [one for one in response["data"]["alerts"] if one["state"] == "firing"]
             found = [_alert(one, one["activeAt"], muted=False) for one in firing]
         except (KeyError, TypeError, ValueError) as error:
             raise SourceError("Prometheus sent an invalid response.") from error

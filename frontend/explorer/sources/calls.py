@@ -10,14 +10,14 @@ from frontend.explorer.attributes import attribute
 from frontend.explorer.model import BOUNDS, CLIENT, SERVER, Cell, Edge, Span
 
 
-def _answered(spans: Iterable[Span]) -> list[Span]:
+def _handled(spans: Iterable[Span]) -> list[Span]:
     return [span for span in spans if span.kind == SERVER and "/static/" not in span.name and span.name != "GET /ws"]
 
 
 def cells(spans: Sequence[Span], step: int) -> list[Cell]:
-    """Answered requests by service, duration and time, in steps of ``step`` nanoseconds."""
+    """Handled requests by service, duration and time, in steps of ``step`` nanoseconds."""
     found: dict[tuple[str, int, int], list[Span]] = defaultdict(list)
-    for span in _answered(spans):
+    for span in _handled(spans):
         found[span.service, span.start // step * step, bisect_right(BOUNDS, span.duration)].append(span)
     return [
         Cell(*key, len(group), sum(span.failed for span in group), max(group, key=_worst).trace_id)
@@ -29,7 +29,7 @@ def edges(spans: Sequence[Span]) -> list[Edge]:
     """Calls between services, and to databases."""
     by_id = {span.span_id: span for span in spans}
     found: dict[tuple[str, str], list[Span]] = defaultdict(list)
-    for span in _answered(spans):
+    for span in _handled(spans):
         parent = by_id.get(span.parent_id)
         found[parent.service if parent else "", span.service].append(span)
     for span in spans:

@@ -55,7 +55,7 @@ class Engine:
         """The response to a GET, or ``None`` for 404.
 
         Raises:
-            SourceError: when the engine does not answer, or with another status.
+            SourceError: when the engine does not respond, or with another status.
         """
         try:
             with suppress_http_instrumentation():
@@ -85,8 +85,8 @@ class Tempo(Engine):
     _kept: tuple[tuple[int, int], float, list[Span]] | None = None
 
     async def trace(self, trace_id: str) -> list[Span]:
-        answer = await self.get(f"api/v2/traces/{trace_id}", headers={"Accept": "application/json"})
-        trace = (answer or {}).get("trace") or {}
+        response = await self.get(f"api/v2/traces/{trace_id}", headers={"Accept": "application/json"})
+        trace = (response or {}).get("trace") or {}
         return [
             _span(trace_id, str(otlp_attributes(resource["resource"].get("attributes")).get("service.name")), span)
             for resource in trace.get("resourceSpans") or trace.get("batches") or ()
@@ -96,7 +96,7 @@ class Tempo(Engine):
 
     async def traces(self, query: TraceQuery) -> list[TraceSummary]:
         now = int(time.time())
-        answer = await self.get(
+        response = await self.get(
             "api/search",
             {
                 "q": query.traceql() + " | select(span.die.type)",
@@ -105,7 +105,7 @@ class Tempo(Engine):
                 "end": str(query.until // SECOND or now + 60),
             },
         )
-        found = [_summary(trace) for trace in (answer or {}).get("traces") or ()]
+        found = [_summary(trace) for trace in (response or {}).get("traces") or ()]
         if query.failed is False:
             found = [trace for trace in found if not trace.failed]
         return sorted(found, key=lambda trace: trace.start, reverse=True)
@@ -135,12 +135,12 @@ class Loki(Engine):
     name = "Loki"
 
     async def lines(self, query: LogQuery) -> list[LogLine]:
-        answer = await self.get(
+        response = await self.get(
             "loki/api/v1/query_range",
             {"query": query.logql(), "limit": str(query.limit), "direction": "backward", **_between(query)},
             TENANTS,
         )
-        streams = ((answer or {}).get("data") or {}).get("result") or ()
+        streams = ((response or {}).get("data") or {}).get("result") or ()
         found = [
             (int(value[0]), log_line(value[1], labels.get("service_name", ""), labels.get("level", "unknown")))
             for stream in streams
@@ -151,7 +151,7 @@ class Loki(Engine):
 
     async def volume(self, query: LogQuery, step: int) -> list[Volume]:
         seconds = max(1, step // SECOND)
-        answer = await self.get(
+        response = await self.get(
             "loki/api/v1/query_range",
             {
                 "query": f"sum by (level) (count_over_time({query.logql()} [{seconds}s]))",
@@ -165,7 +165,7 @@ class Loki(Engine):
             Volume(
                 int(float(at) - seconds) * SECOND // step * step, series["metric"].get("level", "unknown"), int(count)
             )
-            for series in ((answer or {}).get("data") or {}).get("result") or ()
+            for series in ((response or {}).get("data") or {}).get("result") or ()
             for at, count in series.get("values") or ()
         ]
 

@@ -120,11 +120,11 @@ class Prometheus(Engine):
         )
 
     async def _range(self, query: str, grid: Sequence[int], step: int) -> list[tuple[dict[str, str], list[float]]]:
-        answer = await self._result(
+        result = await self._result(
             "query_range", {"query": query, "start": str(grid[0]), "end": str(grid[-1]), "step": str(step)}
         )
         found = []
-        for row in answer:
+        for row in result:
             known = {int(at): float(value) for at, value in row["values"]}
             found.append((row["metric"], [known.get(at, math.nan) for at in grid]))
         return found
@@ -133,9 +133,9 @@ class Prometheus(Engine):
         return [(row["metric"], float(row["value"][1])) for row in await self._result("query", {"query": query})]
 
     async def _result(self, path: str, query: Mapping[str, str]) -> list[Any]:
-        answer = await self.get(f"api/v1/{path}", query)
+        response = await self.get(f"api/v1/{path}", query)
         try:
-            result: list[Any] = answer["data"]["result"]
+            result: list[Any] = response["data"]["result"]
         except (KeyError, TypeError) as error:
             raise SourceError("Prometheus sent an invalid response.") from error
         return result
