@@ -1,7 +1,7 @@
 """A load generator with little overhead: ``python -m bench.load URL CLIENTS SECONDS``.
 
-Each client keeps one connection and sends the next request as soon as the last one is answered. Prints a JSON object:
-``requests``, ``seconds``, ``failed`` (answers other than 200), ``p50`` and ``p99`` in milliseconds.
+Each client keeps one connection and sends the next request as soon as it has the last response. Prints a JSON object:
+``requests``, ``seconds``, ``failed`` (responses other than 200), ``p50`` and ``p99`` in milliseconds.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from yarl import URL
 
 from lab.load.latency import Latencies
 
-FIRST_TIMEOUT = 30.0  # seconds for the first answer
+FIRST_TIMEOUT = 30.0  # seconds for the first response
 
 
 class _Client(asyncio.Protocol):
@@ -72,10 +72,10 @@ async def load(url: URL, clients: int, seconds: float) -> dict[str, float]:
     made = [
         (await loop.create_connection(lambda: _Client(request, took, ended), host, port))[1] for _ in range(clients)
     ]
-    took.clear()  # only what is answered from here on counts
+    took.clear()  # only responses from here on count
     started = perf_counter()
     done, _ = await asyncio.wait([ended], timeout=seconds)
-    while not took and not done and perf_counter() - started < FIRST_TIMEOUT:  # wait for at least one answer
+    while not took and not done and perf_counter() - started < FIRST_TIMEOUT:  # wait for at least one response
         done, _ = await asyncio.wait([ended], timeout=0.1)
     lasted = perf_counter() - started
     for client in made:

@@ -36,10 +36,10 @@ from lab.supervise.rundir import RunDir
 from lab.supervise.stages import SERVICES
 
 ROLLER, DIE_SERVICE, FRONTEND = "dice-roller", "die-service", "frontend"
-TIMEOUT = 10.0  # seconds for one answer
+TIMEOUT = 10.0  # seconds for one response
 LOKI_RANGE = 600.0  # seconds that a Loki query covers
 LOKI_LIMIT = 1000  # lines
-LOKI_MAX_LINES = 5000  # Loki's limit for one answer
+LOKI_MAX_LINES = 5000  # Loki's limit for one response
 TENANTS = ("operations", "usage")
 SAMPLING_METRICS = '{__name__=~"otelcol_processor_tail_sampling_.+"}'
 BASE_PORT = 8000  # the port from which the compose file counts
@@ -235,9 +235,9 @@ class Lab:
         )
 
     async def find_engines(self) -> None:
-        """Drop the engines that do not answer: a lab elsewhere need not run all of them."""
-        answers = await asyncio.gather(*map(self.fetch_ready, self.engines))
-        there = dict(zip(self.engines, answers, strict=True))
+        """Drop the engines that do not respond: a lab elsewhere need not run all of them."""
+        ready = await asyncio.gather(*map(self.fetch_ready, self.engines))
+        there = dict(zip(self.engines, ready, strict=True))
         self.engines = {name: url for name, url in self.engines.items() if there[name]}
         if not there.get("otel-collector", True):
             self.state = {**self.state, "otlp_endpoint": ""}
@@ -335,7 +335,7 @@ class Lab:
         """What the service at ``front`` offers.
 
         Raises:
-            LabError: when it does not answer, or is neither a frontend nor a dice-roller.
+            LabError: when it does not respond, or is neither a frontend nor a dice-roller.
         """
         try:
             document = (await self.fetch(f"{self.front}/openapi.json")).json
@@ -357,7 +357,7 @@ class Lab:
         return await readiness(self.session, f"{self.url(service)}/readyz")
 
     async def fetch_ready(self, name: str) -> bool:
-        """Whether a service or an engine answers that it is ready."""
+        """Whether a service or an engine responds that it is ready."""
         if name in self.services:
             return await self.fetch_not_ready(name) is None
         path = next(one.ready_path for one in engines.ENGINES if one.name == name)

@@ -80,9 +80,9 @@ class Item(NamedTuple):
 
 
 class Trace(NamedTuple):
-    """The result of one request: its answer, and its spans as the lines of a tree."""
+    """The result of one request: its response's body, and its spans as the lines of a tree."""
 
-    answer: str
+    body: str
     tree: tuple[str, ...]
 
 
@@ -109,7 +109,7 @@ def run(options: Options, console: Console) -> int:
     """Run the command.
 
     Raises:
-        LabError: when a stage does not start, or does not answer.
+        LabError: when a stage does not start, or does not respond.
     """
     before, after = asyncio.run(portray((options.before, options.after), options.seed, options.static))
     if options.json:
@@ -124,7 +124,7 @@ async def portray(numbers: Sequence[int], seed: int, static: bool = False) -> li
     """What each of these stages consists of; with ``static``, only what the files show.
 
     Raises:
-        LabError: when a stage does not start, or does not answer.
+        LabError: when a stage does not start, or does not respond.
     """
     portraits = [_static(number) for number in numbers]
     if not static:
@@ -190,7 +190,7 @@ async def _observe(portrait: Portrait, seed: int) -> None:
     for request in used:
         if request.path in (ROLL, BATCH):
             tree = _tree([span for span in spans if span.trace_id == request.trace_id])
-            portrait.traces[request.path] = Trace(request.answer, tuple(tree))
+            portrait.traces[request.path] = Trace(request.body, tuple(tree))
 
 
 @asynccontextmanager
@@ -248,11 +248,11 @@ def _free_base_port() -> int:
 
 @dataclass(frozen=True)
 class Used:
-    """A request that was sent: its answer, and its trace id."""
+    """A request that was sent: its response's status and body, and its trace id."""
 
     path: str
     status: int
-    answer: str
+    body: str
     trace_id: str
 
 
@@ -264,8 +264,8 @@ async def _use(lab: Lab) -> list[Used]:
 
         async def request(method: str, path: str, base: str = lab.front, **form: str) -> Used:
             async with user.request(method, f"{base}{path}", data=form or None, allow_redirects=False) as response:
-                answer = (await response.text()).strip()
-                used.append(Used(path, response.status, answer, response.headers.get("X-Trace-Id", "")))
+                body = (await response.text()).strip()
+                used.append(Used(path, response.status, body, response.headers.get("X-Trace-Id", "")))
                 return used[-1]
 
         if capabilities.sign_in:
@@ -440,7 +440,7 @@ def _side_by_side(request: str, before: Portrait, after: Portrait) -> list[str]:
     columns = []
     for portrait in (before, after):
         trace = portrait.traces.get(request)
-        head = f"stage {portrait.number}: {trace.answer}" if trace else f"stage {portrait.number}: no such route"
+        head = f"stage {portrait.number}: {trace.body}" if trace else f"stage {portrait.number}: no such route"
         columns.append([head, *(trace.tree if trace else ())])
     width = max(map(len, columns[0])) + 3
     rows = [f"{left:{width}}{right}".rstrip() for left, right in zip_longest(*columns, fillvalue="")]
@@ -475,7 +475,7 @@ def document(before: Portrait, after: Portrait) -> dict[str, Any]:
             {
                 "request": request,
                 **{
-                    side: {"answer": trace.answer, "tree": trace.tree} if trace else None
+                    side: {"answer": trace.body, "tree": trace.tree} if trace else None
                     for side, portrait in (("before", before), ("after", after))
                     for trace in [portrait.traces.get(request)]
                 },

@@ -45,7 +45,7 @@ async def _rounds(
     testbed: Testbed, variants: Sequence[Variant], paths: Sequence[str], args: Options, faults: list[str]
 ) -> dict[tuple[str, str], list[Run]]:
     """Load each variant on each path once a round; returns their runs."""
-    # With more clients, batches of a hundred would not be answered within a round.
+    # With more clients, batches of a hundred would not complete within a round.
     clients = {path: min(args.clients, BATCH_CLIENTS) if "times=" in path else args.clients for path in paths}
     runs: dict[tuple[str, str], list[Run]] = {(variant.name, path): [] for variant in variants for path in paths}
     shuffled = random.Random(0)

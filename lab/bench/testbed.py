@@ -26,7 +26,7 @@ from lab.supervise.rundir import RunDir
 from lab.waiting import within
 
 READY_TIMEOUT = 60.0  # seconds
-SCRAPE_TIMEOUT = 60.0  # seconds; a service under a thousand clients answers late
+SCRAPE_TIMEOUT = 60.0  # seconds; a service under a thousand clients responds late
 TICK = 1 / os.sysconf("SC_CLK_TCK")
 LARGE_TRACE_FILES = {"TRACES_FILE_MAX_BYTES": str(2**30), "TRACES_FILE_BACKUPS": "1"}
 
@@ -187,7 +187,7 @@ class Deployment:
         """Load a path and measure.
 
         Raises:
-            LabError: when no request was answered, or a process has ended.
+            LabError: when no request had a response, or a process has ended.
         """
         before = {name: {pid: _cpu(pid) for pid in group} for name, group in self.pids().items()}
         try:

@@ -33,7 +33,7 @@ from lab.chaos.targets import ContainerTarget, RunDirTarget, Target
 from lab.client import BASE_PORT, Lab, Missing, NotRunning, lowest_stage
 from lab.kubernetes import pods
 from lab.load import generator
-from lab.load.generator import Answer, Client, Record
+from lab.load.generator import Client, Record, Response
 from lab.load.latency import Latencies
 from lab.terminal import progress, say
 from lab.waiting import sleep, stop_signal, until, within
@@ -41,7 +41,7 @@ from otel import logs
 
 POLL = 0.1  # seconds
 SETTLE = 2.0  # seconds of traffic after the recovery
-GOOD_SHARE = 0.99  # the share of answers that must be 200 in a steady state
+GOOD_SHARE = 0.99  # the share of responses that must be 200 in a steady state
 TELEMETRY_TIMEOUT = 15.0  # seconds for telemetry to arrive
 PUT_BACK_TIMEOUT = 60.0
 ALERTS_SILENT = 120.0  # seconds after the end of a fault
@@ -178,7 +178,7 @@ class _Run:
         self._began = time.monotonic()
 
     def words(self) -> str:
-        counts = Counter(answer.status for answer in self._observed.answers)
+        counts = Counter(response.status for response in self._observed.responses)
         return f"{self.phase}  " + "  ".join(f"{status}: {count}" for status, count in sorted(counts.items()))
 
     def share(self) -> float:
@@ -237,17 +237,17 @@ class _Run:
             batch = batches and number % 4 == 0
             query = {"die": "fair", "times": str(BATCH)} if batch else {"die": "fair"}
             route = "/roll-async" if batch else "/roll"
-            answer = await client.ask(lab.front, route, query, due=due, attributes={"die.type": "fair"})
-            self._observed.answers.append(answer)
+            response = await client.ask(lab.front, route, query, due=due, attributes={"die.type": "fair"})
+            self._observed.responses.append(response)
 
         due = generator.arrivals(self._options.rate, TRAFFIC_SECONDS, generator.PROFILES["steady"])
         await generator.open_loop(due, ask, end, Record())
 
     def _check_steady(self) -> None:
-        answers = self._observed.answers
-        good = sum(answer.status == "200" for answer in answers)
-        if not answers or good < GOOD_SHARE * len(answers):
-            raise LabError(f"there is no steady state: {good} of {len(answers)} answers were 200")
+        responses = self._observed.responses
+        good = sum(response.status == "200" for response in responses)
+        if not responses or good < GOOD_SHARE * len(responses):
+            raise LabError(f"there is no steady state: {good} of {len(responses)} answers were 200")
 
     async def _restarted(self, target: Target) -> None:
         """Wait until the supervisor has restarted the killed process, and it is ready.
@@ -278,15 +278,15 @@ class _Run:
         observed.watched = time.monotonic() - observed.restored
 
     async def _recovered(self) -> None:
-        """Wait until answers are 200 again and all services are ready, but no longer than the options allow."""
+        """Wait until responses are 200 again and all services are ready, but no longer than the options allow."""
         observed = self._observed
         async for _ in until(observed.restored + self._options.recovery, POLL):
             if self._stop.is_set():
                 return
             latest = [observed.snapshots[service][-1] for service in observed.lab.services]
             ready = all(one.not_ready is None and one.at > observed.restored for one in latest)
-            answers = observed.after
-            if ready and answers and answers[-1].status == "200" and observed.first_good() is not None:
+            responses = observed.after
+            if ready and responses and responses[-1].status == "200" and observed.first_good() is not None:
                 observed.recovered = max(one.at for one in latest)
                 return
 
@@ -305,7 +305,9 @@ async def _verdict(expectation: Expectation, observed: Observations, deadline: f
 
 
 def _summary(options: Options, observed: Observations, verdicts: list[Verdict]) -> dict[str, Any]:
-    failures = [answer for answer in observed.answers if answer.failed and answer.started >= observed.injected]
+    failures = [
+        response for response in observed.responses if response.failed and response.started >= observed.injected
+    ]
     noticed = min((one.started + one.seconds - observed.injected for one in failures), default=None)
     first = observed.first_good() if observed.restored else None
     return {
@@ -335,9 +337,9 @@ def _summary(options: Options, observed: Observations, verdicts: list[Verdict]) 
     }
 
 
-def _phase(answers: list[Answer]) -> dict[str, Any]:
-    summary: dict[str, Any] = dict(sorted(Counter(answer.status for answer in answers).items()))
-    latencies = Latencies(answer.seconds for answer in answers)
+def _phase(responses: list[Response]) -> dict[str, Any]:
+    summary: dict[str, Any] = dict(sorted(Counter(response.status for response in responses).items()))
+    latencies = Latencies(response.seconds for response in responses)
     if len(latencies):
         summary |= {f"p{percent}_ms": round(latencies.percentile(percent) * 1000, 1) for percent in (50, 99)}
     return summary

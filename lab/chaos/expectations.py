@@ -18,7 +18,7 @@ from typing import Any
 
 from lab.chaos.observations import Observations, snapshot
 from lab.client import DIE_SERVICE, Missing, NotRunning
-from lab.load.generator import Answer
+from lab.load.generator import Response
 from lab.load.latency import Latencies
 from lab.signals import Span, parse_line
 from lab.waiting import gather
@@ -42,7 +42,7 @@ class Expectation:
     """An expectation in words, and the check that decides whether it is met.
 
     Attributes:
-        timed: whether it depends on the duration of answers, which other work on this machine lengthens.
+        timed: whether it depends on the duration of responses, which other work on this machine lengthens.
     """
 
     text: str
@@ -50,20 +50,20 @@ class Expectation:
     timed: bool = False
 
 
-def _statuses(answers: list[Answer]) -> str:
-    return ", ".join(f"{count} × {status}" for status, count in sorted(Counter(a.status for a in answers).items()))  # noqa: RUF001
+def _statuses(responses: list[Response]) -> str:
+    return ", ".join(f"{count} × {status}" for status, count in sorted(Counter(r.status for r in responses).items()))  # noqa: RUF001
 
 
-# --- answers ---
+# --- responses ---
 
 
 def only(*statuses: str) -> Expectation:
     async def check(observed: Observations) -> str:
-        found = _statuses(observed.answers)
-        others = [answer for answer in observed.answers if answer.status not in statuses]
+        found = _statuses(observed.responses)
+        others = [response for response in observed.responses if response.status not in statuses]
         if others:
             raise Missing(f"{found}; another status in trace {others[0].trace_id}")
-        without = [a for a in observed.answers if a.status == "503" and "Retry-After" not in a.headers]
+        without = [r for r in observed.responses if r.status == "503" and "Retry-After" not in r.headers]
         if without:
             raise Missing(f"{len(without)} × 503 without Retry-After, such as trace {without[0].trace_id}")  # noqa: RUF001
         return found
@@ -74,13 +74,15 @@ def only(*statuses: str) -> Expectation:
 def mostly(status: str, share: float) -> Expectation:
     async def check(observed: Observations) -> str:
         # Without the first second: requests in flight may have fetched their die before the fault.
-        answers = [
-            answer for answer in observed.during if answer.started >= observed.injected + min(1, observed.fault / 4)
+        responses = [
+            response
+            for response in observed.during
+            if response.started >= observed.injected + min(1, observed.fault / 4)
         ]
-        count = sum(answer.status == status for answer in answers)
-        if not answers or count < share * len(answers):
-            raise Missing(f"{count} of {len(answers)}: {_statuses(answers)}")
-        return f"{count} of {len(answers)}"
+        count = sum(response.status == status for response in responses)
+        if not responses or count < share * len(responses):
+            raise Missing(f"{count} of {len(responses)}: {_statuses(responses)}")
+        return f"{count} of {len(responses)}"
 
     return Expectation(f"during the fault at least {share:.0%} of the answers are {status}", check)
 
@@ -89,9 +91,9 @@ def refused_promptly() -> Expectation:
     async def check(observed: Observations) -> str:
         # A request in flight at the injection is timed from the injection: it cannot be refused earlier.
         refused = Latencies(
-            answer.started + answer.seconds - max(answer.started, observed.injected)
-            for answer in observed.answers
-            if answer.status == "503"
+            response.started + response.seconds - max(response.started, observed.injected)
+            for response in observed.responses
+            if response.status == "503"
         )
         if not len(refused):
             raise Missing("no answer was 503")
@@ -105,12 +107,12 @@ def refused_promptly() -> Expectation:
 
 def sheds(share: float) -> Expectation:
     async def check(observed: Observations) -> str:
-        refused = [answer for answer in observed.during if answer.status == "503"]
+        refused = [response for response in observed.during if response.status == "503"]
         if not refused:
             raise Missing("no answer was 503")
-        first = min(answer.started + answer.seconds for answer in refused)
-        later = [answer for answer in refused if answer.started > first]
-        at_once = [answer for answer in later if answer.seconds <= REFUSED_AT_ONCE]
+        first = min(response.started + response.seconds for response in refused)
+        later = [response for response in refused if response.started > first]
+        at_once = [response for response in later if response.seconds <= REFUSED_AT_ONCE]
         found = (
             f"the first after {first - observed.injected:.1f} s; from then on {len(at_once)} of {len(later)} within"
             f" {REFUSED_AT_ONCE * 1000:g} ms"
@@ -124,7 +126,7 @@ def sheds(share: float) -> Expectation:
 
 def none_hangs(seconds: float) -> Expectation:
     async def check(observed: Observations) -> str:
-        longest = max(observed.answers, key=lambda answer: answer.seconds)
+        longest = max(observed.responses, key=lambda response: response.seconds)
         found = f"the longest took {longest.seconds:.2f} s"
         if longest.seconds > seconds:
             raise Missing(f"{found}, trace {longest.trace_id}")
@@ -148,7 +150,7 @@ def back_within(seconds: float) -> Expectation:
 def unaffected() -> Expectation:
     async def check(observed: Observations) -> str:
         before, during = (
-            Latencies(answer.seconds for answer in answers) for answers in (observed.steady, observed.during)
+            Latencies(response.seconds for response in responses) for responses in (observed.steady, observed.during)
         )
         p50, p95 = ((before.percentile(percent), during.percentile(percent)) for percent in (50, 95))
         found = ", ".join(
@@ -206,7 +208,7 @@ def is_seen(service: str, name: str, value: float) -> Expectation:
 
 def mean_at_least(service: str, name: str, seconds: float) -> Expectation:
     async def check(observed: Observations) -> str:
-        taken = [one for one in observed.answered(service) if one.at >= observed.before(service).at]
+        taken = [one for one in observed.responded(service) if one.at >= observed.before(service).at]
         means = []
         # Between consecutive samples, so that fast observations before and afterwards do not hide the slow ones.
         for first, last in pairwise(taken):
@@ -301,18 +303,18 @@ def logged(service: str, level: str, message: str, **fields: Any) -> Expectation
 def span_failed(service: str, name: str, status: str = "503") -> Expectation:
     async def check(observed: Observations) -> str:
         # The last three for each reason: a service that sheds load refuses requests without calling the next service.
-        by_reason: dict[str, list[Answer]] = {}
-        for answer in observed.during:
-            if answer.status == status:
-                by_reason.setdefault(str(answer.document.get("detail")), []).append(answer)
+        by_reason: dict[str, list[Response]] = {}
+        for response in observed.during:
+            if response.status == status:
+                by_reason.setdefault(str(response.document.get("detail")), []).append(response)
         if not by_reason:
             raise Missing(f"no answer was {status}")
-        tried = [answer for answers in by_reason.values() for answer in answers[-3:]]
-        for answer in tried:
+        tried = [response for responses in by_reason.values() for response in responses[-3:]]
+        for response in tried:
             with suppress(Missing):
-                spans = await observed.lab.fetch_trace(answer.trace_id)
+                spans = await observed.lab.fetch_trace(response.trace_id)
                 if any((span.service, span.name, span.failed) == (service, name, True) for span in spans):
-                    return f"trace {answer.trace_id}"
+                    return f"trace {response.trace_id}"
         raise Missing(f"not in the traces of {len(tried)} answers of {status}, such as {tried[-1].trace_id}")
 
     return Expectation(f"in the trace of a {status} the span {name!r} of the {service} has status ERROR", check)
@@ -320,13 +322,13 @@ def span_failed(service: str, name: str, status: str = "503") -> Expectation:
 
 def span_lasts(service: str, name: str, seconds: float) -> Expectation:
     async def check(observed: Observations) -> str:
-        # Only requests that were answered during the fault: its end shortens the spans of those in flight.
-        good = [a for a in observed.during if a.status == "200" and a.started + a.seconds < observed.restored]
-        tried = sorted(good, key=lambda answer: answer.seconds)[-3:]
-        for answer in reversed(tried):
-            for span in await observed.lab.fetch_trace(answer.trace_id):
+        # Only requests that were served during the fault: its end shortens the spans of those in flight.
+        good = [r for r in observed.during if r.status == "200" and r.started + r.seconds < observed.restored]
+        tried = sorted(good, key=lambda response: response.seconds)[-3:]
+        for response in reversed(tried):
+            for span in await observed.lab.fetch_trace(response.trace_id):
                 if (span.service, span.name) == (service, name) and span.end - span.start >= seconds * 1e9:
-                    return f"{(span.end - span.start) / 1e9:.2f} s in trace {answer.trace_id}"
+                    return f"{(span.end - span.start) / 1e9:.2f} s in trace {response.trace_id}"
         raise Missing(f"not in the traces of the {len(tried)} slowest answers of 200")
 
     return Expectation(f"in a slow trace the span {name!r} of the {service} lasts {seconds:g} s or more", check)
@@ -374,13 +376,13 @@ def lines_arrive(doubled: float = 0.0) -> Expectation:
     return Expectation(f"every log line of that time is in Loki, {bound}", check)
 
 
-def _is_whole(answer: Answer, spans: list[Span], services: set[str]) -> bool:
+def _is_whole(response: Response, spans: list[Span], services: set[str]) -> bool:
     """Whether a trace has spans of each service and of each roll, and no span whose parent is missing."""
     ids = {span.span_id for span in spans}
     rolls = sum(span.name.startswith("roll ") for span in spans)
     return (
         services <= {span.service for span in spans}
-        and rolls >= answer.document.get("count", 0)
+        and rolls >= response.document.get("count", 0)
         and all(not span.parent_id or span.parent_id in ids for span in spans)
     )
 
@@ -396,38 +398,40 @@ def traces_lost(seconds: float = 0.0, meanwhile: bool = False) -> Expectation:
         if await observed.lab.fetch_sampling():
             raise NotRunning("the Collector keeps a sample of such traces")
         margin = max(2 * seconds, 4.0)
-        answered = [
-            (answer.started + answer.seconds, answer)
-            for answer in observed.answers
-            if answer.status == "200"
-            and observed.injected - margin < answer.started + answer.seconds
-            and answer.started < observed.restored + margin / 2
+        responded = [
+            (response.started + response.seconds, response)
+            for response in observed.responses
+            if response.status == "200"
+            and observed.injected - margin < response.started + response.seconds
+            and response.started < observed.restored + margin / 2
         ]
         # All at the beginning and at the end of the fault, but only a sample in between: each takes a query of its own.
-        edges = [one for at, one in answered if min(abs(at - observed.injected), abs(at - observed.restored)) <= margin]
+        edges = [
+            one for at, one in responded if min(abs(at - observed.injected), abs(at - observed.restored)) <= margin
+        ]
         between = [
-            one for at, one in answered if min(abs(at - observed.injected), abs(at - observed.restored)) > margin
+            one for at, one in responded if min(abs(at - observed.injected), abs(at - observed.restored)) > margin
         ]
         near = edges + between[:: max(1, len(between) // SAMPLE)]
         services = {"traffic", *observed.lab.services}
 
-        async def lacks_spans(answer: Answer) -> bool:
+        async def lacks_spans(response: Response) -> bool:
             try:
-                return not _is_whole(answer, await observed.lab.fetch_trace(answer.trace_id), services)
+                return not _is_whole(response, await observed.lab.fetch_trace(response.trace_id), services)
             except Missing:
                 return True
 
         lacking = await gather(lacks_spans, near, CONCURRENT_FETCHES)
-        incomplete = [answer for answer, lacks in zip(near, lacking, strict=True) if lacks]
+        incomplete = [response for response, lacks in zip(near, lacking, strict=True) if lacks]
         if not incomplete:
             return f"none of {len(near)}"
-        ends = [answer.started + answer.seconds - observed.injected for answer in incomplete]
+        ends = [response.started + response.seconds - observed.injected for response in incomplete]
         found = (
             f"{len(incomplete)} of {len(near)}, answered {min(ends):+.1f} s to {max(ends):+.1f} s relative to its start"
         )
         # A request that was in flight at the injection may lack spans too: some had been sent before it.
         last = observed.restored if meanwhile else observed.injected
-        if not seconds or min(ends) < -seconds or any(answer.started > last for answer in incomplete):
+        if not seconds or min(ends) < -seconds or any(response.started > last for response in incomplete):
             raise Missing(found)
         return found
 

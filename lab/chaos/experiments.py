@@ -91,7 +91,7 @@ EXPERIMENTS: dict[str, Experiment] = {
     ),
     "database-slow": Experiment(
         hypothesis=(
-            "Every answer of the database takes half a second longer: ten connections serve twenty queries a second,"
+            "Every response of the database takes half a second longer: ten connections serve twenty queries a second,"
             " and queries beyond that are refused after they have waited a second."
         ),
         stage=5,
@@ -144,8 +144,8 @@ EXPERIMENTS: dict[str, Experiment] = {
     ),
     "die-service-slow": Experiment(
         hypothesis=(
-            "Every answer of the die-service takes 2.5 seconds longer: the roller's hundred connections serve 40 rolls"
-            " a second, and once all are in use it refuses further rolls at once."
+            "Every response of the die-service takes 2.5 seconds longer: the roller's hundred connections serve 40"
+            " rolls a second, and once all are in use it refuses further rolls at once."
         ),
         stage=3,
         inject=lambda target: target.slow(DIE_SERVICE, DIE_SERVICE_DELAY),

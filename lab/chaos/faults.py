@@ -1,11 +1,11 @@
 """Faults in a running lab: how an experiment requests them, and how they end with it.
 
 ``dicelab up`` listens on a Unix socket, whose path is in the state file as ``faults``. An experiment connects and sends
-requests. Request and answer are JSON objects, one a line::
+requests. Request and response are JSON objects, one a line::
 
     {"hold": "die-service"}                 kill it and keep it down
     {"release": "die-service"}              start it again
-    {"slow": "die-service", "seconds": 3}   delay its answers, by a proxy in front of it
+    {"slow": "die-service", "seconds": 3}   delay its responses, by a proxy in front of it
     {"freeze": "loki"}                      pause its process (SIGSTOP)
     {"thaw": "loki"}                        resume it (SIGCONT)
     {"fill": "loki"}                        fill its file system
@@ -14,7 +14,7 @@ requests. Request and answer are JSON objects, one a line::
     {"prepare": {"dice-roller": 0.02}}      put a proxy in front of every server, with these delays, and restart each
                                             service once, so that later faults need no restart and no new address
     {"switch": {"dice-roller": {"blocking": true}}}   give these processes these defects; needs "prepare"
-    {"end": true}                           remove all faults, and answer once that is done
+    {"end": true}                           remove all faults, and respond once that is done
 
 The faults last as long as the connection: they are removed when it closes, even if the experiment is killed.
 """
@@ -112,7 +112,7 @@ class FaultServer:
             try:
                 async with _Faults(self._parts, self._links, self._services, self._data) as faults:
                     while line := await reader.readline():
-                        await _reply(writer, await faults.answer(line))
+                        await _reply(writer, await faults.respond(line))
             finally:
                 self._busy = False
         except (ConnectionError, ValueError):  # the experiment has disconnected, or its line is too long
@@ -152,7 +152,7 @@ class _Faults:
     ) -> None:
         await self._end()
 
-    async def answer(self, line: bytes) -> dict[str, Any]:
+    async def respond(self, line: bytes) -> dict[str, Any]:
         try:
             request = json.loads(line)
             if "hold" in request:
@@ -317,7 +317,7 @@ class Faults:
 
     def __init__(self, path: str) -> None:
         self._path = path
-        self._one_at_a_time = asyncio.Lock()  # an answer does not say which request it belongs to
+        self._one_at_a_time = asyncio.Lock()  # a response does not say which request it belongs to
         self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
 
     async def __aenter__(self) -> Self:
@@ -356,6 +356,6 @@ class Faults:
                     writer.write(json.dumps(request).encode() + b"\n")
                     await writer.drain()
                 line = await reader.readline()
-        answer = json.loads(line or b'{"error": "the lab has ended"}')
-        if "error" in answer:
-            raise LabError(str(answer["error"]))
+        response = json.loads(line or b'{"error": "the lab has ended"}')
+        if "error" in response:
+            raise LabError(str(response["error"]))

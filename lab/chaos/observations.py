@@ -1,4 +1,4 @@
-"""What an experiment records: the users' answers, the services' metrics and readiness, and the alerts."""
+"""What an experiment records: the users' responses, the services' metrics and readiness, and the alerts."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import aiohttp
 
 from lab.client import Lab
-from lab.load.generator import Answer
+from lab.load.generator import Response
 from lab.signals import Sample, total
 from lab.waiting import within
 
@@ -26,7 +26,7 @@ class Snapshot:
 
     Attributes:
         at: on the monotonic clock.
-        samples: its metrics; ``None`` if it did not answer.
+        samples: its metrics; ``None`` if it did not respond.
         not_ready: why it is not ready; ``None`` if it is.
     """
 
@@ -59,7 +59,7 @@ class Observations:
     Attributes:
         wall: seconds to add to the monotonic clock for the time since 1970.
         injected, restored: when the fault was injected, and when it was removed.
-        recovered: when answers were 200 again and every service was ready.
+        recovered: when responses were 200 again and every service was ready.
         watched: how long the alerts were watched after the end of the fault, in seconds.
         processes_before, processes_after: the process id of each part, before the fault and after the recovery.
         detections: what revealed the fault, and how many seconds after the injection.
@@ -68,7 +68,7 @@ class Observations:
     """
 
     lab: Lab
-    answers: list[Answer] = field(default_factory=list)
+    responses: list[Response] = field(default_factory=list)
     snapshots: dict[str, list[Snapshot]] = field(default_factory=dict)
     injected: float = 0.0
     restored: float = 0.0
@@ -87,23 +87,23 @@ class Observations:
         return self.restored - self.injected
 
     @property
-    def steady(self) -> list[Answer]:
-        """Answers that arrived before the fault."""
-        return [answer for answer in self.answers if answer.started + answer.seconds < self.injected]
+    def steady(self) -> list[Response]:
+        """Responses that arrived before the fault."""
+        return [response for response in self.responses if response.started + response.seconds < self.injected]
 
     @property
-    def during(self) -> list[Answer]:
-        """Answers to requests that started during the fault."""
-        return [answer for answer in self.answers if self.injected <= answer.started < self.restored]
+    def during(self) -> list[Response]:
+        """Responses to requests that started during the fault."""
+        return [response for response in self.responses if self.injected <= response.started < self.restored]
 
     @property
-    def after(self) -> list[Answer]:
-        """Answers to requests that started after the fault."""
-        return [answer for answer in self.answers if answer.started >= self.restored]
+    def after(self) -> list[Response]:
+        """Responses to requests that started after the fault."""
+        return [response for response in self.responses if response.started >= self.restored]
 
     def first_good(self) -> float | None:
         """Seconds from the end of the fault to the first 200 of a request that started after it."""
-        ends = [answer.started + answer.seconds for answer in self.after if answer.status == "200"]
+        ends = [response.started + response.seconds for response in self.after if response.status == "200"]
         return min(ends) - self.restored if ends else None
 
     @property
@@ -130,20 +130,20 @@ class Observations:
         """Note what revealed the fault, and how many seconds after its injection; the earliest time counts."""
         self.detections[what] = min(seconds, self.detections.get(what, seconds))
 
-    def answered(self, service: str) -> list[Snapshot]:
-        """The snapshots at which a service answered, oldest first."""
+    def responded(self, service: str) -> list[Snapshot]:
+        """The snapshots at which a service responded, oldest first."""
         return [snapshot for snapshot in self.snapshots[service] if snapshot.samples]
 
     def before(self, service: str) -> Snapshot:
         """The last snapshot of a service before the fault."""
-        return [snapshot for snapshot in self.answered(service) if snapshot.at < self.injected][-1]
+        return [snapshot for snapshot in self.responded(service) if snapshot.at < self.injected][-1]
 
     def last(self, service: str) -> Snapshot:
-        return self.answered(service)[-1]
+        return self.responded(service)[-1]
 
     def in_fault(self, service: str) -> Iterator[Snapshot]:
         """The snapshots of a service during the fault."""
-        return (one for one in self.answered(service) if self.injected <= one.at <= self.restored)
+        return (one for one in self.responded(service) if self.injected <= one.at <= self.restored)
 
 
 async def snapshot(lab: Lab, service: str) -> Snapshot:

@@ -1,4 +1,4 @@
-"""A proxy that delays answers: a slow network between a service and its server."""
+"""A proxy that delays responses: a slow network between a service and its server."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ Address = tuple[str, int] | Path
 
 
 class Proxy:
-    """Forwards connections to a server and delays its answers by ``delay`` seconds.
+    """Forwards connections to a server and delays its responses by ``delay`` seconds.
 
-    Chunks of bytes are delayed as a whole and in order, so a request and its answer take ``delay`` longer. Setting
+    Chunks of bytes are delayed as a whole and in order, so a request and its response take ``delay`` longer. Setting
     ``delay`` to 0 forwards delayed chunks at once.
 
     In front of a TCP server it listens on a loopback port. In front of a Unix socket it listens on a Unix socket of the

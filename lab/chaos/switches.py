@@ -41,7 +41,7 @@ class SwitchServer:
         self._server: asyncio.Server | None = None
         self._connections: dict[str, tuple[asyncio.StreamReader, asyncio.StreamWriter]] = {}
         self._values: dict[str, Mapping[str, Any]] = {}
-        self._one_at_a_time = asyncio.Lock()  # an answer does not say which message it belongs to
+        self._one_at_a_time = asyncio.Lock()  # a response does not say which message it belongs to
 
     @property
     def path(self) -> Path:
@@ -86,7 +86,7 @@ class SwitchServer:
                 await self._send(name)
 
     async def _send(self, name: str) -> bool:
-        """Send a process its defects; returns whether it has answered."""
+        """Send a process its defects; returns whether it has responded."""
         async with self._one_at_a_time:
             reader, writer = self._connections[name]
             with suppress(OSError):  # a time-out is one
@@ -95,7 +95,7 @@ class SwitchServer:
                     await writer.drain()
                     if await reader.readline():
                         return True
-            # It has ended, or is late: its answer would be taken for that to the next message.
+            # It has ended, or is late: its response would be taken for that to the next message.
             if self._connections.get(name) == (reader, writer):
                 self._hang_up(name)
             return False

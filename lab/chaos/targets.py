@@ -50,7 +50,7 @@ class Target(ABC):
 
     @abstractmethod
     async def freeze(self, name: str) -> None:
-        """Pause its process: connections to it stay open, and nothing answers."""
+        """Pause its process: connections to it stay open, and nothing responds."""
 
     @abstractmethod
     async def thaw(self, name: str) -> None:
@@ -66,7 +66,7 @@ class Target(ABC):
 
     @abstractmethod
     async def slow(self, name: str, seconds: float) -> None:
-        """Delay each of its answers by this many seconds; 0 ends the delay."""
+        """Delay each of its responses by this many seconds; 0 ends the delay."""
 
     @abstractmethod
     async def lock(self) -> None:

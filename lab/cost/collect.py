@@ -88,7 +88,7 @@ async def roll(lab: Lab, requests: int, seed: int) -> Run:
     """Send requests as ``dicelab traffic`` does: every die, some of them in batches, signed in where users can.
 
     Raises:
-        LabError: when the lab does not answer, or no request succeeds.
+        LabError: when the lab does not respond, or no request succeeds.
     """
     run = Run()
     capabilities = await lab.fetch_capabilities()
@@ -100,18 +100,18 @@ async def roll(lab: Lab, requests: int, seed: int) -> Run:
     async with Client(TIMEOUT, traced=False) as client:
 
         async def ask(route: str, query: Mapping[str, str] | None = None, **how: Any) -> Mapping[str, str]:
-            answer = await client.ask(lab.front, route, query, **how)
+            response = await client.ask(lab.front, route, query, **how)
             run.requests += 1
-            run.failed += answer.failed
-            if answer.trace_id:
-                run.traces.add(answer.trace_id)
-            return answer.headers
+            run.failed += response.failed
+            if response.trace_id:
+                run.traces.add(response.trace_id)
+            return response.headers
 
         async def user(number: int) -> None:
             headers = {}
             if capabilities.sign_in:
-                answered = await ask("/sign-in", method="POST", form={"name": f"user {number + 1}"})
-                if cookie := answered.get("Set-Cookie", "").partition(";")[0]:
+                received = await ask("/sign-in", method="POST", form={"name": f"user {number + 1}"})
+                if cookie := received.get("Set-Cookie", "").partition(";")[0]:
                     headers = {"Cookie": cookie}
             while pending:
                 die, times = pending.pop()
@@ -218,7 +218,7 @@ def scrape_interval() -> float:
 
 
 async def counters(session: aiohttp.ClientSession, url: str, names: Collection[str]) -> defaultdict[str, float]:
-    """The samples on an engine's ``/metrics`` page, summed by name; empty where the engine does not answer.
+    """The samples on an engine's ``/metrics`` page, summed by name; empty where the engine does not respond.
 
     Args:
         names: the names of the samples. The rest of the page is not parsed, because it is long.

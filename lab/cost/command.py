@@ -45,7 +45,7 @@ def run(options: Options, console: Console) -> int:
     """Measure, print the report, and leave it in the run dir, where the page finds it; returns 0.
 
     Raises:
-        LabError: when no lab runs there, it does not answer, or the report cannot be written.
+        LabError: when no lab runs there, it does not respond, or the report cannot be written.
         InputError: when the price file is not valid.
     """
     prices = Prices.read(options.prices)

@@ -41,7 +41,7 @@ async def rows(lab: Lab, tenant: str, query: str, at: float, label: str = "") ->
 
     Raises:
         InputError: when Loki refuses the query, with its own message.
-        LabError: when it does not answer.
+        LabError: when it does not respond.
     """
     parameters = {"query": query, "time": str(int(at * 1e9)), "limit": "5000"}
     try:

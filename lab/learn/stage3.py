@@ -212,7 +212,7 @@ async def a_slow_network(lesson: Lesson) -> Facts:
     end = at - promql.APART
     for index in range(61):
         moment = end - (60 - index) * 5.0
-        # The die-service answers twice as many requests as the dice-roller makes, and is asked for /docs as well.
+        # The die-service serves twice as many requests as the dice-roller makes, and is asked for /docs as well.
         for name, labels, count, mean in (
             ("die_service_request_duration_seconds", {"job": ROLLER}, 10 * index, client),
             ("http_request_duration_seconds", {"job": DIE_SERVICE, "handler": "/dice"}, 20 * index, server),

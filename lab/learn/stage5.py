@@ -90,7 +90,7 @@ LOAD_SECONDS = 3.5
 
 @asynccontextmanager
 async def _slow_database(lesson: Lesson, size: int, seconds: float) -> AsyncIterator[None]:
-    """A die-service with a pool of this size, and a database whose answers take ``seconds`` longer."""
+    """A die-service with a pool of this size, and a database whose responses take ``seconds`` longer."""
     async with lesson.faults() as target:
         await target.slow(POSTGRES, 0)
         await target.restart({DIE_SERVICE: {"DB_POOL_SIZE": str(size), "DB_POOL_TIMEOUT": str(POOL_TIMEOUT)}})

@@ -25,7 +25,7 @@ async def search(lab: Lab, query: str, world: Mapping[str, Any]) -> set[str]:
 
     Raises:
         InputError: when Tempo refuses the query, with its own message.
-        LabError: when it does not answer.
+        LabError: when it does not respond.
     """
     parameters = {"q": query, "start": str(int(world["start"]) - 2), "end": str(int(world["end"]) + 2)}
     url = f"{lab.engine('tempo')}/api/search"

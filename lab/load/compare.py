@@ -17,7 +17,7 @@ from rich.table import Table
 
 from lab import LabError, telemetry
 from lab.client import Lab
-from lab.load.generator import Answer, Client, summarized
+from lab.load.generator import Client, Response, summarized
 from lab.load.statistics import ratio_of_means
 from lab.terminal import progress, say
 from lab.waiting import stop_signal
@@ -56,7 +56,7 @@ class Run:
     """One side of a round, sequential or batch: its duration and the requests that failed."""
 
     seconds: float
-    failures: tuple[Answer, ...]
+    failures: tuple[Response, ...]
 
 
 def expected_speedup(rolls: int) -> float:
@@ -71,14 +71,14 @@ def expected_speedup(rolls: int) -> float:
 async def _one_by_one(client: Client, url: str, die: str, rolls: int) -> Run:
     started = time.monotonic()
     # Even if one fails the others follow, as in a batch.
-    answers = [await client.ask(url, "/roll", {"die": die}, attributes={"die.type": die}) for _ in range(rolls)]
-    return Run(time.monotonic() - started, tuple(answer for answer in answers if answer.failed))
+    responses = [await client.ask(url, "/roll", {"die": die}, attributes={"die.type": die}) for _ in range(rolls)]
+    return Run(time.monotonic() - started, tuple(response for response in responses if response.failed))
 
 
 async def _at_once(client: Client, url: str, die: str, rolls: int) -> Run:
     started = time.monotonic()
-    answer = await client.ask(url, "/roll-async", {"die": die, "times": str(rolls)}, attributes={"die.type": die})
-    return Run(time.monotonic() - started, (answer,) if answer.failed else ())
+    response = await client.ask(url, "/roll-async", {"die": die, "times": str(rolls)}, attributes={"die.type": die})
+    return Run(time.monotonic() - started, (response,) if response.failed else ())
 
 
 async def _run(options: Options, lab: Lab) -> dict[str, Any]:
@@ -135,7 +135,7 @@ def _summary(options: Options, url: str, delay: float, seed: int, runs: dict[str
         sides[name] = {
             "runs": len(side),
             "failed": sum(bool(run.failures) for run in side),
-            "failures": summarized(answer for run in side for answer in run.failures),
+            "failures": summarized(response for run in side for response in run.failures),
             "seconds": {
                 "mean": round(fmean(seconds), 4) if seconds else None,
                 "stdev": round(stdev(seconds), 4) if len(seconds) > 1 else None,

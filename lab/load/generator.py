@@ -1,6 +1,6 @@
 """Load on a lab: when requests start, how they are sent, and a record of the responses.
 
-In the open model requests start when they are due, whether earlier ones have been answered or not, and latency is
+In the open model requests start when they are due, whether earlier ones have completed or not, and latency is
 measured from the time they were due. In the closed model each user waits for a response before the next request. So
 during a stall the requests that would have shown it are not sent ("coordinated omission"). HdrHistogram's correction is
 applied afterwards, with the interval at which those users would have sent requests.
@@ -51,7 +51,7 @@ def arrivals(rate: float, duration: float, profile: Callable[[float], float]) ->
 
 
 @dataclass(frozen=True)
-class Answer:
+class Response:
     """The outcome of a request.
 
     Attributes:
@@ -121,7 +121,7 @@ class Client:
         headers: Mapping[str, str] | None = None,
         due: float | None = None,
         attributes: Mapping[str, str] | None = None,
-    ) -> Answer:
+    ) -> Response:
         """Send one request; failures are outcomes too, not exceptions.
 
         Args:
@@ -130,7 +130,7 @@ class Client:
         """
         started = time.monotonic() if due is None else due
         status, document, trace_id = "connection_error", {}, ""
-        answered: Mapping[str, str] = {}
+        received: Mapping[str, str] = {}
         with traces.span(f"user {method} {route}", attributes) if self._traced else nullcontext():
             trace_id, _ = traces.current_ids()
             try:
@@ -138,8 +138,8 @@ class Client:
                     method, url + route, params=query, data=form, headers=headers, allow_redirects=False
                 ) as response:
                     body = await response.read()
-                    status, answered = str(response.status), response.headers
-                    trace_id = answered.get("X-Trace-Id", trace_id)
+                    status, received = str(response.status), response.headers
+                    trace_id = received.get("X-Trace-Id", trace_id)
                     document = json_object(body)
                     if response.status >= 500:
                         traces.record_failure(RuntimeError(f"answered with {status}"))
@@ -148,7 +148,7 @@ class Client:
                 traces.record_failure(error)
             except (aiohttp.ClientError, OSError) as error:
                 traces.record_failure(error)
-        return Answer(route, status, document, trace_id, time.monotonic() - started, started, answered)
+        return Response(route, status, document, trace_id, time.monotonic() - started, started, received)
 
 
 class Record:
@@ -157,27 +157,27 @@ class Record:
     def __init__(self) -> None:
         self.latencies = Latencies()
         self.routes: dict[str, Counter[str]] = {}
-        self.failed: deque[Answer] = deque(maxlen=KEPT_FAILED)  # the latest ones
+        self.failed: deque[Response] = deque(maxlen=KEPT_FAILED)  # the latest ones
         self.requests = 0
         self.failures = 0  # the number of all failed requests
         self.not_sent = 0
-        self._slowest: list[tuple[float, int, Answer]] = []
+        self._slowest: list[tuple[float, int, Response]] = []
         self._order = itertools.count()
 
-    def add(self, answer: Answer, timed: bool = True) -> None:
-        """Count an answer, and its latency if it is ``timed``."""
+    def add(self, response: Response, timed: bool = True) -> None:
+        """Count a response, and its latency if it is ``timed``."""
         self.requests += 1
-        self.routes.setdefault(answer.route, Counter())[answer.status] += 1
-        if answer.failed:
+        self.routes.setdefault(response.route, Counter())[response.status] += 1
+        if response.failed:
             self.failures += 1
-            self.failed.append(answer)
+            self.failed.append(response)
         if not timed:
             return
-        self.latencies.add(answer.seconds)
-        entry = (answer.seconds, next(self._order), answer)
+        self.latencies.add(response.seconds)
+        entry = (response.seconds, next(self._order), response)
         if len(self._slowest) < KEPT_SLOWEST:
             heapq.heappush(self._slowest, entry)
-        elif answer.seconds > self._slowest[0][0]:
+        elif response.seconds > self._slowest[0][0]:
             heapq.heapreplace(self._slowest, entry)
 
     @property
@@ -185,20 +185,20 @@ class Record:
         return sum(self.routes.values(), Counter())
 
     @property
-    def slowest(self) -> list[Answer]:
-        return [answer for *_, answer in sorted(self._slowest, reverse=True)]
+    def slowest(self) -> list[Response]:
+        return [response for *_, response in sorted(self._slowest, reverse=True)]
 
 
-def summarized(answers: Iterable[Answer]) -> list[dict[str, Any]]:
-    """Answers as they appear in a JSON summary."""
+def summarized(responses: Iterable[Response]) -> list[dict[str, Any]]:
+    """Responses as they appear in a JSON summary."""
     return [
         {
-            "trace_id": answer.trace_id,
-            "route": answer.route,
-            "status": answer.status,
-            "ms": round(answer.seconds * 1000, 3),
+            "trace_id": response.trace_id,
+            "route": response.route,
+            "status": response.status,
+            "ms": round(response.seconds * 1000, 3),
         }
-        for answer in answers
+        for response in responses
     ]
 
 

@@ -227,8 +227,8 @@ def _show(summary: dict[str, Any], console: Console) -> None:
         )
     shares = summary["cpu_share"]
     say(console, f"CPU: die-service {shares['die-service']:.0%} of a core, this command {shares['this']:.0%}")
-    for answer in summary["failures"][-SHOWN:]:
-        say(console, f"failed {answer['ms']:9.1f} ms  {answer['status']:>4}  {answer['trace_id']}")
+    for response in summary["failures"][-SHOWN:]:
+        say(console, f"failed {response['ms']:9.1f} ms  {response['status']:>4}  {response['trace_id']}")
     verdict = "reached" if summary["reached"] else "not reached"
     say(
         console,

@@ -1,4 +1,4 @@
-"""``dicelab traffic``: simulates users who roll dice concurrently, and summarises the answers."""
+"""``dicelab traffic``: simulates users who roll dice concurrently, and summarises the responses."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from rich.table import Table
 from lab import LabError, telemetry
 from lab.client import DIE_SERVICE, Capabilities, Lab
 from lab.load import generator
-from lab.load.generator import Answer, Client, Record, summarized
+from lab.load.generator import Client, Record, Response, summarized
 from lab.load.report import SHOWN, show_latency
 from lab.load.statistics import chi_square
 from lab.terminal import progress, say
@@ -102,10 +102,10 @@ class Rolls:
     asked: int = 0
     faces: dict[str, Counter[int]] = field(default_factory=dict)
 
-    def add(self, die: str, times: int | None, answer: Answer) -> int:
-        """Count the rolls of an answer, which may be a batch that failed in part; returns how many succeeded."""
+    def add(self, die: str, times: int | None, response: Response) -> int:
+        """Count the rolls of a response, which may be a batch that failed in part; returns how many succeeded."""
         self.asked += times or 1
-        rolled = answer.document.get("rolls") if times else [answer.document.get("roll")]
+        rolled = response.document.get("rolls") if times else [response.document.get("roll")]
         faces = [face for face in rolled if isinstance(face, int)] if isinstance(rolled, list) else []
         self.faces.setdefault(die, Counter()).update(faces)
         return len(faces)
@@ -128,14 +128,14 @@ class User:
     async def arrive(self) -> None:
         if not self._traffic.sign_in:
             return
-        answer = await self._ask("/sign-in", method="POST", form={"name": self.name})
-        cookie = answer.headers.get("Set-Cookie", "").partition(";")[0]
+        response = await self._ask("/sign-in", method="POST", form={"name": self.name})
+        cookie = response.headers.get("Set-Cookie", "").partition(";")[0]
         self._cookie = {"Cookie": cookie} if cookie else {}
 
     async def roll(self, die: str, times: int | None, due: float | None = None) -> None:
         query = {"die": die} if times is None else {"die": die, "times": str(times)}
-        answer = await self._ask("/roll" if times is None else "/roll-async", query, due=due, die=die)
-        self._rolls += self._traffic.rolls.add(die, times, answer)
+        response = await self._ask("/roll" if times is None else "/roll-async", query, due=due, die=die)
+        self._rolls += self._traffic.rolls.add(die, times, response)
 
     async def leave(self) -> None:
         if self._cookie:
@@ -152,14 +152,16 @@ class User:
 
     async def _ask(
         self, route: str, query: Mapping[str, str] | None = None, die: str | None = None, **how: Any
-    ) -> Answer:
+    ) -> Response:
         traffic = self._traffic
         attributes = {"user.name": self.name} | ({"die.type": die} if die else {})
-        answer = await traffic.client.ask(traffic.url, route, query, headers=self._cookie, attributes=attributes, **how)
-        traffic.record.add(answer, timed=route in ROLLS)
+        response = await traffic.client.ask(
+            traffic.url, route, query, headers=self._cookie, attributes=attributes, **how
+        )
+        traffic.record.add(response, timed=route in ROLLS)
         self._requests += 1
-        self._failed += answer.failed
-        return answer
+        self._failed += response.failed
+        return response
 
 
 class Traffic:
@@ -227,7 +229,7 @@ class Traffic:
     async def open(
         self, stop: asyncio.Event, *, rate: float, duration: float, profile: Callable[[float], float]
     ) -> None:
-        """The open model: requests start at a rate, whether earlier ones have been answered or not."""
+        """The open model: requests start at a rate, whether earlier ones have completed or not."""
         chance = random.Random(self._seed)
         users = [User(self, f"user {index + 1}") for index in range(self._users)]
         await asyncio.gather(*(user.arrive() for user in users))
@@ -241,7 +243,7 @@ class Traffic:
 
 
 async def dice_of(lab: Lab, capabilities: Capabilities) -> dict[str, tuple[int, ...]]:
-    """The lab's dice with their faces; empty if the die-service does not answer with them."""
+    """The lab's dice with their faces; empty if the die-service does not return them."""
     if DIE_SERVICE not in lab.services:
         return BUILTIN if lab.services or not capabilities.max_times else {**BUILTIN, "extreme": EXTREME}
     url = f"{lab.url(DIE_SERVICE)}/dice"
@@ -412,11 +414,11 @@ def _show(summary: dict[str, Any], console: Console) -> None:
             f"{die:8} {faces}  {entry['verdict']}{test}",
             "red" if entry["verdict"] == "not as expected" else "",
         )
-    for title, answers in (("slowest", summary["slowest"]), ("failed", summary["failures"][-SHOWN:])):
-        for answer in answers:
+    for title, responses in (("slowest", summary["slowest"]), ("failed", summary["failures"][-SHOWN:])):
+        for one in responses:
             say(
                 console,
-                f"{title:8} {answer['ms']:9.1f} ms  {answer['status']:>4}  {answer['route']}  {answer['trace_id']}",
+                f"{title:8} {one['ms']:9.1f} ms  {one['status']:>4}  {one['route']}  {one['trace_id']}",
             )
     if summary["failed"] > SHOWN:
         listed = "them" if summary["failed"] <= generator.KEPT_FAILED else f"the last {generator.KEPT_FAILED}"

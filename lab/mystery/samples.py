@@ -118,9 +118,9 @@ class SamplesFile:
             self._file.close()
 
 
-def up(at: float, services: Iterable[str], answered: Collection[str]) -> list[Row]:
-    """Rows of the metric ``up``, as in Prometheus: 1 for each service that answered at that time, else 0."""
-    return [Row(at, service, "up", "gauge", {}, float(service in answered)) for service in services]
+def up(at: float, services: Iterable[str], responded: Collection[str]) -> list[Row]:
+    """Rows of the metric ``up``, as in Prometheus: 1 for each service that responded at that time, else 0."""
+    return [Row(at, service, "up", "gauge", {}, float(service in responded)) for service in services]
 
 
 def window(
@@ -136,9 +136,9 @@ def window(
     """
     everything = sorted(scrapes, key=lambda one: one.at)
     services = sorted({scrape.service for scrape in everything})
-    answered: dict[float, set[str]] = {}  # the services, by time
+    responded: dict[float, set[str]] = {}  # the services, by time
     for scrape in everything:
-        answered.setdefault(scrape.at, set()).add(scrape.service)
+        responded.setdefault(scrape.at, set()).add(scrape.service)
     sampler = Sampler()
     grown: dict[tuple[str, str, str], float] = {}  # each counter since the beginning of the window
     for scrape in _with_those_before(everything, start, end):
@@ -152,7 +152,7 @@ def window(
                 value = grown[key] = grown.get(key, 0.0) + (row.increase or 0.0)
             if given:
                 yield replace(row, at=row.at + shift, value=value)
-    for at, found in answered.items():
+    for at, found in responded.items():
         if start <= at < end:
             yield from up(at + shift, services, found)
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from lab import LabError
 from lab.client import Lab
-from lab.load.generator import PROFILES, Answer, Client, Record
+from lab.load.generator import PROFILES, Client, Record, Response
 from lab.load.statistics import chi_square
 from lab.load.traffic import BUILTIN, Mix, Rolls, Traffic, dice_of
 from lab.waiting import within
@@ -23,8 +23,8 @@ THINK_TIME = 0.5  # seconds
 ASYNC_PROBABILITY, MAX_ASYNC_ROLLS, MAX_ROLLS = 0.15, 4, 12
 RARE = {"risky": 0.5, "extreme": 0.1}  # the proportions of these dice; that of any other die is 1
 TIMEOUT = 20.0  # seconds for one request
-GOOD_SHARE = 0.7  # of the latest answers must succeed before a game begins; some rolls fail by design
-FIRST_ANSWERS, FIRST_TIMEOUT = 20, 60.0  # the number of those answers, and the seconds to wait for them
+GOOD_SHARE = 0.7  # of the latest responses must succeed before a game begins; some rolls fail by design
+FIRST_RESPONSES, FIRST_TIMEOUT = 20, 60.0  # the number of those responses, and the seconds to wait for them
 LONG = 24 * 3600.0  # seconds: longer than any game
 # An indicator has moved if the share of failures rises by this much, if the median or the 95th percentile rises by this
 # factor, or if the faces of a die are less likely than this.
@@ -50,10 +50,10 @@ class _Log(Record):
         super().__init__()
         self.all: list[Request] = []
 
-    def add(self, answer: Answer, timed: bool = True) -> None:
-        super().add(answer, timed)
+    def add(self, response: Response, timed: bool = True) -> None:
+        super().add(response, timed)
         if timed:
-            self.all.append(Request(time.time(), answer.seconds, answer.failed, answer.trace_id))
+            self.all.append(Request(time.time(), response.seconds, response.failed, response.trace_id))
 
 
 class Users:
@@ -76,7 +76,7 @@ class Users:
         return self._log.all
 
     async def start(self) -> None:
-        """Start the users, and wait until enough answers succeed.
+        """Start the users, and wait until enough responses succeed.
 
         Raises:
             LabError: when they do not in time.
@@ -86,8 +86,8 @@ class Users:
         async for _ in within(FIRST_TIMEOUT):
             if self._failed.is_set():
                 await self.watch()
-            recent = self.requests[-FIRST_ANSWERS:]
-            if len(recent) == FIRST_ANSWERS and sum(not one.failed for one in recent) >= GOOD_SHARE * FIRST_ANSWERS:
+            recent = self.requests[-FIRST_RESPONSES:]
+            if len(recent) == FIRST_RESPONSES and sum(not one.failed for one in recent) >= GOOD_SHARE * FIRST_RESPONSES:
                 return
         raise LabError("the lab does not answer well enough for a game to begin")
 
@@ -196,7 +196,7 @@ def _figures(requests: Sequence[Request]) -> dict[str, Any]:
 def _moved(first: Mapping[str, Any], then: Mapping[str, Any], strict: bool) -> bool:
     """Whether failures or latencies have risen; with ``strict``, for few requests, four times as much is required."""
     if not first["requests"] or not then["requests"]:
-        return bool(first["requests"])  # nobody got an answer any more
+        return bool(first["requests"])  # nobody got a response any more
     factor = 4 if strict else 1
     slower = 1 + (SLOWER - 1) * factor
     return bool(

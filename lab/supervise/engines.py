@@ -68,9 +68,9 @@ class Engine:
     Attributes:
         name: its name, also as compose host and Prometheus job.
         binaries: the possible names of its program on PATH; the first one found is run.
-        ports: the ports of :data:`PORTS` that it listens on; the first answers ``ready_path``.
+        ports: the ports of :data:`PORTS` that it listens on; the first serves ``ready_path``.
         command: returns its command line.
-        ready_path: answers 200 once the engine is ready.
+        ready_path: returns 200 once the engine is ready.
         without: what is missing without the engine.
         get_it: how to install it.
         always: whether every lab starts it, even without ``--engines``.

@@ -162,11 +162,11 @@ class LabPlan:
         return found + [Port(engines.HOST, number, name) for number, name in self.engines.ports()]
 
     def ready_urls(self) -> dict[str, str]:
-        """The URL that answers 200 once a service is ready, by its name."""
+        """The URL that returns 200 once a service is ready, by its name."""
         return {service.name: f"{self.url(service)}/readyz" for service in self.stage.services}
 
     def engine_ready_urls(self) -> dict[str, str]:
-        """The URL that answers 200 once an engine is ready, by its name."""
+        """The URL that returns 200 once an engine is ready, by its name."""
         return {engine.name: self.engines.url(engine) + engine.ready_path for engine, _ in self.engines.found}
 
     def workers(self, service: Service) -> int:

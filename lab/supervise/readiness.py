@@ -16,7 +16,7 @@ START_TIMEOUT = 30.0  # seconds
 
 
 async def readiness(session: aiohttp.ClientSession, url: str) -> str | None:
-    """``None`` when the URL answers 200, else the reason in words."""
+    """``None`` when the URL returns 200, else the reason in words."""
     try:
         async with session.get(url) as response:
             if response.status == 200:
@@ -31,7 +31,7 @@ async def readiness(session: aiohttp.ClientSession, url: str) -> str | None:
 
 
 async def wait_until_ready(session: aiohttp.ClientSession, url: str, process: Process) -> None:
-    """Wait until the URL of a process answers 200.
+    """Wait until the URL of a process returns 200.
 
     Raises:
         LabError: when it does not within :data:`START_TIMEOUT` seconds, or the process has ended.

@@ -56,8 +56,8 @@ def _ready_urls(state: Mapping[str, Any]) -> dict[str, str]:
 
 async def _ask(urls: Mapping[str, str]) -> dict[str, str | None]:
     async with aiohttp.ClientSession(timeout=TIMEOUT) as session:
-        answers = await asyncio.gather(*(readiness(session, url) for url in urls.values()))
-    return dict(zip(urls, answers, strict=True))
+        reasons = await asyncio.gather(*(readiness(session, url) for url in urls.values()))
+    return dict(zip(urls, reasons, strict=True))
 
 
 def _document(directory: RunDir, state: Mapping[str, Any], reasons: Mapping[str, str | None]) -> dict[str, Any]:

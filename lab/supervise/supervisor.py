@@ -144,7 +144,7 @@ class Supervisor:
                 raise LabError(f"not every {service.name} is ready after {READY_TIMEOUT:.0f} s")
 
     async def _ready(self, urls: Mapping[str, str]) -> None:
-        """Wait until each URL answers 200.
+        """Wait until each URL returns 200.
 
         Raises:
             LabError: when one does not in time, or when a process has ended.

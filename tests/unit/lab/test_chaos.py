@@ -14,7 +14,7 @@ from lab.chaos.expectations import Expectation
 from lab.chaos.faults import Faults, FaultServer
 from lab.chaos.observations import Observations
 from lab.client import Lab, Missing, NotRunning
-from lab.load.generator import Answer
+from lab.load.generator import Response
 from lab.signals import Span
 from lab.supervise.rundir import RunDir
 
@@ -113,16 +113,17 @@ class LabWithTraces(Lab):
 async def test_only_traces_of_the_last_seconds_may_lack_spans(tmp_path: Path) -> None:
     lab = LabWithTraces(RunDir(tmp_path), "", {"frontend": ""})
     seen = Observations(lab, injected=100.0, restored=105.0)
-    seen.answers = [Answer("/roll", "200", {}, f"{at:g}", 0.1, at) for at in (95.0, 97.0, 98.0, 99.5, 101.0)]
+    seen.responses = [Response("/roll", "200", {}, f"{at:g}", 0.1, at) for at in (95.0, 97.0, 98.0, 99.5, 101.0)]
     whole = {"traffic", "frontend"}
-    LabWithTraces.services_of = {answer.trace_id: whole for answer in seen.answers}
+    LabWithTraces.services_of = {response.trace_id: whole for response in seen.responses}
     assert await met(expect.traces_lost(4), seen) == "none of 5"
     LabWithTraces.services_of = {**LabWithTraces.services_of, "98": {"traffic"}, "99.5": set()}
     assert await met(expect.traces_lost(4), seen) == "2 of 5, answered -1.9 s to -0.4 s relative to its start"
     assert (await met(expect.traces_lost(1), seen)).startswith("not met: 2 of ")
     LabWithTraces.services_of = {**LabWithTraces.services_of, "101": set()}
     assert (await met(expect.traces_lost(4), seen)).startswith("not met: 3 of 5")
-    seen.answers[-1] = Answer("/roll", "200", {}, "101", 0.9, 99.8)  # it was in progress, and some spans had been sent
+    # It was in progress, and some spans had been sent.
+    seen.responses[-1] = Response("/roll", "200", {}, "101", 0.9, 99.8)
     assert await met(expect.traces_lost(4), seen) == "3 of 5, answered -1.9 s to +0.7 s relative to its start"
     assert (await met(expect.traces_lost(), seen)).startswith("not met: ")
     lab.state = {"sampling": "tail"}  # sampling may have dropped a missing trace
@@ -144,55 +145,55 @@ async def test_a_second_experiment_is_refused_with_the_reason_however_late_it_as
         await server.close()
 
 
-def answers(status: str, *durations: float, at: float) -> list[Answer]:
-    """One answer for each duration, in seconds; requests start a hundredth of a second apart."""
+def responses(status: str, *durations: float, at: float) -> list[Response]:
+    """One response for each duration, in seconds; requests start a hundredth of a second apart."""
     headers = {"Retry-After": "1"} if status == "503" else {}
-    return [Answer("/roll", status, {}, f"{at:g}", s, at + i / 100, headers) for i, s in enumerate(durations)]
+    return [Response("/roll", status, {}, f"{at:g}", s, at + i / 100, headers) for i, s in enumerate(durations)]
 
 
-def with_answers(tmp_path: Path, *given: list[Answer]) -> Observations:
+def with_responses(tmp_path: Path, *given: list[Response]) -> Observations:
     """A fault from 100 to 103."""
     seen = observed(tmp_path, fault=3.0)
-    seen.answers = [answer for part in given for answer in part]
+    seen.responses = [response for part in given for response in part]
     return seen
 
 
 async def test_refusals_are_prompt_if_nearly_all_come_within_a_second(tmp_path: Path) -> None:
     prompt = expect.refused_promptly()
     assert prompt.timed
-    assert await met(prompt, with_answers(tmp_path, answers("503", *[0.01] * 50, at=101))) == "p99 of 50: 10 ms"
-    late = with_answers(tmp_path, answers("503", *[0.01] * 50, 1.3, 1.3, at=101))
+    assert await met(prompt, with_responses(tmp_path, responses("503", *[0.01] * 50, at=101))) == "p99 of 50: 10 ms"
+    late = with_responses(tmp_path, responses("503", *[0.01] * 50, 1.3, 1.3, at=101))
     assert await met(prompt, late) == "not met: p99 of 52 was 1300 ms"
-    under_way = with_answers(tmp_path, answers("503", 1.5, at=99))  # it began half a second before the fault
+    under_way = with_responses(tmp_path, responses("503", 1.5, at=99))  # it began half a second before the fault
     assert await met(prompt, under_way) == "p99 of 1: 500 ms"
-    assert await met(prompt, with_answers(tmp_path, answers("200", 0.01, at=101))) == "not met: no answer was 503"
+    assert await met(prompt, with_responses(tmp_path, responses("200", 0.01, at=101))) == "not met: no answer was 503"
 
 
 async def test_load_is_shed_if_what_follows_the_first_refusal_comes_at_once(tmp_path: Path) -> None:
     sheds = expect.sheds(0.9)
-    first_one = answers("503", 1.0, at=100.5)
-    at_once = with_answers(tmp_path, first_one, answers("503", *[0.02] * 19, 0.8, at=102))
+    first_one = responses("503", 1.0, at=100.5)
+    at_once = with_responses(tmp_path, first_one, responses("503", *[0.02] * 19, 0.8, at=102))
     assert await met(sheds, at_once) == "the first after 1.5 s; from then on 19 of 20 within 500 ms"
-    waiting = with_answers(tmp_path, first_one, answers("503", *[0.02] * 10, *[0.8] * 10, at=102))
+    waiting = with_responses(tmp_path, first_one, responses("503", *[0.02] * 10, *[0.8] * 10, at=102))
     assert (await met(sheds, waiting)).startswith("not met: the first after 1.5 s; from then on 10 of 20")
 
 
 async def test_no_request_hangs_if_the_longest_is_short(tmp_path: Path) -> None:
-    seen = with_answers(tmp_path, answers("200", 0.1, 2.5, at=101))
+    seen = with_responses(tmp_path, responses("200", 0.1, 2.5, at=101))
     assert await met(expect.none_hangs(5), seen) == "the longest took 2.50 s"
     assert (await met(expect.none_hangs(2), seen)) == "not met: the longest took 2.50 s, trace 101"
 
 
 async def test_rolls_are_back_with_the_first_success_after_the_fault(tmp_path: Path) -> None:
-    seen = with_answers(tmp_path, answers("503", 0.01, at=103.1), answers("200", 0.5, at=104))
+    seen = with_responses(tmp_path, responses("503", 0.01, at=103.1), responses("200", 0.5, at=104))
     assert await met(expect.back_within(2), seen) == "after 1.50 s"
     assert await met(expect.back_within(1), seen) == "not met: after 1.50 s"
-    assert await met(expect.back_within(1), with_answers(tmp_path)) == "not met: there was no 200"
+    assert await met(expect.back_within(1), with_responses(tmp_path)) == "not met: there was no 200"
 
 
-async def test_answers_are_unaffected_if_median_and_95th_percentile_hardly_change(tmp_path: Path) -> None:
-    before = answers("200", *[0.1] * 20, at=98)
-    same = with_answers(tmp_path, before, answers("200", *[0.11] * 20, at=101))
+async def test_responses_are_unaffected_if_median_and_95th_percentile_hardly_change(tmp_path: Path) -> None:
+    before = responses("200", *[0.1] * 20, at=98)
+    same = with_responses(tmp_path, before, responses("200", *[0.11] * 20, at=101))
     assert await met(expect.unaffected(), same) == "p50 100 → 110 ms, p95 100 → 110 ms"
-    slower = with_answers(tmp_path, before, answers("200", *[0.1] * 15, *[0.4] * 5, at=101))
+    slower = with_responses(tmp_path, before, responses("200", *[0.1] * 15, *[0.4] * 5, at=101))
     assert await met(expect.unaffected(), slower) == "not met: p50 100 → 100 ms, p95 100 → 400 ms"

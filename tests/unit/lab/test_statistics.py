@@ -9,7 +9,7 @@ import pytest
 
 from lab.load import generator as load
 from lab.load.compare import expected_speedup
-from lab.load.generator import Answer, Record
+from lab.load.generator import Record, Response
 from lab.load.statistics import chi_square, ratio_of_means, t_quantile
 
 FAIR = (1, 2, 3, 4, 5, 6)
@@ -88,13 +88,13 @@ def test_profiles_have_the_expected_rate(profile: str, mean: float) -> None:
 def test_latencies_are_corrected_for_coordinated_omission() -> None:
     record = Record()
     for _ in range(98):
-        record.add(Answer("/roll", "200", {}, "", 0.1, 0.0))
-    record.add(Answer("/roll", "200", {}, "", 0.5, 0.0))  # no more than the interval
-    record.add(Answer("/roll", "503", {}, "", 10.0, 0.0))
+        record.add(Response("/roll", "200", {}, "", 0.1, 0.0))
+    record.add(Response("/roll", "200", {}, "", 0.5, 0.0))  # no more than the interval
+    record.add(Response("/roll", "503", {}, "", 10.0, 0.0))
     assert record.latencies.summary()["p90"] == pytest.approx(100, rel=0.01)
     corrected = record.latencies.corrected(0.5)
     # A stall of 10 s delayed nineteen requests that would have waited 9.5, 9 … 0.5 s.
     assert len(corrected) == 119
     assert corrected.summary()["p90"] == pytest.approx(4000, rel=0.01)
-    assert [answer.seconds for answer in record.slowest] == [10.0, 0.5, 0.1, 0.1, 0.1]
+    assert [response.seconds for response in record.slowest] == [10.0, 0.5, 0.1, 0.1, 0.1]
     assert record.failures == 1
