@@ -79,7 +79,7 @@ async def blank_page(browser: Browser, idle_contexts: dict[str, list[BrowserCont
             async with asyncio.timeout(5):
                 await _empty(context)
             idle.append(context)
-        except (asyncio.TimeoutError, PlaywrightError):  # a page that does not answer
+        except (asyncio.TimeoutError, PlaywrightError):  # a page that does not respond
             await context.close()
 
 

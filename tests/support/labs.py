@@ -46,9 +46,9 @@ LAB_PORTS = engines.FIRST_PORT + len(engines.PORTS)
 def wait_for(what: Callable[[], T | None], timeout: float = TIMEOUT, say: str = "") -> T:
     """Call a function until its result is truthy, then return that result."""
     for _ in within(timeout, poll=0.02):
-        answer = what()
-        if answer:
-            return answer
+        found = what()
+        if found:
+            return found
     raise AssertionError(f"not within {timeout} s: {say or what}")
 
 
@@ -87,7 +87,7 @@ def free_base_port() -> int:
 
 
 @dataclass(frozen=True)
-class Answer:
+class Response:
     status: int
     headers: Message
     body: bytes
@@ -101,16 +101,16 @@ class Answer:
         return str(self.headers["X-Trace-Id"])
 
 
-def get(url: str, *, method: str = "GET", headers: Mapping[str, str] | None = None, timeout: float = 30.0) -> Answer:
+def get(url: str, *, method: str = "GET", headers: Mapping[str, str] | None = None, timeout: float = 30.0) -> Response:
     """One request; a status of 400 and above is not an error."""
     request = urllib.request.Request(url, method=method, headers=dict(headers or {}))
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
         with opener.open(request, timeout=timeout) as response:
-            return Answer(response.status, response.headers, response.read())
+            return Response(response.status, response.headers, response.read())
     except urllib.error.HTTPError as error:
         with error:
-            return Answer(error.code, error.headers, error.read())
+            return Response(error.code, error.headers, error.read())
 
 
 def sign_in(lab: Lab, name: str = "alice") -> str:
@@ -120,9 +120,9 @@ def sign_in(lab: Lab, name: str = "alice") -> str:
     with closing(connection):
         form = urlencode({"name": name})
         connection.request("POST", "/sign-in", form, {"Content-Type": "application/x-www-form-urlencoded"})
-        answer = connection.getresponse()
-        assert answer.status == 303
-        return str(answer.headers["Set-Cookie"]).partition(";")[0]
+        response = connection.getresponse()
+        assert response.status == 303
+        return str(response.headers["Set-Cookie"]).partition(";")[0]
 
 
 Tree = tuple[str, str, tuple["Tree", ...]]
@@ -189,7 +189,7 @@ class Held:
     def __init__(self, lab: Lab, name: str) -> None:
         self._socket = socket.socket(socket.AF_UNIX)
         self._socket.connect(lab.state["faults"])
-        self._answers = self._socket.makefile()
+        self._responses = self._socket.makefile()
         try:
             self.hold(name)
         except BaseException:
@@ -197,13 +197,13 @@ class Held:
             raise
 
     def hold(self, name: str) -> None:
-        with suppress(BrokenPipeError):  # refused; the answer says why
+        with suppress(BrokenPipeError):  # refused; the response says why
             self._socket.sendall(json.dumps({"hold": name}).encode() + b"\n")
-        answer = json.loads(self._answers.readline())
-        assert answer == {"done": True}, answer
+        response = json.loads(self._responses.readline())
+        assert response == {"done": True}, response
 
     def close(self) -> None:
-        self._answers.close()
+        self._responses.close()
         self._socket.close()
 
 

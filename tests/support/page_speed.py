@@ -1,6 +1,6 @@
 """Measures the page as a user waits for it: ``python -m tests.support.page_speed [STAGE [CHROMIUM]]``.
 
-Starts a lab and a browser and prints milliseconds: to the page's HTML, to its first usable view (the session answers),
+Starts a lab and a browser and prints milliseconds: to the page's HTML, to its first usable view (the session responds),
 to a roll's result and its trace, and to each tab, the first time and the second. When you quote the results, say what
 else the machine was doing.
 """

@@ -45,10 +45,10 @@ class Running:
 
     def muted(self) -> set[tuple[str, str]]:
         """Name and job of the alerts that a cause mutes."""
-        answer: list[dict[str, Any]] = get(f"{self.url}/api/v2/alerts").json
+        response: list[dict[str, Any]] = get(f"{self.url}/api/v2/alerts").json
         return {
             (alert["labels"]["alertname"], alert["labels"].get("job", ""))
-            for alert in answer
+            for alert in response
             if alert["status"]["inhibitedBy"]
         }
 
@@ -80,7 +80,7 @@ def alertmanager(tmp_path: Path) -> Iterator[Running]:
             )
     try:
         for engine in (ALERTMANAGER, RECEIVER):
-            wait_for(lambda engine=engine: answers(plan.url(engine) + engine.ready_path))  # type: ignore[misc]
+            wait_for(lambda engine=engine: responds(plan.url(engine) + engine.ready_path))  # type: ignore[misc]
         yield Running(plan.url(ALERTMANAGER), logs / "alerts.jsonl")
     finally:
         for process in processes:
@@ -89,7 +89,7 @@ def alertmanager(tmp_path: Path) -> Iterator[Running]:
             process.wait(10)
 
 
-def answers(url: str) -> bool:
+def responds(url: str) -> bool:
     try:
         return get(url).status == 200
     except OSError:
@@ -221,7 +221,7 @@ def test_without_a_file_the_receiver_writes_to_stdout() -> None:
         env=clean_environ(ALERT_RECEIVER_PORT=str(port)),
     )
     try:
-        wait_for(lambda: answers(f"http://127.0.0.1:{port}/readyz"))
+        wait_for(lambda: responds(f"http://127.0.0.1:{port}/readyz"))
         request = urllib.request.Request(f"http://127.0.0.1:{port}/", json.dumps(NOTIFICATION).encode(), method="POST")
         request.add_header("Content-Type", "application/json")
         started = time.time()

@@ -61,15 +61,15 @@ def test_any_query_gets_a_documented_response(data: st.DataObject, lab: Lab, die
     service, path = data.draw(
         st.sampled_from([(s, p) for s in ("dice-roller", "frontend") for p in ("/roll", "/roll-async")])
     )
-    answer = get(f"{lab.url(service)}{path}?die={quote(die, safe='')}&times={quote(times, safe='')}")
-    assert answer.status in (200, 400, 404)
-    body = answer.json
-    if answer.status == 200:
+    response = get(f"{lab.url(service)}{path}?die={quote(die, safe='')}&times={quote(times, safe='')}")
+    assert response.status in (200, 400, 404)
+    body = response.json
+    if response.status == 200:
         assert die in ("fair", "risky", "extreme")
     else:
-        assert answer.headers["Content-Type"] == "application/problem+json"
-        assert body["status"] == answer.status
-        assert body["trace_id"] == answer.trace_id
+        assert response.headers["Content-Type"] == "application/problem+json"
+        assert body["status"] == response.status
+        assert body["trace_id"] == response.trace_id
 
 
 @pytest.mark.parametrize("service", ["dice-roller", "die-service", "frontend"])

@@ -1,4 +1,4 @@
-"""``dicelab bench``: every variant answers, nothing is dropped, the figures are complete."""
+"""``dicelab bench``: every variant responds, nothing is dropped, the figures are complete."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def test_scale_is_measured(tmp_path: Path) -> None:
         assert run["scrape_ms"] > 0
     for run in (bare_few, few):
         # And up to three rolls that each connection does not count: one in flight at the beginning, one at the end, and
-        # one that is answered while other connections are being opened.
+        # one that is served while other connections are being opened.
         assert run["counted"] <= run["requests"] + 3 * run["clients"]
     assert [run["rolls"] for run in others] == [1, 2, 5, 10, 20, 50, 100] + [1] * 6
     assert [run["clients"] for run in others[7:]] == [8, 64, 256, MANY_CLIENTS, 4, 4]

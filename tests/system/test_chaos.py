@@ -202,7 +202,7 @@ def test_a_slow_die_service_is_shed_but_a_burst_is_not(own_lab: Callable[..., La
     )
     url = f"{lab.url('dice-roller')}/roll?die=fair"
     with ThreadPoolExecutor(30) as users:
-        burst = [answer.status for answer in users.map(get, [url] * 30)]
+        burst = [response.status for response in users.map(get, [url] * 30)]
         assert burst == [200] * 30
         os.kill(lab.pid("die-service"), signal.SIGSTOP)
         try:
@@ -210,12 +210,12 @@ def test_a_slow_die_service_is_shed_but_a_burst_is_not(own_lab: Callable[..., La
             wait_for(lambda: sum(line["message"] == "Querying die service" for line in lab.logs("dice-roller")) == 34)
             assert get(url).status == 503  # after the full wait for a connection
             started = time.monotonic()
-            answers = [get(url) for _ in range(20)]
+            responses = [get(url) for _ in range(20)]
             assert time.monotonic() - started < 20  # none of these has waited
-            assert {answer.status for answer in answers} == {503}
-            assert all("Retry-After" in answer.headers for answer in answers)
-            assert "overloaded" in answers[-1].json["detail"]
+            assert {response.status for response in responses} == {503}
+            assert all("Retry-After" in response.headers for response in responses)
+            assert "overloaded" in responses[-1].json["detail"]
         finally:
             os.kill(lab.pid("die-service"), signal.SIGCONT)
-        assert [answer.result().status for answer in taken] == [200] * 4
-        assert [answer.status for answer in users.map(get, [url] * 8)] == [200] * 8
+        assert [one.result().status for one in taken] == [200] * 4
+        assert [response.status for response in users.map(get, [url] * 8)] == [200] * 8

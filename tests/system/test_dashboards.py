@@ -247,25 +247,25 @@ def ask(lab: Lab, expression: str, instant: bool = True) -> list[list[float]]:
     else:
         path = "query_range"
         arguments |= {"start": now - RANGE, "end": now, "step": 5}
-    answer = get(f"{engine(lab, 'prometheus')['url']}/api/v1/{path}?{urlencode(arguments)}").json
-    assert answer["status"] == "success", (expression, answer)
-    rows = answer["data"]["result"]
+    response = get(f"{engine(lab, 'prometheus')['url']}/api/v1/{path}?{urlencode(arguments)}").json
+    assert response["status"] == "success", (expression, response)
+    rows = response["data"]["result"]
     values = [[float(value) for _, value in row.get("values") or [row["value"]]] for row in rows]
     return [finite for row in values if (finite := [value for value in row if math.isfinite(value)])]
 
 
 def ask_while_used(lab: Lab, expression: str, instant: bool = True) -> list[list[float]]:
     """As :func:`ask`, but rolls some dice after an empty result: without requests a ratio is NaN."""
-    answer = ask(lab, expression, instant)
-    if not answer:
+    rows = ask(lab, expression, instant)
+    if not rows:
         traffic.roll_at_once(lab, ["/roll?die=fair", "/roll-async?die=fair&times=2"])
-    return answer
+    return rows
 
 
 def shown(lab: Lab, query: Query, dice: str = ".*") -> bool:
     """Whether a panel's PromQL query has a result other than zeros."""
-    answer = ask_while_used(lab, query.filled(dice), query.instant)
-    return bool(answer) and (query.panel in QUIET or any(value != 0 for row in answer for value in row))
+    rows = ask_while_used(lab, query.filled(dice), query.instant)
+    return bool(rows) and (query.panel in QUIET or any(value != 0 for row in rows for value in row))
 
 
 PROMQL = {
@@ -419,8 +419,8 @@ def test_pipeline_and_saturation_panels_show_data(lab: Lab) -> None:
 
 
 def by_job(lab: Lab, query: Query) -> list[dict[str, float]] | None:
-    answer = get(f"{engine(lab, 'prometheus')['url']}/api/v1/query?{urlencode({'query': query.filled()})}").json
-    values = {row["metric"]["job"]: float(row["value"][1]) for row in answer["data"]["result"]}
+    response = get(f"{engine(lab, 'prometheus')['url']}/api/v1/query?{urlencode({'query': query.filled()})}").json
+    values = {row["metric"]["job"]: float(row["value"][1]) for row in response["data"]["result"]}
     return [values] if len(values) == len(lab.services) else None
 
 
@@ -445,9 +445,9 @@ def test_traceql_finds_traces(lab: Lab) -> None:
 
         def found(text: str = text) -> bool:
             now = int(time.time())
-            answer = get(f"{url}?{urlencode({'q': text, 'limit': 20, 'start': now - RANGE, 'end': now})}")
-            assert answer.status == 200, (text, answer.body)
-            return bool(answer.json["traces"])
+            response = get(f"{url}?{urlencode({'q': text, 'limit': 20, 'start': now - RANGE, 'end': now})}")
+            assert response.status == 200, (text, response.body)
+            return bool(response.json["traces"])
 
         wait_for(found, timeout=30, say=f"{panel}: {text}")
 
@@ -464,8 +464,8 @@ def test_the_service_map_has_its_edges(lab: Lab) -> None:
 
 
 def edges(lab: Lab, expression: str) -> bool:
-    answer = get(f"{engine(lab, 'prometheus')['url']}/api/v1/query?{urlencode({'query': expression})}").json
-    found = {(row["metric"]["client"], row["metric"]["server"]) for row in answer["data"]["result"]}
+    response = get(f"{engine(lab, 'prometheus')['url']}/api/v1/query?{urlencode({'query': expression})}").json
+    found = {(row["metric"]["client"], row["metric"]["server"]) for row in response["data"]["result"]}
     return {("frontend", "dice-roller"), ("dice-roller", "die-service")} <= found
 
 
@@ -487,8 +487,8 @@ def test_logql_finds_lines(lab: Lab) -> None:
             path = "query" if query.instant else "query_range"
             arguments |= {"time": int(now)} if query.instant else {"start": int(now) - RANGE, "end": int(now) + 1}
             url = f"{engine(lab, 'loki')['url']}/loki/api/v1/{path}?{urlencode(arguments)}"
-            answer = get(url, headers={"X-Scope-OrgID": tenants[source]})
-            assert answer.status == 200, (text, answer.body)
-            return bool(answer.json["data"]["result"])
+            response = get(url, headers={"X-Scope-OrgID": tenants[source]})
+            assert response.status == 200, (text, response.body)
+            return bool(response.json["data"]["result"])
 
         wait_for(found, timeout=30, say=f"{query.panel}: {text}")

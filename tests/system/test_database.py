@@ -80,20 +80,22 @@ def lab(shared_lab: Lab) -> Lab:
 def test_database_loss_and_recovery_under_traffic(lab: Lab) -> None:
     said_before = said(lab)
     before = {service: lab.pid(service) for service in lab.services}
-    answers: list[tuple[float, int, float, str | None]] = []
+    responses: list[tuple[float, int, float, str | None]] = []
     stop = threading.Event()
 
     def traffic() -> None:
         while not stop.is_set():
             started = time.monotonic()
-            answer = get(f"{lab.front}/roll?die=fair")
-            answers.append((started, answer.status, time.monotonic() - started, answer.headers.get("Retry-After")))
+            response = get(f"{lab.front}/roll?die=fair")
+            responses.append(
+                (started, response.status, time.monotonic() - started, response.headers.get("Retry-After"))
+            )
             time.sleep(0.02)
 
     with ThreadPoolExecutor(4) as users, closing_event(stop):
         for _ in range(4):
             users.submit(traffic)
-        wait_for(lambda: len(answers) > 20)
+        wait_for(lambda: len(responses) > 20)
         postgres = Held(lab, "postgres")
         wait_for(lambda: not ready(lab))
         gone = time.monotonic()
@@ -101,23 +103,23 @@ def test_database_loss_and_recovery_under_traffic(lab: Lab) -> None:
         assert not ready(lab, "frontend")
         assert get(lab.url("die-service") + "/healthz").status == 200
         assert pool(lab) == (0, 0)
-        wait_for(lambda: sum(1 for started, *_ in answers if started > gone) > 40)
+        wait_for(lambda: sum(1 for started, *_ in responses if started > gone) > 40)
         postgres.close()
         back = time.monotonic()
-        wait_for(lambda: any(status == 200 and started > back for started, status, _, _ in answers))
-        first_good = min(started for started, status, _, _ in answers if status == 200 and started > back)
+        wait_for(lambda: any(status == 200 and started > back for started, status, _, _ in responses))
+        first_good = min(started for started, status, _, _ in responses if status == 200 and started > back)
         wait_for(lambda: ready(lab, "frontend"))
         settled = time.monotonic()
-        wait_for(lambda: sum(1 for started, *_ in answers if started > settled) > 20)
+        wait_for(lambda: sum(1 for started, *_ in responses if started > settled) > 20)
 
-    statuses = Counter(status for _, status, _, _ in answers)
+    statuses = Counter(status for _, status, _, _ in responses)
     assert set(statuses) == {200, 503}
-    assert all(retry for _, status, _, retry in answers if status == 503)
-    refused = sorted(seconds for _, status, seconds, _ in answers if status == 503)
+    assert all(retry for _, status, _, retry in responses if status == 503)
+    refused = sorted(seconds for _, status, seconds, _ in responses if status == 503)
     assert refused[len(refused) * 9 // 10] < 1.0
     assert refused[-1] < 3.0  # a client may have waited for a busy machine
-    assert {status for started, status, *_ in answers if gone < started < back} == {503}
-    assert {status for started, status, *_ in answers if started > settled} == {200}
+    assert {status for started, status, *_ in responses if gone < started < back} == {503}
+    assert {status for started, status, *_ in responses if started > settled} == {200}
     assert first_good - back < 2.0
     assert all(os.path.exists(f"/proc/{pid}") for pid in before.values())  # none was restarted
     wait_for(lambda: pool(lab) == (4, 4))
@@ -188,18 +190,18 @@ def test_a_slow_query_is_cancelled_and_a_full_pool_is_reported(own_lab: Callable
         with ThreadPoolExecutor(12) as users:
             asked = [users.submit(get, lab.url("die-service") + "/dice?identifier=fair") for _ in range(12)]
             wait_for(lambda: pool(lab) == (4, 0))
-            answers = [answer.result() for answer in asked]
+            responses = [one.result() for one in asked]
         assert time.monotonic() - started < 5  # at most three times the time of a query, 1.5 s
-        statuses = Counter(answer.status for answer in answers)
+        statuses = Counter(response.status for response in responses)
         assert statuses[504] >= 4
         assert statuses[503] >= 1
         assert set(statuses) == {503, 504}
-        assert all("Retry-After" in answer.headers for answer in answers if answer.status == 503)
-        slow = next(answer for answer in answers if answer.status == 504)
+        assert all("Retry-After" in response.headers for response in responses if response.status == 503)
+        slow = next(response for response in responses if response.status == 504)
         select = next(span for span in lab.trace(slow.trace_id, 2) if span.name == "SELECT")
         assert select.failed
         assert "exception" in select.events
-        # No query continues in the database after its client was answered.
+        # No query continues in the database after its client has its response.
         with connection(lab) as other:
             other.connection.autocommit = True  # in a transaction the activity would be that of its beginning
 
@@ -253,9 +255,9 @@ def test_a_failed_query_is_counted_and_logged(lab: Lab) -> None:
     with connection(lab) as cursor:
         cursor.execute("ALTER TABLE dice RENAME TO hidden")
         cursor.connection.commit()
-        answer = get(f"{lab.front}/roll?die=fair")
-        assert answer.status == 503
-        assert "Retry-After" in answer.headers
+        response = get(f"{lab.front}/roll?die=fair")
+        assert response.status == 503
+        assert "Retry-After" in response.headers
         assert failures() == before + 1
         wait_for(lambda: pool(lab) == (4, 4))
         cursor.execute("ALTER TABLE hidden RENAME TO dice")
@@ -265,7 +267,7 @@ def test_a_failed_query_is_counted_and_logged(lab: Lab) -> None:
     (failed,) = [
         line
         for line in lab.logs("die-service")
-        if line.get("trace_id") == answer.trace_id and line["message"] == "Query failed"
+        if line.get("trace_id") == response.trace_id and line["message"] == "Query failed"
     ]
     assert failed["db_query_type"] == "get"
 

@@ -53,9 +53,9 @@ def engine_url(lab: Lab, name: str) -> str:
 
 def query(lab: Lab, expression: str) -> list[dict[str, Any]]:
     url = f"{engine_url(lab, 'prometheus')}/api/v1/query?{urlencode({'query': expression})}"
-    answer = get(url).json
-    assert answer["status"] == "success"
-    result: list[dict[str, Any]] = answer["data"]["result"]
+    response = get(url).json
+    assert response["status"] == "success"
+    result: list[dict[str, Any]] = response["data"]["result"]
     return result
 
 
@@ -101,8 +101,8 @@ def test_exemplars_are_stored_and_lead_to_traces(lab: Lab) -> None:
     arguments = urlencode({"query": "http_request_duration_seconds_bucket", "start": now - 60, "end": now + 60})
 
     def found() -> bool:
-        answer = get(f"{engine_url(lab, 'prometheus')}/api/v1/query_exemplars?{arguments}").json
-        return trace_id in {row["labels"]["trace_id"] for series in answer["data"] for row in series["exemplars"]}
+        response = get(f"{engine_url(lab, 'prometheus')}/api/v1/query_exemplars?{arguments}").json
+        return trace_id in {row["labels"]["trace_id"] for series in response["data"] for row in series["exemplars"]}
 
     # The newest observation of a bucket is its exemplar, and this was the last request.
     wait_for(found, timeout=30)
@@ -121,11 +121,11 @@ def test_a_roll_is_complete_in_tempo_and_in_the_service_graph(lab: Lab) -> None:
     }
 
     def whole() -> bool:
-        answer = get(f"{tempo}/api/v2/traces/{trace_id}", headers={"Accept": "application/json"})
-        if answer.status != 200:
+        response = get(f"{tempo}/api/v2/traces/{trace_id}", headers={"Accept": "application/json"})
+        if response.status != 200:
             return False
         found = set()
-        for resource in answer.json["trace"].get("resourceSpans", []):
+        for resource in response.json["trace"].get("resourceSpans", []):
             attributes = {entry["key"]: entry["value"] for entry in resource["resource"]["attributes"]}
             service = attributes["service.name"]["stringValue"]
             found |= {(service, span["name"]) for scope in resource["scopeSpans"] for span in scope["spans"]}
@@ -183,8 +183,8 @@ def test_a_batch_makes_no_series_for_each_of_its_rolls(lab: Lab) -> None:
     names = {one["name"] for one in prometheus["jsonData"]["exemplarTraceIdDestinations"]}
     now = time.time()
     arguments = urlencode({"query": "traces_spanmetrics_latency_bucket", "start": now - 120, "end": now + 60})
-    answer = get(f"{engine_url(lab, 'prometheus')}/api/v1/query_exemplars?{arguments}").json
-    labels = [exemplar["labels"] for series in answer["data"] for exemplar in series["exemplars"]]
+    response = get(f"{engine_url(lab, 'prometheus')}/api/v1/query_exemplars?{arguments}").json
+    labels = [exemplar["labels"] for series in response["data"] for exemplar in series["exemplars"]]
     assert trace_id in {label[name] for label in labels for name in names & label.keys()}
 
 
@@ -222,8 +222,8 @@ def _let_arrive(lab: Lab) -> None:
     lines = f'{{service_name=~".+"}} |= "{trace_id}"'
 
     def arrived() -> bool:
-        answer = get(tempo, headers={"Accept": "application/json"})
-        spans = parse_export(answer.json.get("trace", {})) if answer.status == 200 else []
+        response = get(tempo, headers={"Accept": "application/json"})
+        spans = parse_export(response.json.get("trace", {})) if response.status == 200 else []
         found = {span.service for span in spans if span.name in ("HTTP GET", "GET /roll", "GET /dice")}
         return found == {labels["service_name"] for labels, _ in in_loki(lab, "operations", lines)} == {*lab.services}
 
@@ -242,7 +242,7 @@ def _analyzed_series(lab: Lab, tmp_path: Path) -> dict[str, int]:
     ]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         try:
-            wait_for(partial(_answers, f"http://{address}/-/ready"), timeout=60, say="the second Prometheus")
+            wait_for(partial(_responds, f"http://{address}/-/ready"), timeout=60, say="the second Prometheus")
             made = get(f"http://{address}/api/v1/admin/tsdb/snapshot", method="POST").json["data"]["name"]
         finally:
             process.terminate()
@@ -257,7 +257,7 @@ def _analyzed_series(lab: Lab, tmp_path: Path) -> dict[str, int]:
     return {name: int(count) for count, name in re.findall(r"^(\d+) (\S+)$", names, re.MULTILINE)}
 
 
-def _answers(url: str) -> bool:
+def _responds(url: str) -> bool:
     try:
         return get(url, timeout=2).status == 200
     except OSError:

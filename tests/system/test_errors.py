@@ -57,21 +57,21 @@ def lines_of(lab: Lab, trace_id: str) -> list[dict[str, Any]]:
 
 
 def check_problem(lab: Lab, url: str, status: int, method: str = "GET", **headers: str) -> None:
-    answer = get(url, method=method, headers=headers)
-    assert answer.status == status, answer.body
-    assert answer.headers["Content-Type"] == PROBLEM
-    problem = answer.json
+    response = get(url, method=method, headers=headers)
+    assert response.status == status, response.body
+    assert response.headers["Content-Type"] == PROBLEM
+    problem = response.json
     assert problem["status"] == status
     assert problem["title"]
     assert problem["detail"]
     assert problem["type"]
     assert re.fullmatch("[0-9a-f]{32}", problem["trace_id"])
-    assert problem["trace_id"] == answer.trace_id
-    assert b"Traceback" not in answer.body
+    assert problem["trace_id"] == response.trace_id
+    assert b"Traceback" not in response.body
     if status == 404 and "die" in url:
         assert problem["known"] == ["extreme", "fair", "risky"]
     wait_for(
-        lambda: any(line.get("http_status") == status for line in lines_of(lab, answer.trace_id)),
+        lambda: any(line.get("http_status") == status for line in lines_of(lab, response.trace_id)),
         say=f"an access line of {url[:80]}",
     )
 
@@ -118,9 +118,9 @@ def test_invalid_times_are_refused(lab: Lab, service: str, times: str) -> None:
 def test_wrong_methods_and_unknown_paths_are_refused(lab: Lab, service: str) -> None:
     path = "/dice" if service == "die-service" else "/roll"
     for method in ("POST", "PUT", "DELETE", "HEAD", "OPTIONS"):
-        answer = get(lab.url(service) + path, method=method)
-        assert answer.status == 405
-        assert answer.headers["Allow"] == "GET"
+        response = get(lab.url(service) + path, method=method)
+        assert response.status == 405
+        assert response.headers["Allow"] == "GET"
     check_problem(lab, lab.url(service) + path, 405, method="PATCH")
     check_problem(lab, lab.url(service) + "/no/such/path", 404)
     unmatched = lab.value(service, "http_requests_total", handler="unmatched")
@@ -134,10 +134,10 @@ def raw(url: str, request: bytes) -> bytes:
     host, port = url.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port)), timeout=10) as connection:
         connection.sendall(request)
-        answer = b""
+        response = b""
         while part := connection.recv(65536):
-            answer += part
-    return answer
+            response += part
+    return response
 
 
 @pytest.mark.parametrize("service", ["dice-roller", "die-service", "frontend"])
@@ -161,8 +161,8 @@ def raw(url: str, request: bytes) -> bytes:
 )
 def test_unreadable_requests_are_refused_and_counted(lab: Lab, service: str, request_bytes: bytes) -> None:
     before = lab.value(service, "http_requests_total", status="400", method="_OTHER")
-    answer = raw(lab.url(service), request_bytes)
-    head, _, body = answer.partition(b"\r\n\r\n")
+    response = raw(lab.url(service), request_bytes)
+    head, _, body = response.partition(b"\r\n\r\n")
     assert re.match(rb"HTTP/1.[01] 400 ", head)
     assert PROBLEM.encode() in head
     problem = json.loads(body)
@@ -176,10 +176,10 @@ def test_unreadable_requests_are_refused_and_counted(lab: Lab, service: str, req
 
 def test_an_unknown_method_adds_no_label_value(lab: Lab) -> None:
     for method, status in ((b"PROPFIND", b" 405 "), (b"BREW", b" 400 "), (b"X" * 50, b" 400 ")):
-        answer = raw(
+        response = raw(
             lab.url("dice-roller"), method + b" /roll HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
         )
-        assert status in answer.splitlines()[0]
+        assert status in response.splitlines()[0]
     values = {sample.labels["method"] for sample in lab.samples("dice-roller") if "method" in sample.labels}
     assert values <= {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT", "_OTHER"}
 
@@ -190,19 +190,19 @@ def test_an_unknown_method_adds_no_label_value(lab: Lab) -> None:
      "00-" + "z" * 32 + "-" + "b" * 16 + "-01", "00-" + "a" * 5000],
 )  # fmt: skip
 def test_malformed_trace_context_starts_a_new_trace(lab: Lab, traceparent: str) -> None:
-    answer = get(f"{lab.front}/roll?die=fair", headers={"traceparent": traceparent})
-    assert answer.status == 200
-    assert re.fullmatch("[0-9a-f]{32}", answer.trace_id)
-    assert answer.trace_id not in ("a" * 32, "0" * 32)
-    lab.trace(answer.trace_id, count=7)
+    response = get(f"{lab.front}/roll?die=fair", headers={"traceparent": traceparent})
+    assert response.status == 200
+    assert re.fullmatch("[0-9a-f]{32}", response.trace_id)
+    assert response.trace_id not in ("a" * 32, "0" * 32)
+    lab.trace(response.trace_id, count=7)
 
 
 def test_a_browser_gets_an_html_error_page(lab: Lab) -> None:
-    answer = get(f"{lab.front}/nowhere<script>", headers={"Accept": "text/html,*/*"})
-    assert answer.status == 404
-    assert answer.headers["Content-Type"].startswith("text/html")
-    assert b"<script>" not in answer.body
-    assert answer.trace_id.encode() in answer.body
+    response = get(f"{lab.front}/nowhere<script>", headers={"Accept": "text/html,*/*"})
+    assert response.status == 404
+    assert response.headers["Content-Type"].startswith("text/html")
+    assert b"<script>" not in response.body
+    assert response.trace_id.encode() in response.body
 
 
 @pytest.mark.parametrize(
@@ -220,24 +220,24 @@ def test_websocket_accepts_its_own_origin_only(lab: Lab, origin: str, status: in
     host, port = lab.front.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port)), timeout=10) as connection:
         connection.sendall(head.encode())
-        answer = connection.recv(65536)
+        response = connection.recv(65536)
     if status == 101:
         # The frontend accepts it; Panel then refuses a connection without a page's token.
-        assert b" 101 " in answer.splitlines()[0]
+        assert b" 101 " in response.splitlines()[0]
     else:
-        assert b" 403 " in answer.splitlines()[0]
-        assert PROBLEM.encode() in answer
+        assert b" 403 " in response.splitlines()[0]
+        assert PROBLEM.encode() in response
 
 
-def test_the_api_answers_browsers_with_json(lab: Lab) -> None:
+def test_the_api_responds_to_browsers_with_json(lab: Lab) -> None:
     check_problem(lab, f"{lab.front}/roll?die=nosuch", 404, Accept="text/html,*/*")
 
 
 @pytest.mark.parametrize("accept", ["application/openmetrics-text; version=x", "a/b; q=z", ",;="])
 def test_metrics_in_an_unknown_format(lab: Lab, accept: str) -> None:
-    answer = get(lab.url("dice-roller") + "/metrics", headers={"Accept": accept})
-    assert answer.status in (200, 400)
-    assert b"Traceback" not in answer.body
+    response = get(lab.url("dice-roller") + "/metrics", headers={"Accept": accept})
+    assert response.status in (200, 400)
+    assert b"Traceback" not in response.body
 
 
 @pytest.mark.parametrize("target", ["{front}/docs", "{front}/static/js/bokeh.min.js", "{front}/", "/static/../metrics"])
@@ -262,14 +262,14 @@ def test_unreadable_forms_are_refused(lab: Lab, content_type: str, body: bytes) 
     head = (
         f"POST /sign-in HTTP/1.1\r\nHost: localhost\r\nContent-Type: {content_type}\r\nContent-Length: {len(body)}\r\n"
     )
-    answer = raw(lab.front, head.encode() + b"Connection: close\r\n\r\n" + body)
-    assert b" 400 " in answer.splitlines()[0]
+    response = raw(lab.front, head.encode() + b"Connection: close\r\n\r\n" + body)
+    assert b" 400 " in response.splitlines()[0]
 
 
 def test_a_redirect_is_counted_and_traced(lab: Lab) -> None:
     before = lab.value("frontend", "http_requests_total", handler="/", status="303")
-    answer = raw(lab.front, b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
-    head = answer.split(b"\r\n\r\n")[0].decode()
+    response = raw(lab.front, b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+    head = response.split(b"\r\n\r\n")[0].decode()
     assert " 303 " in head.splitlines()[0]
     assert "\r\nLocation: /sign-in" in head
     assert re.search(r"\r\nX-Trace-Id: [0-9a-f]{32}", head)
@@ -296,8 +296,8 @@ def test_a_forged_cookie_is_not_a_session(lab: Lab) -> None:
     forged = {"Cookie": f'{name}="WyIwMDAwMDAwMC0wMDAwLTAwMDAtMDAwMC0wMDAwMDAwMDAwMDAiLCJldmlsIl0.aaaa.bbbb"'}
     lab.settle("frontend")
     usage = len([line for line in lab.logs("frontend") if "usage" in line])
-    answer = get(f"{lab.front}/roll?die=fair", headers=forged)
-    assert answer.status == 200
+    response = get(f"{lab.front}/roll?die=fair", headers=forged)
+    assert response.status == 200
     lab.settle("frontend")
     assert len([line for line in lab.logs("frontend") if "usage" in line]) == usage
     assert b"Sign in" in get(f"{lab.front}/", headers=forged).body

@@ -31,27 +31,27 @@ def plan(seed: int) -> list[tuple[str, str, int]]:
 
 
 async def send(front: str, requests: list[tuple[str, str, int]]) -> list[tuple[int, str, list[int | None]]]:
-    """Status, trace id and faces of every request's answer."""
-    answers: list[tuple[int, str, list[int | None]]] = []
+    """Status, trace id and faces of every request's response."""
+    responses: list[tuple[int, str, list[int | None]]] = []
     places = asyncio.Semaphore(CONCURRENCY)
 
     async def one(session: aiohttp.ClientSession, path: str) -> None:
         async with places, session.get(front + path) as response:
             body = await response.json(content_type=None)
             faces = body.get("rolls", [body["roll"]] if "roll" in body else [None] if response.status == 500 else [])
-            answers.append((response.status, response.headers["X-Trace-Id"], faces))
+            responses.append((response.status, response.headers["X-Trace-Id"], faces))
 
     async with aiohttp.ClientSession() as session:
         await asyncio.gather(*(one(session, path) for path, _, _ in requests))
-    return answers
+    return responses
 
 
 async def test_counters_lines_and_spans_agree_with_the_requests(own_lab: Callable[..., Lab], telemetry: str) -> None:
     lab = own_lab(6, roll_delay=0.02, TELEMETRY=telemetry)
     requests = plan(seed=6)
-    answers = await send(lab.front, requests)
-    statuses = Counter(status for status, _, _ in answers)
-    faces = [face for _, _, rolls in answers for face in rolls]
+    responses = await send(lab.front, requests)
+    statuses = Counter(status for status, _, _ in responses)
+    faces = [face for _, _, rolls in responses for face in rolls]
     batches = [path for path, _, _ in requests if "async" in path]
     known = sum(1 for _, die, _ in requests if die != "nosuch")
     rolls = sum(times for _, die, times in requests if die != "nosuch")
@@ -118,7 +118,7 @@ async def test_counters_lines_and_spans_agree_with_the_requests(own_lab: Callabl
     expected = sum(
         spans_of(6, times if "async" in path else None, die_is_known=die != "nosuch") for path, die, times in requests
     )
-    ids = {trace_id for _, trace_id, _ in answers}
+    ids = {trace_id for _, trace_id, _ in responses}
     assert len(ids) == REQUESTS
 
     def spans_of_rolls() -> list[Span] | None:

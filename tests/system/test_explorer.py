@@ -292,9 +292,9 @@ async def test_a_shared_view_opens_after_sign_in(stage_lab: Callable[[int], Lab]
 
 @pytest.mark.parametrize("wrong", ["abc", "<script>", "0" * 33, "G" * 32, "A" * 32])
 def test_an_invalid_trace_id_is_refused(stage_lab: Callable[[int], Lab], wrong: str) -> None:
-    answer = get(f"{stage_lab(6).front}/?trace={wrong}")
-    assert answer.status == 400
-    assert "32 hexadecimal digits" in answer.json["detail"]
+    response = get(f"{stage_lab(6).front}/?trace={wrong}")
+    assert response.status == 400
+    assert "32 hexadecimal digits" in response.json["detail"]
 
 
 async def test_the_url_keeps_tab_filters_and_trace(stage_lab: Callable[[int], Lab], open_page: Open) -> None:
@@ -474,11 +474,11 @@ async def test_a_tab_that_is_chosen_as_the_session_starts_stays_open(
       new MutationObserver((_, observer) => {
         if (document.body?.dataset.connected === undefined) return
         observer.disconnect()
-        document.getElementById("tab-map").click()  // before the session's first answer
+        document.getElementById("tab-map").click()  // before the session's first response
       }).observe(document, {subtree: true, attributes: true, attributeFilter: ["data-connected"]})
     """)
     await page.goto(stage_lab(4).front)
-    await expect(page).to_have_url(re.compile("tab=map"))  # the session has answered
+    await expect(page).to_have_url(re.compile("tab=map"))  # the session has responded
     await expect(page.get_by_role("tabpanel", name="Service map")).to_be_visible()
     await expect(page.get_by_role("tab", name="Service map")).to_have_attribute("aria-selected", "true")
 

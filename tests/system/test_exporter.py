@@ -35,9 +35,9 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
 
 def page(lab: Lab, path: str = "/metrics") -> Page:
     """The samples of a page of the exporter: (name, values of the labels…) → value."""
-    answer = get(lab.engine("exporter") + path, headers={"Accept": OPENMETRICS})
-    assert answer.status == 200, answer.body
-    return {(one.name, *one.labels.values()): one.value for one in parse_samples(answer.body.decode())}
+    response = get(lab.engine("exporter") + path, headers={"Accept": OPENMETRICS})
+    assert response.status == 200, response.body
+    return {(one.name, *one.labels.values()): one.value for one in parse_samples(response.body.decode())}
 
 
 def query(lab: Lab, expression: str) -> list[dict[str, Any]]:

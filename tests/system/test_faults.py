@@ -44,7 +44,7 @@ async def test_settings_last_as_long_as_the_connection(own_lab: Callable[..., La
                 await faults.ask(**request)
     await asyncio.to_thread(wait_for, lambda: environ(lab, ROLLER) and "BLOCKING_WAIT=true" not in environ(lab, ROLLER))
     await asyncio.to_thread(wait_for, lambda: f"DICE_ROLLER_URL={lab.url(ROLLER)}" in environ(lab, FRONTEND))
-    await asyncio.to_thread(wait_for, lambda: answered(lab))
+    await asyncio.to_thread(wait_for, lambda: rolls(lab))
 
 
 async def test_a_frozen_service_continues_when_the_experiment_ends(own_lab: Callable[..., Lab]) -> None:
@@ -61,7 +61,7 @@ async def test_a_frozen_service_continues_when_the_experiment_ends(own_lab: Call
         with pytest.raises(LabError, match="is not a mount point"):
             await faults.ask(fill=ROLLER)
     assert not await asyncio.to_thread(frozen)
-    assert await asyncio.to_thread(answered, lab)
+    assert await asyncio.to_thread(rolls, lab)
 
 
 async def test_one_experiment_can_follow_another_at_once(own_lab: Callable[..., Lab]) -> None:
@@ -73,11 +73,11 @@ async def test_one_experiment_can_follow_another_at_once(own_lab: Callable[..., 
         await faults.ask(restart={ROLLER: {"BLOCKING_WAIT": "true"}})
     async with Faults(lab.state["faults"]) as faults:  # the first one has been undone by now
         await faults.ask(restart={ROLLER: {}})
-    await asyncio.to_thread(wait_for, lambda: answered(lab))
+    await asyncio.to_thread(wait_for, lambda: rolls(lab))
     assert "BLOCKING_WAIT=true" not in environ(lab, ROLLER)
 
 
-def answered(lab: Lab) -> bool:
+def rolls(lab: Lab) -> bool:
     try:
         return get(f"{lab.front}/roll?die=fair").status == 200
     except OSError:

@@ -39,14 +39,14 @@ def test_sigterm_lets_requests_finish_and_flushes(own_lab: Callable[..., Lab], t
     assert lab.stop() == 0
     for user in users:
         user.join()
-    assert [answer.status for answer in results] == [200] * 8
+    assert [response.status for response in results] == [200] * 8
     spans = lab.spans()
     ids = {(span.trace_id, span.span_id) for span in spans}
     assert all(not span.parent_id or (span.trace_id, span.parent_id) in ids for span in spans)
-    for answer in results:
+    for response in results:
         # frontend 3; roller: server, question, its call, batch, 5 rolls; die-service 1, SELECT 1
-        assert len([span for span in spans if span.trace_id == answer.trace_id]) == 14
-        lines = [line for line in lab.logs() if line.get("trace_id") == answer.trace_id]
+        assert len([span for span in spans if span.trace_id == response.trace_id]) == 14
+        lines = [line for line in lab.logs() if line.get("trace_id") == response.trace_id]
         assert {line["http_status"] for line in lines if "http_status" in line} == {200}
         assert len([line for line in lines if "http_status" in line]) == 3
 
@@ -155,7 +155,7 @@ def test_an_unreachable_collector_fails_no_request(own_lab: Callable[..., Lab], 
 
 
 class Nonsense(http.server.BaseHTTPRequestHandler):
-    """Answers every request with JSON that does not contain a roll."""
+    """Responds to every request with JSON that does not contain a roll."""
 
     def do_GET(self) -> None:
         body = b'{"nothing": 1}'
@@ -184,11 +184,11 @@ def test_an_invalid_roll_response_is_not_passed_on() -> None:
         stdout=subprocess.DEVNULL,
     )
     try:
-        wait_for(partial(_answers, f"http://127.0.0.1:{port}/readyz"))
+        wait_for(partial(_responds, f"http://127.0.0.1:{port}/readyz"))
         for path in ("/roll?die=fair", "/roll-async?die=fair&times=2"):
-            answer = get(f"http://127.0.0.1:{port}{path}")
-            assert answer.status == 503
-            assert "no roll" in answer.json["detail"]
+            response = get(f"http://127.0.0.1:{port}{path}")
+            assert response.status == 503
+            assert "no roll" in response.json["detail"]
     finally:
         frontend.terminate()
         frontend.wait(20)
@@ -196,7 +196,7 @@ def test_an_invalid_roll_response_is_not_passed_on() -> None:
         roller.server_close()
 
 
-def _answers(url: str) -> bool:
+def _responds(url: str) -> bool:
     try:
         return get(url).status == 200
     except OSError:
@@ -285,11 +285,11 @@ def test_spans_are_kept_while_the_disk_is_full(own_lab: Callable[..., Lab], tele
     unlimited = resource.prlimit(service["pid"], resource.RLIMIT_FSIZE)
     # Space for some more bytes, but not for a whole batch.
     resource.prlimit(service["pid"], resource.RLIMIT_FSIZE, (file.stat().st_size + 100, unlimited[1]))
-    answers = [get(f"{lab.front}/roll?die=fair") for _ in range(20)]
+    responses = [get(f"{lab.front}/roll?die=fair") for _ in range(20)]
     wait_for(lambda: any("exported" in line["message"] for line in lab.logs() if line["level"] == "ERROR"))
     resource.prlimit(service["pid"], resource.RLIMIT_FSIZE, unlimited)
     wait_for(lambda: len(lab.spans()) == 21)
-    assert {answer.status for answer in answers} == {200}
+    assert {response.status for response in responses} == {200}
     assert lab.value("dice-roller", "telemetry_dropped_total", signal="traces") == 0
     assert all(json.loads(line) for line in file.read_text().splitlines())
 
@@ -315,7 +315,7 @@ def test_standard_variables_apply_and_trace_files_are_bounded(tmp_path: Path) ->
     )
     url = f"http://127.0.0.1:{port}"
     try:
-        wait_for(partial(_answers, url + "/readyz"))
+        wait_for(partial(_responds, url + "/readyz"))
         sampled = {"traceparent": f"00-{'1' * 32}-{'2' * 16}-01"}
         for _ in range(100):
             assert get(url + "/roll?die=fair").status == 200  # not sampled: ratio 0

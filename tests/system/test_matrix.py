@@ -16,7 +16,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
 from lab.signals import PROCESS_METRICS
 from tests.support import matrix
-from tests.support.labs import OPENMETRICS, Answer, Lab, Span, get, tree
+from tests.support.labs import OPENMETRICS, Lab, Response, Span, get, tree
 from tests.support.matrix import STAGES, has, spans_of
 
 CALLER_TRACE = "11112222333344445555666677778888"
@@ -34,8 +34,8 @@ class Evidence:
         self.unknown = get(f"{front}/roll?die=nosuch")
         self.failed = self._until(500, f"{front}/roll?die=risky")
         self.called = get(f"{front}/roll?die=fair", headers={"traceparent": f"00-{CALLER_TRACE}-aaaabbbbccccdddd-01"})
-        self.batch: Answer | None = None
-        self.failed_batch: Answer | None = None
+        self.batch: Response | None = None
+        self.failed_batch: Response | None = None
         if has("GET /roll-async", self.stage):
             self.batch = get(f"{front}/roll-async?die=fair&times={BATCH}")
             self.failed_batch = self._until(500, f"{front}/roll-async?die=risky&times=20")
@@ -54,12 +54,12 @@ class Evidence:
             self.families[service] = {family.name: family for family in text_string_to_metric_families(body)}
 
     @staticmethod
-    def _until(status: int, url: str) -> Answer:
+    def _until(status: int, url: str) -> Response:
         for _ in range(400):  # a risky die fails every tenth time: 400 rolls all succeed with a probability of 10^-18
-            answer = get(url)
-            if answer.status == status:
-                return answer
-        raise AssertionError(f"{url} never answered {status}")
+            response = get(url)
+            if response.status == status:
+                return response
+        raise AssertionError(f"{url} never returned {status}")
 
     def _open_page(self) -> None:
         assert get(self.lab.front + "/").status == 200  # with sign-in it redirects to the form

@@ -225,8 +225,8 @@ async def test_shutdown_waits_for_a_clicked_roll(own_lab: Callable[..., Lab], bl
     assert await asyncio.to_thread(lab.stop) == 0
     await expect(page.locator(ROLLS)).to_have_count(1)
     assert await page.locator("#result .facts span").first.inner_text() == "200 OK"
-    answers = [line for line in lab.logs("frontend") if line.get("backend_url", "").endswith("/roll-async")]
-    assert [line["backend_status"] for line in answers] == [200]
+    lines = [line for line in lab.logs("frontend") if line.get("backend_url", "").endswith("/roll-async")]
+    assert [line["backend_status"] for line in lines] == [200]
 
 
 async def test_an_unavailable_catalogue_is_reported(own_lab: Callable[..., Lab], blank_page: Open) -> None:
@@ -400,7 +400,7 @@ async def test_a_page_reports_a_lost_connection_and_reconnects(patient_lab: Lab,
     _, trace_id = await roll(page, "fair")
     await open_tab(page, "Logs")
     down = Held(lab, "frontend")
-    # A lost socket is noticed at once; a hanging server 9 s after its last answer.
+    # A lost socket is noticed at once; a hanging server 9 s after its last response.
     await expect(page.get_by_role("alert")).to_contain_text("connection to the server is lost", timeout=4500)
     assert await violations(page) == []
     await expect(button(page)).to_be_disabled()
@@ -491,9 +491,9 @@ async def test_the_pages_of_the_api_are_readable_on_a_phone(stage_lab: Callable[
 
 @pytest.mark.parametrize(("stage", "service"), [(1, "dice-roller"), (3, "die-service")])
 def test_a_service_without_a_page_describes_itself(stage_lab: Callable[[int], Lab], stage: int, service: str) -> None:
-    answer = get(stage_lab(stage).url(service) + "/")
-    assert answer.status == 200
-    page = answer.body.decode()
+    response = get(stage_lab(stage).url(service) + "/")
+    assert response.status == 200
+    page = response.body.decode()
     assert f"<h1>{service}</h1>" in page
     for path in ("/docs", "/metrics", "/healthz", "/readyz"):
         assert f'href="{path}"' in page

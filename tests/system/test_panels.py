@@ -1,6 +1,6 @@
 """The panels of stage 6 against the client's own counts: a seeded run, then the same without a database.
 
-Every expected value is computed from the answers that the client got. Prometheus runs the panels' own queries; their
+Every expected value is computed from the responses that the client got. Prometheus runs the panels' own queries; their
 rates are taken over a window that holds exactly one of the two runs.
 """
 
@@ -32,8 +32,8 @@ STAGE_6 = {panel["title"]: panel for panel in panels("stage-6")}
 
 
 @dataclass(frozen=True)
-class Answer:
-    """One answer, as the client saw it. ``faces`` holds ``None`` for a roll that failed."""
+class RollResponse:
+    """One response, as the client saw it. ``faces`` holds ``None`` for a roll that failed."""
 
     die: str
     times: int | None
@@ -51,26 +51,26 @@ class Answer:
         return "unknown" if self.die == "nosuch" else self.die
 
 
-def ask(lab: Lab, die: str, times: int | None) -> Answer:
+def ask(lab: Lab, die: str, times: int | None) -> RollResponse:
     started = time.time()
     path = f"/roll?die={die}" if times is None else f"/roll-async?die={die}&times={times}"
-    answer = get(lab.front + path)
+    response = get(lab.front + path)
     faces: tuple[int | None, ...] = ()
-    if answer.status == 200:
-        faces = (answer.json["roll"],) if times is None else tuple(answer.json["rolls"])
-    elif answer.status == 500:
-        faces = (None,) if times is None else tuple(answer.json["rolls"])
-    return Answer(die, times, answer.status, time.time() - started, started, faces)
+    if response.status == 200:
+        faces = (response.json["roll"],) if times is None else tuple(response.json["rolls"])
+    elif response.status == 500:
+        faces = (None,) if times is None else tuple(response.json["rolls"])
+    return RollResponse(die, times, response.status, time.time() - started, started, faces)
 
 
 @dataclass
 class Run:
-    """A run: its answers, and a window that contains this run only."""
+    """A run: its responses, and a window that contains this run only."""
 
-    answers: list[Answer]
+    responses: list[RollResponse]
     window: int  # seconds
     end: float
-    everything: list[Answer]  # since the lab was started
+    everything: list[RollResponse]  # since the lab was started
     lab: Lab = field(repr=False)
 
     def series(self, title: str) -> dict[str, tuple[str, float]]:
@@ -80,9 +80,9 @@ class Run:
         url = next(entry["url"] for entry in self.lab.state["engines"] if entry["name"] == "prometheus")
         for target in panel["targets"]:
             expression = fill(target["expr"].replace("$__rate_interval", f"{self.window}s"))
-            answer = get(f"{url}/api/v1/query?{urlencode({'query': expression, 'time': self.end})}").json
-            assert answer["status"] == "success", (title, answer)
-            for row in answer["data"]["result"]:
+            response = get(f"{url}/api/v1/query?{urlencode({'query': expression, 'time': self.end})}").json
+            assert response["status"] == "success", (title, response)
+            for row in response["data"]["result"]:
                 legend = target["legendFormat"]
                 for label in re.findall(r"\{\{(\w+)\}\}", legend):
                     legend = legend.replace(f"{{{{{label}}}}}", row["metric"].get(label, ""))
@@ -124,21 +124,21 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Run, Run]]:
                 target["labels"] |= {"__scrape_interval__": "3s", "__scrape_timeout__": "3s"}
         (config / "targets" / "lab.yml").write_text(json.dumps(targets))
         labs.scrape_every_second(lab)
-        everything: list[Answer] = []
+        everything: list[RollResponse] = []
 
-        def ask_all(asked: list[tuple[str, int | None]]) -> list[Answer]:
+        def ask_all(asked: list[tuple[str, int | None]]) -> list[RollResponse]:
             with ThreadPoolExecutor(8) as pool:
-                answers = list(pool.map(lambda one: ask(lab, *one), asked))
-            everything.extend(answers)
-            return answers
+                responses = list(pool.map(lambda one: ask(lab, *one), asked))
+            everything.extend(responses)
+            return responses
 
         def run(asked: list[tuple[str, int | None]]) -> Run:
             began = time.time()
-            answers = ask_all(asked)
+            responses = ask_all(asked)
             # The window is long, so that the scrape by which it misses its edges matters little.
             time.sleep(12 * SCRAPE)
             end = time.time()
-            return Run(answers, math.ceil(end - began + SCRAPE), end, list(everything), lab)
+            return Run(responses, math.ceil(end - began + SCRAPE), end, list(everything), lab)
 
         prometheus = next(entry["url"] for entry in lab.state["engines"] if entry["name"] == "prometheus")
         zero = urlencode({"query": 'roll_requests_total{outcome="success"} == 0'})
@@ -170,14 +170,14 @@ def near(expected: dict[str, float], share: float = 0.1, count: float = 1.0) -> 
     return {name: pytest.approx(value, rel=share, abs=count) for name, value in expected.items() if value}
 
 
-def count_by(answers: list[Answer], key: Callable[[Answer], str]) -> dict[str, float]:
-    return {name: float(count) for name, count in Counter(map(key, answers)).items()}
+def count_by(responses: list[RollResponse], key: Callable[[RollResponse], str]) -> dict[str, float]:
+    return {name: float(count) for name, count in Counter(map(key, responses)).items()}
 
 
-def rolls_by_die(answers: list[Answer]) -> dict[str, float]:
+def rolls_by_die(responses: list[RollResponse]) -> dict[str, float]:
     counts: Counter[str] = Counter()
-    for answer in answers:
-        counts[answer.label] += 1 if answer.status == 404 else len(answer.faces)
+    for response in responses:
+        counts[response.label] += 1 if response.status == 404 else len(response.faces)
     return {die: float(count) for die, count in counts.items() if count}
 
 
@@ -186,23 +186,23 @@ def rolls_by_die(answers: list[Answer]) -> dict[str, float]:
 
 def test_rates_match_the_clients_requests(runs: tuple[Run, Run]) -> None:
     run, _ = runs
-    answers = run.answers
-    known = [answer for answer in answers if answer.die != "nosuch"]
-    batches = [answer for answer in answers if answer.times]
-    found_or_not = {"200": float(len(known)), "404": float(len(answers) - len(known))}
+    responses = run.responses
+    known = [response for response in responses if response.die != "nosuch"]
+    batches = [response for response in responses if response.times]
+    found_or_not = {"200": float(len(known)), "404": float(len(responses) - len(known))}
     expected = {
-        "Request rate": count_by(answers, lambda a: f"{a.route} {a.status}"),
-        "Frontend request rate": count_by(answers, lambda a: str(a.status)),
-        "Button clicks by die": count_by(answers, lambda a: a.label),
+        "Request rate": count_by(responses, lambda r: f"{r.route} {r.status}"),
+        "Frontend request rate": count_by(responses, lambda r: str(r.status)),
+        "Button clicks by die": count_by(responses, lambda r: r.label),
         "Die-service request rate": found_or_not,
         "Roller to die-service: rate": found_or_not,
         "Roller to die-service: errors": {},
-        "Query rate": {"get": float(len(answers))},
+        "Query rate": {"get": float(len(responses))},
         "Query errors": {},
         "Rolls one by one and in batches": {
-            "single rolls": float(len(answers) - len(batches)),
+            "single rolls": float(len(responses) - len(batches)),
             "batches": float(len(batches)),
-            "rolls in batches": float(sum(a.times or 0 for a in batches if a.die != "nosuch")),
+            "rolls in batches": float(sum(r.times or 0 for r in batches if r.die != "nosuch")),
         },
     }
     for title, counts in expected.items():
@@ -211,21 +211,21 @@ def test_rates_match_the_clients_requests(runs: tuple[Run, Run]) -> None:
 
 def test_totals_are_exact(runs: tuple[Run, Run]) -> None:
     run, _ = runs
-    answers = run.everything
-    assert run.values("Rolls by die") == rolls_by_die(answers)
-    assert run.values("Dice requested") == count_by(answers, lambda a: a.label)
+    responses = run.everything
+    assert run.values("Rolls by die") == rolls_by_die(responses)
+    assert run.values("Dice requested") == count_by(responses, lambda r: r.label)
     for die in ("fair", "risky"):
-        faces = Counter(face for a in answers if a.die == die for face in a.faces if face is not None)
+        faces = Counter(face for r in responses if r.die == die for face in r.faces if face is not None)
         assert run.values(f"Faces of the {die} die") == {str(face): float(count) for face, count in faces.items()}
     buckets = {1: "1", 2: "2", 5: "3-5", 10: "6-10", 20: "11-20"}
-    sizes = Counter(buckets[a.times] for a in answers if a.times and a.die != "nosuch")
+    sizes = Counter(buckets[r.times] for r in responses if r.times and r.die != "nosuch")
     assert run.values("Batch sizes") == {name: float(count) for name, count in sizes.items()}
 
 
 def test_failures_are_compared_with_the_design_of_each_die(runs: tuple[Run, Run]) -> None:
     run, _ = runs
     rolled = rolls_by_die(run.everything)
-    failed = {die: float(sum(f is None for a in run.everything if a.die == die for f in a.faces)) for die in BUDGET}
+    failed = {die: float(sum(f is None for r in run.everything if r.die == die for f in r.faces)) for die in BUDGET}
     expected = {}
     for die, budget in BUDGET.items():
         spread = math.sqrt(rolled[die] * budget * (1 - budget) + 1)
@@ -240,12 +240,12 @@ def test_failures_are_compared_with_the_design_of_each_die(runs: tuple[Run, Run]
 
 def test_designed_failures_count_as_served_and_database_errors_do_not(runs: tuple[Run, Run]) -> None:
     healthy, down = runs
-    assert any(answer.status == 500 for answer in healthy.answers)
+    assert any(response.status == 500 for response in healthy.responses)
     assert healthy.values("Frontend success rate") == {"served": pytest.approx(1)}
     assert healthy.values("Query success rate") == {"success": pytest.approx(1)}
-    assert {answer.status for answer in down.answers} == {503}
-    eligible = [answer for answer in down.everything if answer.status != 404]
-    lost = [answer for answer in eligible if answer.status == 503]
+    assert {response.status for response in down.responses} == {503}
+    eligible = [response for response in down.everything if response.status != 404]
+    lost = [response for response in eligible if response.status == 503]
     served = 1 - len(lost) / len(eligible)
     assert down.values("Frontend success rate") == {"served": pytest.approx(served, rel=0.02)}
     assert down.colours("Frontend success rate") == {"red"}
@@ -282,7 +282,7 @@ def percentiles(seconds: list[float]) -> dict[str, float]:
 def test_percentiles_match_the_client(runs: tuple[Run, Run], title: str) -> None:
     run, _ = runs
     single = title == "Latency of a roll"
-    expected = percentiles([a.seconds for a in run.answers if not (single and a.times)])
+    expected = percentiles([r.seconds for r in run.responses if not (single and r.times)])
     shown = run.values(title)
     assert shown.keys() == {"p50", "p95", "p99"}
     for name, value in expected.items():
@@ -293,14 +293,14 @@ def test_percentiles_match_the_client(runs: tuple[Run, Run], title: str) -> None
 
 def test_the_speedup_matches_the_client(runs: tuple[Run, Run]) -> None:
     run, _ = runs
-    singles = [a.seconds for a in run.answers if a.times is None]
-    batches = [a for a in run.answers if a.times]
-    rolls = sum(a.times or 0 for a in batches if a.die != "nosuch")
-    expected = rolls * mean(singles) / sum(a.seconds for a in batches)
+    singles = [r.seconds for r in run.responses if r.times is None]
+    batches = [r for r in run.responses if r.times]
+    rolls = sum(r.times or 0 for r in batches if r.die != "nosuch")
+    expected = rolls * mean(singles) / sum(r.seconds for r in batches)
     assert run.values("Measured speed-up") == {"times faster": pytest.approx(expected, rel=0.5)}
     for title, seconds in (
         ("Duration of single rolls", mean(singles)),
-        ("Duration of batches", mean(a.seconds for a in batches)),
+        ("Duration of batches", mean(r.seconds for r in batches)),
     ):
         assert seconds / 3 < run.values(title)["mean"] < seconds * 1.1, title
 
@@ -332,14 +332,14 @@ def test_durations_below_a_millisecond_are_resolved(runs: tuple[Run, Run], title
 
 def test_the_summary_shows_the_users_experience(runs: tuple[Run, Run]) -> None:
     healthy, down = runs
-    last_minute = [a for a in healthy.everything if a.at > healthy.end - 60]
+    last_minute = [r for r in healthy.everything if r.at > healthy.end - 60]
     shown = healthy.values("Service level")
     assert shown["requests"] * 60 == pytest.approx(len(last_minute), rel=0.15)
     assert shown["served"] == pytest.approx(1)
     assert 0 < shown["p95"] < 1.5
     assert healthy.colours("Service level") == {"green"}
-    recent = [answer for answer in down.everything if answer.at > down.end - 60 and answer.status != 404]
-    served = 1 - sum(answer.status == 503 for answer in recent) / len(recent)
+    recent = [response for response in down.everything if response.at > down.end - 60 and response.status != 404]
+    served = 1 - sum(response.status == 503 for response in recent) / len(recent)
     assert down.values("Service level")["served"] == pytest.approx(served, abs=0.1)
     reference, value = down.series("Service level")["served"]
     assert colour(STAGE_6["Service level"], reference, value) in ("orange", "red")

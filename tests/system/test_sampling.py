@@ -90,8 +90,8 @@ def url(lab: Lab, engine: str) -> str:
 
 
 def value(lab: Lab, expression: str) -> float:
-    answer = get(f"{url(lab, 'prometheus')}/api/v1/query?{urlencode({'query': expression})}").json
-    return sum(float(row["value"][1]) for row in answer["data"]["result"])
+    response = get(f"{url(lab, 'prometheus')}/api/v1/query?{urlencode({'query': expression})}").json
+    return sum(float(row["value"][1]) for row in response["data"]["result"])
 
 
 def send(lab: Lab, kinds: Mapping[str, str]) -> None:
@@ -152,12 +152,12 @@ def send(lab: Lab, kinds: Mapping[str, str]) -> None:
 
 
 def kept(lab: Lab, ids: list[str]) -> set[str]:
-    """The traces that Tempo has with all their spans; for others its answer is empty."""
-    answers = {one: get(f"{url(lab, 'tempo')}/api/v2/traces/{one}") for one in ids}
+    """The traces that Tempo has with all their spans; for others its response is empty."""
+    responses = {one: get(f"{url(lab, 'tempo')}/api/v2/traces/{one}") for one in ids}
     return {
         one
-        for one, answer in answers.items()
-        if answer.status == 200 and len(parse_export(answer.json.get("trace", {}))) == 4
+        for one, response in responses.items()
+        if response.status == 200 and len(parse_export(response.json.get("trace", {}))) == 4
     }
 
 

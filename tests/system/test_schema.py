@@ -25,7 +25,7 @@ from tests.support.matrix import STAGES, has, spans_of
 from tests.support.schema import MISTAKES
 
 REGISTRY = Registry.read()
-# Short, so that requests without an answer time out soon.
+# Short, so that requests without a response time out soon.
 PATIENCE = {
     "DIE_SERVICE_TIMEOUT": "0.3",
     "ROLLER_TIMEOUT": "0.6",
@@ -36,7 +36,7 @@ BAD_INPUT = ("/roll", "/roll?die=nosuch", "/roll?die=", "/roll-async?die=fair&ti
 
 
 def ask(lab: Lab, path: str, status: int) -> None:
-    """Request a path of the lab's front until it answers with this status, which may take several attempts."""
+    """Request a path of the lab's front until it returns this status, which may take several attempts."""
     wait_for(lambda: get(lab.front + path).status == status, say=f"{status} from {path}")
 
 

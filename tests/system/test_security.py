@@ -15,7 +15,7 @@ from aiohttp import ClientSession, WSServerHandshakeError
 
 from tests.support import labs
 from tests.support.browser import Open, button
-from tests.support.labs import Answer, Lab, get, sign_in, wait_for
+from tests.support.labs import Lab, Response, get, sign_in, wait_for
 
 
 def address(url: str) -> tuple[str, int]:
@@ -164,12 +164,12 @@ def test_pages_have_security_headers(stage_lab: Callable[[int], Lab]) -> None:
     lab = stage_lab(6)
     cookie = {"Cookie": sign_in(lab)}
     pages = [f"{lab.front}/", f"{lab.front}/sign-in", *(f"{lab.url(service)}/docs" for service in lab.services)]
-    for answer in (get(page, headers=cookie) for page in pages):
-        assert answer.status == 200
-        assert answer.headers["X-Content-Type-Options"] == "nosniff"
-        assert answer.headers["X-Frame-Options"] == "DENY"
-        assert answer.headers["Referrer-Policy"] == "same-origin"
-        policy = answer.headers["Content-Security-Policy"]
+    for response in (get(page, headers=cookie) for page in pages):
+        assert response.status == 200
+        assert response.headers["X-Content-Type-Options"] == "nosniff"
+        assert response.headers["X-Frame-Options"] == "DENY"
+        assert response.headers["Referrer-Policy"] == "same-origin"
+        policy = response.headers["Content-Security-Policy"]
         assert "default-src 'self'" in policy
         assert "http" not in policy
     assert get(f"{lab.front}/roll?die=fair").headers["X-Content-Type-Options"] == "nosniff"
@@ -191,15 +191,15 @@ def test_incomplete_requests_time_out(own_lab: Callable[..., Lab]) -> None:
 def test_a_page_beyond_the_limit_gets_retry_after(own_lab: Callable[..., Lab]) -> None:
     lab = own_lab(2, MAX_PAGES="1")
 
-    def load(accept: str) -> Answer:
+    def load(accept: str) -> Response:
         return get(lab.front, headers={"Accept": accept})
 
     assert load("text/html").status == 200
-    json_answer, html_answer = load("application/json"), load("text/html")
-    assert json_answer.status == html_answer.status == 503
-    assert json_answer.headers["Retry-After"] == html_answer.headers["Retry-After"] == "3"
-    assert json_answer.json["type"] == "/docs#unavailable"
-    assert b'<meta http-equiv="refresh" content="3">' in html_answer.body
+    as_json, as_html = load("application/json"), load("text/html")
+    assert as_json.status == as_html.status == 503
+    assert as_json.headers["Retry-After"] == as_html.headers["Retry-After"] == "3"
+    assert as_json.json["type"] == "/docs#unavailable"
+    assert b'<meta http-equiv="refresh" content="3">' in as_html.body
     assert get(f"{lab.front}/roll?die=fair").status == 200
 
 

@@ -1,4 +1,4 @@
-"""Several processes of a service: one port and one set of metrics, whichever worker answers or has ended."""
+"""Several processes of a service: one port and one set of metrics, whichever worker responds or has ended."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ async def roll(url: str, count: int) -> list[str]:
     connector = aiohttp.TCPConnector(force_close=True)
 
     async def one(session: aiohttp.ClientSession) -> None:
-        async with places, session.get(url) as answer:
-            assert answer.status == 200
-            trace_ids.append(answer.headers["X-Trace-Id"])
+        async with places, session.get(url) as response:
+            assert response.status == 200
+            trace_ids.append(response.headers["X-Trace-Id"])
 
     async with aiohttp.ClientSession(connector=connector) as session:
         await asyncio.gather(*(one(session) for _ in range(count)))
@@ -49,7 +49,7 @@ async def test_every_worker_serves_the_sum_of_all_workers(own_lab: Callable[...,
     assert "workers" not in next(entry for entry in lab.state["services"] if entry["name"] == "frontend")
     ids = await roll(url, REQUESTS)
 
-    # Each answer to /metrics comes from whichever worker the kernel has chosen.
+    # Each response to /metrics comes from whichever worker the kernel has chosen.
     for _ in range(3 * WORKERS):
         assert lab.value("dice-roller", "http_requests_total", handler="/roll", status="200") == REQUESTS
         assert lab.value("dice-roller", "dice_roll_value_count", die_type="fair") == REQUESTS

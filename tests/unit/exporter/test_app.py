@@ -34,28 +34,28 @@ Page = dict[tuple[str, ...], float]
 
 async def page(client: TestClient[web.Request, web.Application], path: str, **headers: str) -> Page:
     """The samples of a page: (name, values of the labels…) → value."""
-    async with client.get(path, headers={"Accept": OPENMETRICS, **headers}) as answer:
-        assert answer.status == 200
-        samples = parse_samples(await answer.text())
+    async with client.get(path, headers={"Accept": OPENMETRICS, **headers}) as response:
+        assert response.status == 200
+        samples = parse_samples(await response.text())
     return {(sample.name, *sample.labels.values()): sample.value for sample in samples}
 
 
 @dataclass
 class Roller:
-    """A dice-roller with a fixed answer; without one it hangs."""
+    """A dice-roller with a fixed response; without one it hangs."""
 
     body: str | None = None
     status: int = 200
     asked: list[str] = field(default_factory=list)
 
-    async def answer(self, request: web.Request) -> web.StreamResponse:
+    async def respond(self, request: web.Request) -> web.StreamResponse:
         self.asked.append(request.path_qs)
         if self.body is None:
             await asyncio.sleep(60)
         body = self.body or ""
         response = web.StreamResponse(status=self.status)
         await response.prepare(request)
-        for part in (body[:3], body[3:]):  # an answer may arrive in several pieces
+        for part in (body[:3], body[3:]):  # a response may arrive in several pieces
             await response.write(part.encode())
             await asyncio.sleep(0.01)
         return response
@@ -64,7 +64,7 @@ class Roller:
     async def probed(self, timeout: float = 60.0) -> AsyncIterator[TestClient[web.Request, web.Application]]:
         """A client of an exporter that may probe it."""
         app = web.Application()
-        app.router.add_get("/{path}", self.answer)
+        app.router.add_get("/{path}", self.respond)
         async with (
             TestServer(app) as server,
             TestClient(TestServer(create_app(settings(server.make_url("/").origin(), timeout)))) as client,
@@ -98,7 +98,7 @@ def outcome(samples: Page) -> str:
         ("ready", "", 503, "failed"),
     ],
 )
-async def test_a_probe_reports_how_the_target_answered(module: str, body: str, status: int, expected: str) -> None:
+async def test_a_probe_reports_how_the_target_responded(module: str, body: str, status: int, expected: str) -> None:
     roller = Roller(body, status)
     async with roller.probed() as client:
         samples = await page(client, f"/probe?target=dice-roller&module={module}")
@@ -135,9 +135,9 @@ async def test_a_probe_ends_before_the_scraper_gives_up() -> None:
 async def test_only_listed_targets_and_modules_are_probed(query: str, message: str) -> None:
     async with (
         TestClient(TestServer(create_app(settings()))) as client,
-        client.get(f"/probe?{query}") as answer,
+        client.get(f"/probe?{query}") as response,
     ):
-        assert (answer.status, await answer.text()) == (400, message)
+        assert (response.status, await response.text()) == (400, message)
 
 
 @pytest.mark.parametrize(
@@ -154,9 +154,9 @@ async def test_only_listed_targets_and_modules_are_probed(query: str, message: s
 async def test_other_sites_pages_are_refused(path: str, headers: dict[str, str], status: int) -> None:
     async with (
         TestClient(TestServer(create_app(settings()))) as client,
-        client.get(path, headers=headers) as answer,
+        client.get(path, headers=headers) as response,
     ):
-        assert answer.status == status
+        assert response.status == status
 
 
 # --- sources ---
@@ -227,15 +227,15 @@ async def test_a_source_that_is_down_has_only_its_up_metric(tmp_path: Path) -> N
 
 
 async def test_a_database_that_hangs_delays_no_other_request() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as silent:  # accepts connections but never answers
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # accepts connections but never responds
         silent.setblocking(False)
         url = f"postgresql://dice@127.0.0.1:{silent.getsockname()[1]}/dice"
         async with TestClient(TestServer(create_app(Settings("127.0.0.1", 0, database_url=url)))) as client:
             scrape = asyncio.create_task(page(client, "/metrics"))
             connection, _ = await asyncio.get_running_loop().sock_accept(silent)
             with connection:
-                async with client.get("/readyz") as answer:
-                    assert answer.status == 200
+                async with client.get("/readyz") as response:
+                    assert response.status == 200
                 assert not scrape.done()
                 assert await scrape == {("dicelab_database_up",): 0}
 
@@ -243,9 +243,9 @@ async def test_a_database_that_hangs_delays_no_other_request() -> None:
 async def test_the_page_has_the_format_that_the_scraper_accepts(run_dir: Path) -> None:
     async with TestClient(TestServer(create_app(Settings("127.0.0.1", 0, run_dir=run_dir)))) as client:
         for accept, end in (("application/openmetrics-text; version=1.0.0", "# EOF\n"), ("text/plain", "")):
-            async with client.get("/metrics", headers={"Accept": accept}) as answer:
-                assert answer.headers["Content-Type"].startswith(accept.partition(";")[0])
-                assert (await answer.text()).endswith(end)
+            async with client.get("/metrics", headers={"Accept": accept}) as response:
+                assert response.headers["Content-Type"].startswith(accept.partition(";")[0])
+                assert (await response.text()).endswith(end)
 
 
 # --- settings ---

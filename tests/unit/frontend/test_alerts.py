@@ -1,4 +1,4 @@
-"""The firing alerts from the APIs of Prometheus and Alertmanager, and invalid answers."""
+"""The firing alerts from the APIs of Prometheus and Alertmanager, and invalid responses."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ def active(name: str, state: str, severity: str, at: str) -> dict[str, Any]:
 async def fetch(kind: type[Alertmanager] | type[PrometheusAlerts], path: str, document: Any) -> list[Alert]:
     app = web.Application()
 
-    async def answer(request: web.Request) -> web.Response:
+    async def respond(request: web.Request) -> web.Response:
         return web.json_response(document)
 
-    app.router.add_get(path, answer)
+    app.router.add_get(path, respond)
     async with TestServer(app) as server, ClientSession() as session:
         return await kind(lambda: session, server.make_url("")).alerts()
 
@@ -45,12 +45,12 @@ async def test_the_most_urgent_alert_of_prometheus_comes_first() -> None:
 
 
 @pytest.mark.parametrize("document", [{}, {"data": {"alerts": [{}]}}, [], "x"])
-async def test_an_invalid_answer_of_prometheus_is_an_error(document: Any) -> None:
+async def test_an_invalid_response_of_prometheus_is_an_error(document: Any) -> None:
     with pytest.raises(SourceError, match="Prometheus sent an invalid response"):
         await fetch(PrometheusAlerts, "/api/v1/alerts", document)
 
 
 @pytest.mark.parametrize("document", [[{}], {"status": "error"}, None])
-async def test_an_invalid_answer_of_alertmanager_is_an_error(document: Any) -> None:
+async def test_an_invalid_response_of_alertmanager_is_an_error(document: Any) -> None:
     with pytest.raises(SourceError, match="Alertmanager sent an invalid response"):
         await fetch(Alertmanager, "/api/v2/alerts", document)

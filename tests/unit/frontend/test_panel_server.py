@@ -130,8 +130,8 @@ async def test_ended_sessions_are_collected_while_the_service_runs() -> None:
     count = 2 * panel_server.COLLECT_AFTER
     async with serving(simple) as (panel, client):
         for _ in range(count):
-            async with client.get("/") as answer:
-                assert answer.status == 200
+            async with client.get("/") as response:
+                assert response.status == 200
         await until(lambda: panel.sessions == 0)
         left = sum(isinstance(entry, Document) for entry in gc.get_objects())
         assert left <= panel_server.COLLECT_AFTER
@@ -142,9 +142,9 @@ async def test_closed_pages_are_freed() -> None:
         watchers = str(pn.state.param.watchers)
         before = documents()
         for number in range(10):
-            async with client.get("/") as answer:
-                assert answer.status == 200
-                html = await answer.text()
+            async with client.get("/") as response:
+                assert response.status == 200
+                html = await response.text()
             if number % 2:
                 token = html.partition('"token":"')[2].partition('"')[0]
                 async with client.ws_connect("/ws", protocols=("bokeh", token)) as connection:
@@ -165,8 +165,8 @@ async def test_building_a_page_does_not_block_requests() -> None:
     async with serving(slow) as (_, client):
         page = asyncio.ensure_future(client.get("/"))
         await asyncio.to_thread(building.wait, 10)
-        async with client.get("/healthz") as answer:
-            assert answer.status == 200
+        async with client.get("/healthz") as response:
+            assert response.status == 200
         assert not page.done()
         proceed.set()
         assert (await page).status == 200
@@ -186,11 +186,11 @@ async def test_page_requests_beyond_the_queue_get_retry_after(
     async with serving(slow) as (_, client):
 
         async def load() -> tuple[int, str | None]:
-            async with client.get("/") as answer:
-                return answer.status, answer.headers.get("Retry-After")
+            async with client.get("/") as response:
+                return response.status, response.headers.get("Retry-After")
 
-        answers = await asyncio.gather(*(load() for _ in range(8)))
-        assert sorted(answers) == [(200, None)] * 3 + [(503, "3")] * 5
+        responses = await asyncio.gather(*(load() for _ in range(8)))
+        assert sorted(responses) == [(200, None)] * 3 + [(503, "3")] * 5
         assert len(built) == 3
 
 
@@ -203,10 +203,10 @@ async def test_a_browser_that_does_not_read_delays_no_other() -> None:
             stalled.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
             stalled.connect(("127.0.0.1", client.port))
             stalled.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
-            await asyncio.to_thread(stalled.recv, 1, socket.MSG_PEEK)  # the answer has begun
-            async with asyncio.timeout(20), client.get("/") as answer:
-                assert answer.status == 200
-                assert len(await answer.read()) == LARGE
+            await asyncio.to_thread(stalled.recv, 1, socket.MSG_PEEK)  # the response has begun
+            async with asyncio.timeout(20), client.get("/") as response:
+                assert response.status == 200
+                assert len(await response.read()) == LARGE
 
 
 async def test_waiting_pages_count_as_sessions() -> None:
@@ -217,8 +217,8 @@ async def test_waiting_pages_count_as_sessions() -> None:
     async with serving(slow, max_sessions=3, unused_lifetime=60) as (_, client):
 
         async def load() -> int:
-            async with client.get("/") as answer:
-                return answer.status
+            async with client.get("/") as response:
+                return response.status
 
         assert sorted(await asyncio.gather(*(load() for _ in range(6)))) == [200] * 3 + [503] * 3
 
@@ -227,18 +227,18 @@ async def test_sessions_are_limited() -> None:
     async with serving(simple, max_sessions=2, unused_lifetime=60) as (_, client):
         statuses = []
         for _ in range(4):
-            async with client.get("/") as answer:
-                statuses.append(answer.status)
+            async with client.get("/") as response:
+                statuses.append(response.status)
         assert statuses == [200, 200, 503, 503]
 
 
 async def test_an_unused_session_makes_room_for_another_one() -> None:
     async with serving(simple, max_sessions=1, unused_lifetime=0.5) as (panel, client):
-        async with client.get("/") as answer:
-            assert answer.status == 200
+        async with client.get("/") as response:
+            assert response.status == 200
         await until(lambda: panel.sessions == 0)
-        async with client.get("/") as answer:
-            assert answer.status == 200
+        async with client.get("/") as response:
+            assert response.status == 200
 
 
 async def test_browsers_keep_the_files_whose_address_has_their_version() -> None:
@@ -247,9 +247,9 @@ async def test_browsers_keep_the_files_whose_address_has_their_version() -> None
         files = re.findall(r'src="/?(static/[^"]*\?v=[^"]+)"', page)
         assert len(files) >= 4
         for file in files:
-            answer = await client.get(f"/{file}")
-            assert answer.status == 200
-            assert "max-age=31" in answer.headers["Cache-Control"]
+            response = await client.get(f"/{file}")
+            assert response.status == 200
+            assert "max-age=31" in response.headers["Cache-Control"]
         unversioned = await client.get(f"/{files[0].partition('?')[0]}")
         assert "Cache-Control" not in unversioned.headers
 
@@ -266,8 +266,8 @@ async def test_panel_listens_on_a_private_socket_and_gets_the_user() -> None:
         directory = Path(panel._directory)
         assert owner_and_mode(directory) == (os.getuid(), 0o700)
         assert len(listening() - listening_before) == 1  # the test server's
-        async with client.get("/", headers={"X-Dicelab-User": '["x", "mallory"]'}) as answer:
-            assert answer.status == 200
+        async with client.get("/", headers={"X-Dicelab-User": '["x", "mallory"]'}) as response:
+            assert response.status == 200
         assert users == [USER]
     assert owner_and_mode(directory) is None
 

@@ -1,4 +1,4 @@
-"""The model of a running lab: built from a run dir, a URL or containers; files, and answers of services and engines."""
+"""The model of a running lab: from a run dir, a URL or containers; files, and responses of services and engines."""
 
 from __future__ import annotations
 
@@ -204,12 +204,12 @@ async def test_alerts_have_their_most_urgent_state(aiohttp_server: Serve, tmp_pa
         {"name": "NoTraffic", "state": "inactive"},
     ]
 
-    async def answer(request: web.Request) -> web.Response:
+    async def respond(request: web.Request) -> web.Response:
         assert request.query["type"] == "alert"
         return web.json_response({"data": {"groups": [{"rules": rules[:1]}, {"rules": rules[1:]}]}})
 
     app = web.Application()
-    app.router.add_get("/api/v1/rules", answer)
+    app.router.add_get("/api/v1/rules", respond)
     url = str((await aiohttp_server(app)).make_url("")).rstrip("/")
     async with Lab(RunDir(tmp_path), "", engines={"prometheus": url}) as lab:
         assert await lab.fetch_alerts() == {"ServiceDown": "firing", "NoTraffic": "inactive"}
@@ -306,7 +306,7 @@ async def test_engines_elsewhere_are_probed_concurrently(aiohttp_server: Serve, 
     both = asyncio.Barrier(2)
 
     async def ready(request: web.Request) -> web.Response:
-        await both.wait()  # if the engines were asked one after the other, none would answer
+        await both.wait()  # if the engines were asked one after the other, none would respond
         return web.Response()
 
     app = web.Application()

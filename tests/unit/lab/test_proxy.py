@@ -1,4 +1,4 @@
-"""The proxy that delays answers."""
+"""The proxy that delays responses."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from lab.chaos.proxy import Proxy
 async def echo() -> AsyncIterator[Proxy]:
     """A proxy in front of an echo server."""
 
-    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def respond(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while data := await reader.read(1000):
             writer.write(data)
         writer.close()
 
-    server = await asyncio.start_server(answer, "127.0.0.1", 0)
+    server = await asyncio.start_server(respond, "127.0.0.1", 0)
     proxy = Proxy(server.sockets[0].getsockname())
     try:
         yield proxy

@@ -139,7 +139,7 @@ def other_app() -> web.Application:
 
 
 async def broken(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """Closes the connection: the first time after an answer, later within one."""
+    """Closes the connection: the first time after a response, later within one."""
     with suppress(asyncio.IncompleteReadError):
         head = await reader.readuntil(b"\r\n\r\n")
         if b"/kept" in head:
@@ -159,8 +159,8 @@ class Asking:
     ) -> None:
         with suppress(ClientError, asyncio.TimeoutError):
             url = f"http://127.0.0.1:{port}{path}"
-            async with self._session.request(method, url, headers=headers, **options) as answer:
-                await answer.read()
+            async with self._session.request(method, url, headers=headers, **options) as response:
+                await response.read()
 
 
 async def raw(port: int, request: bytes, wait: bool = True) -> None:
@@ -262,15 +262,15 @@ async def main(directory: Path, ports: list[int]) -> None:
         ask = Asking(traces.instrument_session(session))
         with suppress_http_instrumentation():
             while True:
-                async with session.get(f"http://127.0.0.1:{roller_port}/readyz") as answer:
-                    if answer.status == 200:
+                async with session.get(f"http://127.0.0.1:{roller_port}/readyz") as response:
+                    if response.status == 200:
                         break
                 await asyncio.sleep(0.05)
         await ask_everything(ask, *ports)
         with suppress_http_instrumentation():
             for name, port in (("dice-roller", roller_port), ("die-service", dice_port), ("frontend", other_port)):
-                async with session.get(f"http://127.0.0.1:{port}/metrics", headers=METRICS_FORMAT) as answer:
-                    (directory / f"{name}.metrics").write_text(await answer.text())
+                async with session.get(f"http://127.0.0.1:{port}/metrics", headers=METRICS_FORMAT) as response:
+                    (directory / f"{name}.metrics").write_text(await response.text())
     flaky.close()
 
 

@@ -46,15 +46,15 @@ async def running() -> AsyncIterator[int]:
 async def exchange(port: int, *parts: bytes, pause: float = 0.0) -> bytes:
     """Send parts, and return what the server sends until it closes the connection."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    answer = asyncio.ensure_future(_received(reader))
+    response = asyncio.ensure_future(_received(reader))
     try:
         async with asyncio.timeout(10):
             for part in parts:
-                if answer.done():
+                if response.done():
                     break
                 writer.write(part)
-                await asyncio.wait([answer], timeout=pause)
-            return await answer
+                await asyncio.wait([response], timeout=pause)
+            return await response
     finally:
         writer.close()
         with suppress(ConnectionError):
@@ -70,23 +70,23 @@ async def _received(reader: asyncio.StreamReader) -> bytes:
 
 
 @pytest.mark.parametrize("host", ["test", "test:80", "localhost:1", "127.0.0.1", "[::1]:8000"])
-async def test_allowed_hosts_are_answered(host: str) -> None:
+async def test_allowed_hosts_are_served(host: str) -> None:
     async with running() as port:
         for _ in range(2):  # the second time the host is cached
-            answer = await exchange(
+            response = await exchange(
                 port, f"GET /healthz HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode()
             )
-            assert answer.startswith(b"HTTP/1.1 200 ")
+            assert response.startswith(b"HTTP/1.1 200 ")
 
 
 @pytest.mark.parametrize("path", ["/healthz", "/metrics", "/html", "/nowhere"])
 async def test_foreign_hosts_are_refused(path: str) -> None:
     async with running() as port:
         for _ in range(2):
-            answer = await exchange(port, f"GET {path} HTTP/1.1\r\nHost: evil.example:{port}\r\n\r\n".encode())
-            assert answer.startswith(b"HTTP/1.1 421 ")
-            assert b"application/problem+json" in answer
-            assert b"evil.example" in answer
+            response = await exchange(port, f"GET {path} HTTP/1.1\r\nHost: evil.example:{port}\r\n\r\n".encode())
+            assert response.startswith(b"HTTP/1.1 421 ")
+            assert b"application/problem+json" in response
+            assert b"evil.example" in response
 
 
 @pytest.mark.parametrize(
@@ -104,8 +104,8 @@ async def test_foreign_hosts_are_refused(path: str) -> None:
 async def test_incomplete_request_heads_time_out(parts: list[bytes]) -> None:
     async with running() as port:
         started = asyncio.get_running_loop().time()
-        answer = await exchange(port, *parts, pause=0.1)
-        assert answer.count(b"HTTP/1.1 200 ") == (1 if parts and b"\r\n\r\n" in parts[0] else 0)
+        response = await exchange(port, *parts, pause=0.1)
+        assert response.count(b"HTTP/1.1 200 ") == (1 if parts and b"\r\n\r\n" in parts[0] else 0)
         assert TIMEOUT <= asyncio.get_running_loop().time() - started < 5
 
 
@@ -122,7 +122,7 @@ async def test_slow_responses_bodies_and_idle_connections_do_not_time_out() -> N
     async with running() as port:
         idle = exchange(port, b"GET /slow HTTP/1.1\r\nHost: test\r\n\r\n", last, pause=7 * TIMEOUT)
         body = exchange(port, head + b"a", b"b", pause=2 * TIMEOUT)
-        assert [answers.count(b"HTTP/1.1 200 ") for answers in await asyncio.gather(idle, body)] == [2, 1]
+        assert [responses.count(b"HTTP/1.1 200 ") for responses in await asyncio.gather(idle, body)] == [2, 1]
 
 
 async def test_pages_have_security_headers() -> None:
@@ -133,6 +133,6 @@ async def test_pages_have_security_headers() -> None:
             assert "frame-ancestors 'none'" in page.headers["Content-Security-Policy"]
             assert page.headers["Referrer-Policy"] == "same-origin"
         for path in ("/healthz", "/nowhere", "/metrics"):
-            async with session.get(path) as answer:
-                assert answer.headers["X-Content-Type-Options"] == "nosniff"
-                assert "X-Frame-Options" not in answer.headers
+            async with session.get(path) as response:
+                assert response.headers["X-Content-Type-Options"] == "nosniff"
+                assert "X-Frame-Options" not in response.headers

@@ -36,7 +36,7 @@ def running(path: Path | None, found: dict[str, Any]) -> AsyncIterator[None]:
     return listen(web.Application())
 
 
-async def test_a_defect_is_on_once_the_service_has_answered(switches: SwitchServer) -> None:
+async def test_a_defect_is_on_once_the_service_has_responded(switches: SwitchServer) -> None:
     found: dict[str, Any] = {}
     context = running(switches.path, found)
     await anext(context)

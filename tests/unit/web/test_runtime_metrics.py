@@ -46,7 +46,7 @@ async def test_requests_in_flight_are_counted() -> None:
         await asyncio.sleep(0.01)
     assert in_flight() == 3
     go_on.set()
-    assert [answer.status for answer in await asyncio.gather(*asking)] == [500] * 3
+    assert [response.status for response in await asyncio.gather(*asking)] == [500] * 3
     assert in_flight() == 0
     await client.close()
 

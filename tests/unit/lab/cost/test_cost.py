@@ -279,7 +279,7 @@ async def test_only_the_named_counters_of_a_page_are_read() -> None:
         url = str(server.make_url("/metrics"))
         assert await counters(session, url, ["spans_total"]) == {"spans_total": 5.0}
     async with ClientSession() as session:
-        assert await counters(session, url, ["spans_total"]) == {}  # it no longer answers
+        assert await counters(session, url, ["spans_total"]) == {}  # it no longer responds
 
 
 def test_agreement_is_the_engines_figure_in_percent_of_ours() -> None:

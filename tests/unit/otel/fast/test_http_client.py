@@ -26,7 +26,7 @@ def ended(monkeypatch: pytest.MonkeyPatch) -> list[LeanSpan]:
 
 @pytest.fixture
 async def server() -> AsyncIterator[BaseTestServer]:
-    async def answer(request: web.Request) -> web.Response:
+    async def respond(request: web.Request) -> web.Response:
         headers = {name.lower(): value for name, value in request.headers.items()}
         return web.json_response({"method": request.method, "headers": headers, "body": await request.text()})
 
@@ -34,7 +34,7 @@ async def server() -> AsyncIterator[BaseTestServer]:
         raise web.HTTPFound("/")
 
     app = web.Application()
-    app.add_routes([web.route("*", "/", answer), web.get("/redirect", redirect)])
+    app.add_routes([web.route("*", "/", respond), web.get("/redirect", redirect)])
     async with TestServer(app) as server:
         yield server
 
@@ -64,10 +64,10 @@ async def test_each_method_makes_its_request_and_one_span(
 async def test_redirects_belong_to_the_one_span(server: BaseTestServer, ended: list[LeanSpan]) -> None:
     async with ClientSession() as session:
         traced = http_client.instrument_session(session)
-        async with traced.get(server.make_url("/redirect"), params={"a": "b"}) as answer:
-            assert answer.status == 200
-        async with traced.head(server.make_url("/redirect")) as answer:
-            assert answer.status == 302
+        async with traced.get(server.make_url("/redirect"), params={"a": "b"}) as response:
+            assert response.status == 200
+        async with traced.head(server.make_url("/redirect")) as response:
+            assert response.status == 302
     assert [span.attributes["http.response.status_code"] for span in ended] == [200, 302]
     assert ended[0].attributes["url.full"] == str(server.make_url("/redirect").with_query(a="b"))
 
