@@ -38,7 +38,8 @@ class Result:
         registry = CollectorRegistry()
         Gauge("probe_success", "1 if the probe succeeded, else 0.", registry=registry).set(self.outcome == "success")
         Gauge("probe_duration_seconds", "Seconds that the probe took.", registry=registry).set(self.seconds)
-        Gauge("probe_http_status_code", "HTTP status of the answer; 0 without one.", registry=registry).set(self.status)
+        status = Gauge("probe_http_status_code", "HTTP status of the response; 0 without one.", registry=registry)
+        status.set(self.status)
         outcomes = Gauge("probe_outcome", "1 for the outcome of the probe, else 0.", ["outcome"], registry=registry)
         for outcome in OUTCOMES:  # all of them: alerting on a series that comes and goes is hard
             outcomes.labels(outcome).set(outcome == self.outcome)

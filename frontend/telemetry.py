@@ -63,7 +63,7 @@ class FrontendTelemetry:
         )
         self._duration = metrics.Histogram(
             "streamlit_request_duration_seconds",
-            "Seconds from a click to the dice-roller's answer, by die.",
+            "Seconds from a click to the dice-roller's response, by die.",
             ["die_type"],
             buckets=DURATION_BUCKETS,
             registry=registry,

@@ -127,7 +127,7 @@ def down(**given: Any) -> int:
 @options.url
 @options.experiment
 def traffic(**given: Any) -> int:
-    """Simulate users who roll dice, and summarise the answers."""
+    """Simulate users who roll dice, and summarise the responses."""
     return _run("load.traffic", given)
 
 

@@ -50,13 +50,13 @@ class HttpMetrics:
     def __init__(self, registry: CollectorRegistry) -> None:
         self._requests = metrics.Counter(
             "http_requests_total",
-            "HTTP requests answered, by route template, method and exact status code.",
+            "HTTP requests completed, by route template, method and exact status code.",
             ["handler", "method", "status"],
             registry=registry,
         )
         self._duration = metrics.Histogram(
             "http_request_duration_seconds",
-            "Seconds from a request's arrival to its answer, by route template and method.",
+            "Seconds from a request's arrival to its response, by route template and method.",
             ["handler", "method"],
             buckets=DURATION_BUCKETS,
             registry=registry,

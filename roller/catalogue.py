@@ -138,7 +138,7 @@ class RemoteCatalogue:
                 die = _die(name, body)
             except (ValueError, KeyError, TypeError) as error:
                 self._telemetry.failed(name, status, seconds)
-                raise CatalogueUnavailable("The answer of the die-service is not a die.") from error
+                raise CatalogueUnavailable("The response of the die-service is not a die.") from error
             self._telemetry.found(name, seconds)
             return die
         if status == 404:

@@ -236,7 +236,7 @@ class DieServiceTelemetry:
         )
         self._duration = metrics.Histogram(
             "die_service_request_duration_seconds",
-            "Seconds from a request to the die-service to its answer or failure.",
+            "Seconds from a request to the die-service to its response or failure.",
             buckets=DURATION_BUCKETS,
             registry=registry,
         )

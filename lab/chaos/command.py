@@ -247,7 +247,7 @@ class _Run:
         responses = self._observed.responses
         good = sum(response.status == "200" for response in responses)
         if not responses or good < GOOD_SHARE * len(responses):
-            raise LabError(f"there is no steady state: {good} of {len(responses)} answers were 200")
+            raise LabError(f"there is no steady state: {good} of {len(responses)} responses were 200")
 
     async def _restarted(self, target: Target) -> None:
         """Wait until the supervisor has restarted the killed process, and it is ready.

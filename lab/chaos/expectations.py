@@ -68,7 +68,7 @@ def only(*statuses: str) -> Expectation:
             raise Missing(f"{len(without)} × 503 without Retry-After, such as trace {without[0].trace_id}")  # noqa: RUF001
         return found
 
-    return Expectation(f"every answer is {' or '.join(statuses)}; a 503 has a Retry-After header", check)
+    return Expectation(f"every response is {' or '.join(statuses)}; a 503 has a Retry-After header", check)
 
 
 def mostly(status: str, share: float) -> Expectation:
@@ -84,7 +84,7 @@ def mostly(status: str, share: float) -> Expectation:
             raise Missing(f"{count} of {len(responses)}: {_statuses(responses)}")
         return f"{count} of {len(responses)}"
 
-    return Expectation(f"during the fault at least {share:.0%} of the answers are {status}", check)
+    return Expectation(f"during the fault at least {share:.0%} of the responses are {status}", check)
 
 
 def refused_promptly() -> Expectation:
@@ -96,7 +96,7 @@ def refused_promptly() -> Expectation:
             if response.status == "503"
         )
         if not len(refused):
-            raise Missing("no answer was 503")
+            raise Missing("no response was 503")
         p99 = refused.percentile(99)
         if p99 >= PROMPT:
             raise Missing(f"p99 of {len(refused)} was {p99 * 1000:.0f} ms")
@@ -109,7 +109,7 @@ def sheds(share: float) -> Expectation:
     async def check(observed: Observations) -> str:
         refused = [response for response in observed.during if response.status == "503"]
         if not refused:
-            raise Missing("no answer was 503")
+            raise Missing("no response was 503")
         first = min(response.started + response.seconds for response in refused)
         later = [response for response in refused if response.started > first]
         at_once = [response for response in later if response.seconds <= REFUSED_AT_ONCE]
@@ -160,7 +160,7 @@ def unaffected() -> Expectation:
             raise Missing(found)
         return found
 
-    return Expectation("answers take as long as before, within noise", check, timed=True)
+    return Expectation("responses take as long as before, within noise", check, timed=True)
 
 
 # --- metrics ---
@@ -308,14 +308,14 @@ def span_failed(service: str, name: str, status: str = "503") -> Expectation:
             if response.status == status:
                 by_reason.setdefault(str(response.document.get("detail")), []).append(response)
         if not by_reason:
-            raise Missing(f"no answer was {status}")
+            raise Missing(f"no response was {status}")
         tried = [response for responses in by_reason.values() for response in responses[-3:]]
         for response in tried:
             with suppress(Missing):
                 spans = await observed.lab.fetch_trace(response.trace_id)
                 if any((span.service, span.name, span.failed) == (service, name, True) for span in spans):
                     return f"trace {response.trace_id}"
-        raise Missing(f"not in the traces of {len(tried)} answers of {status}, such as {tried[-1].trace_id}")
+        raise Missing(f"not in the traces of {len(tried)} responses of {status}, such as {tried[-1].trace_id}")
 
     return Expectation(f"in the trace of a {status} the span {name!r} of the {service} has status ERROR", check)
 
@@ -329,7 +329,7 @@ def span_lasts(service: str, name: str, seconds: float) -> Expectation:
             for span in await observed.lab.fetch_trace(response.trace_id):
                 if (span.service, span.name) == (service, name) and span.end - span.start >= seconds * 1e9:
                     return f"{(span.end - span.start) / 1e9:.2f} s in trace {response.trace_id}"
-        raise Missing(f"not in the traces of the {len(tried)} slowest answers of 200")
+        raise Missing(f"not in the traces of the {len(tried)} slowest responses of 200")
 
     return Expectation(f"in a slow trace the span {name!r} of the {service} lasts {seconds:g} s or more", check)
 

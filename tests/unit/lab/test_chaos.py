@@ -166,7 +166,7 @@ async def test_refusals_are_prompt_if_nearly_all_come_within_a_second(tmp_path: 
     assert await met(prompt, late) == "not met: p99 of 52 was 1300 ms"
     under_way = with_responses(tmp_path, responses("503", 1.5, at=99))  # it began half a second before the fault
     assert await met(prompt, under_way) == "p99 of 1: 500 ms"
-    assert await met(prompt, with_responses(tmp_path, responses("200", 0.01, at=101))) == "not met: no answer was 503"
+    assert await met(prompt, with_responses(tmp_path, responses("200", 0.01, at=101))) == "not met: no response was 503"
 
 
 async def test_load_is_shed_if_what_follows_the_first_refusal_comes_at_once(tmp_path: Path) -> None:
