@@ -121,7 +121,8 @@ test: $(VENV)/installed-test $(CHROMIUM) $(PROMETHEUS) $(EXPORTER) $(ALERTMANAGE
 	  { [ $$? = 1 ] && echo "Once more, alone:" && $(BIN)/python -m pytest --last-failed --last-failed-no-failures none $(ARGS); }
 
 test-unit: $(VENV)/installed-test  ## run the tests that need no running lab
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile tests/unit $(ARGS)
+	@# A third of their time is waiting, for time-outs and other processes: one more worker fills it.
+	$(BIN)/python -m pytest -n $$(($(WORKERS) + 1)) --dist loadfile tests/unit $(ARGS)
 
 dashboards: $(VENV)/installed-test  ## write the dashboards' JSON from their code
 	$(BIN)/python -m grafana
