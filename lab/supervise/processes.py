@@ -93,12 +93,12 @@ class Process:
     def last_lines(self) -> list[str]:
         return [line.decode(errors="replace") for line in self._last]
 
-    async def stop(self) -> None:
-        """Send SIGTERM, and SIGKILL to a process that has not ended after :data:`STOP_TIMEOUT` seconds."""
+    async def stop(self, timeout: float = STOP_TIMEOUT) -> None:
+        """Send SIGTERM, and SIGKILL to a process that has not ended after ``timeout`` seconds."""
         with contextlib.suppress(ProcessLookupError):
             self._process.terminate()
         try:
-            await asyncio.wait_for(self._process.wait(), STOP_TIMEOUT)
+            await asyncio.wait_for(self._process.wait(), timeout)
         except asyncio.TimeoutError:
             self.kill()
         await self.ended()

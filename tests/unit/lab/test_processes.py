@@ -37,6 +37,24 @@ async def test_an_exit_is_noticed_despite_a_surviving_child(tmp_path: Path, monk
         os.killpg(process.pid, signal.SIGKILL)
 
 
+async def test_a_process_that_ignores_sigterm_is_killed_after_the_timeout(tmp_path: Path) -> None:
+    program = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(); time.sleep(60)"
+    ready = asyncio.Event()
+    process = await Process.start(
+        "deaf",
+        [sys.executable, "-uc", program],
+        os.environ,
+        tmp_path / "stdout",
+        tmp_path / "stderr",
+        lambda *_: ready.set(),
+    )
+    await asyncio.wait_for(ready.wait(), 30)
+    started = asyncio.get_running_loop().time()
+    await process.stop(0.2)
+    assert asyncio.get_running_loop().time() - started >= 0.2
+    assert await process.ended() == -signal.SIGKILL
+
+
 SHORT_OF_DESCRIPTORS = """if True:
     import asyncio, os, resource
     from pathlib import Path
