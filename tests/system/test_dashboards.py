@@ -286,7 +286,7 @@ EXPOSED_BY = {
 }
 # Absent before the first loss, for hours, or while no alert fires.
 NOT_YET = re.compile(
-    r"otelcol_exporter_(?:send|enqueue)_failed_spans_total|tempo_discarded_spans_total|loki_discarded_samples_total"
+    r"otelcol_exporter_(?:send|enqueue)_failed_(?:spans|metric_points)_total|tempo_discarded_spans_total|loki_discarded_samples_total"
     r"|prometheus_remote_storage_samples_dropped_total|job:pipeline_lost:total|roll:window_complete:\w+|ALERTS"
 )
 
