@@ -10,6 +10,7 @@ import re
 import shutil
 import socket
 import subprocess
+import sys
 import time
 import urllib.error
 import urllib.request
@@ -32,7 +33,9 @@ from lab.schema.registry import Registry
 from lab.signals import parse_export
 from lab.supervise import engines, stages
 from lab.supervise.engines_plan import plan_engines
-from tests.support.labs import Lab, dicelab, free_base_port, get, wait_for
+from lab.supervise.processes import STOP_TIMEOUT
+from lab.supervise.rundir import RunDir
+from tests.support.labs import Lab, clean_environ, dicelab, free_base_port, get, wait_for
 from tests.support.queries import parse, queries
 
 ENGINES = [engine.name for engine in engines.ENGINES]
@@ -503,6 +506,38 @@ def test_engines_stop_with_the_lab(own_lab: Callable[..., Lab]) -> None:
     assert pids
     assert lab.stop() == 0
     assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
+
+
+# Ready at once, and deaf to SIGTERM.
+DEAF_TEMPO = """\
+#!{python}
+import os, signal
+from http.server import BaseHTTPRequestHandler, HTTPServer
+class Ready(BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200)
+        self.end_headers()
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+HTTPServer(("127.0.0.1", int(os.environ["TEMPO_PORT"])), Ready).serve_forever()
+"""
+
+
+def test_an_engine_that_does_not_stop_is_killed(tmp_path: Path) -> None:
+    tempo = tmp_path / "tempo"
+    tempo.write_text(DEAF_TEMPO.format(python=sys.executable))
+    tempo.chmod(0o700)
+    up = "from lab.supervise import supervisor; supervisor.ENGINE_STOP_TIMEOUT = 0.5; from lab import cli; cli.main()"
+    arguments = ("up", "--engines", "--stage", "1", "--base-port", str(free_base_port()), "--run-dir", tmp_path / "run")
+    with subprocess.Popen(
+        [sys.executable, "-c", up, *arguments], stdout=subprocess.DEVNULL, env=clean_environ(PATH=str(tmp_path))
+    ) as process:
+        state = wait_for(RunDir(tmp_path / "run").state, say="the lab is ready")
+        (pid,) = (entry["pid"] for entry in state["engines"] if entry["name"] == "tempo")
+        began = time.monotonic()
+        process.terminate()
+        assert process.wait(30) == 0
+        assert time.monotonic() - began < STOP_TIMEOUT / 2
+    assert not Path(f"/proc/{pid}").exists()
 
 
 def test_an_engine_port_in_use_is_reported(tmp_path: Path) -> None:
