@@ -122,7 +122,7 @@ test: $(VENV)/installed-test $(CHROMIUM) $(PROMETHEUS) $(EXPORTER) $(ALERTMANAGE
 
 test-unit: $(VENV)/installed-test  ## run the tests that need no running lab
 	@# A third of their time is waiting, for time-outs and other processes: one more worker fills it.
-	$(BIN)/python -m pytest -n $$(($(WORKERS) + 1)) --dist loadfile tests/unit $(ARGS)
+	$(BIN)/python -m pytest -n $(if $(filter auto,$(WORKERS)),auto,$$(($(WORKERS) + 1))) --dist loadfile tests/unit $(ARGS)
 
 dashboards: $(VENV)/installed-test  ## write the dashboards' JSON from their code
 	$(BIN)/python -m grafana
@@ -162,7 +162,7 @@ $(GRAMMAR) $(AXE) $(PANEL_TYPES) $(CRD_TYPES): %/node_modules/.package-lock.json
 	touch $@
 
 /usr/bin/node: PACKAGE = nodejs
-/usr/bin/chromium-headless-shell /usr/bin/prometheus /usr/bin/prometheus-postgres-exporter /usr/bin/prometheus-alertmanager /usr/bin/node /usr/bin/npm /usr/bin/curl:
+/usr/bin/chromium-headless-shell /usr/bin/chromium /usr/bin/prometheus /usr/bin/prometheus-postgres-exporter /usr/bin/prometheus-alertmanager /usr/bin/node /usr/bin/npm /usr/bin/curl:
 	@test "$$(id -u)" = 0 || { echo "The tests need $(@F) on PATH: install it, or run make test as root." >&2; exit 1; }
 	apt-get update -q
 	DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends $(or $(PACKAGE),$(@F))

@@ -1,7 +1,7 @@
 """A load generator with little overhead: ``python -m bench.load URL CLIENTS SECONDS``.
 
-Each client keeps one connection and sends the next request as soon as it has the last response. Prints a JSON object:
-``requests``, ``seconds``, ``failed`` (responses other than 200), ``p50`` and ``p99`` in milliseconds.
+Each client keeps one connection and sends the next request as soon as the previous response has arrived. Prints a JSON
+object: ``requests``, ``seconds``, ``failed`` (responses other than 200), ``p50`` and ``p99`` in milliseconds.
 """
 
 from __future__ import annotations

@@ -83,15 +83,15 @@ class Backend:
             if status == 200 and not isinstance(document.get("rolls" if times else "roll"), list if times else int):
                 raise unavailable("The dice-roller's response contains no roll.")
         except Problem as problem:
-            telemetry.not_responded(die, problem.status, str(url), perf_counter() - started, problem.cause or problem)
+            telemetry.got_no_response(die, problem.status, str(url), perf_counter() - started, problem.cause or problem)
             raise
         except asyncio.CancelledError as error:
-            telemetry.not_responded(die, CLIENT_CLOSED_REQUEST, str(url), perf_counter() - started, error)
+            telemetry.got_no_response(die, CLIENT_CLOSED_REQUEST, str(url), perf_counter() - started, error)
             raise
         seconds = perf_counter() - started
         if status == 200 or document.get("die") == die:
             telemetry.known_dice([die])
-        telemetry.responded(die, status, str(url), seconds)
+        telemetry.got_response(die, status, str(url), seconds)
         if status != 200:
             raise _relayed(status, document, retry_after)
         return document

@@ -29,7 +29,7 @@ class Settings:
     list_timeout: float  # for the list of dice, which a page load waits for
     # The explorer's sources: the running engines, and files for signals without one.
     telemetry_dir: Path | None
-    learn_socket: Path | None  # where the exercises are; None: there are none
+    learn_socket: Path | None  # where the exercises and the game are; None: there are none
     tempo_url: URL | None
     loki_url: URL | None
     prometheus_url: URL | None

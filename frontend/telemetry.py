@@ -100,7 +100,7 @@ class FrontendTelemetry:
                     self._async_requests.labels(batch_size_label(times)).inc()
                 _line(logging.INFO, "Async roll requested", die_type=die, async_batch_size=times)
 
-    def responded(self, die: str, status: int, url: str, seconds: float) -> None:
+    def got_response(self, die: str, status: int, url: str, seconds: float) -> None:
         self._count(die, status, seconds)
         _line(
             logging.ERROR if status >= 500 else logging.INFO,
@@ -110,7 +110,7 @@ class FrontendTelemetry:
             backend_url=url,
         )
 
-    def not_responded(self, die: str, status: int, url: str, seconds: float, error: BaseException) -> None:
+    def got_no_response(self, die: str, status: int, url: str, seconds: float, error: BaseException) -> None:
         """Record that the dice-roller did not respond; the user got ``status``, or had disconnected."""
         self._count(die, status, seconds)
         _line(

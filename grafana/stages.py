@@ -276,12 +276,12 @@ def dice_roller() -> list[Panel]:
         text_panel(
             "From a trace to its logs, and back",
             Description(
-                "How to find the three signals of one roll.", "The ids are in every answer's X-Trace-Id header."
+                "How to find the three signals of one roll.", "The ids are in every response's X-Trace-Id header."
             ),
             "1. **Metric → trace:** a dot in *Latency of a roll* is one request; *Query with Tempo* opens its trace.\n"
             "2. **Trace → logs:** each span of a trace has *Logs for this span*.\n"
             "3. **Log → trace:** unfold a log line; its `trace_id` links to the trace.\n"
-            "4. **Any roll:** each answer carries its id in `X-Trace-Id`. In Explore, Tempo takes the id itself,"
+            "4. **Any roll:** each response carries its trace id in `X-Trace-Id`. In Explore, Tempo takes the id,"
             ' Loki `{service_name="dice-roller"} | trace_id="…"`.',
         ),
     ]
@@ -738,7 +738,7 @@ def database() -> list[Panel]:
         number(
             "Database up",
             Description(
-                "Whether PostgreSQL answers its exporter.",
+                "Whether PostgreSQL responds to its exporter.",
                 "Down: see the runbook DatabaseDown. No value at all: the exporter is down, see ExporterDown.",
             ),
             [query('min(pg_up{job="postgres-exporter"})', "database")],

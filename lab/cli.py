@@ -118,7 +118,7 @@ def down(**given: Any) -> int:
     help="New users arrive until then [default: until each has rolled; 60 with --rate or --profile]",
 )
 @click.option(
-    "--rate", type=RATE, metavar="N", help="Start N rolls a second, whether earlier ones are answered or not."
+    "--rate", type=RATE, metavar="N", help="Start N rolls a second, whether earlier ones have completed or not."
 )
 @click.option(
     "--profile", type=click.Choice(PROFILES), default="steady", help="How the load changes over the duration."

@@ -37,7 +37,6 @@ from lab.supervise.rundir import RunDir
 from lab.supervise.stages import POSTGRES, SERVICES
 from lab.terminal import say
 
-# The metrics of every Python process, which are the same at every stage.
 ROLL, BATCH = "/roll?die=fair", "/roll-async?die=fair&times=3"
 ROLL_DELAY = "0.01"  # seconds
 MAX_ROLLS = 200  # of the risky die until one fails
@@ -80,7 +79,7 @@ class Item(NamedTuple):
 
 
 class Trace(NamedTuple):
-    """The result of one request: its response's body, and its spans as the lines of a tree."""
+    """The result of one request: the body of its response, and its spans as the lines of a tree."""
 
     body: str
     tree: tuple[str, ...]
@@ -248,7 +247,7 @@ def _free_base_port() -> int:
 
 @dataclass(frozen=True)
 class Used:
-    """A request that was sent: its response's status and body, and its trace id."""
+    """A request that was sent: the status and body of its response, and its trace id."""
 
     path: str
     status: int

@@ -1,4 +1,4 @@
-"""Folders of this repository that the lab reads; a wheel has them too."""
+"""Folders of this repository that the lab reads. A wheel has them too, except docs/."""
 
 from __future__ import annotations
 
@@ -13,4 +13,4 @@ GRAFANA = ROOT / "grafana"
 OTEL = ROOT / "otel"
 
 DASHBOARDS = GRAFANA / "dashboards"
-SAMPLING = COMPOSE / "sampling"
+SAMPLING_VARIABLES = COMPOSE / "sampling"

@@ -143,7 +143,7 @@ def check_requests(handler: RequestHandler, hosts: AllowedHosts) -> RequestHandl
                 logged_hosts.add(name)
                 log.warning("Requests for host %s are refused; see ALLOWED_HOSTS", name, extra={"fields": {}})
             raise RefusedError(
-                problems.Problem(421, f"This service does not answer for the host {name!r}.", kind="foreign-host")
+                problems.Problem(421, f"This service accepts no requests for the host {name!r}.", kind="foreign-host")
             )
         if len(known_hosts) < MAX_KNOWN_HOSTS and len(request.host) < MAX_KNOWN_HOST_LENGTH:
             known_hosts.add(request.host)

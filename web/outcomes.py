@@ -1,7 +1,7 @@
 """Outcomes of requests for rolls, from which the service level objectives are calculated.
 
-A die that fails by design results in a 500, as every other failure is. The outcome distinguishes the two, for
-single rolls and for batches.
+A roll that fails by design returns 500, as every other failure does. The outcome distinguishes the two, for single
+rolls and for batches.
 """
 
 from __future__ import annotations

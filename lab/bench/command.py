@@ -1,4 +1,4 @@
-"""The command: starts a database, runs the measurements, prints and writes their results."""
+"""The command ``dicelab bench``: starts a database, runs the measurements, prints and writes their results."""
 
 from __future__ import annotations
 

@@ -19,6 +19,10 @@ from lab.bench.variants import BARE, BATCH_CLIENTS, PATHS, ROLL, Variant, path_v
 
 
 async def measure_signals(args: Options, console: Console, testbed: Testbed, faults: list[str]) -> list[dict[str, Any]]:
+    """Load each signal alone and all of them together.
+
+    Prints tables, adds what went wrong to ``faults``, and returns the runs as ``--json`` writes them.
+    """
     variants = signal_variants(args.packages)
     runs = await _rounds(testbed, variants, (ROLL,), args, faults)
     rows = _table(f"{ROLL}, {args.clients} clients, {args.rounds} rounds of {args.seconds:g} s", console)
@@ -29,6 +33,10 @@ async def measure_signals(args: Options, console: Console, testbed: Testbed, fau
 
 
 async def measure_paths(args: Options, console: Console, testbed: Testbed, faults: list[str]) -> list[dict[str, Any]]:
+    """Load each path, over files and over OTLP.
+
+    Prints tables, adds what went wrong to ``faults``, and returns the runs as ``--json`` writes them.
+    """
     variants = path_variants(args.packages)
     runs = await _rounds(testbed, variants, PATHS, args, faults)
     title = f"With and without telemetry, {args.clients} clients, for batches at most {BATCH_CLIENTS}"

@@ -30,6 +30,10 @@ OVERLOAD_PAUSE = 3.0  # seconds to recover from more clients than the services a
 
 
 async def measure_scale(args: Options, console: Console, testbed: Testbed, faults: list[str]) -> list[dict[str, Any]]:
+    """Load with the real delay, in batches, with many clients, and over time.
+
+    Prints tables, adds what went wrong to ``faults``, and returns the runs as ``--json`` writes them.
+    """
     scale = _Scale(args, console, faults)
     sustained = {}
     for variant in (BARE, *(FILES[which] for which in args.packages)):

@@ -187,7 +187,7 @@ class Deployment:
         """Load a path and measure.
 
         Raises:
-            LabError: when no request had a response, or a process has ended.
+            LabError: when there was no response, or a process has ended.
         """
         before = {name: {pid: _cpu(pid) for pid in group} for name, group in self.pids().items()}
         try:

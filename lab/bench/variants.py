@@ -62,4 +62,4 @@ PATHS = (
     *(f"/roll-async?die=fair&times={times}" for times in (10, 100)),
     "/dice?identifier=fair",  # of the die-service
 )
-BATCH_CLIENTS = 16  # clients of a batch
+BATCH_CLIENTS = 16  # clients that roll batches at the same time

@@ -132,7 +132,7 @@ def none_hangs(seconds: float) -> Expectation:
             raise Missing(f"{found}, trace {longest.trace_id}")
         return found
 
-    return Expectation(f"no request hangs: all are answered within {seconds:g} s", check)
+    return Expectation(f"no request hangs: each ends within {seconds:g} s", check)
 
 
 def back_within(seconds: float) -> Expectation:
@@ -398,7 +398,7 @@ def traces_lost(seconds: float = 0.0, meanwhile: bool = False) -> Expectation:
         if await observed.lab.fetch_sampling():
             raise NotRunning("the Collector keeps a sample of such traces")
         margin = max(2 * seconds, 4.0)
-        responded = [
+        served = [
             (response.started + response.seconds, response)
             for response in observed.responses
             if response.status == "200"
@@ -406,12 +406,8 @@ def traces_lost(seconds: float = 0.0, meanwhile: bool = False) -> Expectation:
             and response.started < observed.restored + margin / 2
         ]
         # All at the beginning and at the end of the fault, but only a sample in between: each takes a query of its own.
-        edges = [
-            one for at, one in responded if min(abs(at - observed.injected), abs(at - observed.restored)) <= margin
-        ]
-        between = [
-            one for at, one in responded if min(abs(at - observed.injected), abs(at - observed.restored)) > margin
-        ]
+        edges = [one for at, one in served if min(abs(at - observed.injected), abs(at - observed.restored)) <= margin]
+        between = [one for at, one in served if min(abs(at - observed.injected), abs(at - observed.restored)) > margin]
         near = edges + between[:: max(1, len(between) // SAMPLE)]
         services = {"traffic", *observed.lab.services}
 

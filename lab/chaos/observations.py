@@ -1,4 +1,4 @@
-"""What an experiment records: the users' responses, the services' metrics and readiness, and the alerts."""
+"""What an experiment records: the responses to the users, the services' metrics and readiness, and the alerts."""
 
 from __future__ import annotations
 

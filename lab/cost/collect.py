@@ -110,8 +110,8 @@ async def roll(lab: Lab, requests: int, seed: int) -> Run:
         async def user(number: int) -> None:
             headers = {}
             if capabilities.sign_in:
-                received = await ask("/sign-in", method="POST", form={"name": f"user {number + 1}"})
-                if cookie := received.get("Set-Cookie", "").partition(";")[0]:
+                response_headers = await ask("/sign-in", method="POST", form={"name": f"user {number + 1}"})
+                if cookie := response_headers.get("Set-Cookie", "").partition(";")[0]:
                     headers = {"Cookie": cookie}
             while pending:
                 die, times = pending.pop()

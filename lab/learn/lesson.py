@@ -206,11 +206,14 @@ def complete(spans: list[Span], services: set[str], callers: set[str]) -> bool:
     ids = {span.span_id for span in spans}
     parents = {span.parent_id for span in spans}
     roots = [span for span in spans if span.parent_id not in ids]
-    responded = all(
+    calls_continue = all(
         span.span_id in parents
         for span in spans
         if SPAN_KINDS[span.kind] == "client" and "http.request.method" in span.attributes
     )
     return (
-        len(roots) == 1 and roots[0].parent_id in callers and responded and services <= {span.service for span in spans}
+        len(roots) == 1
+        and roots[0].parent_id in callers
+        and calls_continue
+        and services <= {span.service for span in spans}
     )

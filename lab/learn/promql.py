@@ -10,7 +10,7 @@ import asyncio
 import random
 import time
 from collections.abc import AsyncIterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from contextlib import asynccontextmanager, suppress
 
 import aiohttp
 
@@ -95,16 +95,18 @@ def save(lesson: Lesson, number: str, text: str) -> str:
     return path.name
 
 
-def prometheus_on(lesson: Lesson, facts: Facts) -> AbstractAsyncContextManager[Prometheus]:
-    """A Prometheus on the samples that :func:`save` has saved.
+@asynccontextmanager
+async def prometheus_on(lesson: Lesson, facts: Facts) -> AsyncIterator[Prometheus]:
+    """Run a Prometheus on the samples that :func:`save` has saved, while the block runs.
 
     Raises:
         LabError: when the file no longer exists.
     """
     samples = lesson.directory / facts["samples"]
-    if not samples.exists():
+    if not await asyncio.to_thread(samples.exists):
         raise LabError(f"{samples} is gone; ask for the exercise again")
-    return Prometheus.on(samples)
+    async with Prometheus.on(samples) as engine:
+        yield engine
 
 
 def by_label(label: str) -> Judge:

@@ -291,8 +291,8 @@ in which one of its spans was open and it was not waiting for another service? A
         " the first span of the trace."
     ),
     solution="""\
-The root span HTTP GET lasts from the request to the answer. Within it lies the dice-roller's span GET /roll; from stage
-3 on a client span GET below it waits for the die-service, and that time is not the roller's own.
+The root span HTTP GET lasts from the request to the response. Within it lies the dice-roller's span GET /roll; from
+stage 3 on a client span GET below it waits for the die-service, and that time is not the roller's own.
 
     dicelab sql "SELECT service, name, kind, duration_ms FROM spans WHERE trace_id = '{trace}' ORDER BY start"
 

@@ -68,7 +68,7 @@ MULTI_SERVICE = Exercise(
 Since {since} users have asked for dice that do not exist, for pages that do not exist, and for ordinary rolls. The
 trace ids of these requests begin with {prefix}.
 
-Write a TraceQL query that finds the traces in which the die-service answered 404, and no others. It is checked on these
+Write a TraceQL query that finds the traces in which the die-service returned 404, and no others. It is checked on these
 requests and on others that you do not see.""",
     form=Text("a TraceQL query; put it in quotes, or in a file given by --file"),
     prepare=rolls_of_unknown_dice,
@@ -77,7 +77,7 @@ requests and on others that you do not see.""",
         Mistake(
             lambda facts: "{ span.http.response.status_code = 404 }",
             name="any service",
-            hint="The query also finds requests that the frontend itself answered with 404. Both conditions have to"
+            hint="The query also finds requests that the frontend itself returned 404 for. Both conditions have to"
             " hold"
             ' for the same span: add resource.service.name = "die-service" inside the same braces.',
         ),
@@ -89,13 +89,13 @@ requests and on others that you do not see.""",
         ),
         Mistake(
             lambda facts: '{ resource.service.name = "die-service" && status = error }',
-            name="the status of the span instead of the code of the answer",
+            name="the status of the span instead of the code of the response",
             hint="The query asks for spans that failed. A 404 is the client's mistake, so the server's span does not"
             " have the status error. Ask for the attribute span.http.response.status_code.",
         ),
     ),
-    hint="One pair of braces describes one span: which service it is of (resource.service.name), and what it answered"
-    " (span.http.response.status_code).",
+    hint="One pair of braces describes one span: which service it is of (resource.service.name), and which status it"
+    " returned (span.http.response.status_code).",
     solution="""\
     """
     + NOT_FOUND.replace("{", "{{").replace("}", "}}")
@@ -143,10 +143,10 @@ BOTTLENECK = Exercise(
     title="Bottlenecks: which link is slow?",
     by="the page, jq, SQL, Tempo",
     question="""\
-For {rolls} rolls one link of the lab was slow: each answer on it took longer by the same time. (It is fast again.)
+For {rolls} rolls one link of the lab was slow: each response on it took longer by the same time. (It is fast again.)
 One of the rolls is trace {trace}; the others were made in the same moment.
 
-Which link was it, and by how many milliseconds did it delay an answer? The links are: {links}""",
+Which link was it, and by how many milliseconds did it delay a response? The links are: {links}""",
     form=Fields(
         link=Word("the link", LINKS),
         milliseconds=Number("the delay in milliseconds (within 20 %)", relative=0.2, units="ms"),
@@ -252,7 +252,7 @@ one that you do not see (within 0.01 s), where the die-service is slow itself an
         Mistake(
             lambda facts: CLIENT_MEAN,
             name="the client's time alone",
-            hint="That is the whole time as the client sees it. It includes what the die-service needs to answer:"
+            hint="That is the whole time as the client sees it. It includes what the die-service needs to respond:"
             " subtract the server's mean time.",
         ),
         Mistake(

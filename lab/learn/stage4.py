@@ -26,7 +26,7 @@ async def _batch(lesson: Lesson, times: int) -> tuple[str, list[Span]]:
     trace_id = lesson.trace_id()
     outcome = await lesson.ask("/roll-async", {"die": FAIR, "times": str(times)}, trace_id=trace_id)
     if outcome.status != 200:
-        raise LabError(f"the batch of this exercise was answered with {outcome.status}; ask again")
+        raise LabError(f"the batch of this exercise returned {outcome.status}; ask again")
     return trace_id, (await lesson.traces([trace_id]))[trace_id]
 
 

@@ -282,8 +282,8 @@ the lock.""",
         ),
         Mistake(
             lambda facts: _at(facts["locked"], facts["unharmed"]),
-            name="rolls that were answered before the lock",
-            hint="That roll was answered before the lock was taken. A victim has a long SELECT span, or none and a"
+            name="rolls that were served before the lock",
+            hint="That roll was served before the lock was taken. A victim has a long SELECT span, or none and a"
             " pool that was exhausted, and starts while the lock is held.",
         ),
     ),
@@ -406,14 +406,15 @@ values, and another job that always fails.""",
         ),
     ),
     hint=(
-        "Compare the answers of the frontend by status before and during the fault; use increase() over a few seconds."
+        "Compare the responses of the frontend by status before and during the fault; use increase() over a few"
+        " seconds."
     ),
     solution="""\
     """
     + HYPOTHESIS.replace("{", "{{").replace("}", "}}")
     + """
 
-The answers that users got, by status: {statuses}. A 500 is a die that failed by design; 503 and 504 say that a
+The responses that users got, by status: {statuses}. A 500 is a die that failed by design; 503 and 504 say that a
 dependency is unavailable or too slow. That is a symptom: it finds the fault whatever its cause. A query on the cause
 (database_connection_pool_available == 0, or up == 0) tells more and finds less.""",
     engines=("prometheus",),

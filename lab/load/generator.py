@@ -52,7 +52,7 @@ def arrivals(rate: float, duration: float, profile: Callable[[float], float]) ->
 
 @dataclass(frozen=True)
 class Response:
-    """The outcome of a request.
+    """The response to a request, or the reason why there was none.
 
     Attributes:
         status: the HTTP status, or ``timeout`` or ``connection_error``.
@@ -130,7 +130,7 @@ class Client:
         """
         started = time.monotonic() if due is None else due
         status, document, trace_id = "connection_error", {}, ""
-        received: Mapping[str, str] = {}
+        response_headers: Mapping[str, str] = {}
         with traces.span(f"user {method} {route}", attributes) if self._traced else nullcontext():
             trace_id, _ = traces.current_ids()
             try:
@@ -138,8 +138,8 @@ class Client:
                     method, url + route, params=query, data=form, headers=headers, allow_redirects=False
                 ) as response:
                     body = await response.read()
-                    status, received = str(response.status), response.headers
-                    trace_id = received.get("X-Trace-Id", trace_id)
+                    status, response_headers = str(response.status), response.headers
+                    trace_id = response_headers.get("X-Trace-Id", trace_id)
                     document = json_object(body)
                     if response.status >= 500:
                         traces.record_failure(RuntimeError(f"answered with {status}"))
@@ -148,7 +148,7 @@ class Client:
                 traces.record_failure(error)
             except (aiohttp.ClientError, OSError) as error:
                 traces.record_failure(error)
-        return Response(route, status, document, trace_id, time.monotonic() - started, started, received)
+        return Response(route, status, document, trace_id, time.monotonic() - started, started, response_headers)
 
 
 class Record:

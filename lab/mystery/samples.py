@@ -17,7 +17,6 @@ from lab.signals import PROCESS_METRICS
 from lab.supervise.rundir import RotatingFile, RunDir
 
 CUMULATIVE = ("counter", "histogram", "summary")
-# Metrics of the process itself: most of them grow all the time, so they would tell the time and not the fault.
 KEPT_SECONDS = 60.0  # scrapes after the onset, and at the end, that are kept; longer than all windows of a query
 FILE_BYTES = 16 * 1024 * 1024  # the file is rotated at this size, after about four minutes
 _LINE = re.compile(r'([^{ ]+(?:\{(?:[^"}]|"(?:[^"\\]|\\.)*")*\})?) (\S+)')  # a series and its value, no exemplar
@@ -144,6 +143,7 @@ def window(
     for scrape in _with_those_before(everything, start, end):
         given = with_those_before or scrape.at >= start
         for row in sampler.rows(scrape):
+            # Most of them grow all the time, so they would tell the time and not the fault.
             if row.name.startswith(PROCESS_METRICS):
                 continue
             value = row.value

@@ -1,4 +1,4 @@
-"""The server on the Unix socket.
+"""Serves the page's requests for exercises and games on a Unix socket.
 
 The socket is in a directory that no other user can enter; the frontend finds its path in ``LEARN_SOCKET`` and relays
 the page's requests. An action that uses the lab runs ``dicelab learn`` as a process of its own, so that the supervisor

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lab import LabError
-from lab.paths import ALLOY, COMPOSE, GRAFANA, SAMPLING
+from lab.paths import ALLOY, COMPOSE, GRAFANA, SAMPLING_VARIABLES
 from lab.supervise.engines import (
     ENGINES,
     FIRST_PORT,
@@ -103,7 +103,7 @@ class EnginesPlan:
             "GRAFANA_CONFIG": str(GRAFANA),
             "GRAFANA_ADMIN_PASSWORD": self.admin_password,
             "STAGE": str(self.stage.number),
-            **env_file(SAMPLING / f"{self.sampling}.env"),
+            **env_file(SAMPLING_VARIABLES / f"{self.sampling}.env"),
         }
         return variables
 
@@ -174,7 +174,7 @@ def plan_engines(
         sampling: which traces the Collector keeps: ``none`` for all, or ``tail``.
 
     Raises:
-        LabError: when there is no such sampling, or no Collector and no Tempo for it.
+        LabError: when PROBES is not valid, or SAMPLING=tail has no Collector or no Tempo.
     """
     path = environ.get("PATH")
     wanted = [

@@ -117,7 +117,7 @@ class LabPlan:
             sampling=self.sampling,
         )
         self._environ = dict(environ)
-        self.learn_socket: Path | None = None  # where the page finds the exercises
+        self.learn_socket: Path | None = None  # where the page finds the exercises and the game
         self.external_database = environ.get("DATABASE_URL", "")
 
     @property

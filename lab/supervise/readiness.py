@@ -36,10 +36,12 @@ async def wait_until_ready(session: aiohttp.ClientSession, url: str, process: Pr
     Raises:
         LabError: when it does not within :data:`START_TIMEOUT` seconds, or the process has ended.
     """
+    reason: str | None = None
     async for _ in within(START_TIMEOUT):
-        if await readiness(session, url) is None:
+        reason = await readiness(session, url)
+        if reason is None:
             return
         if not process.running:
             break
     last_line = " ".join(process.last_lines()[-1:])[:300]
-    raise LabError(f"{process.name} does not start: {last_line or 'it does not answer'}")
+    raise LabError(f"{process.name} does not start: {last_line or reason}")

@@ -58,7 +58,7 @@ def load(number: int) -> Stage:
     """
     if number not in STAGES:
         raise LabError(f"there is no stage {number}; stages are {STAGES[0]} to {STAGES[-1]}")
-    path = (COMPOSE / "stages") / f"{number}.env"
+    path = COMPOSE / "stages" / f"{number}.env"
     try:
         lines = path.read_text().splitlines()
     except OSError as error:

@@ -72,7 +72,7 @@ class TracedSession:
         except BaseException as error:
             _failed(span, error)
             raise
-        _responded(span, response)
+        _record_response(span, response)
         return response
 
     def _start(self, method: str, url: str | URL, options: dict[str, Any]) -> Span | None:
@@ -122,7 +122,7 @@ class TracedRequest:
         await self._response.__aexit__(kind, error, traceback)
 
 
-def _responded(span: Span, response: ClientResponse) -> None:
+def _record_response(span: Span, response: ClientResponse) -> None:
     if type(span) is LeanSpan:
         status = response.status
         conventions.set_response_status(span, status)

@@ -84,7 +84,7 @@ def server_middleware() -> Middleware:
             cached[key] = known
         return known
 
-    def responded(span: LeanSpan, status: int) -> None:
+    def set_outcome(span: LeanSpan, status: int) -> None:
         conventions.set_response_status(span, status)
         if status >= 500 or status < 100:
             if conventions.NEW_HTTP:
@@ -107,7 +107,7 @@ def server_middleware() -> Middleware:
                 response = await handler(request)
             except web.HTTPException as raised:
                 if kept:
-                    responded(span, raised.status_code)
+                    set_outcome(span, raised.status_code)
                     if isinstance(raised, web.HTTPServerError):
                         span.record_exception(raised)
                 raise
@@ -120,7 +120,7 @@ def server_middleware() -> Middleware:
                     span.record_exception(raised)
                 raise
             if kept:
-                responded(span, response.status)
+                set_outcome(span, response.status)
                 if captures:
                     span.set_attributes(aiohttp_server.collect_response_headers_attributes(response))  # type: ignore[arg-type]
             return response

@@ -15,7 +15,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-GUIDES = sorted((Path(__file__).parents[2] / "docs" / "stages").glob("*.md"))
+from lab.paths import DOCS
+
+GUIDES = sorted((DOCS / "stages").glob("*.md"))
 # Only the system's programs: with engines from elsewhere, spans would not go to files.
 SYSTEM_PATH = "/usr/local/sbin:/usr/sbin:/usr/bin:/sbin:/bin"
 

@@ -84,7 +84,6 @@ COMMON_METRICS = [
     ("dicelab_build_info", "gauge", {"version", "python_version"}),
     ("dicelab_traffic_expected", "gauge", set()),
 ]
-# The metrics of every Python process.
 
 # (first stage, field, type)
 LOG_FIELDS = [

@@ -77,7 +77,7 @@ async def visits(lab: labs.Lab, chromium: str) -> None:
         await browser.close()
 
 
-def main(stage: str = "6", chromium: str = "/usr/bin/chromium") -> None:
+def main(stage: str = "6", chromium: str = "/usr/bin/chromium-headless-shell") -> None:
     with tempfile.TemporaryDirectory() as directory:
         lab = labs.start(Path(directory) / "run", int(stage), roll_delay=0)
         try:

@@ -15,10 +15,10 @@ from pathlib import Path
 from PIL import Image
 from playwright.async_api import Page, async_playwright, expect
 
+from lab.paths import DOCS
 from tests.support import labs
 from tests.support.browser import CONNECTED, SPANS, choose, open_tab, roll
 
-DOCS = Path(__file__).parents[2] / "docs"
 SIZE = (1280, 800)
 FRAME = 250  # milliseconds
 
@@ -90,7 +90,7 @@ async def take(lab: labs.Lab, chromium: str) -> None:
         await browser.close()
 
 
-def main(chromium: str = "/usr/bin/chromium") -> None:
+def main(chromium: str = "/usr/bin/chromium-headless-shell") -> None:
     with tempfile.TemporaryDirectory() as directory:
         lab = labs.start(Path(directory) / "run", 6, roll_delay=0.3)
         try:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -98,6 +99,7 @@ def own_lab(tmp_path: Path) -> Iterator[Callable[..., Lab]]:
 @pytest.fixture(scope="session")
 def chromium() -> str:
     """The path of the browser that ``make test`` installs."""
-    path = os.environ.get("CHROMIUM", "/usr/bin/chromium-headless-shell")
-    assert Path(path).exists(), f"no browser at {path}; install chromium or set CHROMIUM"
+    found = (shutil.which(name) for name in ("chromium-headless-shell", "chromium"))
+    path = os.environ.get("CHROMIUM") or next(filter(None, found), "")
+    assert Path(path).is_file(), f"no browser at {path!r}; install chromium-headless-shell or set CHROMIUM"
     return path

@@ -42,7 +42,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApiServer]:
 def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The files that ``make kubernetes`` reads; it writes passwords there."""
     directory = tmp_path_factory.mktemp("checkout")
-    for part in ("alloy", "compose", "grafana", "kubernetes", "otel"):
+    for part in ("alloy", "compose", "grafana", "kubernetes"):
         shutil.copytree(ROOT / part, directory / part, ignore=shutil.ignore_patterns("__pycache__", ".env"))
     shutil.copy(ROOT / "Makefile", directory)
     return directory

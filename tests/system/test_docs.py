@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from lab.cli import dicelab
+from lab.paths import ROOT
 from tests.support import matrix
 
-ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
 COMMANDS = (ROOT / "docs" / "commands.md").read_text()
 SETTINGS = (ROOT / "docs" / "settings.md").read_text()

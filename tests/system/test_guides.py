@@ -19,7 +19,6 @@ from tests.support.queries import parse
 
 pytestmark = pytest.mark.usefixtures("high_priority")
 
-ROOT = Path(__file__).parents[2]
 STAGES = range(1, 7)
 EXPERIMENT = 5  # the guide with an experiment, which is sensitive to other load
 SEED = diff.Options(1, 2).seed

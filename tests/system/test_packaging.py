@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from lab.paths import ROOT
 from tests.support.labs import clean_environ, free_base_port, get
 
-ROOT = Path(__file__).parents[2]
 PACKAGES = (
     *(
         "alertreceiver",

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from lab.paths import ROOT
 from tests.support.queries import parse, queries
 
-ROOT = Path(__file__).parents[2]
 RULES = sorted((ROOT / "compose" / "prometheus" / "rules").glob("*.yml"))
 CASES = sorted((ROOT / "tests" / "rules").glob("*.yml"))
 RUNBOOKS = ROOT / "docs" / "runbooks"

@@ -15,7 +15,8 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-ROOT = Path(__file__).parents[2]
+from lab.paths import ROOT
+
 LAB = ROOT / "requirements" / "lab.txt"
 TEST = ROOT / "requirements" / "test.txt"
 IMAGE = ROOT / "compose" / "requirements.txt"

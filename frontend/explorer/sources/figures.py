@@ -84,7 +84,7 @@ def objectives(outcomes: dict[str, float], timed: float, in_time: float) -> list
             outcomes.get("error", 0.0),
             sum(outcomes.get(outcome, 0.0) for outcome in SERVED),
         ),
-        Objective(f"rolls answered within {LATENCY_LIMIT:g} s", LATENCY, max(0.0, timed - in_time), timed),
+        Objective(f"rolls served within {LATENCY_LIMIT:g} s", LATENCY, max(0.0, timed - in_time), timed),
     ]
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-ROOT = Path(__file__).parents[3]
+from lab.paths import ROOT
+
 RULES = sorted((ROOT / "compose" / "prometheus" / "rules").glob("*.yml"))
 CASES = sorted((ROOT / "tests" / "rules").glob("*.yml"))
 RUNBOOKS = ROOT / "docs" / "runbooks"

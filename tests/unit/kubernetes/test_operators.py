@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 from lab.kubernetes import kustomize
-from lab.paths import COMPOSE, ROOT, SAMPLING
+from lab.paths import COMPOSE, ROOT, SAMPLING_VARIABLES
 from lab.supervise import engines, stages
 from tests.support.crd_types import PACKAGES, type_errors
 from tests.support.kubernetes import NAME, SECRET, Document, Manifests, load, text, validate
@@ -239,7 +239,7 @@ def test_loki_and_tempo_have_the_limits_and_processors_of_compose() -> None:
         assert ours[section] == theirs[section]
     overrides = yaml.safe_load((COMPOSE / "loki" / "overrides.yaml").read_text())
     assert values("loki")["loki"]["runtimeConfig"] == overrides
-    variables = stages.env_file(SAMPLING / "none.env")  # with these Collectors the generator stays on
+    variables = stages.env_file(SAMPLING_VARIABLES / "none.env")  # with these Collectors the generator stays on
     shipped = (COMPOSE / "tempo" / "tempo.yaml").read_text()
     theirs = yaml.safe_load(shipped.replace("${TEMPO_GENERATOR}", variables["TEMPO_GENERATOR"]))
     ours = values("tempo")["tempo"]["structuredConfig"]

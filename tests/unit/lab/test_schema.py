@@ -22,6 +22,7 @@ import roller.telemetry
 from exporter.collectors import DiceTable, RunDirectory
 from exporter.probes import Result
 from lab.chaos.mark import marked
+from lab.paths import ROOT
 from lab.schema import docs
 from lab.schema.judge import Judge
 from lab.schema.registry import (
@@ -41,7 +42,6 @@ from otel.http import HttpMetrics
 from tests.support.schema import EXCEPTION, MISTAKES, PAGE, ROLL, line, span
 from web import runtime_metrics
 
-ROOT = Path(__file__).parents[3]
 SHARED = ("web", "otel")
 FOLDERS = {"dice-roller": "roller", "die-service": "dieservice", "frontend": "frontend"}
 DICE = ["fair"]

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from lab.signals import parse_export, parse_line, parse_samples, parse_spans, total
+from lab.signals import covered, json_object, parse_export, parse_line, parse_samples, parse_spans, total
 
 TRACE, SPAN, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331", "00f067aa0ba902b7"
 
@@ -96,3 +96,15 @@ def test_samples_are_summed_by_labels() -> None:
     assert total(samples, "nosuch") == 0
     with pytest.raises(ValueError, match="EOF"):
         parse_samples(PAGE.removesuffix("# EOF\n"))
+
+
+@pytest.mark.parametrize(
+    ("intervals", "length"), [([], 0), ([(0, 5), (3, 8)], 8), ([(0, 10), (2, 3)], 10), ([(0, 1), (5, 6)], 2)]
+)
+def test_overlapping_intervals_count_once(intervals: list[tuple[int, int]], length: int) -> None:
+    assert covered(intervals) == length
+
+
+@pytest.mark.parametrize(("body", "found"), [(b'{"a": 1}', {"a": 1}), (b"[1]", {}), (b"<html>", {}), (b"\xff", {})])
+def test_a_body_without_a_json_object_is_empty(body: bytes, found: dict[str, int]) -> None:
+    assert json_object(body) == found

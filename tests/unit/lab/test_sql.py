@@ -14,12 +14,13 @@ from typing import Any
 import pytest
 
 from lab.cli import main
+from lab.paths import DOCS
 from lab.supervise.rundir import RotatingFile
 from lab.tables import FIELDS, LINES, SAMPLES, SPANS
 from tests.support import matrix
 from tests.unit.lab.test_signals import PARENT, SPAN, TRACE, export
 
-DOCUMENT = Path(__file__).parents[3] / "docs" / "sql.md"
+DOCUMENT = DOCS / "sql.md"
 LINE = {
     "timestamp": "2026-01-02T03:04:05.678Z",
     "level": "INFO",

@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 
 import otel
+from lab.paths import ROOT
 from otel.fast import private
 
-ROOT = Path(__file__).parents[3]
 INTERFACE = {
     "traces": ["start", "span", "root_span", "rename_span", "set_attribute", "record_failure", "current_ids",
                "instrument_session", "dropped", "TraceFile", "TracingError"],

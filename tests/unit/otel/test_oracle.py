@@ -18,9 +18,9 @@ from typing import Any
 import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
+from lab.paths import ROOT
 from lab.supervise.postgres import EmbeddedPostgres
 
-ROOT = Path(__file__).parents[3]
 SERVICES = ("dice-roller", "die-service", "frontend")
 TIMED_FIELDS = {"duration_ms", "db_query_duration_ms", "waited_ms"}
 # Values that depend on process or time: present in both, with different values.

@@ -11,8 +11,7 @@ from lab.learn.promql import Recording
 from lab.learn.queries import alike, compare, shown
 from lab.learn.stage2 import own_time
 from lab.learn.stage4 import peak
-from lab.prometheus import Series
-from lab.signals import Span, covered
+from lab.signals import Span
 
 INTERNAL, SERVER, CLIENT = 1, 2, 3
 
@@ -29,13 +28,6 @@ ROLL = [
     span("dice-roller", "d", "c", 20, 50, CLIENT),
     span("die-service", "e", "d", 25, 45),
 ]
-
-
-@pytest.mark.parametrize(
-    ("intervals", "length"), [([], 0), ([(0, 5), (3, 8)], 8), ([(0, 10), (2, 3)], 10), ([(0, 1), (5, 6)], 2)]
-)
-def test_overlapping_intervals_count_once(intervals: list[tuple[int, int]], length: int) -> None:
-    assert covered(intervals) == length
 
 
 def test_a_services_own_time_excludes_its_waits() -> None:
@@ -85,12 +77,6 @@ def test_results_are_alike_if_they_agree_in_every_world() -> None:
     assert alike([{"a": 1.0}, {}], [{"a": 1.0 + 1e-9}, {}])
     assert not alike([{"a": 1.0}, {"a": 2.0}], [{"a": 1.0}, {"a": 3.0}])
     assert not alike([{"a": 1.0}], [{"b": 1.0}])
-
-
-def test_samples_are_written_as_openmetrics() -> None:
-    series = Series()
-    series.add("name", {"b": 'say "no"\n', "a": "x\\y"}, 3, 1.5)
-    assert series.text() == 'name{a="x\\\\y",b="say \\"no\\"\\n"} 3.0 1.500\n'
 
 
 def test_a_moved_run_has_other_counters_and_a_job_that_always_fails() -> None:

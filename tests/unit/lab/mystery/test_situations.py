@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,8 +10,9 @@ import pytest
 from lab.mystery.plan import STEADY, UNCERTAIN
 from lab.mystery.player import EARLIEST
 from lab.mystery.situations import DELAYS, PAIRS, SITUATIONS, Facets
+from lab.paths import DOCS
 
-DOCUMENT = (Path(__file__).parents[4] / "docs" / "mystery.md").read_text()
+DOCUMENT = (DOCS / "mystery.md").read_text()
 FACETS = Facets(6, workers=2, engines=("otel-collector", "tempo", "loki", "alloy", "prometheus"))
 
 
