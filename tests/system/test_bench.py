@@ -95,9 +95,9 @@ def test_scale_is_measured(tmp_path: Path) -> None:
     assert all(run["clients"] == MANY_CLIENTS for run in failed), failed
     assert len(document["faults"]) == len(failed), document["faults"]
     assert result.returncode == bool(failed), result.stdout + result.stderr
-    for run in (bare_crowd, crowd):
-        assert run["clients"] == MANY_CLIENTS
-        assert run["p50"] > 250  # the delay is real
+    assert crowd["clients"] == bare_crowd["clients"] == MANY_CLIENTS
+    for run in (bare_few, few):
+        assert run["p50"] > 100  # the delay is real: without it, so few clients wait some milliseconds
     for run in (bare_few, bare_crowd, few, crowd):
         assert run["counted"] >= run["requests"] - run["failed"]  # the service counts what the client counts
         assert run["sustained"] > 0
