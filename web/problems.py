@@ -100,22 +100,28 @@ def middleware() -> Middleware:
 
     @web.middleware
     async def respond_with_problems(request: web.Request, handler: Handler) -> web.StreamResponse:
+        # No variable holds an exception at the end: its traceback refers to this frame, and such a cycle keeps all that
+        # the request used in memory until the next garbage collection.
         try:
             return await handler(request)
         except Problem as error:
-            problem = error
+            return await _respond_and_record(request, error)
         except web.HTTPException as error:
             if error.status < 400:
                 raise
-            problem = _of_http_exception(request, error)
+            return await _respond_and_record(request, _of_http_exception(request, error))
         except Exception as error:
             log.exception("Unhandled error", extra={"fields": {}})
-            problem = Problem(500, "The service failed; its log has the details.", kind="internal", cause=error)
-        if problem.status >= 500:
-            traces.record_failure(problem.cause or problem)
-        return await respond(request, problem)
+            detail = "The service failed; its log has the details."
+            return await _respond_and_record(request, Problem(500, detail, kind="internal", cause=error))
 
     return respond_with_problems
+
+
+async def _respond_and_record(request: web.Request, problem: Problem) -> web.Response:
+    if problem.status >= 500:
+        traces.record_failure(problem.cause or problem)
+    return await respond(request, problem)
 
 
 async def respond(request: web.Request, problem: Problem) -> web.Response:

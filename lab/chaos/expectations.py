@@ -23,11 +23,9 @@ from lab.load.latency import Latencies
 from lab.signals import Span, parse_line
 from lab.waiting import gather
 
-# Memory has recovered if it is at most this factor and this many bytes above its value before the fault. A dice-roller
-# that has just started grows by 41 to 44 MiB and then stays there: the garbage of failed requests waits until there are
-# 200,000 objects (web/tuning.py).
+# Memory has recovered if it is at most this factor and this many bytes above its value before the fault.
 MEMORY_FACTOR = 1.25
-MEMORY_SLACK = 40 * 1024 * 1024
+MEMORY_SLACK = 24 * 1024 * 1024
 PROMPT = 1.0  # seconds
 # Seconds: less than the second that a request waits for a connection before it is refused.
 REFUSED_AT_ONCE = 0.5
