@@ -95,12 +95,16 @@ def test_scale_is_measured(tmp_path: Path) -> None:
     assert all(run["clients"] == MANY_CLIENTS for run in failed), failed
     assert len(document["faults"]) == len(failed), document["faults"]
     assert result.returncode == bool(failed), result.stdout + result.stderr
-    assert crowd["clients"] == bare_crowd["clients"] == MANY_CLIENTS
+    for run in (bare_crowd, crowd):
+        assert run["clients"] == MANY_CLIENTS
+        assert run["p50"] > 250 or run["failed"]  # the delay is real; a refused request has none
+        # Two ways to measure the same rolls; the first rolls start at the same time.
+        served = run["rate"] * (1 - run["failed"] / run["requests"])
+        assert served / 2 < run["sustained"] < served * 2
     for run in (bare_few, few):
-        assert run["p50"] > 100  # the delay is real: without it, so few clients wait some milliseconds
+        assert run["p50"] > 100  # without the delay, so few clients wait some milliseconds
     for run in (bare_few, bare_crowd, few, crowd):
         assert run["counted"] >= run["requests"] - run["failed"]  # the service counts what the client counts
-        assert run["sustained"] > 0
         assert run["scrape_ms"] > 0
     for run in (bare_few, few):
         # And up to three rolls that each connection does not count: one in flight at the beginning, one at the end, and

@@ -12,21 +12,20 @@ from pathlib import Path
 import pytest
 
 from lab.supervise import processes
-from lab.supervise.processes import Process
+from lab.supervise.processes import OnLines, Process
+
+
+async def python(program: str, directory: Path, on_lines: OnLines) -> Process:
+    """Start Python with a program, whose output goes to files of a directory."""
+    command = [sys.executable, "-uc", program]
+    return await Process.start("python", command, os.environ, directory / "stdout", directory / "stderr", on_lines)
 
 
 async def test_an_exit_is_noticed_despite_a_surviving_child(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(processes, "OUTPUT_TIMEOUT", 0.5)
     leaves_a_child = "import subprocess; print('done', flush=True); subprocess.Popen(['sleep', '60']); exit(3)"
     seen: list[bytes] = []
-    process = await Process.start(
-        "parent",
-        [sys.executable, "-c", leaves_a_child],
-        os.environ,
-        tmp_path / "stdout",
-        tmp_path / "stderr",
-        lambda _, lines: seen.extend(lines),
-    )
+    process = await python(leaves_a_child, tmp_path, lambda _, lines: seen.extend(lines))
     try:
         assert await asyncio.wait_for(process.ended(), 30) == 3
         assert not process.running
@@ -40,14 +39,7 @@ async def test_an_exit_is_noticed_despite_a_surviving_child(tmp_path: Path, monk
 async def test_a_process_that_ignores_sigterm_is_killed_after_the_timeout(tmp_path: Path) -> None:
     program = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(); time.sleep(60)"
     ready = asyncio.Event()
-    process = await Process.start(
-        "deaf",
-        [sys.executable, "-uc", program],
-        os.environ,
-        tmp_path / "stdout",
-        tmp_path / "stderr",
-        lambda *_: ready.set(),
-    )
+    process = await python(program, tmp_path, lambda *_: ready.set())
     await asyncio.wait_for(ready.wait(), 30)
     started = asyncio.get_running_loop().time()
     await process.stop(0.2)
