@@ -27,7 +27,7 @@ from lab.client import Lab
 from lab.cost.measure import LineRecord, Observed, Page
 from lab.cost.otlp import Size, SpanRecord, records
 from lab.load.generator import Client
-from lab.load.traffic import ASYNC_PROBABILITY, BUILTIN, MAX_ASYNC_ROLLS, Mix, dice_of
+from lab.load.users import ASYNC_PROBABILITY, BUILTIN, MAX_ASYNC_ROLLS, Mix, dice_of
 from lab.paths import COMPOSE
 from lab.rotated import open_files, whole_lines
 from lab.schema.registry import Registry

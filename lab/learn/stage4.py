@@ -13,8 +13,7 @@ from lab.learn.exercise import Answered, Exercise, Facts, Mistake
 from lab.learn.forms import Fields, Hexadecimal, Number, Word
 from lab.learn.lesson import Lesson
 from lab.learn.stage1 import FAIR
-from lab.load.compare import expected_speedup
-from lab.load.statistics import ratio_of_means
+from lab.load.statistics import expected_speedup, ratio_of_means
 from lab.signals import Span
 
 ROUNDS = 16  # of our own comparison, with which the learner's is compared

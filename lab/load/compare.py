@@ -18,7 +18,7 @@ from rich.table import Table
 from lab import LabError, telemetry
 from lab.client import Lab
 from lab.load.generator import Client, Response, summarized
-from lab.load.statistics import ratio_of_means
+from lab.load.statistics import expected_speedup, ratio_of_means
 from lab.terminal import progress, say
 from lab.waiting import stop_signal
 from otel import logs
@@ -57,15 +57,6 @@ class Run:
 
     seconds: float
     failures: tuple[Response, ...]
-
-
-def expected_speedup(rolls: int) -> float:
-    """The speed-up of a batch of ``rolls``, each of which waits a uniform random time from 0 to d.
-
-    One after the other the waits add up, to ``rolls · d / 2`` on average. A batch takes as long as its longest wait,
-    which is ``d · rolls / (rolls + 1)`` on average.
-    """
-    return (rolls + 1) / 2
 
 
 async def _one_by_one(client: Client, url: str, die: str, rolls: int) -> Run:

@@ -98,3 +98,12 @@ def ratio_of_means(above: Sequence[float], below: Sequence[float], confidence: f
 def _covariance(left: Sequence[float], right: Sequence[float]) -> float:
     mean_left, mean_right = fmean(left), fmean(right)
     return sum((x - mean_left) * (y - mean_right) for x, y in zip(left, right, strict=True)) / (len(left) - 1)
+
+
+def expected_speedup(rolls: int) -> float:
+    """The speed-up of a batch of ``rolls``, each of which waits a uniform random time from 0 to d.
+
+    One after the other the waits add up, to ``rolls · d / 2`` on average. A batch takes as long as its longest wait,
+    which is ``d · rolls / (rolls + 1)`` on average.
+    """
+    return (rolls + 1) / 2

@@ -15,7 +15,7 @@ from lab import LabError
 from lab.client import Lab
 from lab.load.generator import PROFILES, Client, Record, Response
 from lab.load.statistics import chi_square
-from lab.load.traffic import BUILTIN, Mix, Rolls, Traffic, dice_of
+from lab.load.users import BUILTIN, Mix, Rolls, Traffic, dice_of
 from lab.waiting import within
 
 USERS = 16

@@ -48,6 +48,33 @@ def test_a_package_imports_only_what_it_may(package: str) -> None:
     assert wrong == set()
 
 
+def commands() -> list[str]:
+    """The modules that the command line runs, such as ``lab.load.traffic``."""
+    return [
+        f"lab.{node.args[0].value}"
+        for node in ast.walk(ast.parse((ROOT / "lab" / "cli.py").read_text()))
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Name)
+        and node.func.id == "_run"
+        and isinstance(node.args[0], ast.Constant)
+        and isinstance(node.args[0].value, str)
+    ]
+
+
+def test_nothing_imports_a_command() -> None:
+    """What several commands need has a module of its own; a package's ``__main__`` is a command itself."""
+    found = commands()
+    assert {"lab.check", "lab.load.traffic", "lab.chaos.command"} <= set(found)
+    wrong = {
+        (str(path.relative_to(ROOT)), name)
+        for package in ALLOWED
+        for path, name in imports(ROOT / package)
+        for command in found
+        if path.name != "__main__.py" and f"{name}.".startswith(f"{command}.")
+    }
+    assert wrong == set()
+
+
 @pytest.mark.parametrize("part", APART)
 def test_commands_do_not_import_commands(part: str) -> None:
     found = list(imports(ROOT / "lab" / part))

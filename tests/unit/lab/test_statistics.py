@@ -8,9 +8,8 @@ from collections import Counter
 import pytest
 
 from lab.load import generator as load
-from lab.load.compare import expected_speedup
 from lab.load.generator import Record, Response
-from lab.load.statistics import chi_square, ratio_of_means, t_quantile
+from lab.load.statistics import chi_square, expected_speedup, ratio_of_means, t_quantile
 
 FAIR = (1, 2, 3, 4, 5, 6)
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from lab import LabError
-from lab.load.traffic import Traffic
+from lab.load.users import Traffic
 from lab.mystery.users import Request, Users, indicators
 
 BEGAN, ONSET, ENDED = 1000.0, 1040.0, 1080.0
