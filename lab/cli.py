@@ -314,7 +314,7 @@ def diff(**given: Any) -> int:
     Starts both for a moment, beside any running lab. Compares settings, services, routes, metrics, log fields, spans
     and panels, and the traces of one roll.
     """
-    return _run("diff", given)
+    return _run("diff.command", given)
 
 
 @dicelab.command()

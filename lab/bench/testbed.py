@@ -23,6 +23,7 @@ from lab.client import DIE_SERVICE, ROLLER, Lab
 from lab.signals import total
 from lab.supervise.processes import Process
 from lab.supervise.rundir import RunDir
+from lab.supervise.stages import clean_environ
 from lab.waiting import within
 
 READY_TIMEOUT = 60.0  # seconds
@@ -113,7 +114,7 @@ class Deployment:
         self._processes[name] = await Process.start(
             name,
             [sys.executable, *arguments],
-            _clean_environ() | variables,
+            clean_environ(os.environ) | variables,
             log.with_suffix(".jsonl"),
             log.with_suffix(".stderr"),
             lambda *_: None,
@@ -231,14 +232,6 @@ def _children(pid: int) -> list[int]:
 def _status(pid: int, name: str) -> float:
     found = re.search(rf"^{name}:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
     return round(int(found[1]) / 1024, 1) if found else 0.0
-
-
-def _clean_environ() -> dict[str, str]:
-    """The environment without the variables that would configure a service."""
-    drop = re.compile(
-        r"OTEL_|DATABASE_URL|ROLL_|TRACES_|DB_|DIE_SERVICE_|LOG_LEVEL|RANDOM_SEED|EVENT_LOOP|TELEMETRY$|PORT$|HOST$"
-    )
-    return {name: value for name, value in os.environ.items() if not drop.match(name)}
 
 
 def machine() -> str:

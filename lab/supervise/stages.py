@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,6 +31,13 @@ SERVICES = (
     Service("dice-roller", "roller", 0, "DICE_ROLLER_URL"),
     # One process, because it holds the sessions of its page in memory.
     Service("frontend", "frontend", 2, "FRONTEND_URL", many=False),
+)
+
+
+# Names of variables that configure a service or what it depends on.
+_CONFIGURING = re.compile(
+    r"OTEL_|DATABASE_URL|ROLL_|TRACES_|TELEMETRY|DB_|DICE_|DIE_SERVICE_|LOG_|RANDOM_SEED|SESSION|ALLOWED_HOSTS|"
+    r"WORKERS_DIR|EVENT_LOOP|(TEMPO|LOKI|PROMETHEUS|GRAFANA)_URL|ASYNC_ROLLS|SIGN_IN|MAX_|PORT$|HOST$"
 )
 
 
@@ -67,3 +75,8 @@ def load(number: int) -> Stage:
     parts = variables.pop("COMPOSE_PROFILES").split(",")
     services = tuple(service for service in SERVICES if service.name in parts)
     return Stage(number, services, POSTGRES in parts, variables)
+
+
+def clean_environ(environ: Mapping[str, str]) -> dict[str, str]:
+    """The environment without variables that would configure a service, for labs that must not depend on it."""
+    return {name: value for name, value in environ.items() if not _CONFIGURING.match(name)}

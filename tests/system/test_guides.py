@@ -11,7 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from lab import diff
+from lab.diff.changes import text
+from lab.diff.command import Options
+from lab.diff.portrait import Portrait, portray
 from lab.learn.catalogue import EXERCISES
 from tests.support.guides import GUIDES, Command, Shell, blocks, commands, environment, matches
 from tests.support.labs import free_base_port
@@ -21,7 +23,7 @@ pytestmark = pytest.mark.usefixtures("high_priority")
 
 STAGES = range(1, 7)
 EXPERIMENT = 5  # the guide with an experiment, which is sensitive to other load
-SEED = diff.Options(1, 2).seed
+SEED = Options(1, 2).seed
 # The topics that the specification requires of each stage: four focus areas, and the secondary concepts.
 TOPICS = {
     1: ("prometheus metric types (counter, histogram)", "json structured logging format", "traces in grafana tempo",
@@ -80,11 +82,11 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[int, Fut
 
 
 @pytest.fixture(scope="module")
-def portraits(outcomes: dict[int, Future[Outcome]]) -> list[diff.Portrait]:
+def portraits(outcomes: dict[int, Future[Outcome]]) -> list[Portrait]:
     """The portrait that ``dicelab diff`` takes of each stage, once the guides' labs have stopped."""
     for outcome in outcomes.values():
         outcome.exception()
-    return [portrait for half in ((1, 2, 3), (4, 5, 6)) for portrait in asyncio.run(diff.portray(half, SEED))]
+    return [portrait for half in ((1, 2, 3), (4, 5, 6)) for portrait in asyncio.run(portray(half, SEED))]
 
 
 def test_each_stage_has_a_guide_of_readable_length() -> None:
@@ -107,10 +109,10 @@ def test_commands_print_the_output_shown(outcomes: dict[int, Future[Outcome]], s
 
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("stage", STAGES[1:])
-def test_what_changed_is_the_output_of_diff(portraits: list[diff.Portrait], stage: int) -> None:
+def test_what_changed_is_the_output_of_diff(portraits: list[Portrait], stage: int) -> None:
     (shown,) = (command for command in commands(guide(stage)) if command.text.startswith("dicelab diff"))
     assert shown.text == f"dicelab diff {stage - 1} {stage}"
-    assert shown.output.splitlines() == diff.text(portraits[stage - 2], portraits[stage - 1])
+    assert shown.output.splitlines() == text(portraits[stage - 2], portraits[stage - 1])
 
 
 @pytest.mark.parametrize("stage", STAGES)

@@ -22,7 +22,7 @@ ALLOWED = {
     "grafana": {"lab"},
 }
 # Parts of lab/ that serve different commands.
-APART = ("bench", "cost", "learn", "mystery", "kubernetes")
+APART = ("bench", "cost", "diff", "learn", "mystery", "kubernetes")
 
 
 def imports(package: Path) -> Iterator[tuple[Path, str]]:

@@ -7,7 +7,8 @@ import json
 import pytest
 
 from lab.cli import main
-from lab.diff import Item, Portrait, Trace, document, text
+from lab.diff.changes import document, text
+from lab.diff.portrait import Item, Portrait, Trace
 from tests.support.queries import panels
 
 
