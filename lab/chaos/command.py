@@ -22,9 +22,8 @@ import aiohttp
 from rich.console import Console
 
 from lab import LabError, containers, telemetry
-from lab.chaos import expectations as expect
 from lab.chaos import observations
-from lab.chaos.expectations import Expectation
+from lab.chaos.expectations import Expectation, alerts
 from lab.chaos.experiments import EXPERIMENTS, Experiment
 from lab.chaos.mark import marked
 from lab.chaos.observations import Observations
@@ -118,7 +117,7 @@ async def _experiment(options: Options, lab: Lab) -> dict[str, Any]:
             deadline = time.monotonic() + TELEMETRY_TIMEOUT
             expectations = [*experiment.expectations, experiment.expected_alert]
             if experiment.first_alert:
-                expectations.append(expect.alerts_fall_silent(ALERTS_SILENT))
+                expectations.append(alerts.fall_silent(ALERTS_SILENT))
             verdicts = [] if stop.is_set() else [await _verdict(e, observed, deadline) for e in expectations]
     return _summary(options, observed, verdicts) | {
         "seed": seed,
