@@ -16,7 +16,6 @@ from yarl import URL
 from frontend.settings import Settings
 from frontend.telemetry import FrontendTelemetry
 from frontend.usage import Sessions, User
-from otel.http import CLIENT_CLOSED_REQUEST
 from web.problems import Problem, timed_out, unavailable
 
 # A die's faces, and the share of its rolls that fail.
@@ -85,8 +84,8 @@ class Backend:
         except Problem as problem:
             telemetry.got_no_response(die, problem.status, str(url), perf_counter() - started, problem.cause or problem)
             raise
-        except asyncio.CancelledError as error:
-            telemetry.got_no_response(die, CLIENT_CLOSED_REQUEST, str(url), perf_counter() - started, error)
+        except asyncio.CancelledError:
+            telemetry.abandoned(die, str(url), perf_counter() - started)
             raise
         seconds = perf_counter() - started
         if status == 200 or document.get("die") == die:

@@ -225,8 +225,8 @@ class PanelServer:
                     self._url("http", request), headers=headers | _user_header(user), timeout=ClientTimeout(total=60)
                 ) as response:
                     if response.status >= 400:
-                        kind = "not-found" if response.status < 500 else "internal"
-                        raise Problem(response.status, "The page has no such part.", kind=kind)
+                        status, kind = (404, "not-found") if response.status < 500 else (500, "internal")
+                        raise Problem(status, "The page has no such part.", kind=kind)
                     yield response
         except (ClientError, asyncio.TimeoutError) as error:
             raise unavailable("The page cannot be made at the moment.", error) from error

@@ -15,7 +15,7 @@ from typing import Any
 from prometheus_client import CollectorRegistry
 
 from otel import logs, metrics, traces
-from otel.http import DURATION_BUCKETS
+from otel.http import CLIENT_CLOSED_REQUEST, DURATION_BUCKETS
 from web.outcomes import RollOutcomes
 
 SERVICE = "frontend"
@@ -111,7 +111,7 @@ class FrontendTelemetry:
         )
 
     def got_no_response(self, die: str, status: int, url: str, seconds: float, error: BaseException) -> None:
-        """Record that the dice-roller did not respond; the user got ``status``, or had disconnected."""
+        """Record that the dice-roller did not respond; the user got ``status``."""
         self._count(die, status, seconds)
         _line(
             logging.ERROR,
@@ -121,6 +121,11 @@ class FrontendTelemetry:
             backend_url=url,
             error=str(error) or type(error).__name__,
         )
+
+    def abandoned(self, die: str, url: str, seconds: float) -> None:
+        """Record that the user disconnected before the dice-roller had responded."""
+        self._count(die, CLIENT_CLOSED_REQUEST, seconds)
+        _line(logging.INFO, "Roll abandoned", die_type=die, backend_url=url)
 
     def _count(self, die: str, status: int, seconds: float) -> None:
         label = die if die in self._known else UNKNOWN

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 
 import orjson
 from aiohttp import web
@@ -27,9 +27,11 @@ def _json(document: object) -> web.Response:
     return web.Response(body=orjson.dumps(document), content_type="application/json")
 
 
-async def _find(app: web.Application, name: str) -> Die:
+async def _find(app: web.Application, name: str, within: AbstractContextManager[None] = nullcontext()) -> Die:
+    """Find a die; ``within`` is around the request for it, not around what is recorded when there is no such die."""
     try:
-        die = await app[CATALOGUE].find(name)
+        with within:
+            die = await app[CATALOGUE].find(name)
     except UnknownDie as error:
         app[ROLLS].unknown_die(name)
         raise Problem(404, str(error), kind="unknown-die", members={"known": error.known}) from None
@@ -73,8 +75,7 @@ def roll_async(highest: int) -> Handler:
         times = params.times(request, highest)
         app[ROLLS].requested(name)
         with app[ROLLS].outcomes.request():
-            with app[DIE_SERVICE].query() if DIE_SERVICE in app else nullcontext():
-                die = await _find(app, name)
+            die = await _find(app, name, app[DIE_SERVICE].query() if DIE_SERVICE in app else nullcontext())
             return _json(await _batch(app, die, times))
 
     return roll_async

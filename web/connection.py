@@ -83,6 +83,11 @@ class Connection(web.RequestHandler):
             log.debug("Connection closed: no complete request within %g s", timeout, extra={"fields": {}})
             self.force_close()
 
+    def log_exception(self, *args: Any, **more: Any) -> None:
+        """Log what aiohttp could not handle, but not a malformed body of which no handler needed the rest."""
+        if not isinstance(more.get("exc_info"), web.RequestPayloadError):
+            super().log_exception(*args, **more)
+
     def handle_error(
         self,
         request: web.BaseRequest,
@@ -97,7 +102,7 @@ class Connection(web.RequestHandler):
             if isinstance(exc, RefusedError):
                 problem = exc.problem
             elif status < 500:
-                reason = (message or "malformed").strip().splitlines()[0][:200]
+                reason = (message or "malformed").strip().splitlines()[0][:200].rstrip(":")
                 problem = problems.Problem(status, f"This is not a valid HTTP request: {reason}", kind="bad-request")
             else:
                 log.error("Unhandled error", exc_info=exc, extra={"fields": {}})
@@ -120,7 +125,8 @@ def check_requests(handler: RequestHandler, hosts: AllowedHosts) -> RequestHandl
     It runs before every middleware, because the first middleware is that of the instrumentation.
 
     Raises:
-        RefusedError: from the returned handler; 421 for a foreign host, 400 for a header without a valid value.
+        RefusedError: from the returned handler; 421 for a foreign host, 400 for a header without a valid value, 417
+            for an expectation.
     """
     known_hosts: set[str] = set()
     logged_hosts: set[str] = set()
@@ -134,6 +140,8 @@ def check_requests(handler: RequestHandler, hosts: AllowedHosts) -> RequestHandl
             raise RefusedError(
                 problems.Problem(400, "This is not a valid HTTP request: a header is malformed", kind="bad-request")
             ) from error
+        if request.headers.get("Expect", "100-continue").lower() != "100-continue":
+            raise RefusedError(problems.Problem(417, "This service meets no expectation but 100-continue."))
         if request.host in known_hosts:
             return
         # HTTP/1.0 has no Host header, and no browser sends a request without one.
@@ -153,7 +161,7 @@ def check_requests(handler: RequestHandler, hosts: AllowedHosts) -> RequestHandl
         assert isinstance(connection, Connection)
         connection.request_started()
         try:
-            if request.host not in known_hosts or "baggage" in request.headers:
+            if request.host not in known_hosts or "baggage" in request.headers or "Expect" in request.headers:
                 check(request)
             return await handler(request)
         finally:

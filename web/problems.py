@@ -110,6 +110,8 @@ def middleware() -> Middleware:
             if error.status < 400:
                 raise
             return await _respond_and_record(request, _of_http_exception(request, error))
+        except web.RequestPayloadError:  # such as gzip that is none, or chunks that are malformed
+            return await _respond_and_record(request, bad_request("The body of the request cannot be read."))
         except Exception as error:
             log.exception("Unhandled error", extra={"fields": {}})
             detail = "The service failed; its log has the details."

@@ -32,7 +32,10 @@ PATIENCE = {
     "DB_CONNECT_TIMEOUT": "0.3",
     "DB_QUERY_TIMEOUT": "0.3",
 }
-BAD_INPUT = ("/roll", "/roll?die=nosuch", "/roll?die=", "/roll-async?die=fair&times=0", "/nowhere", "/roll?die=%FF")
+BAD_INPUT = (
+    *("/roll", "/roll?die=nosuch", "/roll?die=", "/roll?die=%FF", "/nowhere"),
+    *("/roll-async?die=nosuch&times=2", "/roll-async?die=fair&times=0"),
+)
 
 
 def ask(lab: Lab, path: str, status: int) -> None:

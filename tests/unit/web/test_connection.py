@@ -125,6 +125,31 @@ async def test_slow_responses_bodies_and_idle_connections_do_not_time_out() -> N
         assert [responses.count(b"HTTP/1.1 200 ") for responses in await asyncio.gather(idle, body)] == [2, 1]
 
 
+@pytest.mark.parametrize("encoding", ["gzip", "deflate"])
+@pytest.mark.parametrize(("request_line", "status"), [(b"POST /slow", b"400"), (b"GET /html", b"200")])
+async def test_a_body_that_cannot_be_decoded_is_the_clients_error(
+    caplog: pytest.LogCaptureFixture, request_line: bytes, status: bytes, encoding: str
+) -> None:
+    """Whether the handler reads the body or not."""
+    head = b" HTTP/1.1\r\nHost: test\r\nContent-Length: 8\r\nConnection: close\r\nContent-Encoding: "
+    async with running() as port:
+        response = await exchange(port, request_line + head + encoding.encode() + b"\r\n\r\nname=bob")
+        assert response.startswith(b"HTTP/1.1 " + status)
+        if status == b"400":
+            assert b"The body of the request cannot be read." in response
+        assert (await exchange(port, b"GET /html HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n"))[9:12] == b"200"
+    assert [record for record in caplog.records if record.levelname == "ERROR"] == []
+
+
+@pytest.mark.parametrize(("expected", "status"), [("100-continue", b"200"), ("200-ok", b"417")])
+async def test_an_unknown_expectation_is_a_problem(expected: str, status: bytes) -> None:
+    async with running() as port:
+        head = f"GET /html HTTP/1.1\r\nHost: test\r\nConnection: close\r\nExpect: {expected}\r\n\r\n"
+        response = await exchange(port, head.encode())
+    assert b"HTTP/1.1 " + status in response
+    assert (b"application/problem+json" in response) == (status == b"417")
+
+
 async def test_pages_have_security_headers() -> None:
     async with running() as port, ClientSession(f"http://127.0.0.1:{port}") as session:
         async with session.get("/html") as page:
