@@ -6,6 +6,7 @@ https://prometheus.io/docs/instrumenting/writing_exporters/
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import AsyncIterator, Mapping
 from typing import TypeVar
 
@@ -92,9 +93,12 @@ def _one_of(choices: Mapping[str, T], request: web.Request, name: str) -> T:
 def _scrape_timeout(request: web.Request) -> float:
     """How long the probe may take, in seconds, according to Prometheus's header; infinite without it."""
     try:
-        return max(float(request.headers.get(SCRAPE_TIMEOUT, "inf")) - MARGIN, 0.1)
+        seconds = float(request.headers.get(SCRAPE_TIMEOUT, "inf"))
     except ValueError:
-        raise web.HTTPBadRequest(text=f"{SCRAPE_TIMEOUT} must be a number of seconds\n") from None
+        seconds = math.nan
+    if not seconds > 0:  # NaN too
+        raise web.HTTPBadRequest(text=f"{SCRAPE_TIMEOUT} must be a positive number of seconds\n")
+    return max(seconds - MARGIN, 0.1)
 
 
 def _page(request: web.Request, registry: CollectorRegistry) -> web.Response:

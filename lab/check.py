@@ -19,7 +19,7 @@ import aiohttp
 from rich.console import Console
 
 from lab import LabError, containers, features
-from lab.client import DIE_SERVICE, FRONTEND, ROLLER, Lab, Missing, NotRunning
+from lab.client import DIE_SERVICE, FRONTEND, ROLLER, Absent, Lab, Missing, NotRunning
 from lab.features import Check, Subject
 from lab.supervise.stages import STAGES
 from lab.terminal import say
@@ -29,20 +29,25 @@ POLL = 0.2  # seconds
 
 
 class Row(NamedTuple):
-    """One feature of the matrix, the first stage that has it, and how it is checked."""
+    """One feature of the matrix, the first stage that has it, and how it is checked.
+
+    Attributes:
+        essential: whether the others depend on it: if it is missing, they are checked without waiting.
+    """
 
     feature: str
     first_stage: int
     check: Check
+    essential: bool = False
 
 
 # In the order of the feature matrix. Rows that roll come before the rows that look for the telemetry of those rolls.
 ROWS = (
-    Row("Dice Roller API", 1, features.ready(ROLLER)),
+    Row("Dice Roller API", 1, features.ready(ROLLER), essential=True),
     Row("Frontend", 2, features.ready(FRONTEND)),
     Row("Die Service", 3, features.ready(DIE_SERVICE)),
     Row("PostgreSQL", 5, features.database_pool),
-    Row("GET /roll", 1, features.roll),
+    Row("GET /roll", 1, features.roll, essential=True),
     Row("GET /roll-async", 4, features.roll_batch),
     Row("GET /dice", 3, features.list_dice),
     Row(
@@ -98,7 +103,7 @@ class Options:
 
     Attributes:
         stage: the stage to check against; ``None`` for the stage that runs.
-        timeout: the time limit of each feature, in seconds.
+        timeout: the time limit of each feature, in seconds. Without an essential feature the others get one attempt.
         compose: whether the lab runs in containers.
         addresses: the URLs of a lab elsewhere, each with the name of its part; the name is empty for the whole lab.
         schema: compare the telemetry with the registry, instead of checking the features.
@@ -141,7 +146,7 @@ def run(options: Options, console: Console) -> int:
 
 
 async def _check(lab: Lab, stage: int, timeout: float, console: Console) -> int:
-    missing = 0
+    missing, patience = 0, timeout
     unchecked: list[NotRunning] = []
     async with lab:
         if lab.remote:
@@ -151,7 +156,7 @@ async def _check(lab: Lab, stage: int, timeout: float, console: Console) -> int:
             if row.first_stage > stage:
                 continue
             try:
-                found = await _repeated(row.check, subject, time.monotonic() + timeout)
+                found = await _repeated(row.check, subject, time.monotonic() + patience)
                 mark, style = "✔", "green"
             except NotRunning as reason:
                 found, mark, style = str(reason), "–", "yellow"  # noqa: RUF001
@@ -159,6 +164,7 @@ async def _check(lab: Lab, stage: int, timeout: float, console: Console) -> int:
             except Missing as reason:
                 found, mark, style = str(reason), "✘", "red"
                 missing += 1
+                patience = 0.0 if row.essential else patience
             found = re.sub(r"[\x00-\x1f\x7f-\x9f]", " ", found)
             say(console, f"{mark} {row.feature:28} {found}", style)
     say(console, conclusion(missing, unchecked), "red" if missing else "green")
@@ -178,12 +184,14 @@ async def _repeated(check: Check, subject: Subject, deadline: float) -> str:
     """The result of a check, repeated until it succeeds.
 
     Raises:
-        Missing: the last one, at the deadline.
+        Missing: the last one, at the deadline; at once if the lab has no such service.
     """
     missing = Missing()
     async for _ in until(deadline, POLL):
         try:
             return await check(subject)
+        except Absent:
+            raise
         except Missing as error:
             missing = error
         except (aiohttp.ClientError, asyncio.TimeoutError, OSError, ValueError, KeyError) as error:

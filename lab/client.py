@@ -49,6 +49,10 @@ class Missing(Exception):
     """Expected telemetry is missing; the text says what was looked for and where."""
 
 
+class Absent(Missing):
+    """What is missing is no part of this lab, so that it will not appear later either."""
+
+
 class NotRunning(Exception):
     """A check is not possible in this lab; the text says why.
 
@@ -260,13 +264,13 @@ class Lab:
         """The URL of a service.
 
         Raises:
-            Missing: when this lab has no such service.
+            Absent: when this lab has no such service.
             NotRunning: when the lab is elsewhere, and its address is not known.
         """
         if service not in self.services:
             if self.remote:
                 raise NotRunning(f"the address of the {service} is not known: --url {service}=URL")
-            raise Missing(f"no {service} in the lab at {self.front}")
+            raise Absent(f"no {service} in the lab at {self.front}")
         return self.services[service]
 
     def engine(self, name: str) -> str:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable
 from contextlib import closing
+from pathlib import Path
 
 import pytest
 
@@ -26,7 +28,7 @@ def checked(lab: Lab, *arguments: str) -> tuple[int, dict[str, str]]:
 @pytest.mark.parametrize("stage", matrix.STAGES)
 def test_a_running_stage_has_all_its_features(stage_lab: Callable[[int], Lab], stage: int) -> None:
     code, rows = checked(stage_lab(stage))
-    expected = {feature for feature, first, _ in ROWS if first <= stage}
+    expected = {row.feature for row in ROWS if row.first_stage <= stage}
     assert rows.keys() == expected
     assert {row for row in rows.values() if row.startswith("✘")} == set()
     assert {feature for feature, row in rows.items() if "not running" in row} <= {
@@ -97,3 +99,13 @@ def test_without_a_lab_check_fails(own_lab: Callable[..., Lab]) -> None:
     output, _ = process.communicate(timeout=30)
     assert process.returncode == 1
     assert output.decode().startswith("dicelab: nothing runs in ")
+
+
+def test_nothing_is_waited_for_where_a_part_is_missing(tmp_path: Path) -> None:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))  # and does not listen
+        url = f"http://127.0.0.1:{unused.getsockname()[1]}"
+        process = dicelab("check", "--stage", "6", "--timeout", "4", "--url", url, "--run-dir", tmp_path / "run")
+        output, _ = process.communicate(timeout=60)  # with a wait for each of the 30 features it would take two minutes
+    assert process.returncode == 1
+    assert "✔" not in output.decode()

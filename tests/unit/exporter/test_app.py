@@ -149,6 +149,8 @@ async def test_only_listed_targets_and_modules_are_probed(query: str, message: s
         ("/probe?target=dice-roller&module=roll", {"Host": "evil.example"}, 421),
         ("/probe?target=dice-roller&module=roll", {"Sec-Fetch-Site": "cross-site"}, 403),
         ("/probe?target=dice-roller&module=roll", {SCRAPE_TIMEOUT: "soon"}, 400),
+        ("/probe?target=dice-roller&module=roll", {SCRAPE_TIMEOUT: "nan"}, 400),
+        ("/probe?target=dice-roller&module=roll", {SCRAPE_TIMEOUT: "-1"}, 400),
     ],
 )
 async def test_other_sites_pages_are_refused(path: str, headers: dict[str, str], status: int) -> None:
