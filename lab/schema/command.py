@@ -19,7 +19,7 @@ from lab.client import Lab
 from lab.schema import weaver
 from lab.schema.judge import Judge
 from lab.schema.registry import OTHERS, Registry
-from lab.signals import OPENMETRICS, Line, Span, parse_export
+from lab.signals import OPENMETRICS, Line, Span, parse_export, parse_time
 from lab.terminal import say
 from lab.waiting import gather
 
@@ -55,16 +55,23 @@ async def _look(lab: Lab) -> Seen:
 
 
 async def look(lab: Lab) -> Seen:
-    """Read the telemetry of a running lab.
+    """Read the telemetry of a running lab, without that of earlier labs in the same run dir.
 
     Raises:
         LabError: when a service has no page of metrics.
     """
-    lines = [line for service in lab.services for line in lab.lines(service)]
+    since = parse_time(lab.state.get("started", "1970-01-01T00:00:00Z"))
+    lines = [
+        line for service in lab.services for line in lab.lines(service) if not 0 < parse_time(line.timestamp) < since
+    ]
     metrics = {}
     for service, urls in _pages(lab).items():
         metrics[service] = "".join([(await _page(lab, url)).removesuffix(END) for url in urls]) + END
-    spans = await _spans_of(lab, lines) if "tempo" in lab.engines else lab.spans()
+    spans = (
+        await _spans_of(lab, lines)
+        if "tempo" in lab.engines
+        else [span for span in lab.spans() if span.start >= since * 1e9]
+    )
     return Seen(spans, lines, metrics)
 
 

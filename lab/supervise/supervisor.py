@@ -21,6 +21,7 @@ from yarl import URL
 from lab import LabError
 from lab.chaos.faults import FaultServer, Link
 from lab.page.server import PageServer
+from lab.signals import format_time
 from lab.supervise import postgres
 from lab.supervise.overview import print_overview
 from lab.supervise.plan import LabPlan, Port, ProcessPlan, loopback
@@ -53,6 +54,7 @@ class Supervisor:
         self._page: PageServer | None = None
         self._workers_dir: Path | None = None
         self._database_url = plan.external_database
+        self._started = ""  # RFC 3339
 
     async def run(self) -> None:
         """Start the lab, run it until a signal arrives, and stop it.
@@ -97,6 +99,7 @@ class Supervisor:
 
     async def _start(self, on_lines: OnLines) -> None:
         plan = self._plan
+        self._started = format_time(time.time())  # what is older in the run dir is from earlier labs
         if plan.embeds_database:
             self._postgres = SupervisedPostgres(self._run_dir.postgres)
             await self._postgres.start()
@@ -207,6 +210,7 @@ class Supervisor:
             "telemetry": plan.telemetry,
             "sampling": plan.sampling,
             "pid": os.getpid(),
+            "started": self._started,
             "services": [
                 {"name": service.name, "url": plan.url(service), **self._processes_of(service.name)}
                 for service in plan.stage.services

@@ -169,6 +169,23 @@ def test_the_command_shows_what_was_seen_and_each_violation(own_lab: Callable[..
     )
 
 
+def test_the_files_of_an_earlier_lab_are_not_compared(tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    earlier = labs.start(run_dir, 4, roll_delay=0.0)
+    get(f"{earlier.front}/roll-async?die=fair&times=3")
+    earlier.stop()
+    lab = labs.start(run_dir, 1, roll_delay=0.0)
+    try:
+        assert any(line.message == "Batch completed" for line in lab.lines("dice-roller"))
+        get(f"{lab.front}/roll?die=fair")
+        process = dicelab("check", "--schema", "--run-dir", lab.run_dir)
+        output = process.communicate(timeout=60)[0].decode()
+    finally:
+        lab.stop()
+    assert process.returncode == 0, output
+    assert output.rstrip().endswith("No violation of the registry.")
+
+
 # --- Weaver ---
 
 
