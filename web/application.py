@@ -50,9 +50,9 @@ def add_common_routes(
         app.cleanup_ctx.append(siblings.run)
     if not any(resource.canonical == "/" for resource in app.router.resources()):
         app.router.add_get("/", apidocs.front_page, allow_head=False)
-    app.router.add_get("/metrics", _metrics(registry, siblings), allow_head=False)
-    app.router.add_get("/healthz", health.healthz, allow_head=False)
-    app.router.add_get("/readyz", health.readyz, allow_head=False)
+    app.router.add_get("/metrics", _metrics(registry, siblings))
+    app.router.add_get("/healthz", health.healthz)
+    app.router.add_get("/readyz", health.readyz)
     app.router.add_get("/openapi.json", apidocs.openapi, allow_head=False)
     app.router.add_get("/docs", apidocs.docs, allow_head=False)
     app[apidocs.DOCUMENT] = apidocs.document(app, title, description)

@@ -146,7 +146,7 @@ def check_requests(handler: RequestHandler, hosts: AllowedHosts) -> RequestHandl
             return
         # HTTP/1.0 has no Host header, and no browser sends a request without one.
         if host not in hosts and "Host" in request.headers:
-            name = str(host)[:MAX_KNOWN_HOST_LENGTH]
+            name = (host or "")[:MAX_KNOWN_HOST_LENGTH]
             if name not in logged_hosts and len(logged_hosts) < MAX_LOGGED_HOSTS:
                 logged_hosts.add(name)
                 log.warning("Requests for host %s are refused; see ALLOWED_HOSTS", name, extra={"fields": {}})

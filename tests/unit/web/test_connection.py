@@ -150,6 +150,13 @@ async def test_an_unknown_expectation_is_a_problem(expected: str, status: bytes)
     assert (b"application/problem+json" in response) == (status == b"417")
 
 
+@pytest.mark.parametrize("path", ["/healthz", "/readyz", "/metrics"])
+async def test_probes_may_ask_for_the_head_only(path: str) -> None:
+    async with running() as port, ClientSession(f"http://127.0.0.1:{port}") as session:
+        async with session.head(path) as response:
+            assert (response.status, await response.read()) == (200, b"")
+
+
 async def test_pages_have_security_headers() -> None:
     async with running() as port, ClientSession(f"http://127.0.0.1:{port}") as session:
         async with session.get("/html") as page:
