@@ -47,7 +47,7 @@ up: $(VENV)/installed  ## run the lab: make up, or make up STAGE=3
 	$(BIN)/dicelab up --stage $(STAGE) $(ARGS)
 
 down: $(VENV)/installed  ## stop a lab that was started with --detach
-	$(BIN)/dicelab down
+	$(BIN)/dicelab down $(ARGS)
 
 compose: compose/.env  ## run the lab in containers: make compose STAGE=3, or with SAMPLING=tail
 	$(MAKE) --no-print-directory compose-down
