@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -123,6 +124,7 @@ def _numbers(section: Mapping[str, Any], prices: type) -> dict[str, float]:
 
 def _number(section: Mapping[str, Any], name: str) -> float:
     value = section[name]
-    if isinstance(value, bool) or not isinstance(value, int | float) or value < 0:
-        raise ValueError(f"{name} is {value!r}, not a number from 0")
+    # The upper bound refuses infinity, NaN, and whole numbers that no float can hold.
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= sys.float_info.max:
+        raise ValueError(f"{name} is {value!r:.40}, not a finite number from 0")
     return float(value)

@@ -228,8 +228,11 @@ def test_the_price_file_says_that_it_is_an_example() -> None:
     [
         (("received_per_gb", "received_per_mb"), "received_per_mb is not known here"),
         (("rolls_a_day = 1_000_000", ""), "has no rolls_a_day"),
-        (("0.50", '"0.50"'), "received_per_gb is '0.50', not a number from 0"),
-        (("retention_days = 14", "retention_days = -1"), "retention_days is -1, not a number from 0"),
+        (("0.50", '"0.50"'), "received_per_gb is '0.50', not a finite number from 0"),
+        (("retention_days = 14", "retention_days = -1"), "retention_days is -1, not a finite number from 0"),
+        (("0.50", "nan"), "received_per_gb is nan, not a finite number from 0"),
+        (("0.50", "inf"), "received_per_gb is inf, not a finite number from 0"),
+        (("1_000_000", "1" + 400 * "0"), "rolls_a_day is 10+, not a finite number from 0"),
         (("[traces]", "[traces"), "at line"),
     ],
 )
