@@ -73,7 +73,10 @@ def run(options: Options, console: Console) -> int:
     if action == "history":
         return _history(options, console)
     if action == "seeds":
-        say(console, " ".join(map(str, PUBLIC_SEEDS)))
+        if options.json:
+            print(json.dumps(list(PUBLIC_SEEDS)))
+        else:
+            say(console, " ".join(map(str, PUBLIC_SEEDS)))
         return 0
     if action == "score":
         return _score(Path(rest[0]), Path(rest[1]), options, console)

@@ -196,4 +196,7 @@ def test_bad_input_is_reported_in_one_line(
 
 def test_the_seeds_are_printed(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["mystery", "seeds"]) == 0
-    assert len(set(capsys.readouterr().out.split())) == 40
+    printed = capsys.readouterr().out.split()
+    assert len(set(printed)) == 40
+    assert main(["mystery", "seeds", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == list(map(int, printed))
