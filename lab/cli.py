@@ -338,7 +338,7 @@ def diff(**given: Any) -> int:
 @click.option("--telemetry", type=click.Choice(["standard", "fast"]), help="Measure only this package of otel/.")
 @click.option(
     "--json",
-    type=click.Path(path_type=Path, allow_dash=True),
+    type=click.Path(path_type=Path, dir_okay=False, allow_dash=True),
     metavar="FILE",
     help="Write every run to FILE; - is stdout.",
 )

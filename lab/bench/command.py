@@ -13,7 +13,7 @@ from typing import Any
 
 from rich.console import Console
 
-from lab import LabError
+from lab import InputError, LabError
 from lab.bench.options import Options
 from lab.bench.rounds import measure_paths, measure_signals
 from lab.bench.scale import measure_scale
@@ -26,12 +26,19 @@ TABLE_WIDTH = 150  # columns
 
 
 def run(args: Options, console: Console) -> int:
-    """Run the command; returns 0, or 1 if a request failed or a span or line was dropped."""
+    """Run the command; returns 0, or 1 if a request failed or a span or line was dropped.
+
+    Raises:
+        InputError: when a part is unknown.
+        LabError: when the file of ``--json`` cannot be written, or the command was interrupted.
+    """
     unknown = set(args.what) - {"signals", "paths", "scale"}
     if unknown:
-        raise LabError(f"bench knows signals, paths and scale, not {', '.join(sorted(unknown))}")
+        raise InputError(f"bench knows signals, paths and scale, not {', '.join(sorted(unknown))}")
     if args.json == Path("-"):
         console = Console(stderr=True)
+    elif args.json:
+        _write(args.json, "", mode="a")  # to fail now, not after the measurements; earlier content is kept
     console.width = max(console.width, TABLE_WIDTH)  # wide enough for every column
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # clean up as after Ctrl-C
     schedule_batch()  # as dicelab up does
@@ -62,5 +69,13 @@ async def _bench(args: Options, console: Console, testbed: Testbed) -> int:
         console.print(fault, style="bold red", soft_wrap=True)
     if args.json:
         text = json.dumps(document | {"faults": faults}, indent=1)
-        print(text) if args.json == Path("-") else args.json.write_text(text + "\n")
+        print(text) if args.json == Path("-") else _write(args.json, text + "\n")
     return 1 if faults else 0
+
+
+def _write(file: Path, text: str, mode: str = "w") -> None:
+    try:
+        with file.open(mode) as stream:
+            stream.write(text)
+    except OSError as error:
+        raise LabError(f"{file}: {error.strerror}") from None

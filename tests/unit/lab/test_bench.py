@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from lab import LabError
@@ -30,8 +32,20 @@ Requests/sec:    931.69
 
 
 def test_an_unknown_measurement_is_reported(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["bench", "everything"]) == 1
+    assert main(["bench", "everything"]) == 2
     assert "not everything" in capsys.readouterr().err
+
+
+def test_a_file_that_cannot_be_written_is_reported_before_anything_is_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    measured: list[object] = []
+    monkeypatch.setattr("lab.bench.command.EmbeddedPostgres", lambda *given, **options: measured.append(given))
+    assert main(["bench", "paths", "--json", str(tmp_path / "nosuch" / "file")]) == 1
+    assert capsys.readouterr().err == f"dicelab: {tmp_path}/nosuch/file: No such file or directory\n"
+    assert main(["bench", "paths", "--json", str(tmp_path)]) == 2
+    assert "is a directory" in capsys.readouterr().err
+    assert not measured
 
 
 @pytest.mark.parametrize(
