@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
 import click
 
@@ -64,6 +65,8 @@ class Dice(click.ParamType[dict[str, float]]):
             if not name or not 0 < proportion < math.inf:
                 self.fail(f"{part!r} is not a die with a proportion above 0, such as fair=3", param, context)
             dice[name] = proportion
+        if not sum(dice.values()) < math.inf:
+            self.fail(f"the proportions in {value!r} add up to more than a number can hold", param, context)
         return dice
 
 
@@ -77,7 +80,7 @@ class Ratio(click.ParamType[tuple[float, float]]):
             return value
         first, _, second = str(value).partition(":")
         lists, gets = _float(first), _float(second)
-        if not (0 <= lists < math.inf and 0 <= gets < math.inf and lists + gets > 0):
+        if not (lists >= 0 and gets >= 0 and 0 < lists + gets < math.inf):
             self.fail(f"{value!r} is not a ratio such as 1:4", param, context)
         return lists, gets
 
@@ -88,7 +91,7 @@ class Url(click.ParamType[str]):
     name = "url"
 
     def convert(self, value: Any, param: click.Parameter | None, context: click.Context | None) -> str:
-        if not str(value).startswith(("http://", "https://")):
+        if not _has_host(str(value)):
             self.fail(f"{value!r} is not a URL such as http://127.0.0.1:8002", param, context)
         return str(value).rstrip("/")
 
@@ -105,6 +108,15 @@ class Address(click.ParamType[tuple[str, str]]):
         if not equals or "/" in name:  # an equals sign of the URL itself
             name, url = "", str(value)
         return name, Url().convert(url, param, context)
+
+
+def _has_host(url: str) -> bool:
+    """Whether a text is an HTTP URL with a host, and with a valid port if it has one."""
+    try:
+        parts = urlsplit(url)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # a port above 65535, or brackets without an IPv6 address
+        return False
 
 
 def _float(text: str) -> float:
