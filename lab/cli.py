@@ -6,7 +6,9 @@ command's options, and a function ``run(options, console)``, which returns the e
 
 from __future__ import annotations
 
+import errno
 import gc
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -353,6 +355,24 @@ def bench(**given: Any) -> int:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status: 0 done, 1 failed, 2 wrong usage."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # stderr escapes what its encoding lacks
+        sys.stdout.reconfigure(errors="replace")
+    try:
+        status = _status(arguments)
+        print(end="", flush=True)  # an error of stdout is reported here instead of at the end of the interpreter
+        return status
+    except BrokenPipeError:  # the reader of the pipe has ended, such as head
+        _discard_output()
+        return 1
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        _discard_output()
+        print(f"dicelab: {error.filename or 'the output cannot be written'}: {error.strerror}", file=sys.stderr)
+        return 1
+
+
+def _status(arguments: Sequence[str] | None) -> int:
     try:
         status: int = dicelab.main(arguments, prog_name="dicelab", standalone_mode=False)
         return status or 0
@@ -364,9 +384,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except click.ClickException as error:
         error.show()
         return error.exit_code
-    except BrokenPipeError:  # the reader of the pipe has ended, such as head
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
+
+
+def _discard_output() -> None:
+    """Let the end of the interpreter write what is left of the output to nowhere."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@ from __future__ import annotations
 import gc
 import importlib.metadata
 import io
+import os
 import re
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from lab.check import conclusion
 from lab.cli import dicelab, main
 from lab.client import NotRunning
 from lab.load.generator import PROFILES
+from lab.paths import DOCS
 from lab.supervise import stages
 from lab.supervise.overview import print_overview
 
@@ -128,6 +130,33 @@ def test_wrong_usage_is_reported_and_nothing_runs(
     assert main(arguments) == 2
     assert text in " ".join(capsys.readouterr().err.split())
     assert not given
+
+
+def command(*arguments: str | Path, **how: Any) -> subprocess.CompletedProcess[str]:
+    """Run the command in a process of its own, as a user does."""
+    given = [sys.executable, "-m", "lab.cli", *map(str, arguments)]
+    return subprocess.run(given, check=False, stderr=subprocess.PIPE, text=True, **how)
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["learn"], ["learn", "list", "--json"], ["sql", "SELECT 1"]])
+def test_a_full_disk_behind_stdout_is_reported_in_one_line(tmp_path: Path, arguments: list[str]) -> None:
+    for name in ("logs", "traces"):
+        (tmp_path / name).mkdir()
+    run_dir = [] if arguments == ["--help"] else ["--run-dir", str(tmp_path)]
+    with open("/dev/full", "w") as full:
+        done = command(*arguments, *run_dir, stdout=full)
+    assert (done.returncode, done.stderr) == (
+        1,
+        "dicelab: the output cannot be written: No space left on device\n",
+    )
+
+
+def test_characters_that_the_encoding_of_stdout_lacks_are_replaced() -> None:
+    done = command("learn", "guide", "2", stdout=subprocess.PIPE, env={**os.environ, "PYTHONIOENCODING": "ascii"})
+    assert (done.returncode, done.stderr) == (0, "")
+    expected = next((DOCS / "stages").glob("2-*.md")).read_text()
+    assert not expected.isascii()
+    assert done.stdout.rstrip() == expected.encode("ascii", "replace").decode().rstrip()
 
 
 def test_addresses_have_a_name_or_none(given: dict[str, Any]) -> None:
