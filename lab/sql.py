@@ -19,7 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lab import InputError
-from lab.tables import Result, Tables, mentions_samples
+from lab.tables import Result, Tables, check, mentions_samples
 from lab.terminal import printable, say
 
 PLAIN_WIDTH = 10_000  # columns; without a terminal nothing is wrapped
@@ -42,6 +42,7 @@ def run(options: Options, console: Console) -> int:
     """
     if options.json and options.csv:
         raise InputError("give --json or --csv, not both")
+    check(options.query)  # a typo is reported before the files are loaded, which can take many seconds
     with Tables.of(options.run_dir, mentions_samples(options.query)) as tables:
         for note in tables.left_out:
             print(f"dicelab: left out: {printable(note)}", file=sys.stderr)

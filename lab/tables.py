@@ -137,7 +137,7 @@ class Tables:
         with ExitStack() as stack:
             try:
                 scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="dicelab-sql-")))
-                database = stack.enter_context(_database(scratch))
+                database = stack.enter_context(_connect(scratch))
                 left_out: list[str] = []
                 _load(database, "spans", SPANS, scratch, _span_rows, directory.traces, left_out)
                 _load(database, "lines", LINES, scratch, _line_rows, directory.logs, left_out)
@@ -150,9 +150,7 @@ class Tables:
             engines = [engine["name"] for engine in (directory.state() or {}).get("engines", [])]
             if "tempo" in engines or "otel-collector" in engines:
                 left_out.append("spans: this lab sends its spans to an engine; the table holds those in files only")
-            # From here on no statement can access a file, or change this setting.
-            for setting in ("enable_external_access = false", "lock_configuration = true"):
-                database.execute(f"SET {setting}")
+            _lock(database)
             return cls(database, left_out, stack.pop_all().close)
 
     def query(self, sql: str) -> Result:
@@ -161,11 +159,9 @@ class Tables:
         Raises:
             InputError: when it is another statement, or DuckDB refuses it; the text is DuckDB's, shortened.
         """
+        statement = _parse(self._database, sql)
         try:
-            statements = self._database.extract_statements(sql)
-            if len(statements) != 1 or statements[0].type != duckdb.StatementType.SELECT:
-                raise InputError("the tables can only be read: give one SELECT statement")
-            result = self._database.execute(statements[0])
+            result = self._database.execute(statement)
             columns = tuple(str(column[0]) for column in result.description or ())
             return Result(columns, result.fetchall())
         # ValueError, OverflowError: a value for which Python has no type.
@@ -186,7 +182,37 @@ def mentions_samples(query: str) -> bool:
     return "samples" in query.lower()
 
 
-def _database(scratch: Path) -> duckdb.DuckDBPyConnection:
+def check(sql: str) -> None:
+    """Check a query's syntax and its names of tables and columns, without loading a file or evaluating the query.
+
+    Raises:
+        InputError: when :meth:`Tables.query` would refuse it.
+    """
+    with tempfile.TemporaryDirectory(prefix="dicelab-sql-") as scratch, _connect(Path(scratch)) as database:
+        for table, columns in (("spans", SPANS), ("lines", LINES), ("samples", SAMPLES)):
+            database.execute(f"CREATE TABLE {table} ({', '.join(f'{name} {type}' for name, type, _ in columns)})")
+        _lock(database)
+        statement = _parse(database, sql)
+        try:
+            database.sql(statement)  # plans a query, and evaluates it when its result is asked for
+        except duckdb.Error as error:
+            raise InputError(_message(error)) from None
+
+
+def _parse(database: duckdb.DuckDBPyConnection, sql: str) -> duckdb.Statement:
+    try:
+        sql.encode()
+        statements = database.extract_statements(sql)
+    except UnicodeEncodeError:  # a lone surrogate, by which Python represents a byte that is not UTF-8
+        raise InputError("the query is not a text in UTF-8") from None
+    except duckdb.Error as error:
+        raise InputError(_message(error)) from None
+    if len(statements) != 1 or statements[0].type != duckdb.StatementType.SELECT:
+        raise InputError("the tables can only be read: give one SELECT statement")
+    return statements[0]
+
+
+def _connect(scratch: Path) -> duckdb.DuckDBPyConnection:
     return duckdb.connect(
         ":memory:",
         config={
@@ -199,6 +225,12 @@ def _database(scratch: Path) -> duckdb.DuckDBPyConnection:
             "python_enable_replacements": False,
         },
     )
+
+
+def _lock(database: duckdb.DuckDBPyConnection) -> None:
+    """From here on no statement can access a file, or change this setting."""
+    for setting in ("enable_external_access = false", "lock_configuration = true"):
+        database.execute(f"SET {setting}")
 
 
 def _message(error: Exception) -> str:

@@ -295,6 +295,7 @@ def test_files_may_be_written_and_rotated_meanwhile(run_dir: Path, ask: Ask) -> 
         ("SELECT nosuch FROM spans", 'column "nosuch" not found'),
         ("SELECT 'x'::INT", "Could not convert"),
         ("SELECT $1", "parameters"),
+        ("SELECT '\udcff'", "not a text in UTF-8"),  # the byte 0xff on the command line
         ("SELECT list(range) FROM range(100000000)", "Out of Memory"),
     ],
 )
@@ -312,6 +313,14 @@ def test_other_statements_are_refused_in_one_line(run_dir: Path, ask: Ask, query
     assert len(errors) < 250
     assert sorted(run_dir.rglob("*")) == before
     assert columns_of_a_python_variable == [1]
+
+
+@pytest.mark.parametrize("query", ["SELEC 1", "SELECT nosuch FROM spans", "SELECT * FROM nosuch", "DELETE FROM lines"])
+def test_a_wrong_query_is_refused_before_the_files_are_loaded(run_dir: Path, ask: Ask, query: str) -> None:
+    write(run_dir / "logs" / "frontend.jsonl", "broken")  # loading it would print a note
+    status, output, errors = ask(query)
+    assert (status, output) == (2, "")
+    assert "left out" not in errors
 
 
 def test_json_and_csv_exclude_each_other(ask: Ask) -> None:
