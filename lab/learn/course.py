@@ -89,12 +89,11 @@ class Course:
             LabError: when the exercise cannot be asked now; an earlier attempt is kept.
         """
         exercise = find(number)
+        if reason := obstacle(exercise, self._find()):  # before the lock, which creates the run dir
+            raise LabError(reason)
         progress = self.progress
         with progress.locked():
             known = progress.read()
-            reason = obstacle(exercise, self._find())
-            if reason:
-                raise LabError(reason)
             seed = random.SystemRandom().randrange(2**32) if seed is None else seed
             began = time.time()
             async with self._lesson(seed) as lesson:
@@ -112,7 +111,7 @@ class Course:
         """
         exercise, entry = find(number), self.progress.read().get(number, {})
         if "facts" not in entry:
-            raise LabError(f"exercise {number} has not been asked; begin with dicelab learn {number}")
+            raise _not_asked(number)
         return exercise.ask(entry["facts"])
 
     async def answer(self, number: str, text: str) -> Verdict:
@@ -123,11 +122,13 @@ class Course:
         """
         exercise = find(number)
         progress = self.progress
+        if not progress.begun:
+            raise _not_asked(number)
         with progress.locked():
             known = progress.read()
             entry = known.get(number, {})
             if "facts" not in entry:
-                raise LabError(f"exercise {number} has not been asked; begin with dicelab learn {number}")
+                raise _not_asked(number)
             async with self._lesson(int(entry["seed"])) as lesson:
                 verdict = await exercise.check(lesson, entry["facts"], text)
             entry["tries"] = int(entry.get("tries", 0)) + 1
@@ -172,6 +173,8 @@ class Course:
         if number is not None:
             find(number)
         progress = self.progress
+        if not progress.begun:
+            return
         with progress.locked():
             if number is None:
                 progress.reset()
@@ -200,6 +203,10 @@ class Course:
             raise LabError(str(error)) from None
         except (aiohttp.ClientError, asyncio.TimeoutError, OSError) as error:
             raise LabError(f"a part of the lab went away in between: {error or type(error).__name__}") from None
+
+
+def _not_asked(number: str) -> LabError:
+    return LabError(f"exercise {number} has not been asked; begin with dicelab learn {number}")
 
 
 def obstacle(exercise: Exercise, lab: Lab | None) -> str:

@@ -25,6 +25,11 @@ class Progress:
         self._file = self.directory / "progress.json"
         self._lock = self.directory / "lock"
 
+    @property
+    def begun(self) -> bool:
+        """Whether the run dir has had a learner; without one there is nothing to lock or to forget."""
+        return self.directory.is_dir()
+
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Keep other learners out while the block runs: the traffic of two attempts at once would spoil both.
@@ -46,8 +51,11 @@ class Progress:
                 raise LabError(
                     f"another learner is at work in {self._run_dir.path} (process {owner}); try again in a moment"
                 ) from None
-            os.truncate(lock, 0)
-            os.write(lock, str(os.getpid()).encode())
+            try:
+                os.truncate(lock, 0)
+                os.write(lock, str(os.getpid()).encode())
+            except OSError as error:
+                raise LabError(f"{self._lock}: {error.strerror}") from None
             yield
         finally:
             os.close(lock)

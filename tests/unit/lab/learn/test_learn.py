@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -12,12 +13,20 @@ import pytest
 from lab.cli import main
 from lab.learn.catalogue import EXERCISES
 from lab.learn.progress import Progress
+from lab.supervise.rundir import RunDir
 
 NUMBERS = [f"{stage}.{place}" for stage in range(1, 7) for place in range(1, 5)]
 
 
 def learn(run_dir: Path, *words: str) -> int:
     return main(["learn", *words, "--run-dir", str(run_dir)])
+
+
+def lab(run_dir: Path) -> None:
+    """Make a run dir like that of a running lab whose process is this one."""
+    directory = RunDir(run_dir)
+    directory.claim()
+    directory.write_state({"stage": 1, "services": [{"name": "dice-roller", "url": "http://127.0.0.1:1"}]})
 
 
 def test_each_stage_has_four_exercises_in_order() -> None:
@@ -81,6 +90,25 @@ def test_bad_input_is_one_line_and_status_2(
     assert errors.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("words", "status"), [(["1.1"], 2), (["answer", "1.1", "42"], 2), (["reset"], 0), (["reset", "1.1"], 0)]
+)
+def test_nothing_is_created_where_no_lab_has_run(tmp_path: Path, words: list[str], status: int) -> None:
+    assert learn(tmp_path / "run", *words) == status
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_full_disk_is_reported_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lab(tmp_path)
+    unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, unlimited[1]))
+    try:
+        assert learn(tmp_path, "1.1") == 2
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
+    assert capsys.readouterr().err == f"dicelab: {tmp_path}/learn/lock: File too large\n"
+
+
 def test_an_answer_in_a_binary_file_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "answer"
     file.write_bytes(b"\xff\xfe")
@@ -118,6 +146,7 @@ def test_answers_are_checked_without_a_lab_and_progress_survives_the_process(
 def test_two_learners_on_one_run_dir_do_not_overwrite_each_other(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    lab(tmp_path)
     code = (
         "import sys; from pathlib import Path; from lab.learn.progress import Progress\n"
         "with Progress(Path(sys.argv[1])).locked():\n    print('locked', flush=True); sys.stdin.read()"
