@@ -195,7 +195,7 @@ chaos.epilog = f"Experiments: {', '.join(EXPERIMENTS)}."
 
 @dicelab.command()
 @click.option(
-    "--base-port", type=count(1, 65510), default=8000, metavar="PORT", help="The dice-roller's port; the others follow."
+    "--base-port", type=count(1, 65509), default=8000, metavar="PORT", help="The dice-roller's port; the others follow."
 )
 def forward(**given: Any) -> int:
     """Forward the ports of a lab in a cluster to this machine."""

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
 
-from lab import LabError
+from lab import InputError, LabError
 from lab.supervise import engines, stages
 from lab.supervise.engines_plan import plan_engines
 from lab.supervise.rundir import RunDir
@@ -21,6 +21,7 @@ from lab.supervise.stages import Service
 
 # Delay of span export to files, in milliseconds: short, so that a roll's trace is complete right after the roll.
 FILE_EXPORT_DELAY_MS = "300"
+MAX_PORT = 65535
 TELEMETRY = ("standard", "fast")  # the first is the services' default
 SAMPLING = ("none", "tail")  # the first is the default
 
@@ -93,6 +94,7 @@ class LabPlan:
         environ: the environment that the services and engines inherit.
 
     Raises:
+        InputError: when a port would be too high, or sampling needs ``--engines``.
         LabError: when there is no such stage or sampling, or no Collector for it.
     """
 
@@ -106,7 +108,7 @@ class LabPlan:
         if self.sampling not in SAMPLING:
             raise LabError(f"SAMPLING is {self.sampling!r}, not {' or '.join(SAMPLING)}")
         if self.sampling != SAMPLING[0] and not options.engines:
-            raise LabError(f"SAMPLING={self.sampling} needs --engines: the Collector samples")
+            raise InputError(f"SAMPLING={self.sampling} needs --engines: the Collector samples")
         self.engines = plan_engines(
             self.stage,
             options.base_port,
@@ -116,6 +118,12 @@ class LabPlan:
             all_engines=options.engines,
             sampling=self.sampling,
         )
+        last = max(self.ports(), key=lambda port: port.number)
+        if last.number > MAX_PORT:
+            raise InputError(
+                f"--base-port {options.base_port}: the {last.part} would have port {last.number}; the highest base port"
+                f" of this lab is {options.base_port + MAX_PORT - last.number}"
+            )
         self._environ = dict(environ)
         self.learn_socket: Path | None = None  # where the page finds the exercises and the game
         self.external_database = environ.get("DATABASE_URL", "")

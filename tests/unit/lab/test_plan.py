@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from lab import LabError
-from lab.cli import dicelab
+from lab import InputError, LabError
+from lab.cli import dicelab, main
 from lab.supervise import stages
 from lab.supervise.engines_plan import plan_engines
 from lab.supervise.plan import LabPlan, Options, loopback
@@ -217,6 +217,33 @@ def test_a_detached_lab_gets_the_same_options(tmp_path: Path, monkeypatch: pytes
 def test_an_address_that_cannot_be_bound_is_reported(tmp_path: Path, host: str, base_port: int, text: str) -> None:
     with pytest.raises(LabError, match=text):
         check_ports(plan(tmp_path, stage=1, host=host, base_port=base_port).ports())
+
+
+@pytest.mark.parametrize(
+    ("stage", "programs_on_path", "last", "part"),
+    [
+        (1, (), 65535, "dice-roller"),
+        (4, (), 65533, "frontend"),
+        (5, (), 65509, "exporter"),
+        (1, ("loki",), 65514, "loki"),
+    ],
+)
+def test_the_base_port_leaves_room_for_every_port_of_the_lab(
+    tmp_path: Path, stage: int, programs_on_path: tuple[str, ...], last: int, part: str
+) -> None:
+    given = {"stage": stage, "engines": bool(programs_on_path)}
+    environ = {"PATH": programs(tmp_path / "bin", *programs_on_path)}
+    assert max(port.number for port in plan(tmp_path, environ, base_port=last, **given).ports()) == 65535
+    text = f"--base-port {last + 1}: the {part} would have port 65536; the highest base port of this lab is {last}"
+    with pytest.raises(InputError, match=text):
+        plan(tmp_path, environ, base_port=last + 1, **given)
+
+
+def test_a_base_port_that_is_too_high_is_wrong_usage(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run_dir = tmp_path / "run"
+    assert main(["up", "--stage", "5", "--base-port", "65532", "--run-dir", str(run_dir)]) == 2
+    assert "dicelab: --base-port 65532: " in capsys.readouterr().err
+    assert not run_dir.exists()
 
 
 def test_addresses_of_this_machine_are_loopback() -> None:

@@ -16,6 +16,7 @@ import pytest
 
 from lab import LabError
 from lab.chaos.pods import PAUSE_SCRIPT, PodTarget
+from lab.cli import main
 from lab.kubernetes import forward, pods
 from lab.kubernetes.pods import Workload
 from lab.supervise import engines, stages
@@ -211,13 +212,16 @@ async def test_a_new_pod_and_a_restart_are_other_processes(cluster: Cluster, lat
 # --- forwarding ---
 
 
-def test_forwarded_ports_have_the_numbers_of_all_labs() -> None:
+def test_forwarded_ports_have_the_numbers_of_all_labs(capsys: pytest.CaptureFixture[str]) -> None:
     assert forward.ports("dice-roller", 9000) == {9000: 8000}
     assert forward.ports("frontend", 9000) == {9002: 8000}
     assert forward.ports("otel-collector", 8000) == {8018: 13133, 8016: 4317, 8017: 4318, 8019: 8888}
     assert forward.ports("postgres", 8000) == {}
     names = [*(engine.name for engine in engines.ENGINES), *(service.name for service in stages.SERVICES)]
     assert all(forward.ports(name, 8000) for name in names)
+    highest = 65535 - max(port for name in names for port in forward.ports(name, 0))
+    assert main(["forward", "--base-port", str(highest + 1)]) == 2
+    assert f"from 1 to {highest}" in capsys.readouterr().err
 
 
 def test_a_forward_that_ends_is_started_again(
