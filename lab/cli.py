@@ -23,6 +23,8 @@ from lab.options import DELAY, DURATION, EXPERIMENTS, PROBABILITY, PROFILES, RAT
 
 INTERRUPTED = 130  # exit status, as shells have it
 
+STAGE = count(1, 6)
+
 context = {"show_default": True, "help_option_names": ["-h", "--help"], "max_content_width": 120}
 
 
@@ -44,7 +46,7 @@ def _run(module: str, given: dict[str, Any]) -> int:
 
 
 @dicelab.command()
-@click.option("--stage", type=int, default=6, metavar="1..6", help="Which stage.")
+@click.option("--stage", type=STAGE, default=6, metavar="1..6", help="Which stage.")
 @click.option(
     "--base-port", type=count(1, 65532), default=8000, metavar="PORT", help="The dice-roller's port; the others follow."
 )
@@ -63,7 +65,7 @@ def up(no_tail: bool, **given: Any) -> int:
 
 
 @dicelab.command()
-@click.option("--stage", type=int, metavar="1..6", help="The stage to check against [default: the running one]")
+@click.option("--stage", type=STAGE, metavar="1..6", help="The stage to check against [default: the running one]")
 @click.option("--timeout", type=DELAY, default=20.0, metavar="SECONDS", help="The time limit of one feature.")
 @click.option("--compose", is_flag=True, help="Check the lab in containers, by docker or podman.")
 @options.addresses
@@ -81,6 +83,8 @@ def check(**given: Any) -> int:
         raise click.UsageError("--samples needs --schema")
     if given["addresses"] and (given["compose"] or given["schema"]):
         raise click.UsageError("--url cannot be combined with --compose or --schema")
+    if (given["addresses"] or given["compose"]) and given["stage"] is None:
+        raise click.UsageError("--url and --compose need --stage: the stage of such a lab is unknown")
     return _run("check", given)
 
 
@@ -305,8 +309,8 @@ def cost(**given: Any) -> int:
 
 
 @dicelab.command()
-@click.argument("before", type=count(1, 6), metavar="A")
-@click.argument("after", type=count(1, 6), metavar="B")
+@click.argument("before", type=STAGE, metavar="A")
+@click.argument("after", type=STAGE, metavar="B")
 @click.option("--seed", type=int, default=7, metavar="N", help="Seed of the rolls in both stages.")
 @click.option("--no-run", "static", is_flag=True, help="Start no lab: compare settings, services and panels only.")
 @click.option("--json", is_flag=True, help="Print the changes as JSON.")

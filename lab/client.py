@@ -25,7 +25,7 @@ from typing import Any, Self
 import aiohttp
 from yarl import URL
 
-from lab import LabError
+from lab import InputError, LabError
 from lab.containers import Containers
 from lab.kubernetes.pods import Pods
 from lab.rotated import open_files, whole_lines
@@ -198,17 +198,17 @@ class Lab:
                 the empty name for the front.
 
         Raises:
-            LabError: when a name is unknown, or no address is that of the front.
+            InputError: when a name is unknown, or no address is that of the front.
         """
         loaded = stages.load(stage)
         services = {one.name: "" for one in loaded.services}
         known = {one.name: one for one in engines.ENGINES if loaded.postgres or one.name not in engines.WITH_POSTGRES}
         if unknown := addresses.keys() - services.keys() - known.keys() - {"", "otlp"}:
-            raise LabError(f"stage {stage} has no {', '.join(sorted(unknown))}")
+            raise InputError(f"stage {stage} has no {', '.join(sorted(unknown))}")
         entrance = FRONTEND if FRONTEND in services else ROLLER
         front = addresses.get("") or addresses.get(entrance, "")
         if not front:
-            raise LabError(f"give the address of the {entrance}, where users go, by --url")
+            raise InputError(f"give the address of the {entrance}, where users go, by --url")
         found = {entrance: front}
         offset = next(one.port_offset for one in loaded.services if one.name == entrance)
         port = URL(front).explicit_port

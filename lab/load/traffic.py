@@ -15,7 +15,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from lab import LabError, telemetry
+from lab import InputError, LabError, telemetry
 from lab.client import Capabilities, Lab
 from lab.load import generator
 from lab.load.generator import Client, Record, summarized
@@ -256,7 +256,7 @@ def _show(summary: dict[str, Any], console: Console) -> None:
 def run(options: Options, console: Console) -> int:
     """Run the command; returns 0 if any roll succeeded, else 1."""
     if options.rate is not None and (options.max_rolls is not None or options.think_time is not None):
-        raise LabError("--rate sets the pace, --max-rolls and --think-time do not go with it")
+        raise InputError("--rate sets the pace, --max-rolls and --think-time do not go with it")
     lab = Lab.find(options.run_dir, options.url)
     with telemetry.recorded(lab):
         summary = asyncio.run(_run(options, lab))

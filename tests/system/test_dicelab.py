@@ -134,7 +134,6 @@ def test_obstacles_are_reported_before_anything_starts(tmp_path: Path, detach: t
     assert f"port {base + 2} is already in use; choose another with --base-port" in line
     assert "frontend" in line
     assert not (tmp_path / "run" / "postgres").exists()
-    assert "stage 7" in one_line(*finished(dicelab("up", "--stage", "7", "--run-dir", tmp_path / "run", *detach)))
     (tmp_path / "file").write_text("")
     assert "file" in one_line(*finished(dicelab("up", "--run-dir", tmp_path / "file" / "run", *detach)))
 
@@ -148,7 +147,8 @@ def test_a_run_dir_in_use_is_refused(stage_lab: Callable[[int], Lab]) -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--roll-delay", "-1"], ["--base-port", "99999"], ["--stage", "x"], ["--det"], ["--engine"]]
+    "arguments",
+    [["--roll-delay", "-1"], ["--base-port", "99999"], ["--stage", "x"], ["--stage", "7"], ["--det"], ["--engine"]],
 )
 def test_wrong_usage_is_reported(tmp_path: Path, arguments: list[str]) -> None:
     code, output = finished(dicelab("up", *arguments, "--run-dir", tmp_path / "run"))

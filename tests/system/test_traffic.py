@@ -158,7 +158,6 @@ def test_impossible_requests_are_reported(stage_lab: Callable[[int], Lab], tmp_p
     die_service = stage_lab(4).url("die-service")
     cases: list[tuple[str, tuple[str | Path, ...]]] = [
         ("no /roll-async", ("traffic", "--run-dir", run_dir, "--async-probability", "0.5")),
-        ("do not go with it", ("traffic", "--run-dir", run_dir, "--rate", "5", "--max-rolls", "3")),
         ("stage 4 has", ("compare", "--run-dir", run_dir)),
         ("stage 5 has", ("load-db", "--run-dir", run_dir)),
         ("nothing runs", ("traffic", "--run-dir", tmp_path)),

@@ -121,6 +121,10 @@ def test_die_option_parses_proportions(given: dict[str, Any], text: str, dice: d
         (["check", "--url", "http://127.0.0.1:8002", "--schema"], "--url cannot be combined with"),
         (["up", "--telemetry", "none"], "standard"),
         (["up", "--stag", "3"], "--stage"),
+        (["up", "--stage", "9"], "9 is not from 1 to 6"),
+        (["check", "--stage", "0"], "0 is not from 1 to 6"),
+        (["check", "--url", "http://127.0.0.1:8002"], "--url and --compose need --stage"),
+        (["check", "--compose"], "--url and --compose need --stage"),
         (["dwon"], "down"),
     ],
 )
@@ -130,6 +134,26 @@ def test_wrong_usage_is_reported_and_nothing_runs(
     assert main(arguments) == 2
     assert text in " ".join(capsys.readouterr().err.split())
     assert not given
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["up", "--sampling", "tail"], "SAMPLING=tail needs --engines"),
+        (["check", "--stage", "2", "--url", "tempo=http://127.0.0.1:3200"], "give the address of the frontend"),
+        (["check", "--stage", "2", "--url", "nosuch=http://127.0.0.1:1"], "stage 2 has no nosuch"),
+        (["traffic", "--rate", "5", "--max-rolls", "3"], "do not go with it"),
+        (["traffic", "--rate", "5", "--think-time", "3"], "do not go with it"),
+    ],
+)
+def test_options_that_a_command_cannot_combine_are_wrong_usage(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], text: str
+) -> None:
+    assert main([*arguments, "--run-dir", str(tmp_path)]) == 2
+    errors = capsys.readouterr().err
+    assert text in errors
+    assert errors.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
 
 
 def command(*arguments: str | Path, **how: Any) -> subprocess.CompletedProcess[str]:
@@ -160,7 +184,7 @@ def test_characters_that_the_encoding_of_stdout_lacks_are_replaced() -> None:
 
 
 def test_addresses_have_a_name_or_none(given: dict[str, Any]) -> None:
-    assert main(["check", "--url", "http://lab/?a=b/", "--url", "tempo=http://tempo:3200/"]) == 0
+    assert main(["check", "--stage", "1", "--url", "http://lab/?a=b/", "--url", "tempo=http://tempo:3200/"]) == 0
     assert given["addresses"] == (("", "http://lab/?a=b"), ("tempo", "http://tempo:3200"))
 
 
