@@ -25,7 +25,7 @@ from typing import Any, Self
 import aiohttp
 from yarl import URL
 
-from lab import InputError, LabError
+from lab import InputError, LabError, error_text
 from lab.containers import Containers
 from lab.kubernetes.pods import Pods
 from lab.rotated import open_files, whole_lines
@@ -350,7 +350,7 @@ class Lab:
             sign_in = (await self.fetch(f"{self.front}/sign-in")).status == 200
             return Capabilities(document["info"]["title"], times["schema"]["maximum"] if times else 0, sign_in)
         except (aiohttp.ClientError, asyncio.TimeoutError, OSError) as error:
-            raise LabError(f"{self.front} does not answer: {error or type(error).__name__}") from None
+            raise LabError(f"{self.front} does not answer: {error_text(error)}") from None
         except (ValueError, KeyError, TypeError, AttributeError):
             raise LabError(
                 f"{self.front} is neither a frontend nor a dice-roller: its /openapi.json has no /roll"

@@ -12,7 +12,7 @@ from typing import Any
 
 import aiohttp
 
-from lab import LabError
+from lab import LabError, error_text
 from lab.queries import Rows, refused, rows_of
 from lab.signals import escape_label
 from lab.supervise.processes import Process, free_port
@@ -111,7 +111,7 @@ class Prometheus:
             async with self._session.post(f"{self._url}/api/v1/{path}", data=parameters) as response:
                 document = await response.json()
         except (aiohttp.ClientError, asyncio.TimeoutError, OSError, ValueError) as error:
-            raise LabError(f"prometheus went away: {error or type(error).__name__}") from None
+            raise LabError(f"prometheus went away: {error_text(error)}") from None
         if document.get("status") != "success":
             raise refused("Prometheus", str(document.get("error", "")))
         data: dict[str, Any] = document["data"]

@@ -14,7 +14,7 @@ import aiohttp
 from rich.console import Console
 from rich.table import Table
 
-from lab import LabError
+from lab import LabError, error_text
 from lab.bench.options import Options
 from lab.bench.testbed import Deployment, Run, Testbed
 from lab.bench.variants import BARE, BATCH_CLIENTS, FILES, ROLL
@@ -259,7 +259,7 @@ class Scraper:
             try:
                 page = await self._lab.fetch(url, Accept=OPENMETRICS)
             except (aiohttp.ClientError, asyncio.TimeoutError) as error:
-                raise LabError(f"the dice-roller did not answer {url}: {error}") from error
+                raise LabError(f"the dice-roller did not answer {url}: {error_text(error)}") from error
             ended = time.monotonic()
             self.took.append((ended - started) * 1000)
             rolls = total(parse_samples(page.text), "roll_requests_total", {"outcome": "success"})

@@ -14,7 +14,7 @@ from typing import Any
 
 import aiohttp
 
-from lab import LabError
+from lab import LabError, error_text
 from lab.client import Lab, Missing, NotRunning
 from lab.learn.catalogue import EXERCISES, find
 from lab.learn.exercise import Exercise, Verdict, fill
@@ -202,7 +202,7 @@ class Course:
         except (Missing, NotRunning) as error:
             raise LabError(str(error)) from None
         except (aiohttp.ClientError, asyncio.TimeoutError, OSError) as error:
-            raise LabError(f"a part of the lab went away in between: {error or type(error).__name__}") from None
+            raise LabError(f"a part of the lab went away in between: {error_text(error)}") from None
 
 
 def _not_asked(number: str) -> LabError:

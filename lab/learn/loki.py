@@ -9,7 +9,7 @@ from typing import Any
 
 import aiohttp
 
-from lab import LabError
+from lab import LabError, error_text
 from lab.client import Lab
 from lab.learn.exercise import Exercise, Facts, Judge, Verdict
 from lab.learn.lesson import Lesson
@@ -52,7 +52,7 @@ async def rows(lab: Lab, tenant: str, query: str, at: float, label: str = "") ->
                 raise refused("Loki", text)
             data: dict[str, Any] = (await response.json())["data"]
     except (aiohttp.ClientError, asyncio.TimeoutError, OSError, ValueError) as error:
-        raise LabError(f"loki went away: {error or type(error).__name__}") from None
+        raise LabError(f"loki went away: {error_text(error)}") from None
     return {key: value for key, value in rows_of(data, label).items() if value}
 
 

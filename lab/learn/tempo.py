@@ -8,7 +8,7 @@ from typing import Any
 
 import aiohttp
 
-from lab import LabError
+from lab import LabError, error_text
 from lab.client import Lab
 from lab.learn.exercise import Exercise, Facts, Verdict
 from lab.learn.lesson import TIMEOUT, Lesson
@@ -38,7 +38,7 @@ async def search(lab: Lab, query: str, world: Mapping[str, Any]) -> set[str]:
                     break
                 text = await response.text()
         except (aiohttp.ClientError, asyncio.TimeoutError, OSError, ValueError) as error:
-            raise LabError(f"tempo went away: {error or type(error).__name__}") from None
+            raise LabError(f"tempo went away: {error_text(error)}") from None
         # Tempo splits the time range into what it has in memory and what is older. While the border between the two is
         # the start or the end of the search, for a second, it refuses the empty part.
         if "start must be before end" not in text or not left:

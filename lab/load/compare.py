@@ -193,6 +193,7 @@ def _show(summary: dict[str, Any], console: Console) -> None:
 def run(options: Options, console: Console) -> int:
     """Run the command; returns 0 if every request succeeded, else 1."""
     lab = Lab.find(options.run_dir, options.url)
+    lab.timeout = options.timeout
     with telemetry.recorded(lab):
         summary = asyncio.run(_run(options, lab))
     if options.json:

@@ -17,7 +17,7 @@ from typing import Any
 import aiohttp
 from rich.console import Console
 
-from lab import LabError, telemetry
+from lab import LabError, error_text, telemetry
 from lab.client import DIE_SERVICE, Lab
 from lab.load import generator
 from lab.load.generator import Client, Record, summarized
@@ -77,7 +77,7 @@ class Pool:
 async def _sampled(lab: Lab) -> AsyncIterator[Pool]:
     """Sample the pool while the block runs; the counts are complete after it."""
     pool = Pool()
-    before = await lab.fetch_samples(DIE_SERVICE)
+    before = await _fetch_samples(lab)
 
     async def sample() -> None:
         while True:
@@ -94,10 +94,17 @@ async def _sampled(lab: Lab) -> AsyncIterator[Pool]:
         yield pool
     finally:
         task.cancel()
-    after = await lab.fetch_samples(DIE_SERVICE)
+    after = await _fetch_samples(lab)
     pool.cpu_seconds = _growth(before, after, "process_cpu_seconds_total")
     for result in ("success", "error"):
         pool.queries[result] = _growth(before, after, "database_queries_total", result=result)
+
+
+async def _fetch_samples(lab: Lab) -> list[Sample]:
+    try:
+        return await lab.fetch_samples(DIE_SERVICE)
+    except (aiohttp.ClientError, asyncio.TimeoutError, OSError) as error:
+        raise LabError(f"{lab.url(DIE_SERVICE)} does not answer: {error_text(error)}") from None
 
 
 def _growth(before: list[Sample], after: list[Sample], name: str, **labels: str) -> float:
@@ -206,7 +213,7 @@ async def _dice(lab: Lab) -> list[str]:
             raise LabError(f"the die-service at {url} has no database; stages 5 and 6 have")
         return [str(name) for name in names]
     except (aiohttp.ClientError, asyncio.TimeoutError, OSError) as error:
-        raise LabError(f"{url} does not answer: {error or type(error).__name__}") from None
+        raise LabError(f"{url} does not answer: {error_text(error)}") from None
     except (ValueError, KeyError, TypeError):
         raise LabError(f"{url} is not a working die-service: its /dice returns no list") from None
 
@@ -242,6 +249,7 @@ def _show(summary: dict[str, Any], console: Console) -> None:
 def run(options: Options, console: Console) -> int:
     """Run the command; returns 0 if the target was reached, else 1."""
     lab = Lab.find(options.run_dir, options.url)
+    lab.timeout = options.timeout
     url = options.url or lab.services.get(DIE_SERVICE)
     if url is None:
         raise LabError(f"stage {lab.stage} has no die-service, nor a database behind it; stage 5 has")

@@ -258,6 +258,7 @@ def run(options: Options, console: Console) -> int:
     if options.rate is not None and (options.max_rolls is not None or options.think_time is not None):
         raise InputError("--rate sets the pace, --max-rolls and --think-time do not go with it")
     lab = Lab.find(options.run_dir, options.url)
+    lab.timeout = options.timeout
     with telemetry.recorded(lab):
         summary = asyncio.run(_run(options, lab))
     if options.json:

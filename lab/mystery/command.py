@@ -14,7 +14,7 @@ from typing import Any
 import aiohttp
 from rich.console import Console
 
-from lab import InputError, LabError
+from lab import InputError, LabError, error_text
 from lab.client import Lab
 from lab.mystery import answer as answers
 from lab.mystery import files, player
@@ -112,7 +112,7 @@ async def until_stopped(lab: Lab, plan: Plan, playing: Any) -> Played | None:
                 return None
             return game.result()
         except (aiohttp.ClientError, asyncio.TimeoutError, OSError) as error:
-            raise LabError(f"a part of the lab went away in between: {error or type(error).__name__}") from None
+            raise LabError(f"a part of the lab went away in between: {error_text(error)}") from None
         finally:
             stopped.cancel()
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
-from lab import LabError
+from lab import LabError, error_text
 from lab.client import Lab
 from lab.load.generator import PROFILES, Client, Record, Response
 from lab.load.statistics import chi_square
@@ -118,7 +118,7 @@ class Users:
                     stop, max_rolls=MAX_ROLLS, think_time=THINK_TIME, duration=seconds, profile=PROFILES["steady"]
                 )
             except Exception as error:
-                self._failure = str(error) or type(error).__name__
+                self._failure = error_text(error)
                 self._failed.set()
 
         task = asyncio.ensure_future(run())
