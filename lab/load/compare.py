@@ -18,7 +18,9 @@ from rich.table import Table
 from lab import LabError, telemetry
 from lab.client import Lab
 from lab.load.generator import Client, Response, summarized
+from lab.load.report import show_failures
 from lab.load.statistics import expected_speedup, ratio_of_means
+from lab.load.users import check_known, dice_of
 from lab.terminal import progress, say
 from lab.waiting import stop_signal
 from otel import logs
@@ -83,6 +85,7 @@ async def _run(options: Options, lab: Lab) -> dict[str, Any]:
             raise LabError(f"the {capabilities.title} at {lab.front} has no /roll-async to compare; stage 4 has")
         if options.times > capabilities.max_times:
             raise LabError(f"--times {options.times}: a batch has at most {capabilities.max_times} rolls there")
+        check_known([options.die], await dice_of(lab, capabilities), lab)
         _log(logging.INFO, "Comparison started", url=lab.front, die=options.die, rounds=options.rounds, seed=seed)
         # Warm up: the first request of each kind takes longer, because of connections and imports.
         for side in sides.values():
@@ -166,7 +169,6 @@ def _show(summary: dict[str, Any], console: Console) -> None:
         seconds = ("-" if value is None else f"{value:.3f}" for value in side["seconds"].values())
         table.add_row(what, str(side["runs"]), str(side["failed"]), *seconds)
     console.print(table)
-
     if summary["interrupted"]:
         say(console, "Interrupted: these are the results until then.", "yellow")
     left_out = summary["rounds"] - summary["compared"]
@@ -176,6 +178,8 @@ def _show(summary: dict[str, Any], console: Console) -> None:
             f"{left_out} of {summary['rounds']} rounds failed on at least one side; the times are of the others",
             "yellow",
         )
+    for side in summary["sides"].values():
+        show_failures(side["failures"], len(side["failures"]), console)
     speedup = summary["speedup"]
     if speedup is None:
         say(console, "No round succeeded on both sides: there is nothing to compare.", "red")

@@ -21,7 +21,7 @@ from lab import LabError, error_text, telemetry
 from lab.client import DIE_SERVICE, Lab
 from lab.load import generator
 from lab.load.generator import Client, Record, summarized
-from lab.load.report import SHOWN, show_latency
+from lab.load.report import show_failures, show_latency
 from lab.signals import Sample, total
 from lab.terminal import progress, say
 from lab.waiting import stop_signal
@@ -234,8 +234,7 @@ def _show(summary: dict[str, Any], console: Console) -> None:
         )
     shares = summary["cpu_share"]
     say(console, f"CPU: die-service {shares['die-service']:.0%} of a core, this command {shares['this']:.0%}")
-    for response in summary["failures"][-SHOWN:]:
-        say(console, f"failed {response['ms']:9.1f} ms  {response['status']:>4}  {response['trace_id']}")
+    show_failures(summary["failures"], summary["failed"], console)
     verdict = "reached" if summary["reached"] else "not reached"
     say(
         console,

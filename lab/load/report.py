@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-SHOWN = 5  # trace ids on a terminal
+from lab.terminal import say
+
+SHOWN = 5  # failed responses on a terminal
 
 
 def show_latency(latency: Mapping[str, Any], console: Console) -> None:
@@ -22,3 +24,22 @@ def show_latency(latency: Mapping[str, Any], console: Console) -> None:
         table.add_row("measured", *(f"{latency['uncorrected'][name]:.1f}" for name in values))
     console.print(table)
     console.print(f"Latency {latency['counted']}.", style="dim", highlight=False, soft_wrap=True)
+
+
+def show_responses(title: str, responses: Iterable[Mapping[str, Any]], console: Console) -> None:
+    """Print a line for each response, of those in a JSON summary."""
+    for one in responses:
+        say(console, f"{title:8} {one['ms']:9.1f} ms  {one['status']:>4}  {one['route']}  {one['trace_id']}")
+
+
+def show_failures(failures: Sequence[Mapping[str, Any]], failed: int, console: Console) -> None:
+    """Print the latest failed responses.
+
+    Args:
+        failures: those in the JSON summary.
+        failed: how many there are in all.
+    """
+    show_responses("failed", failures[-SHOWN:], console)
+    if failed > SHOWN:
+        listed = "them" if failed == len(failures) else f"the last {len(failures)}"
+        say(console, f"{failed} failed in all; --json lists {listed}")

@@ -7,7 +7,7 @@ import json
 import logging
 import random
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,9 +19,9 @@ from lab import InputError, LabError, telemetry
 from lab.client import Capabilities, Lab
 from lab.load import generator
 from lab.load.generator import Client, Record, summarized
-from lab.load.report import SHOWN, show_latency
+from lab.load.report import show_failures, show_latency, show_responses
 from lab.load.statistics import chi_square
-from lab.load.users import ASYNC_PROBABILITY, MAX_ASYNC_ROLLS, ROLLS, Mix, Rolls, Traffic, dice_of
+from lab.load.users import ASYNC_PROBABILITY, MAX_ASYNC_ROLLS, ROLLS, Mix, Rolls, Traffic, check_known, dice_of
 from lab.terminal import progress, say
 from lab.waiting import stop_signal
 from otel import logs
@@ -100,13 +100,6 @@ def faces_summarized(rolls: Rolls, dice: Mapping[str, Sequence[int]]) -> dict[st
     return summary
 
 
-def _check_known(chosen: Iterable[str], known: Iterable[str]) -> None:
-    """Raise for dice that the lab does not have."""
-    unknown = sorted(set(chosen) - set(known))
-    if unknown:
-        raise LabError(f"there is no {' or '.join(unknown)} die in this lab; it has {', '.join(sorted(known))}")
-
-
 def _mix(options: Options, capabilities: Capabilities, known: Mapping[str, Sequence[int]]) -> Mix:
     dice = dict(options.die) if options.die else dict.fromkeys(known, 1.0)
     if not dice:
@@ -126,8 +119,7 @@ async def _run(options: Options, lab: Lab) -> dict[str, Any]:
         capabilities = await lab.fetch_capabilities()
         dice = await dice_of(lab, capabilities)
         sign_in = capabilities.sign_in and not options.anonymous
-        if options.die and dice and lab.services:  # for a lab of which only the URL is known, the dice are a guess
-            _check_known(options.die, dice)
+        check_known(options.die or (), dice, lab)
         traffic = Traffic(client, lab.front, _mix(options, capabilities, dice), options.users, sign_in, seed)
         _log(
             logging.INFO,
@@ -242,15 +234,8 @@ def _show(summary: dict[str, Any], console: Console) -> None:
             f"{die:8} {faces}  {entry['verdict']}{test}",
             "red" if entry["verdict"] == "not as expected" else "",
         )
-    for title, responses in (("slowest", summary["slowest"]), ("failed", summary["failures"][-SHOWN:])):
-        for one in responses:
-            say(
-                console,
-                f"{title:8} {one['ms']:9.1f} ms  {one['status']:>4}  {one['route']}  {one['trace_id']}",
-            )
-    if summary["failed"] > SHOWN:
-        listed = "them" if summary["failed"] <= generator.KEPT_FAILED else f"the last {generator.KEPT_FAILED}"
-        say(console, f"{summary['failed']} failed in all; --json lists {listed}")
+    show_responses("slowest", summary["slowest"], console)
+    show_failures(summary["failures"], summary["failed"], console)
 
 
 def run(options: Options, console: Console) -> int:

@@ -8,13 +8,13 @@ import math
 import random
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import aiohttp
 
-from lab import telemetry
+from lab import LabError, telemetry
 from lab.client import DIE_SERVICE, Capabilities, Lab
 from lab.load import generator
 from lab.load.generator import Client, Record, Response
@@ -197,6 +197,22 @@ class Traffic:
         due = generator.arrivals(rate, duration, profile)
         self.late = await generator.open_loop(due, ask, stop, self.record)
         await asyncio.gather(*(user.leave() for user in users))
+
+
+def check_known(chosen: Iterable[str], known: Iterable[str], lab: Lab) -> None:
+    """Check that a lab has the chosen dice. If only the lab's URL is known, its dice are a guess, and any is allowed.
+
+    Args:
+        known: the lab's dice; empty if the die-service does not return them.
+
+    Raises:
+        LabError: when it lacks one.
+    """
+    there = sorted(known)
+    unknown = sorted(set(chosen).difference(there))
+    if unknown and there and lab.services:
+        names = " or ".join(name or "''" for name in unknown)
+        raise LabError(f"there is no {names} die in this lab; it has {', '.join(there)}")
 
 
 async def dice_of(lab: Lab, capabilities: Capabilities) -> dict[str, tuple[int, ...]]:
