@@ -20,7 +20,7 @@ from rich.text import Text
 
 from lab import InputError
 from lab.tables import Result, Tables, check, mentions_samples
-from lab.terminal import printable, say
+from lab.terminal import print_table, printable, say
 
 PLAIN_WIDTH = 10_000  # columns; without a terminal nothing is wrapped
 MAX_ROWS = 1000  # rows of a table for people; --json and --csv print all
@@ -82,7 +82,7 @@ def _print_table(result: Result, console: Console) -> None:
         table.add_row(*(Text(printable(_cell(value)).replace("\n", "\\n")) for value in row))
     if not terminal:
         console.width = PLAIN_WIDTH  # a console without a terminal has 80 columns
-    console.print(table, highlight=False)
+    print_table(console, table)
     count = len(result.rows)
     shown = f", the first {MAX_ROWS} are shown; --json and --csv print all" if count > MAX_ROWS else ""
     say(console, f"({count:,} {'row' if count == 1 else 'rows'}{shown})", "dim")

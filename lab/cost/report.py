@@ -18,7 +18,7 @@ from lab.cost.measure import Measurement, Unused, Volume
 from lab.cost.otlp import Size
 from lab.cost.prices import Month, Prices
 from lab.signals import PROCESS_METRICS
-from lab.terminal import say
+from lab.terminal import print_table, say
 
 SHOWN = 12  # rows of a table for people; --json has all
 ASKED = {"query": "a panel", "map": "the service map", "filter": "a query", "list": "lists of all lines", "": "nobody"}
@@ -117,7 +117,7 @@ class Report:
             f"{scrape.raw:,}",
             f"{scrape.compressed:,}",
         )
-        console.print(rows)
+        print_table(console, rows)
         say(
             console,
             f"{measured.samples_per_second:,.0f} samples a second: a scrape every {measured.interval:g} s,"
@@ -129,7 +129,7 @@ class Report:
         for one in self.measured.labels[:SHOWN]:
             users = f"{len(one.users)} queries" if one.users else "nobody"
             rows.add_row(one.label, f"{one.series:,}", f"{one.without:,}", f"{one.contributes:,}", users)
-        console.print(rows)
+        print_table(console, rows)
 
     def _unused(self, console: Console) -> None:
         unused = self.measured.unused
@@ -148,7 +148,7 @@ class Report:
         rows = _table("Unused metrics", "series", "in the code of the page or a command")
         for one in sorted(by_name.values(), key=lambda one: -one.series)[:SHOWN]:
             rows.add_row(one.name, f"{one.series:,}", "yes" if one.in_code else "")
-        console.print(rows)
+        print_table(console, rows)
 
     def _agreement(self, console: Console) -> None:
         if not self.agreements:
@@ -156,7 +156,7 @@ class Report:
         rows = _table("Compared with the engines", "here", "there", "agreement", "by")
         for one in self.agreements:
             rows.add_row(one.what, f"{one.ours:,.0f}", f"{one.theirs:,.0f}", f"{one.percent:.1f} %", one.engine)
-        console.print(rows)
+        print_table(console, rows)
 
     def _projection(self, console: Console) -> None:
         prices, month = self.prices, self.month
@@ -171,7 +171,7 @@ class Report:
             series = f"-{one.series:,}" if one.series else ""
             size = f"-{one.bytes_a_roll:,.0f}" if one.bytes_a_roll >= 0.5 else ""
             rows.add_row(one.title, f"-{one.money:,.2f}", size, series, one.loses)
-        console.print(rows)
+        print_table(console, rows)
         say(console, "Each saving is that of one change alone: two of them may save the same bytes.", "dim")
 
 
@@ -188,7 +188,7 @@ def _volumes(title: str, volumes: Sequence[Volume], rolls: int, console: Console
     rows = _table(title, "service", "a roll", "bytes a roll", "asked for by")
     for one in volumes[:SHOWN]:
         rows.add_row(one.name, one.service, f"{one.count / rolls:.2f}", f"{one.size / rolls:,.0f}", ASKED[one.asked])
-    console.print(rows)
+    print_table(console, rows)
 
 
 def _each(size: Size, rolls: int) -> tuple[str, str]:

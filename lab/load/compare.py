@@ -21,7 +21,7 @@ from lab.load.generator import Client, Response, summarized
 from lab.load.report import show_failures
 from lab.load.statistics import expected_speedup, ratio_of_means
 from lab.load.users import check_known, dice_of
-from lab.terminal import progress, say
+from lab.terminal import print_table, progress, say
 from lab.waiting import stop_signal
 from otel import logs
 
@@ -168,7 +168,7 @@ def _show(summary: dict[str, Any], console: Console) -> None:
         what = f"{summary['times']} × /roll" if name == "sequential" else "/roll-async"  # noqa: RUF001
         seconds = ("-" if value is None else f"{value:.3f}" for value in side["seconds"].values())
         table.add_row(what, str(side["runs"]), str(side["failed"]), *seconds)
-    console.print(table)
+    print_table(console, table)
     if summary["interrupted"]:
         say(console, "Interrupted: these are the results until then.", "yellow")
     left_out = summary["rounds"] - summary["compared"]

@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from lab.terminal import say
+from lab.terminal import print_table, say
 
 SHOWN = 5  # failed responses on a terminal
 
@@ -22,7 +22,7 @@ def show_latency(latency: Mapping[str, Any], console: Console) -> None:
     table.add_row("corrected" if "uncorrected" in latency else "measured", *(f"{latency[name]:.1f}" for name in values))
     if "uncorrected" in latency:
         table.add_row("measured", *(f"{latency['uncorrected'][name]:.1f}" for name in values))
-    console.print(table)
+    print_table(console, table)
     console.print(f"Latency {latency['counted']}.", style="dim", highlight=False, soft_wrap=True)
 
 

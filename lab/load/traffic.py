@@ -22,7 +22,7 @@ from lab.load.generator import Client, Record, summarized
 from lab.load.report import show_failures, show_latency, show_responses
 from lab.load.statistics import chi_square
 from lab.load.users import ASYNC_PROBABILITY, MAX_ASYNC_ROLLS, ROLLS, Mix, Rolls, Traffic, check_known, dice_of
-from lab.terminal import progress, say
+from lab.terminal import print_table, progress, say
 from lab.waiting import stop_signal
 from otel import logs
 
@@ -224,7 +224,7 @@ def _show(summary: dict[str, Any], console: Console) -> None:
     for route, counts in summary["routes"].items():
         by_status = "  ".join(f"{status}: {count}" for status, count in counts.items())
         routes.add_row(route, str(sum(counts.values())), by_status)
-    console.print(routes)
+    print_table(console, routes)
     show_latency(summary["latency_ms"], console)
     for die, entry in summary["dice"].items():
         faces = "  ".join(f"{face}: {count}" for face, count in entry["faces"].items())

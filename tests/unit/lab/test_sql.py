@@ -153,6 +153,15 @@ def test_a_table_for_people(run_dir: Path, ask: Ask) -> None:
     assert output.splitlines()[1].index("10") == output.splitlines()[2].index("5") - 1  # numbers are right-aligned
 
 
+@pytest.mark.parametrize("columns", ["40", "80"])
+def test_no_number_is_split_in_a_narrow_terminal(ask: Ask, monkeypatch: pytest.MonkeyPatch, columns: str) -> None:
+    for name, value in (("COLUMNS", columns), ("FORCE_COLOR", "1"), ("NO_COLOR", "1")):
+        monkeypatch.setenv(name, value)
+    numbers = [str(10**9 + number) for number in range(6)]
+    _, output, _ = ask(f"SELECT 'some words to wrap' AS words, {', '.join(numbers)}")
+    assert all(output.count(number) == 2 for number in numbers)  # the name of its column, and the value
+
+
 def test_a_piped_table_has_one_line_for_each_row_however_long(run_dir: Path, ask: Ask) -> None:
     write(run_dir / "logs" / "frontend.jsonl", LINE | {"username": "long name " * 50})
     assert len(ask("SELECT username, fields FROM lines")[1].splitlines()) == 3

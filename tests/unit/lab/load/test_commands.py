@@ -89,3 +89,11 @@ async def test_compare_lists_failed_requests_of_both_sides(lab: Path) -> None:
     failed = [line.split()[-3:-1] for line in output.splitlines() if line.startswith("failed ")]
     assert failed == [["500", "/roll"]] * 5 + [["500", "/roll-async"]] * 2
     assert "8 failed in all; --json lists them" in output
+
+
+@pytest.mark.parametrize("columns", ["40", "80"])
+@pytest.mark.parametrize("command", [("compare", "--rounds", "2"), ("traffic", "--think-time", "0")])
+async def test_no_number_is_cut_in_a_narrow_terminal(lab: Path, command: tuple[str, ...], columns: str) -> None:
+    status, output = await run(*command, "--die", "fair", "--seed", "1", "--run-dir", lab, COLUMNS=columns)
+    assert status == 0
+    assert "…" not in output
