@@ -21,13 +21,14 @@ CATALOGUE = web.AppKey("catalogue", Catalogue)
 ROLLS = web.AppKey("rolls", RollTelemetry)
 BATCHES = web.AppKey("batches", BatchTelemetry)
 DIE_SERVICE = web.AppKey("die_service", DieServiceTelemetry)
+NO_SPAN: AbstractContextManager[None] = nullcontext()
 
 
 def _json(document: object) -> web.Response:
     return web.Response(body=orjson.dumps(document), content_type="application/json")
 
 
-async def _find(app: web.Application, name: str, within: AbstractContextManager[None] = nullcontext()) -> Die:
+async def _find(app: web.Application, name: str, within: AbstractContextManager[None] = NO_SPAN) -> Die:
     """Find a die; ``within`` is around the request for it, not around what is recorded when there is no such die."""
     try:
         with within:
@@ -75,7 +76,7 @@ def roll_async(highest: int) -> Handler:
         times = params.times(request, highest)
         app[ROLLS].requested(name)
         with app[ROLLS].outcomes.request():
-            die = await _find(app, name, app[DIE_SERVICE].query() if DIE_SERVICE in app else nullcontext())
+            die = await _find(app, name, app[DIE_SERVICE].query() if DIE_SERVICE in app else NO_SPAN)
             return _json(await _batch(app, die, times))
 
     return roll_async

@@ -58,7 +58,7 @@ class Exercises:
                 int(found.get("status", 2)), found.get("document"), str(found["error"]), str(found.get("busy", ""))
             )
         except (ClientError, asyncio.TimeoutError, OSError, ValueError, KeyError, AttributeError) as error:
-            return Reply(2, None, f"the lab does not answer: {error or type(error).__name__}", "")
+            return Reply(2, None, f"the lab does not answer: {str(error) or type(error).__name__}", "")
 
     async def close(self) -> None:
         if self._session is not None:
