@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 from typing import Any
 
@@ -29,7 +30,7 @@ async def across_a_restart(lesson: Lesson) -> Facts:
     await lesson.roll(earlier)
     readings = [_reading(await lesson.lab.fetch_samples(ROLLER))]
     before: list[Outcome] = []
-    for _ in range(10):
+    for _ in range(30):
         before += await lesson.roll(lesson.chance.choices((FAIR, RISKY), k=lesson.chance.randint(14, 20)))
         if any(one.status == 500 for one in before):
             break
@@ -122,7 +123,7 @@ time.""",
 async def rolls_with_failures(lesson: Lesson) -> Facts:
     outcomes: list[Outcome] = []
     for _ in range(12):
-        names = [RISKY] * 12 + [FAIR] * 8
+        names = [RISKY] * 13 + [FAIR] * 8  # an odd number: as many failures as successes are impossible
         lesson.chance.shuffle(names)
         outcomes += await lesson.roll(names, traced=False)
         failed = [one for one in outcomes if one.status == 500]
@@ -294,6 +295,7 @@ async def recorded_rolls(lesson: Lesson) -> Facts:
         names = [RISKY] * 24 + [FAIR] * 12
         lesson.chance.shuffle(names)
         outcomes = await lesson.roll(names)
+        await asyncio.sleep(4 * promql.INTERVAL)  # with several samples increase() extrapolates little
     at = recording.end
     ratios: dict[str, float] = {}
     for die in (FAIR, RISKY):

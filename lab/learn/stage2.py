@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Sequence
+from itertools import combinations
 
 from lab.client import DIE_SERVICE, FRONTEND, ROLLER
 from lab.learn.exercise import Answered, Exercise, Facts, Mistake, Verdict
@@ -246,8 +247,9 @@ async def a_roll_to_divide(lesson: Lesson) -> Facts:
             own = own_time(trace, ROLLER)
             share = 100 * own / whole
             facts = lesson.facts(trace=trace_id, share=round(share, 2), own_ms=round(own / 1e6, 2))
-            # The answer, its complement and the milliseconds should differ.
-            clear = min(abs(2 * share - 100), abs(share - own / 1e6), abs(100 - share - own / 1e6), share)
+            # The right answer and those of the mistakes should differ.
+            answers = (share, 100 - share, share / 100, own / 1e6)
+            clear = min(abs(one - other) for one, other in combinations(answers, 2))
             if best is None or clear > best[0]:
                 best = clear, facts
         if best is not None and best[0] > 5:

@@ -300,7 +300,7 @@ waiting queries hold every connection. Errors tell when users noticed, spans tel
 
 # --- 5.4 ---
 
-BEFORE, DURING, AFTER = 4.0, 5.0, 9.0  # seconds
+BEFORE, DURING, AFTER = 8.0, 5.0, 9.0  # seconds
 GRACE = 5.0  # seconds after the fault in which the query may still have a result
 HYPOTHESIS = 'sum(increase(http_requests_total{job="frontend",status=~"503|504"}[3s])) > 0'
 

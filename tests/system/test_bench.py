@@ -90,11 +90,13 @@ def test_scale_is_measured(tmp_path: Path) -> None:
     assert [run["variant"] for run in document["scale"]] == ["no telemetry"] * 2 + ["fast"] * 15
     bare_few, bare_crowd, few, crowd, *others = document["scale"]
     assert few["clients"] == bare_few["clients"] == 4
-    # A busy machine may refuse some of a thousand concurrent connections; that is reported, and nothing else is.
+    # A busy machine may refuse some of a thousand concurrent requests. With the delay that is reported as a fault;
+    # without it, that many clients may be refused.
     failed = [run for run in document["scale"] if run["failed"]]
     assert all(run["clients"] == MANY_CLIENTS for run in failed), failed
-    assert len(document["faults"]) == len(failed), document["faults"]
-    assert result.returncode == bool(failed), result.stdout + result.stderr
+    reported = [run for run in failed if "sustained" in run]  # only runs with the delay have it
+    assert len(document["faults"]) == len(reported), document["faults"]
+    assert result.returncode == bool(reported), result.stdout + result.stderr
     for run in (bare_crowd, crowd):
         assert run["clients"] == MANY_CLIENTS
         assert run["p50"] > 250 or run["failed"]  # the delay is real; a refused request has none

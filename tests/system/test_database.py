@@ -132,7 +132,9 @@ def test_database_loss_and_recovery_under_traffic(lab: Lab) -> None:
 def test_broken_connections_are_never_acquired(lab: Lab) -> None:
     assert get(f"{lab.front}/roll?die=fair").status == 200
     with connection(lab) as cursor:
+        cursor.connection.autocommit = True  # within a transaction, pg_stat_activity does not change
         for _ in range(3):
+            wait_for(lambda: pool(lab) == (4, 4))
             # All but the probe's connection: without it the database counts as down for a moment, which gives 503.
             cursor.execute(
                 "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"

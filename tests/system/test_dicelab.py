@@ -91,8 +91,8 @@ def test_detach_status_and_down(tmp_path: Path) -> None:
             ("frontend", True),
         ]
         os.kill(state["services"][0]["pid"], signal.SIGKILL)
-        wait_for(lambda: "dice-roller ended with signal SIGKILL" in (run_dir / "dicelab.log").read_text())
-        assert "Dice roller started" in (run_dir / "dicelab.log").read_text()
+        expected = ("dice-roller ended with signal SIGKILL", "Dice roller started")
+        wait_for(lambda: all(text in (run_dir / "dicelab.log").read_text() for text in expected))
         wait_for(lambda: "dice-roller is started again, as process" in (run_dir / "dicelab.log").read_text())
         wait_for(lambda: finished(dicelab("status", "--run-dir", run_dir))[0] == 0)
         code, output = finished(dicelab("status", "--run-dir", run_dir))

@@ -16,6 +16,7 @@ import urllib.error
 import urllib.request
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from http.cookiejar import CookieJar
 from pathlib import Path
@@ -465,7 +466,10 @@ def test_a_line_that_loki_refuses_is_counted_and_alerted(lab: Lab) -> None:
 
 def listening(pid: int) -> set[str]:
     """The addresses, in the kernel's hexadecimal, on which a process takes TCP connections."""
-    inodes = {os.readlink(link) for link in Path(f"/proc/{pid}/fd").iterdir() if link.is_symlink()}
+    inodes = set()
+    for link in Path(f"/proc/{pid}/fd").iterdir():
+        with suppress(FileNotFoundError):  # closed meanwhile
+            inodes.add(os.readlink(link))
     return {
         local.rpartition(":")[0]
         for table in ("tcp", "tcp6")

@@ -80,6 +80,7 @@ def test_a_disconnecting_client_cancels_its_rolls(own_lab: Callable[..., Lab]) -
     wait_for(lambda: lab.value("dice-roller", "http_requests_total", handler="/roll-async", status="499") == 1)
     wait_for(lambda: lab.value("frontend", "http_requests_total", handler="/roll-async", status="499") == 1)
     assert lab.value("frontend", "streamlit_button_clicks_total") == 1
+    lab.settle("frontend")
     said = [(line.level, line.message) for line in lab.lines("frontend")]
     assert ("INFO", "Roll abandoned") in said
     assert not [message for level, message in said if level == "ERROR"]

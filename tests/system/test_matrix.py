@@ -16,7 +16,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
 from lab.signals import PROCESS_METRICS
 from tests.support import matrix
-from tests.support.labs import OPENMETRICS, Lab, Response, Span, get, tree
+from tests.support.labs import OPENMETRICS, Lab, Response, Span, get, tree, wait_for
 from tests.support.matrix import STAGES, has, spans_of
 
 CALLER_TRACE = "11112222333344445555666677778888"
@@ -173,8 +173,7 @@ def test_histograms_have_exemplars(evidence: Evidence) -> None:
         ]
         assert exemplars
         assert all(re.fullmatch(r"[0-9a-f]{32}", trace_id) for trace_id in exemplars)
-        traced = {span.trace_id for span in evidence.lab.spans()}
-        assert set(exemplars) <= traced
+        wait_for(lambda: set(exemplars) <= {span.trace_id for span in evidence.lab.spans()}, say="the spans")  # noqa: B023
 
 
 @pytest.mark.parametrize("evidence", STAGES, indirect=True, ids=lambda stage: f"stage{stage}")

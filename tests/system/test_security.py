@@ -8,6 +8,7 @@ import os
 import signal
 import socket
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import partial
 
 import pytest
@@ -80,7 +81,8 @@ def test_the_frontend_listens_on_its_own_port_only(stage_lab: Callable[[int], La
     pid = lab.pid("frontend")
     inodes = set()
     for entry in os.scandir(f"/proc/{pid}/fd"):
-        inodes.add(os.readlink(entry.path).removeprefix("socket:[").removesuffix("]"))
+        with suppress(FileNotFoundError):  # closed meanwhile
+            inodes.add(os.readlink(entry.path).removeprefix("socket:[").removesuffix("]"))
     listening = []
     for name in ("tcp", "tcp6"):
         with open(f"/proc/net/{name}") as table:

@@ -76,6 +76,7 @@ def test_traffic_counts_match_the_services(stage_lab: Callable[[int], Lab], stag
     assert sum(faces.values()) == summary["rolls"]["came_out"] == summary["rolls"]["asked"]
     assert summary["failed"] == 0
 
+    lab.settle()
     lines = [json.loads(line) for line in lab.log_lines("traffic")]
     done = [line for line in lines if line["message"] == "User done"][-8:]
     assert {line["user"] for line in done} == {f"user {number}" for number in range(1, 9)}
@@ -180,8 +181,8 @@ def test_the_summary_is_readable(stage_lab: Callable[[int], Lab]) -> None:
 
 
 def test_compare_measures_the_speedup(stage_lab: Callable[[int], Lab]) -> None:
-    summary = run("compare", stage_lab(4), "--rounds", "4", "--seed", "1")
-    assert summary["rounds"] == summary["compared"] == 4
+    summary = run("compare", stage_lab(4), "--rounds", "12", "--seed", "1")
+    assert summary["rounds"] == summary["compared"] == 12
     assert summary["delay"] == 0.05  # of this lab
     assert summary["speedup"]["expected"] == 5.5
     low, high = summary["speedup"]["confidence_interval_95"]
@@ -206,13 +207,13 @@ def test_compare_counts_failures_of_both_methods(stage_lab: Callable[[int], Lab]
 def test_load_db_reaches_its_target(stage_lab: Callable[[int], Lab]) -> None:
     lab = stage_lab(5)
     before = {kind: lab.value("die-service", "database_queries_total", query_type=kind) for kind in ("list", "get")}
-    summary = run("load-db", lab, "--rate", "40", "--duration", "2", "--ratio", "1:3", "--seed", "2")
+    summary = run("load-db", lab, "--rate", "20", "--duration", "8", "--ratio", "1:3", "--seed", "2")
     assert summary["reached"]
-    assert summary["statuses"] == {"200": 80}
+    assert summary["statuses"] == {"200": 160}
     after = {kind: lab.value("die-service", "database_queries_total", query_type=kind) for kind in ("list", "get")}
     lists = after["list"] - before["list"] - 1  # its own request for the list of dice
-    assert lists + after["get"] - before["get"] == summary["database_queries"]["success"] == 80
-    assert 10 <= lists <= 30
+    assert lists + after["get"] - before["get"] == summary["database_queries"]["success"] == 160
+    assert 20 <= lists <= 60
     assert summary["pool"]["size"] == 10
 
 

@@ -75,8 +75,13 @@ def test_event_fields_follow_the_fixed_fields(logs: Any) -> None:
     }
 
 
+def as_json(text: str) -> Any:
+    """A text after its way through JSON, in which two surrogates that form a pair become one character."""
+    return json.loads(json.dumps(text))
+
+
 @pytest.mark.usefixtures("root_logger")
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60, deadline=None, derandomize=True, database=None)
 @given(
     message=st.text(st.characters(blacklist_categories=())),
     value=st.one_of(st.text(st.characters(blacklist_categories=())), st.integers(), st.floats(), st.binary()),
@@ -87,7 +92,7 @@ def test_any_message_and_field_can_be_logged(logs: Any, message: str, value: obj
     logging.getLogger("any").warning("%s", message, extra={"fields": {"value": value}})
     stop()
     (line,) = out.lines()
-    assert line["message"] == message
+    assert line["message"] == as_json(message)
     assert "value" in line
 
 
@@ -99,7 +104,7 @@ class Wordless(Exception):
 
 
 @pytest.mark.usefixtures("root_logger")
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60, deadline=None, derandomize=True, database=None)
 @given(
     message=st.text(st.characters(blacklist_categories=())),
     value=st.one_of(st.text(st.characters(blacklist_categories=())), st.integers(), st.floats(), st.binary()),
@@ -113,7 +118,7 @@ def test_any_message_and_field_can_be_an_event(logs: Any, message: str, value: o
     stop()
     odd, plain = out.lines()
     assert "unprintable log line 'odd'" in odd["message"]
-    assert (plain["level"], plain["message"], plain["logger"]) == ("WARNING", message, "frontend")
+    assert (plain["level"], plain["message"], plain["logger"]) == ("WARNING", as_json(message), "frontend")
     assert "value" in plain
 
 
