@@ -97,20 +97,23 @@ async def _experiment(options: Options, lab: Lab) -> dict[str, Any]:
     target = _target(lab)
     seed = random.SystemRandom().randrange(2**32) if options.seed is None else options.seed
     async with stop_signal() as stop, lab, Client(options.timeout) as client:
-        await _check_ready(lab)
         observed = Observations(lab)
-        _log(logging.INFO, "Experiment started", experiment=options.experiment, seed=seed)
+        started = put_back = False
         run = _Run(options, experiment, observed, stop)
         async with progress(f"chaos {options.experiment}", run.words, run.share):
             try:
-                async with target:
+                async with target:  # a lab of dicelab up refuses a second experiment
+                    await _check_ready(lab)
+                    _log(logging.INFO, "Experiment started", experiment=options.experiment, seed=seed)
+                    started = True
                     # The exporter reads the mark in the run dir; only a lab of dicelab up has one.
                     with marked(lab.run_dir, options.experiment) if isinstance(target, RunDirTarget) else nullcontext():
                         await run.execute(target, client)
             finally:
-                # A service that is about to be restarted may still be ready.
-                put_back = await observations.ready(lab, PUT_BACK_TIMEOUT, 2 * POLL, times=4)
-                _log(logging.INFO, "Experiment done", experiment=options.experiment, all_ready=put_back)
+                if started:
+                    # A service that is about to be restarted may still be ready.
+                    put_back = await observations.ready(lab, PUT_BACK_TIMEOUT, 2 * POLL, times=4)
+                    _log(logging.INFO, "Experiment done", experiment=options.experiment, all_ready=put_back)
             processes = await target.processes() if observed.processes_after else {}
             restarted = [name for name, one in observed.processes_after.items() if processes.get(name) != one]
             run.phase = "checking the telemetry"

@@ -3,6 +3,8 @@
 ``dicelab up`` listens on a Unix socket, whose path is in the state file as ``faults``. An experiment connects and sends
 requests. Request and response are JSON objects, one a line::
 
+    {"begin": true}                         does nothing: the response to the first request says whether another
+                                            experiment runs
     {"hold": "die-service"}                 kill it and keep it down
     {"release": "die-service"}              start it again
     {"slow": "die-service", "seconds": 3}   delay its responses, by a proxy in front of it
@@ -175,6 +177,8 @@ class _Faults:
                 await self._switch(request["switch"])
             elif "end" in request:
                 await self._end()
+            elif "begin" in request:
+                pass
             else:
                 await self._slow(request["slow"], float(request["seconds"]))
         except (LabError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -313,7 +317,10 @@ class _Faults:
 
 
 class Faults:
-    """The experiment's connection: an asynchronous context. Leaving it removes the faults."""
+    """The experiment's connection: an asynchronous context. Leaving it removes the faults.
+
+    Entering it raises :class:`LabError` while another experiment runs in the lab.
+    """
 
     def __init__(self, path: str) -> None:
         self._path = path
@@ -325,6 +332,12 @@ class Faults:
             self._streams = await asyncio.open_unix_connection(self._path)
         except OSError as error:
             raise LabError(f"the lab does not accept experiments at {self._path}: {error.strerror}") from None
+        try:
+            await self.ask(begin=True)
+        except BaseException:
+            self._streams[1].close()
+            self._streams = None
+            raise
         return self
 
     async def __aexit__(

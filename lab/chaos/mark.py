@@ -18,7 +18,10 @@ ATTEMPTS = 5
 
 @contextmanager
 def marked(run_dir: Path, experiment: str) -> Iterator[None]:
-    """Mark the experiment as running while the block runs, unless another one is marked."""
+    """Mark the experiment as running while the block runs, unless another one is marked.
+
+    The mark excludes no other experiment: the lab does, by :mod:`lab.chaos.faults`.
+    """
     file = os.open(run_dir / FILE, os.O_RDWR | os.O_CREAT, 0o600)
     try:
         if _locked(file):

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from lab.chaos.experiments import EXPERIMENTS
+from lab.chaos.faults import Faults
 from lab.options import EXPERIMENTS as NAMES
-from tests.support.labs import Held, Lab, dicelab, get, wait_for
+from tests.support.labs import Lab, dicelab, get, wait_for
 
 pytestmark = pytest.mark.usefixtures("high_priority")
 
@@ -184,16 +185,25 @@ def test_an_impossible_experiment_is_reported(lab: Lab, stage_lab: Callable[[int
     assert "database-down needs stage 5 or later" in refused("database-down", "--run-dir", stage_lab(2).run_dir)
     for name in ("collector-down", "tempo-killed", "loki-frozen", "alloy-disk-full", "prometheus-down"):
         assert "--engines" in refused(name, "--run-dir", lab.run_dir)
-    with closing(Held(lab, "postgres")):
+    state = json.loads((lab.run_dir / "state.json").read_text())
+    die_service = next(entry["pid"] for entry in state["services"] if entry["name"] == "die-service")
+    os.kill(die_service, signal.SIGSTOP)
+    try:
         wait_for(lambda: get(f"{lab.front}/readyz").status == 503)
         assert "not ready to begin with" in refused("roller-killed", "--run-dir", lab.run_dir)
+    finally:
+        os.kill(die_service, signal.SIGCONT)
     wait_for(lambda: get(f"{lab.front}/readyz").status == 200)
 
 
-def test_experiments_cannot_run_concurrently(lab: Lab) -> None:
-    with closing(Held(lab, "dice-roller")), pytest.raises(AssertionError, match="another experiment"):
-        Held(lab, "postgres")
-    wait_for(lambda: get(f"{lab.front}/roll?die=fair").status == 200)
+# One asks the supervisor for its fault, one kills a process, one has a connection to the database.
+@pytest.mark.parametrize("name", ["database-slow", "roller-killed", "pool-exhausted"])
+async def test_a_second_experiment_is_refused_before_it_rolls(lab: Lab, name: str) -> None:
+    rolls = lab.value("dice-roller", "roll_requests_total")
+    async with Faults(lab.state["faults"]):
+        reason = await asyncio.to_thread(refused, name, "--run-dir", lab.run_dir)
+    assert reason == "dicelab: another experiment runs in this lab"
+    assert lab.value("dice-roller", "roll_requests_total") == rolls
 
 
 def test_a_slow_die_service_is_shed_but_a_burst_is_not(own_lab: Callable[..., Lab]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from pathlib import Path
 from typing import ClassVar
 
@@ -130,16 +129,17 @@ async def test_only_traces_of_the_last_seconds_may_lack_spans(tmp_path: Path) ->
         await telemetry.traces_lost(4).check(seen)
 
 
-async def test_a_second_experiment_is_refused_with_the_reason_however_late_it_asks(tmp_path: Path) -> None:
+async def test_a_second_experiment_is_refused_with_the_reason_before_it_asks(tmp_path: Path) -> None:
     server = FaultServer({}, {}, [], tmp_path)
     await server.open()
     try:
-        async with Faults(str(server.path)) as first, Faults(str(server.path)) as second:
+        async with Faults(str(server.path)) as first:
+            with pytest.raises(LabError, match="another experiment runs in this lab"):
+                await Faults(str(server.path)).__aenter__()
             with pytest.raises(LabError, match="runs no service of its own"):
                 await first.ask(restart={"service": {}})
-            await asyncio.sleep(0.1)  # long enough for the lab to refuse a connection that has sent nothing yet
-            with pytest.raises(LabError, match="another experiment runs in this lab"):
-                await second.ask(end=True)
+        async with Faults(str(server.path)) as next_one:
+            await next_one.ask(end=True)
     finally:
         await server.close()
 
