@@ -110,11 +110,17 @@ class RunDir:
         self.state_file.unlink(missing_ok=True)
 
     def owner(self) -> int | None:
-        """The process id of the lab that runs here, or ``None``."""
+        """The process id of the lab that runs here, or ``None``.
+
+        Raises:
+            LabError: when this user cannot find out.
+        """
         try:
             lock = os.open(self._lock_file, os.O_RDWR)
-        except OSError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
+        except OSError as error:
+            raise self._error(error) from None
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return None

@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
+
+from lab.cli import main
 from lab.supervise.rundir import RotatingFile, RunDir
 
 
@@ -38,6 +44,32 @@ def test_log_files_rotate_at_line_ends(tmp_path: Path) -> None:
         assert path.stat().st_size <= 1000
         assert all(json.loads(line) for line in path.read_text().splitlines())
     assert (tmp_path / "service.jsonl").read_text().endswith('{"number": 99}\n')
+
+
+@contextmanager
+def another_user() -> Iterator[None]:
+    """Other users cannot enter the directories of tests; root can enter those of all users."""
+    if os.geteuid():
+        pytest.skip("only root can act as another user")
+    os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+
+
+@pytest.mark.parametrize("command", [["status"], ["status", "--json"], ["down"]])
+def test_a_run_dir_that_cannot_be_entered_is_reported(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], command: list[str]
+) -> None:
+    assert main([*command, "--run-dir", str(tmp_path / "none")]) in (0, 3)  # imports what another user cannot read
+    capsys.readouterr()
+    run_dir = tmp_path / "run"
+    RunDir(run_dir).claim()
+    tmp_path.chmod(0o700)
+    with another_user():
+        assert main([*command, "--run-dir", str(run_dir)]) == 1
+    assert capsys.readouterr() == ("", f"dicelab: run dir {run_dir}: Permission denied\n")
 
 
 def test_a_report_is_private_and_is_removed_with_the_next_lab(tmp_path: Path) -> None:
