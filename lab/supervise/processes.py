@@ -14,29 +14,41 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
-from lab.supervise.rundir import RotatingFile
+from lab.supervise import output
+from lab.supervise.full_disk import Unwritable
+from lab.supervise.output import Output, Pipe
 
 LAST_LINES = 15
 STOP_TIMEOUT = 30.0  # seconds; the frontend gives its page 8, its requests 8 and its last spans 5
-# Seconds to wait for the last output of a process that has ended: a child of it may keep the pipe open.
-OUTPUT_TIMEOUT = 2.0
-CHUNK = 256 * 1024
 
 # Called with the service's name and its lines, each without the newline.
 OnLines = Callable[[str, list[bytes]], None]
 
 
 class Process:
-    """A running process. Its output is appended unchanged to two files, each of which is created by its first line."""
+    """A running process, whose output is appended to two files.
+
+    While the disk is full, lines for stdout are kept, because a service counts those that it drops. Lines for stderr,
+    and for a file that takes both, are lost and counted: most programs would wait for their log and do nothing else.
+    """
 
     def __init__(
-        self, name: str, process: asyncio.subprocess.Process, outputs: Sequence[tuple[_Pipe, Path]], on_lines: OnLines
+        self,
+        name: str,
+        process: asyncio.subprocess.Process,
+        outputs: Sequence[tuple[Pipe, Path]],
+        on_lines: OnLines,
+        unwritable: Unwritable,
     ) -> None:
         self.name = name
         self._process = process
         self._on_lines = on_lines
         self._last: deque[bytes] = deque(maxlen=LAST_LINES)
-        self._pumps = [asyncio.create_task(self._pump(pipe, path)) for pipe, path in outputs]
+        (stdout, lines), (stderr, log) = outputs
+        self._outputs = [
+            Output(stdout, lines, lines != log, unwritable, self._report),
+            Output(stderr, log, False, unwritable, self._report),
+        ]
 
     @classmethod
     async def start(
@@ -47,11 +59,19 @@ class Process:
         stdout: Path,
         stderr: Path,
         on_lines: OnLines,
+        unwritable: Unwritable | None = None,
     ) -> Process:
-        pipes: list[_Pipe] = []
+        """Start a process.
+
+        Args:
+            stdout, stderr: the files that its output is appended to.
+            unwritable: takes what goes wrong with them; without it ``on_lines`` gets the messages.
+        """
+        unwritable = unwritable or Unwritable(lambda text: on_lines(name, [text.encode()]))
+        pipes: list[Pipe] = []
         try:
             for _ in range(2):
-                pipes.append(await _Pipe.opened())
+                pipes.append(await Pipe.opened())
             process = await asyncio.create_subprocess_exec(
                 *command,
                 env=dict(environ),
@@ -69,7 +89,7 @@ class Process:
         finally:
             for pipe in pipes:
                 os.close(pipe.write_end)
-        return cls(name, process, list(zip(pipes, (stdout, stderr), strict=True)), on_lines)
+        return cls(name, process, list(zip(pipes, (stdout, stderr), strict=True)), on_lines, unwritable)
 
     @property
     def pid(self) -> int:
@@ -82,12 +102,7 @@ class Process:
     async def ended(self) -> int:
         """Wait for the end of the process and of its output; returns its exit status, negative for a signal."""
         status = await self._process.wait()
-        _, unfinished = await asyncio.wait(self._pumps, timeout=OUTPUT_TIMEOUT)
-        for pump in unfinished:
-            pump.cancel()
-        for outcome in await asyncio.gather(*self._pumps, return_exceptions=True):
-            if isinstance(outcome, Exception):
-                raise outcome
+        await asyncio.gather(*(one.finish() for one in self._outputs))
         return status
 
     def last_lines(self) -> list[str]:
@@ -97,77 +112,27 @@ class Process:
         """Send SIGTERM, and SIGKILL to a process that has not ended after ``timeout`` seconds."""
         with contextlib.suppress(ProcessLookupError):
             self._process.terminate()
+        # A service waits some seconds for its last lines to be read: on a full disk they are read, counted and lost.
+        giving_up = asyncio.get_running_loop().call_later(output.OUTPUT_TIMEOUT, self._give_up)
         try:
             await asyncio.wait_for(self._process.wait(), timeout)
         except asyncio.TimeoutError:
             self.kill()
+        finally:
+            giving_up.cancel()
         await self.ended()
+
+    def _give_up(self) -> None:
+        for one in self._outputs:
+            one.give_up()
 
     def kill(self) -> None:
         with contextlib.suppress(ProcessLookupError):
             self._process.kill()
 
-    async def _pump(self, pipe: _Pipe, path: Path) -> None:
-        file: RotatingFile | None = None
-        rest = b""
-        try:
-            while chunk := await pipe.reader.read(CHUNK):
-                whole, newline, rest = (rest + chunk).rpartition(b"\n")
-                if not newline:
-                    continue
-                file = self._write(file, path, whole + newline)
-                self._report(whole.split(b"\n"))
-        finally:
-            if rest:  # the output ended in the middle of a line
-                file = self._write(file, path, rest)
-                self._report([rest])
-            if file is not None:
-                file.close()
-            pipe.close()
-
-    def _write(self, file: RotatingFile | None, path: Path, lines: bytes) -> RotatingFile | None:
-        """Write to the file. On an error, such as a full disk, report it and go on without these lines."""
-        try:
-            file = file or RotatingFile.shared(path)
-            file.write(lines)
-        except OSError as error:
-            self._report([f"{path}: {error.strerror}; lines are lost".encode()])
-        return file
-
     def _report(self, lines: list[bytes]) -> None:
         self._last.extend(lines)
         self._on_lines(self.name, lines)
-
-
-class _Pipe:
-    """A pipe from a child process. asyncio's own pipes would keep waiting for any grandchild that holds them open.
-
-    Attributes:
-        write_end: the descriptor that the child inherits; the caller closes it.
-        reader: reads the other end.
-    """
-
-    def __init__(self, write_end: int, reader: asyncio.StreamReader, transport: asyncio.ReadTransport) -> None:
-        self.write_end = write_end
-        self.reader = reader
-        self._transport = transport
-
-    @classmethod
-    async def opened(cls) -> _Pipe:
-        loop = asyncio.get_running_loop()
-        read_end, write_end = os.pipe()
-        reader = asyncio.StreamReader(limit=CHUNK, loop=loop)
-        file = os.fdopen(read_end, "rb", buffering=0)
-        try:
-            transport, _ = await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader, loop=loop), file)
-        except BaseException:
-            os.close(write_end)
-            file.close()
-            raise
-        return cls(write_end, reader, transport)
-
-    def close(self) -> None:
-        self._transport.close()
 
 
 def free_port() -> int:

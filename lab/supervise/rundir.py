@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import json
 import os
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from lab import LabError
+from lab.supervise.full_disk import FULL
 
 # Each log file is rotated at this size, in bytes; this many old ones are kept.
 LOG_BYTES = 64 * 1024 * 1024
@@ -57,7 +57,7 @@ class RunDir:
             raise self._error(error) from None
 
     def _error(self, error: OSError) -> LabError:
-        if error.errno == errno.ENOSPC:
+        if error.errno in FULL:
             return LabError(f"no space left on device in {self.path}")
         return LabError(f"run dir {self.path}: {error.strerror}")
 
@@ -176,8 +176,7 @@ class RotatingFile:
         self._path = path
         self._max_bytes = max_bytes
         self._backups = backups
-        self._file = open(path, "ab", buffering=0)
-        self._size = self._file.tell()
+        self._open_file()
 
     @classmethod
     def shared(cls, path: Path) -> RotatingFile:
@@ -189,10 +188,19 @@ class RotatingFile:
         return file
 
     def write(self, lines: bytes) -> None:
-        """Append whole lines."""
+        """Append whole lines, all or none of them; raises ``OSError``."""
+        if self._file.closed:  # the last rotation failed
+            self._open_file()
         if self._size and self._size + len(lines) > self._max_bytes:
             self._rotate()
-        self._file.write(lines)
+        rest = memoryview(lines)
+        try:
+            while rest:
+                rest = rest[self._file.write(rest) :]
+        except OSError:
+            if len(rest) < len(lines):
+                self._file.truncate(self._size)
+            raise
         self._size += len(lines)
 
     def close(self) -> None:
@@ -201,6 +209,10 @@ class RotatingFile:
             self._open.pop(self._path, None)
             self._file.close()
 
+    def _open_file(self) -> None:
+        self._file = open(self._path, "ab", buffering=0)
+        self._size = self._file.tell()
+
     def _rotate(self) -> None:
         self._file.close()
         for number in range(self._backups - 1, 0, -1):
@@ -208,5 +220,4 @@ class RotatingFile:
             if old.exists():
                 old.replace(self._path.with_name(f"{self._path.name}.{number + 1}"))
         self._path.replace(self._path.with_name(f"{self._path.name}.1"))
-        self._file = open(self._path, "ab", buffering=0)
-        self._size = 0
+        self._open_file()

@@ -10,9 +10,10 @@ import signal
 import socket
 import time
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO, cast
 
 import aiohttp
 from rich.console import Console
@@ -23,6 +24,7 @@ from lab.chaos.faults import FaultServer, Link
 from lab.page.server import PageServer
 from lab.signals import format_time
 from lab.supervise import postgres
+from lab.supervise.full_disk import TolerantFile, Unwritable
 from lab.supervise.overview import print_overview
 from lab.supervise.plan import LabPlan, Port, ProcessPlan, loopback
 from lab.supervise.private import private_directory
@@ -55,6 +57,8 @@ class Supervisor:
         self._workers_dir: Path | None = None
         self._database_url = plan.external_database
         self._started = ""  # RFC 3339
+        self._tolerant: TolerantFile | None = None  # replaces the console's file once the lab is ready
+        self._unwritable = Unwritable(self._say_unwritable)
 
     async def run(self) -> None:
         """Start the lab, run it until a signal arrives, and stop it.
@@ -87,6 +91,8 @@ class Supervisor:
             await self._stop()
             if tail:
                 tail.stop()
+            if self._tolerant is not None:
+                self._tolerant.close()
             self._run_dir.release()
 
     def _on_signal(self, stop: asyncio.Event) -> None:
@@ -112,7 +118,7 @@ class Supervisor:
         if plan.options.workers > 1:
             self._workers_dir = private_directory()  # it holds sockets, whose paths must be short
         for process in plan.service_processes(self._database_url, self._workers_dir):
-            self._services.append(await _started(process, on_lines))
+            self._services.append(await self._start_process(process, on_lines))
         await self._workers_ready()
         await self._ready(plan.ready_urls())
         services = [supervised.name for supervised in self._services]
@@ -120,6 +126,8 @@ class Supervisor:
         await self._faults.open()
         self._announce()
         self._run_dir.write_state(self._state())  # the file signals that the lab is ready
+        self._tolerant = TolerantFile(cast(TextIO, self._console.file))
+        self._console.file = cast(TextIO, self._tolerant)
 
     async def _start_engines(self) -> None:
         chosen = self._plan.engines
@@ -127,8 +135,19 @@ class Supervisor:
             say(self._console, f"{engine.name} is not on PATH: {engine.without}. Get it: {engine.get_it}", "yellow")
         chosen.prepare({service.name: self._plan.address(service) for service in self._plan.stage.services})
         for process in await asyncio.to_thread(self._plan.engine_processes, self._database_url):
-            self._engines.append(await _started(process, _ignore))
+            self._engines.append(await self._start_process(process, _ignore))
         await self._ready(self._plan.engine_ready_urls())
+
+    async def _start_process(self, plan: ProcessPlan, on_lines: OnLines) -> SupervisedProcess:
+        async def launch(variables: Mapping[str, str]) -> Process:
+            environ = {**plan.environ, **variables}
+            return await Process.start(
+                plan.part, plan.command, environ, plan.stdout, plan.stderr, on_lines, self._unwritable
+            )
+
+        supervised = SupervisedProcess(plan.name, launch)
+        await supervised.start()
+        return supervised
 
     async def _workers_ready(self) -> None:
         """Wait until every worker has reported that it is ready. A request would reach an arbitrary one of them.
@@ -284,6 +303,10 @@ class Supervisor:
         for line in process.last_lines():
             self._console.print(render(process.name, line.encode()), soft_wrap=True, highlight=False)
 
+    def _say_unwritable(self, text: str) -> None:
+        with suppress(OSError):  # the console may be a file on the same disk
+            say(self._console, text, "bold red")
+
     # --- stop ---
 
     async def _stop(self) -> None:
@@ -297,19 +320,9 @@ class Supervisor:
             await supervised.process.stop(ENGINE_STOP_TIMEOUT)
         if self._postgres is not None:
             await self._postgres.stop()
+        self._unwritable.report_losses()
         if self._workers_dir is not None:
             shutil.rmtree(self._workers_dir, ignore_errors=True)
-
-
-async def _started(plan: ProcessPlan, on_lines: OnLines) -> SupervisedProcess:
-    async def launch(variables: Mapping[str, str]) -> Process:
-        return await Process.start(
-            plan.part, plan.command, {**plan.environ, **variables}, plan.stdout, plan.stderr, on_lines
-        )
-
-    supervised = SupervisedProcess(plan.name, launch)
-    await supervised.start()
-    return supervised
 
 
 def _proxied(variable: str, address: str) -> dict[str, str]:

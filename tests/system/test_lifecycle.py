@@ -298,6 +298,30 @@ def test_spans_are_kept_while_the_disk_is_full(own_lab: Callable[..., Lab], tele
     assert all(json.loads(line) for line in file.read_text().splitlines())
 
 
+def test_log_lines_are_kept_while_the_disk_is_full(own_lab: Callable[..., Lab], telemetry: str) -> None:
+    lab = own_lab(1, roll_delay=0, TELEMETRY=telemetry)
+    file, console = lab.log_file("dice-roller"), lab.run_dir.with_name(lab.run_dir.name + ".out")
+
+    def rolled() -> int:
+        return sum(line["message"] == "Roll completed" for line in lab.logs("dice-roller"))
+
+    for _ in range(20):
+        assert get(f"{lab.front}/roll?die=fair").status == 200
+    wait_for(lambda: rolled() == 20)
+    unlimited = resource.prlimit(lab.process.pid, resource.RLIMIT_FSIZE)
+    # Space for some more bytes, but not for a whole line.
+    resource.prlimit(lab.process.pid, resource.RLIMIT_FSIZE, (file.stat().st_size + 100, unlimited[1]))
+    responses = [get(f"{lab.front}/roll?die=fair") for _ in range(40)]
+    wait_for(lambda: "cannot be written: File too large" in console.read_text())
+    resource.prlimit(lab.process.pid, resource.RLIMIT_FSIZE, unlimited)
+    wait_for(lambda: rolled() == 60)
+    assert {response.status for response in responses} == {200}
+    assert all(json.loads(line) for line in file.read_text().splitlines())
+    assert lab.value("dice-roller", "telemetry_dropped_total", signal="logs") == 0
+    wait_for(lambda: "Log files can be written again.\n" in console.read_text())  # once it can be written itself
+    assert console.read_text().count("cannot be written") == 1
+
+
 def test_standard_variables_apply_and_trace_files_are_bounded(tmp_path: Path) -> None:
     """Sampler, resource attributes and service name work as documented; files rotate and stay bounded."""
     port = free_base_port()

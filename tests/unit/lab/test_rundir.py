@@ -13,6 +13,7 @@ import pytest
 
 from lab.cli import main
 from lab.supervise.rundir import RotatingFile, RunDir
+from tests.support.limits import file_size_limit
 
 
 def test_files_of_an_earlier_lab_become_private(tmp_path: Path) -> None:
@@ -44,6 +45,32 @@ def test_log_files_rotate_at_line_ends(tmp_path: Path) -> None:
         assert path.stat().st_size <= 1000
         assert all(json.loads(line) for line in path.read_text().splitlines())
     assert (tmp_path / "service.jsonl").read_text().endswith('{"number": 99}\n')
+
+
+def test_a_line_that_does_not_fit_leaves_no_half_line(tmp_path: Path) -> None:
+    path = tmp_path / "service.jsonl"
+    file = RotatingFile(path)
+    file.write(b"one\n")
+    with file_size_limit(10), pytest.raises(OSError, match="too large"):
+        file.write(b"two\nthree\n")  # the first write is short, the second one fails
+    assert path.read_bytes() == b"one\n"
+    file.write(b"four\n")
+    file.close()
+    assert path.read_bytes() == b"one\nfour\n"
+
+
+def test_a_failed_rotation_is_tried_again(tmp_path: Path) -> None:
+    path, obstacle = tmp_path / "service.jsonl", tmp_path / "service.jsonl.1"
+    file = RotatingFile(path, max_bytes=10, backups=1)
+    file.write(b"one\n")
+    obstacle.mkdir()
+    for _ in range(2):
+        with pytest.raises(IsADirectoryError):
+            file.write(b"two two\n")
+    obstacle.rmdir()
+    file.write(b"two two\n")
+    file.close()
+    assert obstacle.read_bytes() + path.read_bytes() == b"one\ntwo two\n"
 
 
 @contextmanager
