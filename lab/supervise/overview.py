@@ -9,6 +9,9 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from lab.supervise.rundir import RunDir
+from lab.terminal import say
+
 PLAIN_WIDTH = 1000  # columns; without a terminal nothing is truncated or wrapped
 
 
@@ -18,6 +21,12 @@ def parts(state: Mapping[str, Any]) -> list[dict[str, Any]]:
     if state.get("postgres", {}).get("pid"):
         found.append({**state["postgres"], "name": "postgres", "url": ""})
     return found
+
+
+def announce(console: Console, run_dir: RunDir, state: Mapping[str, Any]) -> None:
+    """Print what ``dicelab up`` has started."""
+    print_overview(console, state)
+    say(console, f"Logs and traces: {run_dir.path}", "dim")
 
 
 def print_overview(console: Console, state: Mapping[str, Any], ready: Mapping[str, str] | None = None) -> None:

@@ -7,8 +7,8 @@ import json
 import os
 import stat
 import time
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -132,7 +132,14 @@ class RunDir:
 
     def write_state(self, state: dict[str, Any]) -> None:
         """Replace the state file atomically."""
-        self._replace(self.state_file, state)
+        with self.new_state(state):
+            pass
+
+    @contextmanager
+    def new_state(self, state: dict[str, Any]) -> Iterator[None]:
+        """Write a state, which replaces the state file at the end of the block."""
+        with self._replacing(self.state_file, state):
+            yield
 
     def write_cost_report(self, report: Mapping[str, Any]) -> None:
         """Replace the last report of ``dicelab cost`` atomically; the page shows it.
@@ -141,17 +148,24 @@ class RunDir:
             LabError: when it cannot be written.
         """
         try:
-            self._replace(self.cost_report, report)
+            with self._replacing(self.cost_report, report):
+                pass
         except OSError as error:
             raise self._error(error) from None
 
     @staticmethod
-    def _replace(path: Path, document: Mapping[str, Any]) -> None:
+    @contextmanager
+    def _replacing(path: Path, document: Mapping[str, Any]) -> Iterator[None]:
         temporary = path.with_suffix(".tmp")
-        # The state may hold a database password.
-        with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
-            json.dump(document, file, indent=2)
-        temporary.replace(path)
+        try:
+            # The state may hold a database password.
+            with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+                json.dump(document, file, indent=2)
+            yield
+            temporary.replace(path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
 
     def state(self) -> dict[str, Any] | None:
         """The state of the running lab; ``None`` until the lab is ready."""

@@ -8,6 +8,7 @@ import os
 import shutil
 import signal
 import socket
+import sys
 import time
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
@@ -25,7 +26,7 @@ from lab.page.server import PageServer
 from lab.signals import format_time
 from lab.supervise import postgres
 from lab.supervise.full_disk import TolerantFile, Unwritable
-from lab.supervise.overview import print_overview
+from lab.supervise.overview import announce
 from lab.supervise.plan import LabPlan, Port, ProcessPlan, loopback
 from lab.supervise.private import private_directory
 from lab.supervise.processes import OnLines, Process
@@ -43,10 +44,15 @@ STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Supervisor:
-    """Runs one lab from its start to its end."""
+    """Runs one lab from its start to its end.
 
-    def __init__(self, plan: LabPlan, console: Console) -> None:
+    Args:
+        detached: whether ``dicelab up --detach`` reads stderr until the lab is ready; it then prints the table.
+    """
+
+    def __init__(self, plan: LabPlan, console: Console, detached: bool = False) -> None:
         self._plan = plan
+        self._detached = detached
         self._console = console
         self._run_dir = plan.run_dir
         self._services: list[SupervisedProcess] = []
@@ -124,10 +130,12 @@ class Supervisor:
         services = [supervised.name for supervised in self._services]
         self._faults = FaultServer(self._supervised(), self._links(), services, self._run_dir.engines)
         await self._faults.open()
-        self._announce()
-        self._run_dir.write_state(self._state())  # the file signals that the lab is ready
+        with self._run_dir.new_state(self._state()):  # the file signals that the lab is ready
+            self._announce()
         self._tolerant = TolerantFile(cast(TextIO, self._console.file))
         self._console.file = cast(TextIO, self._tolerant)
+        if self._detached:  # nobody reads the pipe any more: errors go to the log
+            os.dup2(sys.stdout.fileno(), sys.stderr.fileno())
 
     async def _start_engines(self) -> None:
         chosen = self._plan.engines
@@ -260,8 +268,9 @@ class Supervisor:
         return state | {"workers": [worker.pid for worker in workers]} if len(workers) > 1 else state
 
     def _announce(self) -> None:
-        print_overview(self._console, self._state())
-        say(self._console, f"Logs and traces: {self._run_dir.path}", "dim")
+        if self._detached:
+            return
+        announce(self._console, self._run_dir, self._state())
         if self._plan.options.tail:
             say(self._console, "Ctrl-C stops the lab.", "dim")
 

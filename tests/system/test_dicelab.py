@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -177,6 +178,33 @@ def test_services_do_not_outlive_a_killed_supervisor(own_lab: Callable[..., Lab]
     again = dicelab("up", "--stage", "1", "--detach", "--run-dir", lab.run_dir, "--base-port", str(free_base_port()))
     assert finished(again)[0] == 0
     assert finished(dicelab("down", "--run-dir", lab.run_dir))[0] == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_interrupting_a_detached_start_stops_the_lab(tmp_path: Path, number: signal.Signals) -> None:
+    run_dir = tmp_path / "run"
+    process = dicelab("up", "--stage", "2", "--detach", "--run-dir", run_dir, "--base-port", str(free_base_port()))
+    wait_for((run_dir / "logs" / "dice-roller.jsonl").exists)  # it has started, and the frontend takes longer
+    process.send_signal(number)
+    try:
+        code, output = finished(process)
+        assert code == 128 + number
+        assert output == "dicelab: interrupted; everything that had started has been stopped\n"
+        assert processes_of(run_dir) == []
+    finally:
+        finished(dicelab("down", "--run-dir", run_dir))
+
+
+def test_a_detached_start_on_a_full_disk_says_why_it_failed(tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    run_dir.mkdir(mode=0o700)
+    (run_dir / "state.tmp").symlink_to("/dev/full")
+    (run_dir / "dicelab.log").write_bytes(b"x" * 100_000)
+    process = dicelab("up", "--stage", "1", "--detach", "--run-dir", run_dir, "--base-port", str(free_base_port()))
+    resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY))  # nothing fits into the log
+    assert one_line(*finished(process)) == f"dicelab: no space left on device in {run_dir}"
+    assert not os.path.lexists(run_dir / "state.tmp")
+    assert processes_of(run_dir) == []
 
 
 def test_down_stops_a_database_left_behind(own_lab: Callable[..., Lab]) -> None:
