@@ -36,6 +36,7 @@ def run(options: Options, console: Console) -> int:
             say(console, "The lab was killed earlier and left its database running; that is stopped now.")
         else:
             say(console, f"Nothing runs in {directory.path}.")
+        directory.clean_up()
         return 0
     os.kill(owner, signal.SIGTERM)
     for _ in within(STOP_TIMEOUT):

@@ -126,6 +126,7 @@ class LabPlan:
             )
         self._environ = dict(environ)
         self.learn_socket: Path | None = None  # where the page finds the exercises and the game
+        self.page_files: Path | None = None  # the frontend's directory for temporary files
         self.external_database = environ.get("DATABASE_URL", "")
 
     @property
@@ -226,6 +227,8 @@ class LabPlan:
         environ.setdefault("SESSIONS_FILE", str(self.run_dir.path / "sessions"))
         if service.name == "frontend":
             environ["SESSION_SECRET"] = self._session_secret
+            if self.page_files is not None:
+                environ["TMPDIR"] = str(self.page_files)
         if self.learn_socket is not None:
             environ["LEARN_SOCKET"] = str(self.learn_socket)
         for name, url in self.engines.urls().items():

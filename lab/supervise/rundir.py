@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 
 from lab import LabError
 from lab.supervise.full_disk import FULL
+from lab.supervise.private import remove_left_behind
 
 # Each log file is rotated at this size, in bytes; this many old ones are kept.
 LOG_BYTES = 64 * 1024 * 1024
@@ -92,8 +93,22 @@ class RunDir:
         self._close_files_to_others()
         os.truncate(lock, 0)
         os.write(lock, str(os.getpid()).encode())
-        self.state_file.unlink(missing_ok=True)
+        self._clean_up()
         self.cost_report.unlink(missing_ok=True)  # it is from an earlier lab, perhaps with another stage or settings
+
+    def clean_up(self) -> None:
+        """Remove what a lab that was killed has left; does nothing while a lab runs here."""
+        with suppress(OSError):
+            lock = os.open(self._lock_file, os.O_RDWR)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                self._clean_up()
+            finally:
+                os.close(lock)
+
+    def _clean_up(self) -> None:
+        remove_left_behind((self.state() or {}).get("directories", []))
+        self.state_file.unlink(missing_ok=True)
 
     def _close_files_to_others(self) -> None:
         """Close to other users the files that an earlier version let them read; no link is followed."""

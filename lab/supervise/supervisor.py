@@ -28,7 +28,7 @@ from lab.supervise import postgres
 from lab.supervise.full_disk import TolerantFile, Unwritable
 from lab.supervise.overview import announce
 from lab.supervise.plan import LabPlan, Port, ProcessPlan, loopback
-from lab.supervise.private import private_directory
+from lab.supervise.private import private_directories, private_directory
 from lab.supervise.processes import OnLines, Process
 from lab.supervise.readiness import TIMEOUT, readiness
 from lab.supervise.supervised import Supervised, SupervisedPostgres, SupervisedProcess
@@ -61,6 +61,7 @@ class Supervisor:
         self._faults: FaultServer | None = None
         self._page: PageServer | None = None
         self._workers_dir: Path | None = None
+        self._page_files: Path | None = None
         self._database_url = plan.external_database
         self._started = ""  # RFC 3339
         self._tolerant: TolerantFile | None = None  # replaces the console's file once the lab is ready
@@ -122,7 +123,9 @@ class Supervisor:
             await self._page.open()
             plan.learn_socket = self._page.path
         if plan.options.workers > 1:
-            self._workers_dir = private_directory()  # it holds sockets, whose paths must be short
+            # It holds sockets, whose paths must be short.
+            self._workers_dir = private_directory(inner="/die-service-123456789012.sock")
+        plan.page_files = self._page_files = private_directory(inner="/dicelab-page-12345678/panel.sock")
         for process in plan.service_processes(self._database_url, self._workers_dir):
             self._services.append(await self._start_process(process, on_lines))
         await self._workers_ready()
@@ -244,6 +247,8 @@ class Supervisor:
             ],
             "roll_delay": plan.roll_delay,
         }
+        # A lab that is killed leaves them; the next one in this run dir removes them.
+        state["directories"] = [str(directory) for directory in private_directories()]
         if self._faults:
             state["faults"] = str(self._faults.path)
         state["engines"] = [
@@ -330,8 +335,9 @@ class Supervisor:
         if self._postgres is not None:
             await self._postgres.stop()
         self._unwritable.report_losses()
-        if self._workers_dir is not None:
-            shutil.rmtree(self._workers_dir, ignore_errors=True)
+        for directory in (self._workers_dir, self._page_files):
+            if directory is not None:
+                shutil.rmtree(directory, ignore_errors=True)
 
 
 def _proxied(variable: str, address: str) -> dict[str, str]:

@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -178,6 +179,32 @@ def test_services_do_not_outlive_a_killed_supervisor(own_lab: Callable[..., Lab]
     again = dicelab("up", "--stage", "1", "--detach", "--run-dir", lab.run_dir, "--base-port", str(free_base_port()))
     assert finished(again)[0] == 0
     assert finished(dicelab("down", "--run-dir", lab.run_dir))[0] == 0
+
+
+def alone(run_dir: Path) -> bool:
+    """Whether no process uses a run dir."""
+    return not processes_of(run_dir)
+
+
+def test_temporary_files_do_not_outlive_a_killed_lab(own_lab: Callable[..., Lab]) -> None:
+    labs_of = {command: own_lab(2) for command in ("up", "down")}
+    for command, lab in labs_of.items():
+        directories = [Path(directory) for directory in lab.state["directories"]]
+        assert [path.name for directory in directories for path in directory.glob("dicelab-page-*/*")] == ["panel.sock"]
+        assert Path(lab.state["faults"]).parent in directories
+        for pid in (lab.pid("frontend"), lab.process.pid):
+            os.kill(pid, signal.SIGKILL)
+        lab.process.wait()
+        assert all(directory.exists() for directory in directories)
+        wait_for(partial(alone, lab.run_dir))
+        if command == "up":
+            base = str(free_base_port())
+            up = dicelab("up", "--stage", "1", "--detach", "--run-dir", lab.run_dir, "--base-port", base)
+            assert finished(up)[0] == 0
+            assert not any(directory.exists() for directory in directories)
+        assert finished(dicelab("down", "--run-dir", lab.run_dir))[0] == 0
+        assert not any(directory.exists() for directory in directories)
+        assert not (lab.run_dir / "state.json").exists()
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])

@@ -99,6 +99,23 @@ def test_a_run_dir_that_cannot_be_entered_is_reported(
     assert capsys.readouterr() == ("", f"dicelab: run dir {run_dir}: Permission denied\n")
 
 
+def test_only_private_directories_of_a_killed_lab_are_removed(tmp_path: Path) -> None:
+    run_dir, mine, other = RunDir(tmp_path / "run"), tmp_path / "dicelab-12345678", tmp_path / "other"
+    link = tmp_path / "dicelab-link"
+    for directory in (mine, other):
+        directory.mkdir()
+        (directory / "file").touch()
+    link.symlink_to(other)
+    run_dir.make()
+    missing = tmp_path / "dicelab-missing"
+    run_dir.write_state({"directories": [str(path) for path in (mine, other, link, missing)]})
+    run_dir.claim()
+    assert not mine.exists()
+    assert (other / "file").exists()
+    assert link.is_symlink()
+    assert not run_dir.state_file.exists()
+
+
 def test_a_report_is_private_and_is_removed_with_the_next_lab(tmp_path: Path) -> None:
     directory = RunDir(tmp_path)
     directory.write_cost_report({"rolls": 1})
