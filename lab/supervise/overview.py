@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from lab.supervise.rundir import RunDir
-from lab.terminal import say
+from lab.terminal import print_table, say
 
 PLAIN_WIDTH = 1000  # columns; without a terminal nothing is truncated or wrapped
 
@@ -53,4 +53,7 @@ def print_overview(console: Console, state: Mapping[str, Any], ready: Mapping[st
             again = f"started again {part['restarts']}x" if part["restarts"] else ""
             row.append(", ".join(filter(None, (ready.get(part["name"], ""), again))))
         table.add_row(*row)
-    console.print(table, width=None if console.is_terminal else PLAIN_WIDTH, highlight=False)
+    if console.is_terminal:
+        print_table(console, table)
+    else:
+        console.print(table, width=PLAIN_WIDTH, highlight=False)

@@ -13,7 +13,6 @@ Library lines, warnings and uncaught exceptions take the same path. A line writt
 from __future__ import annotations
 
 import logging
-import os
 import threading
 import time
 from collections import deque
@@ -26,6 +25,7 @@ from opentelemetry.trace import Span
 
 from otel.fast import spans
 from otel.standard.lines import capture, dump, second, timestamp
+from otel.standard.stdout import write_all
 
 # A stalled reader of stdout must not block the event loop or exhaust memory: beyond this many waiting lines, new ones
 # are dropped, and the loss is logged.
@@ -132,13 +132,7 @@ class LineWriter:
             return plain_line(self._service, f"unprintable log line {message!r}: {type(error).__name__}")
 
     def _write_all(self, data: bytes) -> bool:
-        view = memoryview(data)
-        try:
-            while view:
-                view = view[os.write(self._descriptor, view) :]
-        except OSError:  # stdout is closed: there is nowhere left to report that
-            return False
-        return True
+        return write_all(self._descriptor, data, self._stopping)
 
 
 _writers: list[LineWriter] = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import threading
@@ -11,7 +12,8 @@ from collections import deque
 MAX_WAITING_LINES = 100_000
 LINES_PER_WRITE = 1024
 WRITE_INTERVAL = 0.02  # seconds a line waits for others, so that one write takes many
-
+FULL = (errno.ENOSPC, errno.EDQUOT)  # a file's disk, or the user's share of it
+RETRY_INTERVAL = 0.5  # seconds between attempts to write to a full disk
 
 _handlers: list[StdoutHandler] = []
 
@@ -19,6 +21,23 @@ _handlers: list[StdoutHandler] = []
 def dropped() -> int:
     """How many of this process's lines were dropped."""
     return sum(handler.dropped for handler in _handlers)
+
+
+def write_all(descriptor: int, data: bytes, stopping: threading.Event) -> bool:
+    """Write to stdout. While its disk is full, wait for space, or until the service stops.
+
+    Returns:
+        Whether all was written. If not, further writes would fail too: stdout is closed, and there is nowhere left to
+        report that.
+    """
+    rest = memoryview(data)
+    while rest:
+        try:
+            rest = rest[os.write(descriptor, rest) :]
+        except OSError as error:
+            if error.errno not in FULL or stopping.wait(RETRY_INTERVAL):
+                return False
+    return True
 
 
 class StdoutHandler(logging.Handler):
@@ -72,10 +91,4 @@ class StdoutHandler(logging.Handler):
                 self._write(self._own_line(f"{lost} log lines dropped: stdout is not being read").encode() + b"\n")
 
     def _write(self, data: bytes) -> bool:
-        rest = memoryview(data)
-        try:
-            while rest:
-                rest = rest[os.write(self._descriptor, rest) :]
-        except OSError:  # stdout is closed: there is nowhere left to report that
-            return False
-        return True
+        return write_all(self._descriptor, data, self._stopping)

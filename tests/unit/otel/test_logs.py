@@ -8,14 +8,18 @@ import os
 import subprocess
 import sys
 import textwrap
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from tests.support.labs import wait_for
 
 # The modules of the two packages that limit the waiting lines, and the objects that count the dropped ones.
 LIMITED = {"standard": "otel.standard.stdout", "fast": "otel.fast.logs"}
@@ -239,3 +243,35 @@ def test_uncaught_exceptions_and_warnings_are_logged(telemetry: str) -> None:
     assert "ZeroDivisionError" in lines[1]["exception"]
     assert lines[2]["level"] == "CRITICAL"
     assert "RuntimeError: the end" in lines[2]["exception"]
+
+
+@pytest.mark.usefixtures("root_logger")
+def test_lines_wait_while_the_disk_is_full(logs: Any, tmp_path: Path) -> None:
+    descriptor = os.open("/dev/full", os.O_WRONLY)  # each write fails with ENOSPC
+    stop = logs.start("frontend", descriptor=descriptor)
+    line = logs.events("frontend")
+    try:
+        line(logging.INFO, "on a full disk")
+        time.sleep(0.1)  # the first attempt fails
+        file = os.open(tmp_path / "lines", os.O_WRONLY | os.O_CREAT)
+        os.dup2(file, descriptor)
+        os.close(file)
+        line(logging.INFO, "afterwards")
+        wait_for(lambda: (tmp_path / "lines").read_text().count("\n") == 2)
+    finally:
+        stop()
+        os.close(descriptor)
+    messages = [json.loads(text)["message"] for text in (tmp_path / "lines").read_text().splitlines()]
+    assert messages == ["on a full disk", "afterwards"]
+
+
+@pytest.mark.usefixtures("root_logger")
+def test_a_full_disk_does_not_delay_the_end(logs: Any) -> None:
+    descriptor = os.open("/dev/full", os.O_WRONLY)
+    stop = logs.start("frontend", descriptor=descriptor)
+    logs.events("frontend")(logging.INFO, "lost")
+    time.sleep(0.1)
+    began = time.monotonic()
+    stop()
+    os.close(descriptor)
+    assert time.monotonic() - began < 4  # without an end of the attempts, stop() waits five seconds
