@@ -40,7 +40,9 @@ def run(args: Options, console: Console) -> int:
     elif args.json:
         _write(args.json, "", mode="a")  # to fail now, not after the measurements; earlier content is kept
     console.width = max(console.width, TABLE_WIDTH)  # wide enough for every column
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # clean up as after Ctrl-C
+    # Clean up as after Ctrl-C. asyncio turns SIGINT into a cancellation; an exception raised by a handler could be lost
+    # in a callback that ignores exceptions.
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     schedule_batch()  # as dicelab up does
     directory = Path(tempfile.mkdtemp(prefix="dicelab-bench-"))
     # All variants run at the same time, each with a connection pool.

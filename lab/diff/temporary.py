@@ -18,12 +18,14 @@ from typing import Any
 
 from lab import LabError
 from lab.client import Lab
+from lab.supervise import engines
 from lab.supervise.rundir import RunDir
 from lab.supervise.stages import SERVICES, clean_environ
 
 ROLL_DELAY = "0.01"  # seconds
 ATTEMPTS = 5  # at finding free ports
-PORTS = range(32_000, 32_700)  # below the ephemeral ports
+PORTS = range(12_000, 15_000)  # below the ephemeral ports
+LAB_PORTS = engines.FIRST_PORT + len(engines.PORTS)  # the base port is the first of so many
 
 
 @asynccontextmanager
@@ -65,14 +67,14 @@ async def temporary_lab(stage: int, seed: int) -> AsyncIterator[tuple[Lab, Calla
         shutil.rmtree(directory, ignore_errors=True)
 
 
-_BASE_PORTS = cycle(random.sample(range(PORTS.start, PORTS.stop, len(SERVICES)), len(PORTS) // len(SERVICES)))
+_BASE_PORTS = cycle(random.sample(range(PORTS.start, PORTS.stop, LAB_PORTS), len(PORTS) // LAB_PORTS))
 
 
 def _free_base_port() -> int:
-    """A base port that this command has not used before, and from which the services' ports are free now."""
+    """A base port that this command has not used before, and from which all ports of a lab are free now."""
     for base in islice(_BASE_PORTS, len(PORTS)):
         with ExitStack() as sockets, suppress(OSError):
-            for service in SERVICES:
-                sockets.enter_context(socket.create_server(("127.0.0.1", base + service.port_offset)))
+            for offset in (*(service.port_offset for service in SERVICES), *range(engines.FIRST_PORT, LAB_PORTS)):
+                sockets.enter_context(socket.create_server(("127.0.0.1", base + offset)))
             return base
     raise LabError(f"no free ports from {PORTS.start} to {PORTS.stop}")

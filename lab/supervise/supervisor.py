@@ -196,6 +196,7 @@ class Supervisor:
                     await self._check_running()
                 else:
                     raise LabError(f"the {name} is not ready after {READY_TIMEOUT:.0f} s: {reason}")
+        await self._check_running()  # a program of another lab may have taken a port meanwhile, and respond there
 
     async def _check_running(self) -> None:
         for supervised in self._services + self._engines:

@@ -54,7 +54,7 @@ def wait_for(what: Callable[[], T | None], timeout: float = TIMEOUT, say: str = 
 
 def port_range(environ: Mapping[str, str] = os.environ) -> range:
     """The ports that labs of this process may use: each worker of pytest-xdist has its own range."""
-    # Below the ephemeral ports, so that no outgoing connection takes one of them.
+    # Below the ephemeral ports, so that no outgoing connection takes one of them, and above those of dicelab diff.
     first, last = 15_000, 32_000
     workers = int(environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
     number = int(environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))

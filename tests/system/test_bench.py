@@ -127,15 +127,18 @@ def test_an_interrupted_bench_reports_it_and_cleans_up(end: str) -> None:
         text=True,
         env=clean_environ(TMPDIR=str(short)),
     )
-    wait_for(lambda: len(list(short.glob("dicelab-bench-*/tmp*/*.spans"))) >= 2, say="the services' spans")
-    if end == "stopped":
-        process.terminate()
-    else:
-        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-        commands = {int(child): Path(f"/proc/{child}/cmdline").read_text() for child in children}
-        (service,) = (pid for pid, command in commands.items() if command.endswith("bench.reference\0roller\0"))
-        os.kill(service, signal.SIGKILL)
-    _, said = process.communicate(timeout=60)
+    try:
+        wait_for(lambda: len(list(short.glob("dicelab-bench-*/tmp*/*.spans"))) >= 2, say="the services' spans")
+        if end == "stopped":
+            process.terminate()
+        else:
+            children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+            commands = {int(child): Path(f"/proc/{child}/cmdline").read_text() for child in children}
+            (service,) = (pid for pid, command in commands.items() if command.endswith("bench.reference\0roller\0"))
+            os.kill(service, signal.SIGKILL)
+        _, said = process.communicate(timeout=60)
+    finally:
+        process.kill()  # has no effect if it has ended
     assert process.returncode == 1
     if end == "stopped":
         assert said == "dicelab: interrupted before everything was measured\n"
