@@ -6,10 +6,8 @@ command's options, and a function ``run(options, console)``, which returns the e
 
 from __future__ import annotations
 
-import errno
 import gc
 import io
-import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -20,6 +18,7 @@ import click
 
 from lab import InputError, LabError, options
 from lab.options import DELAY, DURATION, EXPERIMENTS, PROBABILITY, PROFILES, RATE, Dice, Number, Ratio, count
+from lab.supervise.full_disk import FULL, discard_output
 
 INTERRUPTED = 130  # exit status, as shells have it
 
@@ -366,12 +365,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(end="", flush=True)  # an error of stdout is reported here instead of at the end of the interpreter
         return status
     except BrokenPipeError:  # the reader of the pipe has ended, such as head
-        _discard_output()
+        discard_output()
         return 1
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno not in FULL:
             raise
-        _discard_output()
+        discard_output()
         print(f"dicelab: {error.filename or 'the output cannot be written'}: {error.strerror}", file=sys.stderr)
         return 1
 
@@ -388,11 +387,6 @@ def _status(arguments: Sequence[str] | None) -> int:
     except click.ClickException as error:
         error.show()
         return error.exit_code
-
-
-def _discard_output() -> None:
-    """Let the end of the interpreter write what is left of the output to nowhere."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 if __name__ == "__main__":

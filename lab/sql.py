@@ -20,9 +20,8 @@ from rich.text import Text
 
 from lab import InputError
 from lab.tables import Result, Tables, check, mentions_samples
-from lab.terminal import print_table, printable, say
+from lab.terminal import ANY_WIDTH, print_table, printable, say
 
-PLAIN_WIDTH = 10_000  # columns; without a terminal nothing is wrapped
 MAX_ROWS = 1000  # rows of a table for people; --json and --csv print all
 
 
@@ -81,7 +80,7 @@ def _print_table(result: Result, console: Console) -> None:
     for row in result.rows[:MAX_ROWS]:
         table.add_row(*(Text(printable(_cell(value)).replace("\n", "\\n")) for value in row))
     if not terminal:
-        console.width = PLAIN_WIDTH  # a console without a terminal has 80 columns
+        console.width = ANY_WIDTH  # a console without a terminal has 80 columns
     print_table(console, table)
     count = len(result.rows)
     shown = f", the first {MAX_ROWS} are shown; --json and --csv print all" if count > MAX_ROWS else ""

@@ -60,7 +60,7 @@ async def look(lab: Lab) -> Seen:
     Raises:
         LabError: when a service has no page of metrics.
     """
-    since = parse_time(lab.state.get("started", "1970-01-01T00:00:00Z"))
+    since = parse_time(lab.state.get("started"))  # 0 where there can be no earlier lab
     lines = [
         line for service in lab.services for line in lab.lines(service) if not 0 < parse_time(line.timestamp) < since
     ]

@@ -89,9 +89,14 @@ class TolerantFile:
 
 
 def discard_unwritten() -> None:
-    """Discard text for stdout that cannot be written: Python would try again at the exit, and fail."""
+    """Discard text for stdout that cannot be written."""
     try:
         sys.stdout.flush()
     except OSError:
         with suppress(OSError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            discard_output()
+
+
+def discard_output() -> None:
+    """Discard what waits for stdout, and all that follows: Python would try to write it at the exit, and fail."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

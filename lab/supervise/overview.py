@@ -10,9 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from lab.supervise.rundir import RunDir
-from lab.terminal import print_table, say
-
-PLAIN_WIDTH = 1000  # columns; without a terminal nothing is truncated or wrapped
+from lab.terminal import ANY_WIDTH, print_table, say
 
 
 def parts(state: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -56,4 +54,4 @@ def print_overview(console: Console, state: Mapping[str, Any], ready: Mapping[st
     if console.is_terminal:
         print_table(console, table)
     else:
-        console.print(table, width=PLAIN_WIDTH, highlight=False)
+        console.print(table, width=ANY_WIDTH, highlight=False)
