@@ -6,9 +6,7 @@ import subprocess
 
 import pytest
 
-from lab.paths import DOCS
-
-ROOT = DOCS.parent
+from lab.paths import ROOT
 
 
 @pytest.mark.parametrize("target", ["up", "down"])

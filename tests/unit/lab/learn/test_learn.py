@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +13,7 @@ from lab.cli import main
 from lab.learn.catalogue import EXERCISES
 from lab.learn.progress import Progress
 from lab.supervise.rundir import RunDir
+from tests.support.limits import file_size_limit
 
 NUMBERS = [f"{stage}.{place}" for stage in range(1, 7) for place in range(1, 5)]
 
@@ -100,12 +100,8 @@ def test_nothing_is_created_where_no_lab_has_run(tmp_path: Path, words: list[str
 
 def test_a_full_disk_is_reported_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     lab(tmp_path)
-    unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (0, unlimited[1]))
-    try:
+    with file_size_limit(0):
         assert learn(tmp_path, "1.1") == 2
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
     assert capsys.readouterr().err == f"dicelab: {tmp_path}/learn/lock: File too large\n"
 
 
